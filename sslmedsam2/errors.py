@@ -1,0 +1,74 @@
+"""The one error family of the project.
+
+Every error a user can meet names its *subject* (a file, a case, an option), the *reason*, and a
+*remedy*, and prints as one line. Each class carries the exit code a command ends with when the
+error is not confined to one case.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What a command tells the shell or the challenge platform."""
+
+    OK = 0
+    SOME_CASES_FAILED = 1
+    USAGE = 2
+    NO_VALID_INPUT = 3
+    MODEL_INVALID = 4
+    INTERRUPTED = 130
+
+
+class SslMedSam2Error(Exception):
+    """Base of all errors raised on purpose.
+
+    Parameters
+    ----------
+    subject
+        What the error is about: a path, a case name or an option.
+    reason
+        What is wrong, as one clause without a trailing full stop.
+    remedy
+        What the user can do about it, likewise.
+    """
+
+    exit_code: ClassVar[ExitCode] = ExitCode.SOME_CASES_FAILED
+
+    def __init__(self, subject: object, *, reason: str, remedy: str) -> None:
+        self.subject = str(subject)
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(f"{self.subject}: {reason}. {remedy}.")
+
+
+class InputError(SslMedSam2Error):
+    """One input file cannot be used. ``kind`` is a short stable name for reports and tests."""
+
+    def __init__(self, subject: object, *, kind: str, reason: str, remedy: str) -> None:
+        self.kind = kind
+        super().__init__(subject, reason=reason, remedy=remedy)
+
+
+class OutputError(SslMedSam2Error):
+    """A result could not be written, or what was read back differs from what was written."""
+
+
+class UsageError(SslMedSam2Error):
+    """An option or its combination with others makes no sense."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoInputError(SslMedSam2Error):
+    """Nothing in the input folder can be used."""
+
+    exit_code = ExitCode.NO_VALID_INPUT
+
+
+class ModelError(SslMedSam2Error):
+    """A model folder is missing, incomplete, altered or of a kind that is not supported."""
+
+    exit_code = ExitCode.MODEL_INVALID

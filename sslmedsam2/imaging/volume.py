@@ -1,0 +1,99 @@
+"""What flows between the rooms: an image in its native geometry, and its canonical twin.
+
+World coordinates are LPS millimetres (x grows to the patient's left, y to posterior, z to
+superior), as in DICOM and ITK. Arrays are always indexed ``[z, y, x]``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+ArrayZYX = npt.NDArray[np.float32]
+MaskZYX = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of an array lie in the patient.
+
+    Attributes
+    ----------
+    shape_zyx
+        Number of voxels along the array's axes.
+    spacing_zyx_mm
+        Distance between voxel centres along the array's axes; positive.
+    origin_xyz_mm
+        LPS position of the centre of voxel ``[0, 0, 0]``.
+    direction_xyz
+        3 x 3, orthonormal; column *i* is the LPS unit vector in which array axis x (0), y (1)
+        or z (2) grows. Its determinant is -1 for a left-handed scan.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    spacing_zyx_mm: tuple[float, float, float]
+    origin_xyz_mm: tuple[float, float, float]
+    direction_xyz: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is needed to write a mask that matches the file an image came from.
+
+    Attributes
+    ----------
+    path
+        The file that was read.
+    native_shape
+        The shape as stored, in the file's own axis order, a trailing 1 included.
+    native_dtype
+        The stored voxel type, before any scaling.
+    nifti_header
+        The raw 348-byte (or NIfTI-2) header, or None for other formats.
+    """
+
+    path: Path
+    native_shape: tuple[int, ...]
+    native_dtype: np.dtype
+    nifti_header: bytes | None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image as read: finite float32 voxels ``[z, y, x]`` in the file's own orientation.
+
+    ``repairs`` names in plain words whatever was mended on the way (NaN voxels, a tiny shear).
+    """
+
+    array_zyx: ArrayZYX
+    geometry: Geometry
+    source: Source
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """How a native ``[z, y, x]`` array becomes canonical: transpose, then flip.
+
+    ``canonical = native.transpose(axes)`` followed by a flip of each canonical axis listed in
+    ``flipped_axes``. Exact: no voxel is interpolated.
+    """
+
+    axes: tuple[int, int, int]
+    flipped_axes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CanonicalVolume:
+    """An image turned to the canonical orientation.
+
+    Canonical means: array axis z grows to superior, y to posterior, x to the patient's left, as
+    closely as flips and axis swaps allow (an oblique scan keeps its obliqueness).
+    """
+
+    array_zyx: ArrayZYX
+    spacing_zyx_mm: tuple[float, float, float]
+    reorientation: Reorientation
