@@ -75,6 +75,16 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class MaskVolume:
+    """A mask as read: voxels 0 or 1 ``[z, y, x]`` in the file's own orientation; may be empty."""
+
+    array_zyx: MaskZYX
+    geometry: Geometry
+    source: Source
+    repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Reorientation:
     """How a native ``[z, y, x]`` array becomes canonical: transpose, then flip.
 

@@ -1,0 +1,1 @@
+"""Volumes, their geometry, and how they are read, turned and written: the ground floor."""
