@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# From a fresh clone to liver masks: makes the environment, segments the studies in test_inputs/
+# with the shipped weights, and compares the masks with their references.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+
+readonly OUTPUT=out/demo
+rm -rf $OUTPUT
+
+printf '\n== Segmenting test_inputs/images\n'
+.venv/bin/python entrypoint.py predict --input test_inputs/images --output $OUTPUT
+
+printf '\n== Comparing the masks with test_inputs/references\n'
+.venv/bin/python entrypoint.py evaluate --predictions $OUTPUT --references test_inputs/references
+
+cat <<TEXT
+
+== Done
+   masks      $OUTPUT/LiSeg_pred/<case>/<sequence>_pred.nii.gz
+   report     $OUTPUT/run_report.json
+   pictures   $OUTPUT/previews/
+
+   Your own scans:  .venv/bin/python entrypoint.py predict --input FOLDER --output FOLDER
+TEXT

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Makes the project's own Python environment in .venv, with the exact packages of constraints.txt.
+# Safe to call at any time: it returns at once when nothing changed, updates when constraints.txt
+# or pyproject.toml changed, and rebuilds an environment that is broken, moved or half-made.
+set -euo pipefail
+
+readonly OLDEST_MINOR=10 # Python 3.10
+readonly NEWEST_MINOR=14 # the newest that every pinned package has a build for
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+readonly VENV=.venv
+readonly STAMP=$VENV/setup-stamp
+readonly LOG=$VENV/setup.log
+
+say() { printf 'setup: %s\n' "$*"; }
+
+fail() {
+    printf 'setup: error: %s\n' "$@" >&2
+    exit 1
+}
+
+# Two lines: what the environment was made from, and where (its scripts hold absolute paths).
+wanted_stamp() {
+    cat constraints.txt pyproject.toml scripts/setup.sh | cksum
+    pwd -P
+}
+
+venv_works() {
+    [ -x $VENV/bin/python ] && $VENV/bin/python -c 'import sys' 2>/dev/null
+}
+
+same_place() {
+    [ -f $STAMP ] && [ "$(tail -n 1 $STAMP)" = "$(pwd -P)" ]
+}
+
+is_suitable_python() {
+    "$1" - 2>/dev/null <<PYTHON
+import sys, venv, ensurepip
+sys.exit(not (3, $OLDEST_MINOR) <= sys.version_info[:2] <= (3, $NEWEST_MINOR))
+PYTHON
+}
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.12 python3.11 python3.13 python3.10 python3.14; do
+        if command -v "$candidate" >/dev/null && is_suitable_python "$candidate"; then
+            printf '%s\n' "$candidate"
+            return
+        fi
+    done
+    fail "no suitable Python was found: 3.$OLDEST_MINOR to 3.$NEWEST_MINOR with the venv module is needed" \
+        "install one (on Debian or Ubuntu: apt-get install python3 python3-venv) and run this again"
+}
+
+make_venv() {
+    local python
+    python=$(find_python)
+    say "making $VENV with $("$python" --version)"
+    rm -rf $VENV
+    "$python" -m venv $VENV || fail "$python could not make $VENV; is there space and write permission?"
+}
+
+# The constraints reach every pip, also the ones that pip itself starts to build a package.
+export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
+
+install() {
+    $VENV/bin/python -m pip install -qq --log $LOG "$@" || fail \
+        "pip could not install: $*" \
+        "check the network, the proxy, pip's configuration and the free disk space, then run this again" \
+        "the whole story is in $LOG"
+}
+
+if venv_works && same_place; then
+    if [ "$(cat $STAMP)" = "$(wanted_stamp)" ]; then
+        say "$VENV is up to date"
+        exit 0
+    fi
+    say "the pins or the project's metadata changed: updating $VENV"
+    rm $STAMP
+else
+    make_venv
+fi
+
+say "installing PyTorch and the other packages (1 to 5 minutes the first time)"
+# torch first and alone: with it in place no other package's needs can choose another build of it.
+install "$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"
+install --editable '.[dev]'
+
+wanted_stamp >$STAMP
+say "$VENV is ready"
