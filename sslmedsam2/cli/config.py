@@ -1,0 +1,195 @@
+"""Options from a file, from the environment and from the command line, for every command alike.
+
+A command written ``@click.command(cls=ConfiguredCommand)`` gets
+
+- ``--config FILE`` (TOML or JSON): keys are the command's long option names, with ``-`` or ``_``;
+- ``SSLMEDSAM2_<OPTION>`` in the environment for each option (``--on-failure`` is
+  ``SSLMEDSAM2_ON_FAILURE``; a switch takes 1 or 0);
+- ``-v/--verbose`` and ``-q/--quiet``, also accepted before the command's name.
+
+Command line beats environment beats file beats default.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from sslmedsam2.cli.logging_setup import set_up_logging
+from sslmedsam2.errors import UsageError
+
+ENVIRONMENT_PREFIX = "SSLMEDSAM2_"
+_VERBOSITY_KEY = "sslmedsam2.verbosity"
+
+
+class ConfiguredCommand(click.Command):
+    """A command whose options may also come from a configuration file or the environment."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `click.Command` takes; add the shared options and the environment names."""
+        super().__init__(*args, **kwargs)
+        self.params.extend([_config_option(), *verbosity_options()])
+        for option in self.params:
+            if isinstance(option, click.Option) and option.envvar is None:
+                name = _option_name(option)
+                option.envvar = ENVIRONMENT_PREFIX + name.replace("-", "_").upper()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with the log set up as its own switches say."""
+        apply_verbosity(ctx)
+        return super().invoke(ctx)
+
+
+def verbosity_options() -> list[click.Parameter]:
+    """Make the switches ``-v/--verbose`` and ``-q/--quiet``; `apply_verbosity` obeys them."""
+    texts = {"verbose": "Say more, with tracebacks.", "quiet": "Say only warnings and errors."}
+    return [
+        click.Option(
+            [f"-{name[0]}", f"--{name}"],
+            is_flag=True,
+            expose_value=False,
+            callback=_remember_verbosity,
+            help=text,
+        )
+        for name, text in texts.items()
+    ]
+
+
+def apply_verbosity(ctx: click.Context) -> None:
+    """Set the log up as the switches of this context and its parents say.
+
+    Raises
+    ------
+    UsageError
+        Both switches were given, equally explicitly.
+    """
+    on_command_line: dict[str, bool] = ctx.meta.get(_VERBOSITY_KEY, {})
+    wanted = set(on_command_line)
+    if len(wanted) == 2:
+        wanted = {name for name, explicit in on_command_line.items() if explicit}
+        if len(wanted) != 1:
+            raise UsageError(
+                "--verbose and --quiet",
+                reason="they exclude each other",
+                remedy="Give one of them",
+            )
+    set_up_logging(verbose="verbose" in wanted, quiet="quiet" in wanted)
+
+
+def _remember_verbosity(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Note a switch in the dictionary that a command shares with its group."""
+    if value and param.name is not None:
+        explicit = ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+        ctx.meta.setdefault(_VERBOSITY_KEY, {})[param.name] = explicit
+
+
+def _config_option() -> click.Option:
+    return click.Option(
+        ["--config"],
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        # Eager: the defaults have to be in place before the other options are looked at.
+        is_eager=True,
+        expose_value=False,
+        callback=_apply_config,
+        help="Read options from this TOML or JSON file.",
+    )
+
+
+def _apply_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        ctx.default_map = _option_values(ctx, _load_table(path), path=path)
+
+
+def _load_table(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises
+    ------
+    UsageError
+        The file is of another kind, cannot be parsed or does not hold a table.
+    """
+    loaders = {".toml": _load_toml, ".json": _load_json}
+    load = loaders.get(path.suffix.lower())
+    if load is None:
+        raise UsageError(
+            path, reason="not a .toml or .json file", remedy="Rename or convert the file"
+        )
+    try:
+        table = load(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(
+            path, reason=f"cannot be read as configuration ({error})", remedy="Correct the file"
+        ) from error
+    if not isinstance(table, dict):
+        raise UsageError(
+            path, reason="does not hold a table of options", remedy='Write {"option": value, ...}'
+        )
+    return table
+
+
+def _load_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def _load_toml(path: Path) -> Any:
+    try:
+        import tomllib
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            path, reason="TOML needs Python 3.11 or newer", remedy="Write the same as .json"
+        ) from error
+    return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def _option_values(ctx: click.Context, table: dict[str, Any], *, path: Path) -> dict[str, Any]:
+    """Check a table against the command's options and key it by parameter name.
+
+    Raises
+    ------
+    UsageError
+        A key names no option, or its value does not suit the option.
+    """
+    options = {
+        _option_name(param): param
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and param.name != "config"
+    }
+    values = {}
+    for key, value in table.items():
+        option = options.get(key.replace("_", "-"))
+        if option is None or option.name is None:
+            raise UsageError(
+                f"{path}, key {key!r}",
+                reason=f"the command '{ctx.command.name}' has no such option",
+                remedy=f"Use one of: {', '.join(sorted(options))}",
+            )
+        if value is not None:
+            values[option.name] = _checked_value(ctx, option, value, subject=f"{path}, key {key!r}")
+    return values
+
+
+def _checked_value(ctx: click.Context, option: click.Option, value: Any, *, subject: str) -> Any:
+    """Return a value fit for click's default map, or raise UsageError naming file and key."""
+    if isinstance(value, list) and not option.multiple:
+        # Options such as --sequences take "A,B" on the command line; a list reads better in a file.
+        value = ",".join(str(item) for item in value)
+    if isinstance(value, dict) or (isinstance(value, bool) and not option.is_flag):
+        problem = f"{json.dumps(value, default=str)} is not a value for --{_option_name(option)}"
+        raise UsageError(subject, reason=problem, remedy="See the command's --help")
+    try:
+        option.type_cast_value(ctx, value)
+    except (click.BadParameter, TypeError, ValueError) as error:
+        problem = error.message if isinstance(error, click.BadParameter) else str(error)
+        raise UsageError(
+            subject, reason=problem.rstrip("."), remedy="See the command's --help"
+        ) from error
+    return value
+
+
+def _option_name(option: click.Option) -> str:
+    """Return the first long spelling without its dashes, such as ``on-failure``."""
+    return next(name for name in option.opts if name.startswith("--")).removeprefix("--")

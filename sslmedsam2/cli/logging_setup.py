@@ -1,0 +1,49 @@
+"""Where log lines go: a rich handler on a terminal, plain timestamped lines elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_PLAIN_FORMAT = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+@functools.cache
+def terminal_console() -> Console | None:
+    """Return the console on standard error, or None where that is not a terminal.
+
+    Log lines and a progress bar have to share one console, or they overwrite each other.
+    """
+    if not sys.stderr.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
+    """Send the project's log to standard error, which leaves standard output to results.
+
+    Calling it again replaces the handler, so a command may refine what the group decided.
+    Other libraries are heard from WARNING on (DEBUG would drown the project's own lines).
+    """
+    logging.basicConfig(level=logging.WARNING, handlers=[_handler()], force=True)
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
+    logging.getLogger("sslmedsam2").setLevel(level)
+    logging.captureWarnings(True)
+
+
+def _handler() -> logging.Handler:
+    console = terminal_console()
+    if console is None:
+        plain = logging.StreamHandler(sys.stderr)
+        plain.setFormatter(logging.Formatter(_PLAIN_FORMAT))
+        return plain
+    from rich.logging import RichHandler
+
+    return RichHandler(console=console, show_path=False, markup=False)

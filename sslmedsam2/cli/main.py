@@ -1,0 +1,117 @@
+"""The command group: finds a command by name and imports it only when it is run.
+
+Without a command the group runs ``predict``, so that a container started with no arguments, or
+with options only, does the challenge's job: ``predict`` reads ``/input`` and writes ``/output``
+unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from sslmedsam2 import __version__
+from sslmedsam2.cli.config import apply_verbosity, verbosity_options
+from sslmedsam2.errors import ExitCode, SslMedSam2Error
+
+_LOG = logging.getLogger(__name__)
+
+
+class _LazyCommand(NamedTuple):
+    """Where a command is, and its line in the listing (shown without importing it)."""
+
+    target: str
+    summary: str
+
+
+_COMMANDS = {
+    "predict": _LazyCommand(
+        "sslmedsam2.cli.predict:predict", "Segment the liver in every study of a folder."
+    ),
+    "evaluate": _LazyCommand(
+        "sslmedsam2.cli.evaluate:evaluate", "Score predicted masks against references."
+    ),
+    "validate": _LazyCommand(
+        "sslmedsam2.cli.validate:validate", "Check an output folder against the contract."
+    ),
+    "package": _LazyCommand(
+        "sslmedsam2.cli.package:package", "Pack an output folder as a submission zip."
+    ),
+    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List and verify model weights."),
+    "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled studies."),
+    "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Make synthetic test studies."),
+}
+_DEFAULT_COMMAND = "predict"
+_VERBOSITY_FLAGS = {"-v", "--verbose", "-q", "--quiet"}
+_GROUP_ONLY_OPTIONS = {"-h", "--help", "--version"}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported on first use."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, after naming the default command where the caller named none."""
+        first = next((i for i, arg in enumerate(args) if arg not in _VERBOSITY_FLAGS), len(args))
+        rest = args[first:]
+        if not rest or (rest[0].startswith("-") and rest[0] not in _GROUP_ONLY_OPTIONS):
+            args = [*args[:first], _DEFAULT_COMMAND, *rest]
+        return super().parse_args(ctx, args)
+
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a user meets the commands."""
+        return list(_COMMANDS)
+
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; None where there is none of that name."""
+        entry = _COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module, attribute = entry.target.split(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the listing from the summaries, importing nothing."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Set the log up, then run the command."""
+        apply_verbosity(ctx)
+        return super().invoke(ctx)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sslmedsam2")
+def cli() -> None:
+    """Liver masks from multi-sequence MRI.
+
+    Without a command: predict, from /input to /output.
+    """
+
+
+cli.params.extend(verbosity_options())
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return the process's exit code.
+
+    Errors of the project's family become one line on standard error (``--verbose`` adds the
+    traceback); anything else is a defect and keeps its traceback.
+    """
+    try:
+        result = cli.main(args=None if args is None else list(args), standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SslMedSam2Error as error:
+        _LOG.debug("where the error arose", exc_info=True)
+        click.echo(f"error: {error}", err=True)
+        return int(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return int(ExitCode.INTERRUPTED)
+    return int(result or ExitCode.OK)

@@ -1,0 +1,1 @@
+"""What each command means, end to end."""

@@ -1,0 +1,177 @@
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from sslmedsam2 import __version__
+from sslmedsam2.cli import main as cli_main
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.errors import ExitCode, NoInputError
+
+ENTRYPOINT = Path(__file__).parents[2] / "entrypoint.py"
+HEAVY = ("torch", "numpy", "nibabel", "SimpleITK", "scipy", "nnunetv2", "openvino", "rich")
+
+
+@pytest.fixture
+def predict(monkeypatch):
+    """Stand in for the predict command; records the options of each call."""
+    calls = []
+
+    @click.command(cls=ConfiguredCommand)
+    @click.option("--input", "input_dir", default="/input")
+    @click.option("--output", "output_dir", default="/output")
+    @click.option("--device", default="auto")
+    @click.option("--fail", type=click.Choice(["family", "interrupt", "code"]))
+    @click.pass_context
+    def command(ctx, **options):
+        calls.append(options)
+        if options["fail"] == "family":
+            raise NoInputError("/input", reason="the folder is empty", remedy="Mount the studies")
+        if options["fail"] == "interrupt":
+            raise KeyboardInterrupt
+        if options["fail"] == "code":
+            ctx.exit(int(ExitCode.SOME_CASES_FAILED))
+
+    module = type(sys)("stand_in_predict")
+    module.predict = command
+    monkeypatch.setitem(sys.modules, "stand_in_predict", module)
+    entry = cli_main._COMMANDS["predict"]._replace(target="stand_in_predict:predict")
+    monkeypatch.setitem(cli_main._COMMANDS, "predict", entry)
+    return calls
+
+
+@pytest.fixture(autouse=True)
+def _restore_logging():
+    root, project = logging.getLogger(), logging.getLogger("sslmedsam2")
+    before = (root.handlers[:], root.level, project.level)
+    yield
+    root.handlers[:], root.level = before[0], before[1]
+    project.setLevel(before[2])
+    logging.captureWarnings(False)
+
+
+def run_entrypoint(*args, cwd=None):
+    return subprocess.run(
+        [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_arguments_predict_runs_on_the_container_folders(predict):
+    assert cli_main.main([]) == 0
+    assert predict == [
+        {"input_dir": "/input", "output_dir": "/output", "device": "auto", "fail": None}
+    ]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--device", "cpu"],
+        ["-v", "--device", "cpu"],
+        ["predict", "--device", "cpu"],
+        ["-q", "predict", "--device", "cpu", "-q"],
+    ],
+)
+def test_options_without_a_command_go_to_predict(predict, args):
+    assert cli_main.main(args) == 0
+    assert predict[0]["device"] == "cpu"
+
+
+def test_help_and_version_are_the_groups_own(predict, capsys):
+    assert cli_main.main(["--help"]) == 0
+    listing = capsys.readouterr().out
+    assert cli_main.main(["--version"]) == 0
+
+    assert "evaluate" in listing
+    assert "package" in listing
+    assert __version__ in capsys.readouterr().out
+    assert predict == []
+
+
+@pytest.mark.usefixtures("predict")
+def test_a_family_error_is_one_line_with_its_exit_code(capsys):
+    assert cli_main.main(["--fail", "family"]) == ExitCode.NO_VALID_INPUT
+
+    assert capsys.readouterr().err == "error: /input: the folder is empty. Mount the studies.\n"
+
+
+@pytest.mark.usefixtures("predict")
+def test_verbose_adds_the_traceback(capsys):
+    assert cli_main.main(["--fail", "family", "-v"]) == ExitCode.NO_VALID_INPUT
+
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("predict")
+def test_an_interrupt_ends_with_130():
+    assert cli_main.main(["--fail", "interrupt"]) == 130
+
+
+@pytest.mark.usefixtures("predict")
+def test_a_commands_own_exit_code_is_passed_on():
+    assert cli_main.main(["--fail", "code"]) == ExitCode.SOME_CASES_FAILED
+
+
+@pytest.mark.parametrize("args", [["predikt"], ["--no-such-option"], ["-v", "-q"]])
+def test_wrong_usage_ends_with_2(predict, args, capsys):
+    assert cli_main.main(args) == ExitCode.USAGE
+    assert capsys.readouterr().err.count("Traceback") == 0
+    assert predict == []
+
+
+@pytest.mark.parametrize(
+    ("args", "level"),
+    [
+        ([], logging.INFO),
+        (["-q"], logging.WARNING),
+        (["predict", "--verbose"], logging.DEBUG),
+        (["-v", "predict"], logging.DEBUG),
+    ],
+)
+@pytest.mark.usefixtures("predict")
+def test_the_switches_set_the_projects_log_level(args, level):
+    cli_main.main(args)
+
+    assert logging.getLogger("sslmedsam2").level == level
+
+
+@pytest.mark.usefixtures("predict")
+def test_the_command_line_overrules_a_switch_in_the_environment(monkeypatch):
+    monkeypatch.setenv("SSLMEDSAM2_QUIET", "1")
+
+    assert cli_main.main(["predict", "-v"]) == 0
+    assert logging.getLogger("sslmedsam2").level == logging.DEBUG
+
+
+@pytest.mark.usefixtures("predict")
+def test_log_lines_off_a_terminal_are_plain_and_timestamped(capsys):
+    cli_main.main([])
+
+    logging.getLogger("sslmedsam2.probe").info("reading [bold]0001-A")
+
+    line = capsys.readouterr().err
+    assert line[:4].isdigit()
+    assert line.endswith("INFO    reading [bold]0001-A\n")
+
+
+def test_the_entrypoint_works_from_any_folder(tmp_path):
+    done = run_entrypoint(str(ENTRYPOINT), "--version", cwd=tmp_path)
+
+    assert done.returncode == 0
+    assert __version__ in done.stdout
+
+
+def test_help_imports_no_heavy_package():
+    code = (
+        "import sys\n"
+        "from sslmedsam2.cli.main import main\n"
+        "assert main(['--help']) == 0\n"
+        f"print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)\n"
+    )
+    done = run_entrypoint("-c", code, cwd=ENTRYPOINT.parent)
+
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
