@@ -65,8 +65,9 @@ export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 
 install() {
-    $VENV/bin/python -m pip install -qq --log $LOG "$@" || fail \
-        "pip could not install: $*" \
+    $VENV/bin/python -m pip install --progress-bar off "$@" >>$LOG 2>&1 && return
+    tail -n 12 $LOG >&2
+    fail "pip could not install: $*" \
         "check the network, the proxy, pip's configuration and the free disk space, then run this again" \
         "the whole story is in $LOG"
 }
