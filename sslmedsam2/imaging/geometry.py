@@ -1,0 +1,144 @@
+"""From the numbers in a header to a ``Geometry``, and back to an affine matrix."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.stored import repair
+from sslmedsam2.imaging.volume import Geometry
+
+Matrix = npt.NDArray[np.float64]
+
+SPACING_RANGE_MM = (0.01, 100.0)
+"""Voxel sizes outside this range are a broken header, or lengths in metres or micrometres."""
+
+ROUNDING_SHEAR = 1e-4
+"""Largest cosine between two axes that is put down to rounding in the header."""
+
+TINY_SHEAR = 0.02
+"""Largest cosine between two axes (about one degree off a right angle) that is repaired."""
+
+SINGULAR_VOLUME = 1e-3
+"""Below this volume of the parallelepiped of the unit axes, they do not span space."""
+
+SAME_GRID_VOXELS = 0.1
+"""Grids whose corners differ by less than this part of a voxel are the same grid."""
+
+LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
+
+
+def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
+    """Refuse zero, negative, non-finite or absurd voxel sizes (kind ``bad_spacing``)."""
+    low, high = SPACING_RANGE_MM
+    if all(low <= length <= high for length in spacing_mm):
+        return
+    text = " x ".join(f"{length:g}" for length in spacing_mm)
+    raise InputError(
+        path,
+        kind="bad_spacing",
+        reason=f"the voxel size {text} mm is not within {low:g} to {high:g} mm",
+        remedy="Correct the voxel size in the header",
+    )
+
+
+def geometry_from_steps(
+    path: Path,
+    *,
+    shape_zyx: tuple[int, int, int],
+    steps_xyz_mm: Matrix,
+    origin_xyz_mm: npt.NDArray[np.float64],
+) -> tuple[Geometry, tuple[str, ...]]:
+    """Build a geometry from the LPS steps between neighbouring voxels.
+
+    Parameters
+    ----------
+    steps_xyz_mm
+        3 x 3; column *i* is the LPS way from a voxel to its neighbour along array axis x, y or z.
+    origin_xyz_mm
+        LPS position of the first voxel's centre.
+
+    Returns
+    -------
+    The geometry, its direction orthonormal, and notes on what was repaired.
+
+    Raises
+    ------
+    InputError
+        Of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or ``sheared_affine``.
+    """
+    if not (np.isfinite(steps_xyz_mm).all() and np.isfinite(origin_xyz_mm).all()):
+        raise InputError(
+            path,
+            kind="non_finite_affine",
+            reason="the position or orientation in the header is not finite",
+            remedy="Correct the affine matrix in the header",
+        )
+    spacing_xyz = np.linalg.norm(steps_xyz_mm, axis=0)
+    units = steps_xyz_mm / np.where(spacing_xyz > 0, spacing_xyz, 1.0)
+    if abs(np.linalg.det(units)) < SINGULAR_VOLUME:
+        raise InputError(
+            path,
+            kind="singular_affine",
+            reason="the axes in the header do not span space (singular affine)",
+            remedy="Correct the affine matrix in the header",
+        )
+    check_spacing(path, spacing_xyz.tolist())
+    direction, repairs = _orthonormal(path, units)
+    x, y, z = spacing_xyz.tolist()
+    geometry = Geometry(
+        shape_zyx=shape_zyx,
+        spacing_zyx_mm=(z, y, x),
+        origin_xyz_mm=tuple(origin_xyz_mm.tolist()),
+        direction_xyz=direction,
+    )
+    return geometry, repairs
+
+
+def _orthonormal(path: Path, units: Matrix) -> tuple[Matrix, tuple[str, ...]]:
+    """Return the orthonormal matrix nearest to three unit columns (their polar factor)."""
+    shear = float(np.abs(units.T @ units - np.eye(3)).max())
+    degrees = float(np.degrees(np.arcsin(min(shear, 1.0))))
+    if shear > TINY_SHEAR:
+        raise InputError(
+            path,
+            kind="sheared_affine",
+            reason=f"the axes are {degrees:.1f} degrees off a right angle (sheared affine)",
+            remedy="Resample the volume to perpendicular axes",
+        )
+    left, _, right = np.linalg.svd(units)
+    direction = left @ right
+    if shear <= ROUNDING_SHEAR:
+        return direction, ()
+    note = f"the axes were {degrees:.2f} degrees off a right angle; the nearest rotation is used"
+    return direction, (repair("tiny_shear", note),)
+
+
+def affine_lps(geometry: Geometry) -> Matrix:
+    """Return the 4 x 4 matrix from voxel index (x, y, z) to LPS millimetres."""
+    affine = np.eye(4)
+    affine[:3, :3] = geometry.direction_xyz * np.array(geometry.spacing_zyx_mm[::-1])
+    affine[:3, 3] = geometry.origin_xyz_mm
+    return affine
+
+
+def affine_ras(geometry: Geometry) -> Matrix:
+    """Return the 4 x 4 matrix from voxel index (x, y, z) to RAS millimetres, as NIfTI has it."""
+    affine = affine_lps(geometry)
+    affine[:3] = LPS_FROM_RAS @ affine[:3]
+    return affine
+
+
+def same_grid(first: Geometry, second: Geometry) -> bool:
+    """Tell whether two arrays of these geometries can be compared voxel by voxel."""
+    if first.shape_zyx != second.shape_zyx:
+        return False
+    ends = [(0, length - 1) for length in reversed(first.shape_zyx)]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=np.float64)
+    apart_mm = np.linalg.norm(corners @ (affine_lps(first) - affine_lps(second)).T, axis=1).max()
+    return bool(apart_mm <= SAME_GRID_VOXELS * min(first.spacing_zyx_mm + second.spacing_zyx_mm))

@@ -1,0 +1,171 @@
+"""MetaImage (.mha, .mhd) and NRRD files, by SimpleITK.
+
+SimpleITK is asked for the header first, so that what cannot be used is refused before its voxels
+are read. MetaImage needs two checks more: SimpleITK reports a missing data file as a missing
+file of the header's name, and takes a damaged compressed stream without an error, filling
+the rest of the volume with whatever the memory held.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import check_spacing, geometry_from_steps
+from sslmedsam2.imaging.stored import (
+    StoredImage,
+    check_voxel_type,
+    corrupt,
+    spatial_shape_zyx,
+    truncated,
+)
+from sslmedsam2.imaging.volume import Geometry, Source
+
+_METAIMAGE_EXTENSIONS = (".mha", ".mhd")
+_MAX_HEADER_LINES = 1000
+_MAX_LINE_BYTES = 4096
+_PART_BYTES = 2**20
+_AUTODETECT_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
+
+
+def read_itk(path: Path, *, extension: str) -> StoredImage:
+    """Read a MetaImage or NRRD file.
+
+    SimpleITK holds the stored voxels while the float32 copy is made.
+
+    Raises
+    ------
+    InputError
+        Of kind ``unreadable_header``, ``unreadable_data``, ``missing_data_file``,
+        ``truncated_data``, ``corrupt_data``, or a kind of ``stored.py`` or ``geometry.py``.
+    """
+    reader = _open(path)
+    native_shape = tuple(int(length) for length in reader.GetSize())
+    shape_zyx = spatial_shape_zyx(path, native_shape)
+    dtype = _voxel_type(path, reader)
+    geometry, repairs = _geometry(path, reader, shape_zyx)
+    if extension in _METAIMAGE_EXTENSIONS:
+        _check_metaimage_data(path, dtype.itemsize * int(np.prod(native_shape, dtype=np.int64)))
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise InputError(
+            path,
+            kind="unreadable_data",
+            reason=f"the voxels cannot be read ({_last_line(error)})",
+            remedy="Copy or export the file again",
+        ) from error
+    voxels = np.array(sitk.GetArrayViewFromImage(image), dtype=np.float32).reshape(shape_zyx)
+    source = Source(path=path, native_shape=native_shape, native_dtype=dtype, nifti_header=None)
+    return StoredImage(voxels, geometry, source, repairs)
+
+
+def _open(path: Path) -> sitk.ImageFileReader:
+    # What SimpleITK would print to stderr is either harmless or reported by the checks here.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError as error:
+        raise InputError(
+            path,
+            kind="unreadable_header",
+            reason=f"the header cannot be read ({_last_line(error)})",
+            remedy="Check that the file is a complete image of its format and copy it again",
+        ) from error
+    return reader
+
+
+def _voxel_type(path: Path, reader: sitk.ImageFileReader) -> np.dtype:
+    pixel = reader.GetPixelID()
+    if reader.GetNumberOfComponents() > 1 and "complex" not in sitk.GetPixelIDValueAsString(pixel):
+        raise InputError(
+            path,
+            kind="multi_channel",
+            reason=f"each voxel holds {reader.GetNumberOfComponents()} values",
+            remedy="Give an image with one number per voxel",
+        )
+    one_voxel = sitk.Image([1, 1], pixel)
+    dtype = sitk.GetArrayViewFromImage(one_voxel).dtype
+    check_voxel_type(path, dtype)
+    return dtype
+
+
+def _geometry(
+    path: Path, reader: sitk.ImageFileReader, shape_zyx: tuple[int, int, int]
+) -> tuple[Geometry, tuple[str, ...]]:
+    """Take the spatial part of a header that may have a fourth axis of one element."""
+    axes = reader.GetDimension()
+    spacing_xyz = reader.GetSpacing()[:3]
+    check_spacing(path, spacing_xyz)
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(axes, axes)[:3, :3]
+    return geometry_from_steps(
+        path,
+        shape_zyx=shape_zyx,
+        steps_xyz_mm=direction * np.array(spacing_xyz),
+        origin_xyz_mm=np.array(reader.GetOrigin()[:3], dtype=np.float64),
+    )
+
+
+def _check_metaimage_data(path: Path, announced_bytes: int) -> None:
+    """Find what SimpleITK would not report, or not by its name."""
+    fields, header_bytes = _metaimage_fields(path)
+    name = fields.get("ElementDataFile", "")
+    if name.upper().startswith("LIST") or "%" in name:
+        # One file per slice: SimpleITK finds the missing ones.
+        return
+    is_local = name.upper() == "LOCAL"
+    data = path if is_local else path.parent / name
+    if not data.is_file():
+        raise InputError(
+            path,
+            kind="missing_data_file",
+            reason=f"the data file {name!r} that the header names is not there",
+            remedy="Put the data file beside the header",
+        )
+    offset = header_bytes if is_local else 0
+    if fields.get("CompressedData", "").lower() == "true":
+        _check_compressed(path, data=data, offset=offset, announced_bytes=announced_bytes)
+    elif data.stat().st_size - offset < announced_bytes:
+        raise truncated(path)
+
+
+def _metaimage_fields(path: Path) -> tuple[dict[str, str], int]:
+    """Return the ``key = value`` lines up to ElementDataFile, and how many bytes they take."""
+    fields: dict[str, str] = {}
+    with path.open("rb") as file:
+        for _ in range(_MAX_HEADER_LINES):
+            line = file.readline(_MAX_LINE_BYTES).decode("latin-1")
+            key, _, value = line.partition("=")
+            fields[key.strip()] = value.strip()
+            if not line or key.strip() == "ElementDataFile":
+                break
+        return fields, file.tell()
+
+
+def _check_compressed(path: Path, *, data: Path, offset: int, announced_bytes: int) -> None:
+    """Decompress once without keeping anything, for the checksum and the size."""
+    inflater = zlib.decompressobj(_AUTODETECT_ZLIB_OR_GZIP)
+    inflated = 0
+    with data.open("rb") as file:
+        file.seek(offset)
+        try:
+            while not inflater.eof:
+                part = inflater.unconsumed_tail or file.read(_PART_BYTES)
+                if not part:
+                    raise truncated(path)
+                inflated += len(inflater.decompress(part, _PART_BYTES))
+        except zlib.error as error:
+            raise corrupt(path, error) from error
+    if inflated < announced_bytes:
+        raise truncated(path)
+
+
+def _last_line(error: RuntimeError) -> str:
+    """Return the one line of a SimpleITK error that says what went wrong."""
+    return str(error).strip().splitlines()[-1].strip()

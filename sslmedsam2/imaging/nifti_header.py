@@ -1,0 +1,224 @@
+"""What a NIfTI-1 or NIfTI-2 header says, checked before a single voxel is read.
+
+The header is parsed by nibabel with its own repairs switched off: they would change fields that a
+mask has to repeat bit for bit, and accept what should be refused.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from nibabel.nifti1 import data_type_codes
+from nibabel.quaternions import fillpositive, quat2mat
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import (
+    LPS_FROM_RAS,
+    check_spacing,
+    geometry_from_steps,
+    same_grid,
+)
+from sslmedsam2.imaging.stored import check_voxel_type, repair, spatial_shape_zyx
+from sslmedsam2.imaging.volume import Geometry
+
+MAX_HEADER_BYTES = 540
+
+_HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+_SINGLE_FILE_MAGIC = b"n+"
+_PAIR_MAGIC = b"ni"
+_QUATERNION_ROUNDING = -1e-5
+
+Affine = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class NiftiHeader:
+    """The parts of a header that reading and writing need.
+
+    ``raw`` is the header as stored. A voxel's value is ``stored * slope + intercept``.
+    """
+
+    raw: bytes
+    native_shape: tuple[int, ...]
+    dtype: np.dtype
+    slope: float
+    intercept: float
+    data_offset: int
+    geometry: Geometry
+    repairs: tuple[str, ...]
+
+
+def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
+    """Parse and check the header at the start of an uncompressed NIfTI stream.
+
+    Raises
+    ------
+    InputError
+        Of kind ``unreadable_header``, ``nifti_pair``, one of the kinds of voxel type, shape and
+        geometry (see ``stored.py`` and ``geometry.py``).
+    """
+    header = nifti_struct(path, start)
+    shape = _native_shape(path, header)
+    shape_zyx = spatial_shape_zyx(path, shape)
+    dtype = _voxel_type(path, header)
+    geometry, geometry_repairs = _geometry(path, header, shape_zyx)
+    slope, intercept, scaling_repairs = _scaling(header)
+    return NiftiHeader(
+        raw=header.binaryblock,
+        native_shape=shape,
+        dtype=dtype,
+        slope=slope,
+        intercept=intercept,
+        data_offset=_data_offset(path, header),
+        geometry=geometry,
+        repairs=geometry_repairs + scaling_repairs,
+    )
+
+
+def nifti_struct(path: Path, start: bytes) -> nib.Nifti1Header:
+    """Return nibabel's header for the bytes at the start of a stream, nothing in it changed."""
+    for endianness in "<>":
+        size = struct.unpack(f"{endianness}i", start[:4])[0] if len(start) >= 4 else 0
+        if size in _HEADER_CLASSES and len(start) >= size:
+            header = _HEADER_CLASSES[size](start[:size], endianness=endianness, check=False)
+            magic = header["magic"].item()
+            if magic.startswith(_SINGLE_FILE_MAGIC):
+                return header
+            if magic.startswith(_PAIR_MAGIC):
+                raise InputError(
+                    path,
+                    kind="nifti_pair",
+                    reason="the header belongs to a .hdr/.img pair, the voxels are elsewhere",
+                    remedy="Convert the pair to a single .nii.gz file",
+                )
+    raise _unreadable(path, "the file does not begin with a NIfTI header")
+
+
+def _native_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
+    axes = int(header["dim"][0])
+    if not 1 <= axes <= 7:
+        raise _unreadable(path, f"the header announces {axes} axes")
+    return tuple(int(length) for length in header["dim"][1 : axes + 1])
+
+
+def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
+    code = int(header["datatype"])
+    if code not in data_type_codes.code:
+        raise _unreadable(path, f"the header names the unknown voxel type {code}")
+    dtype = np.dtype(data_type_codes.dtype[code]).newbyteorder(header.endianness)
+    check_voxel_type(path, dtype)
+    return dtype
+
+
+def _data_offset(path: Path, header: nib.Nifti1Header) -> int:
+    offset = float(header["vox_offset"])
+    if not offset >= header.sizeof_hdr or not np.isfinite(offset):
+        raise _unreadable(path, f"the header says that the voxels begin at byte {offset:g}")
+    return int(offset)
+
+
+def _scaling(header: nib.Nifti1Header) -> tuple[float, float, tuple[str, ...]]:
+    """Return slope and intercept; a slope of 0 or NaN means, by the standard, no scaling."""
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or np.isnan(slope):
+        return 1.0, 0.0, ()
+    if np.isfinite(slope) and np.isfinite(intercept):
+        return slope, intercept, ()
+    note = f"slope {slope:g} and intercept {intercept:g} are not finite; voxels are left unscaled"
+    return 1.0, 0.0, (repair("bad_scaling", note),)
+
+
+def _geometry(
+    path: Path, header: nib.Nifti1Header, shape_zyx: tuple[int, int, int]
+) -> tuple[Geometry, tuple[str, ...]]:
+    """Choose among sform, qform and plain voxel sizes.
+
+    The sform comes first, then the qform, each only where its code says that it is set; a form
+    that cannot be used gives way to the other. Without either, nibabel's convention holds: x grows
+    to the patient's left, y to anterior, z to superior.
+    """
+    forms = []
+    first_error: InputError | None = None
+    for name, code, affine_of in (("sform", "sform_code", _sform), ("qform", "qform_code", _qform)):
+        if header[code] <= 0:
+            continue
+        try:
+            forms.append((name, _from_ras(path, affine_of(path, header), shape_zyx)))
+        except InputError as error:
+            first_error = first_error or error
+    if not forms:
+        if first_error is not None:
+            raise first_error
+        geometry, repairs = _from_ras(path, _voxel_size_affine(path, header), shape_zyx)
+        note = "neither sform nor qform is set; orientation and position are assumed"
+        return geometry, (*repairs, repair("no_orientation", note))
+    name, (geometry, repairs) = forms[0]
+    if first_error is not None:
+        repairs += (repair("unusable_form", f"only the {name} is used: {first_error.reason}"),)
+    if len(forms) == 2 and not same_grid(geometry, forms[1][1][0]):
+        note = "sform and qform place the voxels differently; the sform is used"
+        repairs += (repair("forms_disagree", note),)
+    return geometry, repairs
+
+
+def _from_ras(
+    path: Path, affine: Affine, shape_zyx: tuple[int, int, int]
+) -> tuple[Geometry, tuple[str, ...]]:
+    return geometry_from_steps(
+        path,
+        shape_zyx=shape_zyx,
+        steps_xyz_mm=LPS_FROM_RAS @ affine[:, :3],
+        origin_xyz_mm=LPS_FROM_RAS @ affine[:, 3],
+    )
+
+
+def _sform(_path: Path, header: nib.Nifti1Header) -> Affine:
+    rows = [header["srow_x"], header["srow_y"], header["srow_z"]]
+    return np.array(rows, dtype=np.float64)
+
+
+def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
+    """Return the qform's 3 x 4 RAS affine (method 2 of the NIfTI standard)."""
+    imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
+    try:
+        rotation = quat2mat(fillpositive(imaginary, w2_thresh=_QUATERNION_ROUNDING))
+    except ValueError as error:
+        raise InputError(
+            path,
+            kind="bad_quaternion",
+            reason="the qform's quaternion is longer than 1",
+            remedy="Correct the qform in the header",
+        ) from error
+    steps = _voxel_sizes(path, header)
+    # By the standard, a qfac (pixdim[0]) of 0 counts as 1; only -1 flips the third axis.
+    if header["pixdim"][0] < 0:
+        steps[2] = -steps[2]
+    offset = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
+    return np.column_stack([rotation * steps, offset])
+
+
+def _voxel_size_affine(path: Path, header: nib.Nifti1Header) -> Affine:
+    """Return the 3 x 4 RAS affine that nibabel assumes: centred, x to the patient's left."""
+    steps = _voxel_sizes(path, header) * [-1.0, 1.0, 1.0]
+    centre = (np.array(header["dim"][1:4], dtype=np.float64) - 1) / 2
+    return np.column_stack([np.diag(steps), -centre * steps])
+
+
+def _voxel_sizes(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
+    sizes = np.array(header["pixdim"][1:4], dtype=np.float64)
+    check_spacing(path, sizes.tolist())
+    return sizes
+
+
+def _unreadable(path: Path, reason: str) -> InputError:
+    return InputError(
+        path,
+        kind="unreadable_header",
+        reason=reason,
+        remedy="Check that the file is a complete NIfTI image and copy it again",
+    )

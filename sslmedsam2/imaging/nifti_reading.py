@@ -1,0 +1,95 @@
+"""NIfTI files to float32 voxels, a part at a time.
+
+The voxels are decompressed, converted and scaled in small parts straight into the final array, so
+reading needs the float32 volume and little more, whatever the stored type. NIfTI stores x
+fastest, which is the memory order of a ``[z, y, x]`` array: nothing is transposed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, NiftiHeader, parse_nifti_header
+from sslmedsam2.imaging.stored import StoredImage, corrupt, repair, truncated
+from sslmedsam2.imaging.volume import ArrayZYX, Source
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_LARGEST_GZIP_RATIO = 1032
+_PART_VOXELS = 2**20
+
+
+def read_nifti(path: Path, *, extension: str) -> StoredImage:
+    """Read a single-file NIfTI image, plain or gzipped, whichever its content is.
+
+    Raises
+    ------
+    InputError
+        As :func:`parse_nifti_header`, and of kind ``truncated_data`` or ``corrupt_data``.
+    """
+    with path.open("rb") as file:
+        is_gzip = file.read(2) == _GZIP_MAGIC
+        file.seek(0)
+        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if is_gzip else file
+        try:
+            header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
+            _refuse_impossible_size(path, header, is_gzip=is_gzip)
+            stream.seek(header.data_offset)
+            voxels = _read_voxels(path, stream, header)
+        except EOFError as error:
+            raise truncated(path) from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise corrupt(path, error) from error
+    repairs = header.repairs
+    if is_gzip != (extension == ".nii.gz"):
+        content = "gzipped" if is_gzip else "not gzipped"
+        repairs += (repair("misnamed", f"the file is {content}, though it is named {extension}"),)
+    source = Source(
+        path=path,
+        native_shape=header.native_shape,
+        native_dtype=header.dtype,
+        nifti_header=header.raw,
+    )
+    return StoredImage(voxels, header.geometry, source, repairs)
+
+
+def _refuse_impossible_size(path: Path, header: NiftiHeader, *, is_gzip: bool) -> None:
+    """Refuse a header that announces more than the file can hold, before allocating for it."""
+    announced = header.dtype.itemsize * int(np.prod(header.native_shape, dtype=np.int64))
+    capacity = path.stat().st_size * (_LARGEST_GZIP_RATIO if is_gzip else 1)
+    if announced > capacity:
+        raise truncated(path)
+
+
+def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> ArrayZYX:
+    voxels = np.empty(header.geometry.shape_zyx, dtype=np.float32)
+    flat = voxels.reshape(-1)
+    buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=header.dtype)
+    # A double may lie beyond float32's range; it becomes infinite and is mended by the caller.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, flat.size, buffer.size):
+            part = flat[start : start + buffer.size]
+            stored = buffer[: part.size]
+            _fill(path, stream, memoryview(stored.view(np.uint8)))
+            part[:] = stored
+            if header.slope != 1:
+                part *= np.float32(header.slope)
+            if header.intercept != 0:
+                part += np.float32(header.intercept)
+    # Reading on to the end makes gzip compare its checksum.
+    stream.read(1)
+    return voxels
+
+
+def _fill(path: Path, stream: BinaryIO, buffer: memoryview) -> None:
+    """Read until the buffer is full."""
+    filled = 0
+    while filled < len(buffer):
+        count = cast(gzip.GzipFile, stream).readinto(buffer[filled:])
+        if not count:
+            raise truncated(path)
+        filled += count

@@ -1,0 +1,69 @@
+"""Between a file's own orientation and the canonical one, without touching a voxel's value."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.imaging.volume import CanonicalVolume, Geometry, Reorientation, Volume
+
+_TIE_BREAK_RADIANS = 1e-4
+
+
+def to_canonical(volume: Volume) -> CanonicalVolume:
+    """Turn a volume so that z grows to superior, y to posterior and x to the patient's left.
+
+    Axes are swapped and flipped, never interpolated, so an oblique scan keeps its obliqueness and
+    a left-handed scan gives the same array as its right-handed twin. The array is contiguous; it
+    shares memory with ``volume`` where nothing has to be turned.
+    """
+    reorientation = reorientation_of(volume.geometry)
+    turned = volume.array_zyx.transpose(reorientation.axes)
+    z, y, x = (volume.geometry.spacing_zyx_mm[axis] for axis in reorientation.axes)
+    return CanonicalVolume(
+        array_zyx=np.ascontiguousarray(np.flip(turned, reorientation.flipped_axes)),
+        spacing_zyx_mm=(z, y, x),
+        reorientation=reorientation,
+    )
+
+
+def to_native(array_zyx: npt.NDArray, reorientation: Reorientation) -> npt.NDArray:
+    """Turn a canonical array (a mask, a probability map) back into the file's orientation.
+
+    The exact inverse of :func:`to_canonical`, for any voxel type; the result is contiguous.
+    """
+    unflipped = np.flip(array_zyx, reorientation.flipped_axes)
+    return np.ascontiguousarray(unflipped.transpose(np.argsort(reorientation.axes)))
+
+
+def reorientation_of(geometry: Geometry) -> Reorientation:
+    """Find the swaps and flips that bring an array closest to the canonical orientation.
+
+    Of the six ways to match the array's axes with the patient's, the one with the largest sum of
+    absolute cosines is taken. A scan at exactly 45 degrees would leave the choice to rounding and
+    to the order in which its axes happen to be stored; so the patient is thought turned by a
+    hair's breadth, which decides such ties the same way for every storage order.
+    """
+    cosines = _hair_breadth_rotation() @ geometry.direction_xyz
+    best = max(
+        itertools.permutations(range(3)),
+        key=lambda columns: sum(abs(cosines[world, columns[world]]) for world in range(3)),
+    )
+    # World axes and matrix columns count x, y, z; array axes count z, y, x.
+    z, y, x = (2 - best[world] for world in (2, 1, 0))
+    flipped = tuple(2 - world for world in (2, 1, 0) if cosines[world, best[world]] < 0)
+    return Reorientation(axes=(z, y, x), flipped_axes=flipped)
+
+
+def _hair_breadth_rotation() -> npt.NDArray[np.float64]:
+    """Return a tiny rotation about all three axes, by unequal angles."""
+    about_x, about_y, about_z = _TIE_BREAK_RADIANS * np.array([1.0, 2.0, 3.0])
+    return np.array(
+        [
+            [1.0, -about_z, about_y],
+            [about_z, 1.0, -about_x],
+            [-about_y, about_x, 1.0],
+        ]
+    )

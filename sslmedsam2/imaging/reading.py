@@ -1,0 +1,169 @@
+"""The one way in: an image file becomes a ``Volume``, or an ``InputError`` that says why not."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, NIFTI_EXTENSIONS, image_extension
+from sslmedsam2.imaging.itk_reading import read_itk
+from sslmedsam2.imaging.nifti_reading import read_nifti
+from sslmedsam2.imaging.stored import StoredImage, repair
+from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Volume
+
+
+def read_volume(path: Path) -> Volume:
+    """Read an intensity image: NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd) or NRRD.
+
+    Whatever could be mended is named in the volume's ``repairs``, each as ``name: sentence``:
+    ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_orientation``, ``unusable_form``,
+    ``forms_disagree``, ``bad_scaling``.
+
+    Raises
+    ------
+    InputError
+        With a stable ``kind``. About the file: ``missing_file``, ``broken_symlink``,
+        ``not_a_file``, ``permission_denied``, ``unreadable_file``, ``unsupported_extension``,
+        ``empty_file``. About the voxels: ``no_finite_voxels``, ``constant``. Others: see
+        ``nifti_reading.py``, ``itk_reading.py``, ``stored.py`` and ``geometry.py``.
+    """
+    stored = read_stored(path)
+    voxels, repairs = _with_finite_voxels(path, stored.array_zyx)
+    if voxels.min() == voxels.max():
+        raise InputError(
+            path,
+            kind="constant",
+            reason=f"all voxels have the same value ({voxels.flat[0]:g})",
+            remedy="Export the series again",
+        )
+    return Volume(
+        array_zyx=voxels,
+        geometry=stored.geometry,
+        source=stored.source,
+        repairs=stored.repairs + repairs,
+    )
+
+
+def read_mask(path: Path) -> MaskVolume:
+    """Read a mask: every voxel above 0 becomes 1. An empty or full mask is legal.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_volume`, save that the voxels' values are never refused.
+    """
+    stored = read_stored(path)
+    return MaskVolume(
+        array_zyx=(stored.array_zyx > 0).view(np.uint8),
+        geometry=stored.geometry,
+        source=stored.source,
+        repairs=stored.repairs,
+    )
+
+
+def read_stored(path: Path) -> StoredImage:
+    """Read any image as stored, its voxels unchecked; raises :class:`InputError`."""
+    extension = _check_file(path)
+    try:
+        if extension in NIFTI_EXTENSIONS:
+            return read_nifti(path, extension=extension)
+        return read_itk(path, extension=extension)
+    except PermissionError as error:
+        raise _permission_denied(path) from error
+    except OSError as error:
+        raise _unreadable_file(path, error) from error
+
+
+def _check_file(path: Path) -> str:
+    """Refuse what is not a non-empty file with an image's name; return the extension."""
+    try:
+        status = path.stat()
+    except PermissionError as error:
+        raise _permission_denied(path) from error
+    except OSError as error:
+        if path.is_symlink():
+            raise InputError(
+                path,
+                kind="broken_symlink",
+                reason="the link points to a file that is not there",
+                remedy="Mount the folder that the link points into, or copy the file itself",
+            ) from error
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise InputError(
+                path,
+                kind="missing_file",
+                reason="the file does not exist",
+                remedy="Check the path",
+            ) from error
+        raise _unreadable_file(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(
+            path,
+            kind="not_a_file",
+            reason="this is a folder or a device, not a file",
+            remedy="Give the path of an image file",
+        )
+    extension = image_extension(path)
+    if extension is None:
+        raise InputError(
+            path,
+            kind="unsupported_extension",
+            reason="the name does not end as an image's does",
+            remedy=f"Supported are {', '.join(IMAGE_EXTENSIONS)}",
+        )
+    if status.st_size == 0:
+        raise InputError(
+            path,
+            kind="empty_file",
+            reason="the file is empty (0 bytes)",
+            remedy="Copy or export the file again",
+        )
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise _permission_denied(path)
+    return extension
+
+
+def _with_finite_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, ...]]:
+    """Replace NaN and infinite voxels in place by the lowest finite value.
+
+    Such voxels come from masking and from divisions in the background; the lowest value is the
+    background in MR (about 0) as in CT (air), where 0 would be the brightness of water.
+    """
+    # A NaN or an infinity shows in the extremes, so a sound volume needs no array of flags.
+    if np.isfinite(voxels.min()) and np.isfinite(voxels.max()):
+        return voxels, ()
+    bad = ~np.isfinite(voxels)
+    count = int(np.count_nonzero(bad))
+    if count == voxels.size:
+        raise InputError(
+            path,
+            kind="no_finite_voxels",
+            reason="every voxel is NaN or infinite",
+            remedy="Export the series again",
+        )
+    lowest = voxels.min(where=~bad, initial=np.inf)
+    voxels[bad] = lowest
+    note = f"{count} NaN or infinite voxels were set to the lowest finite value, {lowest:g}"
+    return voxels, (repair("non_finite_voxels", note),)
+
+
+def _permission_denied(path: Path) -> InputError:
+    return InputError(
+        path,
+        kind="permission_denied",
+        reason="the file may not be read by this user",
+        remedy="Make it readable, or run as a user who may read it",
+    )
+
+
+def _unreadable_file(path: Path, error: OSError) -> InputError:
+    return InputError(
+        path,
+        kind="unreadable_file",
+        reason=f"the system cannot read the file ({error.strerror or error})",
+        remedy="Check the disk or the mount",
+    )
