@@ -1,0 +1,1 @@
+"""Synthetic abdomens: analytic anatomy, rendered as the MRI sequences the challenge uses."""

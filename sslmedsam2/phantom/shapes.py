@@ -1,0 +1,103 @@
+"""Solid shapes as signed distances in millimetres: negative inside, positive outside.
+
+Distances are approximate away from the surface, which is all that painting with soft edges needs.
+Coordinates are LPS millimetres with the origin under the top of the liver's dome: x grows to the
+patient's left, y to posterior, z to superior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Field = npt.NDArray[np.float32]
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Where to evaluate shapes: three arrays of one common shape, in millimetres."""
+
+    x_mm: Field
+    y_mm: Field
+    z_mm: Field
+
+
+@dataclass(frozen=True)
+class Ellipsoid:
+    """An ellipsoid turned about the z axis by ``turn_deg`` (from x towards y)."""
+
+    centre: Vector
+    radii: Vector
+    turn_deg: float = 0.0
+
+    def may_touch(self, points: Points, *, margin_mm: float = 4.0) -> bool:
+        """Say whether any point lies at the ellipsoid's height; a cheap reason to skip it."""
+        reach_mm = self.radii[2] + margin_mm
+        low, high = float(points.z_mm.min()), float(points.z_mm.max())
+        return low - reach_mm < self.centre[2] < high + reach_mm
+
+    def grown(self, margin_mm: float) -> Ellipsoid:
+        """The same ellipsoid with each radius larger by ``margin_mm`` (smaller if negative)."""
+        radii = tuple(max(radius + margin_mm, 0.5) for radius in self.radii)
+        return Ellipsoid(self.centre, (radii[0], radii[1], radii[2]), self.turn_deg)
+
+    def distance(self, points: Points) -> Field:
+        """Signed distance: the implicit function divided by the length of its gradient."""
+        cos, sin = np.cos(np.radians(self.turn_deg)), np.sin(np.radians(self.turn_deg))
+        dx, dy = points.x_mm - self.centre[0], points.y_mm - self.centre[1]
+        u = (cos * dx + sin * dy) / self.radii[0]
+        v = (cos * dy - sin * dx) / self.radii[1]
+        w = (points.z_mm - self.centre[2]) / self.radii[2]
+        level = np.sqrt(u * u + v * v + w * w)
+        slope = np.sqrt(
+            (u / self.radii[0]) ** 2 + (v / self.radii[1]) ** 2 + (w / self.radii[2]) ** 2
+        )
+        return (level * (level - 1.0) / np.maximum(slope, 1e-6)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Tube:
+    """A chain of cylinders with round ends through ``nodes``, with one radius per node."""
+
+    nodes: tuple[Vector, ...]
+    radii: tuple[float, ...]
+
+    def distance(self, points: Points) -> Field:
+        """Signed distance to the nearest link; the radius runs linearly along a link."""
+        links = zip(self.nodes[:-1], self.nodes[1:], self.radii[:-1], self.radii[1:], strict=True)
+        result: Field | None = None
+        for start, end, radius_start, radius_end in links:
+            ax, ay, az = (e - s for s, e in zip(start, end, strict=True))
+            dx, dy, dz = points.x_mm - start[0], points.y_mm - start[1], points.z_mm - start[2]
+            along = (dx * ax + dy * ay + dz * az) / (ax * ax + ay * ay + az * az)
+            along = np.clip(along, 0.0, 1.0)
+            gap = np.sqrt((dx - along * ax) ** 2 + (dy - along * ay) ** 2 + (dz - along * az) ** 2)
+            gap -= radius_start + along * (radius_end - radius_start)
+            result = gap if result is None else np.minimum(result, gap)
+        if result is None:
+            raise ValueError("a tube needs at least two nodes")
+        return result.astype(np.float32)
+
+
+def plane(points: Points, *, through: Vector, outward: Vector) -> Field:
+    """Signed distance to the half space that lies against ``outward`` (any length)."""
+    normal = np.asarray(outward, dtype=np.float64)
+    normal /= np.linalg.norm(normal)
+    offset = float(normal @ np.asarray(through))
+    return (
+        points.x_mm * normal[0] + points.y_mm * normal[1] + points.z_mm * normal[2] - offset
+    ).astype(np.float32)
+
+
+def union(first: Field, second: Field, *, rounding_mm: float) -> Field:
+    """Join two shapes; the crease between them is filled over about ``rounding_mm``."""
+    blend = np.maximum(rounding_mm - np.abs(first - second), 0.0) / rounding_mm
+    return np.minimum(first, second) - 0.25 * rounding_mm * blend * blend
+
+
+def intersection(first: Field, second: Field, *, rounding_mm: float) -> Field:
+    """Keep what two shapes share; the edge is blunted over about ``rounding_mm``."""
+    return -union(-first, -second, rounding_mm=rounding_mm)
