@@ -12,7 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import check_spacing, geometry_from_steps

@@ -110,7 +110,8 @@ def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
     code = int(header["datatype"])
     if code not in data_type_codes.code:
         raise _unreadable(path, f"the header names the unknown voxel type {code}")
-    dtype = np.dtype(data_type_codes.dtype[code]).newbyteorder(header.endianness)
+    native: np.dtype = data_type_codes.dtype[code]
+    dtype = native.newbyteorder(header.endianness)
     check_voxel_type(path, dtype)
     return dtype
 
@@ -186,7 +187,7 @@ def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
     """Return the qform's 3 x 4 RAS affine (method 2 of the NIfTI standard)."""
     imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
     try:
-        rotation = quat2mat(fillpositive(imaginary, w2_thresh=_QUATERNION_ROUNDING))
+        quaternion = fillpositive(imaginary, w2_thresh=_QUATERNION_ROUNDING)
     except ValueError as error:
         raise InputError(
             path,
@@ -194,6 +195,7 @@ def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
             reason="the qform's quaternion is longer than 1",
             remedy="Correct the qform in the header",
         ) from error
+    rotation = quat2mat(quaternion.astype(np.float64))
     steps = _voxel_sizes(path, header)
     # By the standard, a qfac (pixdim[0]) of 0 counts as 1; only -1 flips the third axis.
     if header["pixdim"][0] < 0:

@@ -74,7 +74,7 @@ def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> ArrayZYX:
         for start in range(0, flat.size, buffer.size):
             part = flat[start : start + buffer.size]
             stored = buffer[: part.size]
-            _fill(path, stream, memoryview(stored.view(np.uint8)))
+            _fill(path, stream, stored.view(np.uint8).data)
             part[:] = stored
             if header.slope != 1:
                 part *= np.float32(header.slope)

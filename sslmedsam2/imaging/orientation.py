@@ -20,19 +20,27 @@ def to_canonical(volume: Volume) -> CanonicalVolume:
     shares memory with ``volume`` where nothing has to be turned.
     """
     reorientation = reorientation_of(volume.geometry)
-    turned = volume.array_zyx.transpose(reorientation.axes)
     z, y, x = (volume.geometry.spacing_zyx_mm[axis] for axis in reorientation.axes)
     return CanonicalVolume(
-        array_zyx=np.ascontiguousarray(np.flip(turned, reorientation.flipped_axes)),
+        array_zyx=apply_reorientation(volume.array_zyx, reorientation),
         spacing_zyx_mm=(z, y, x),
         reorientation=reorientation,
     )
 
 
+def apply_reorientation(array_zyx: npt.NDArray, reorientation: Reorientation) -> npt.NDArray:
+    """Turn a native array on a volume's grid (its labels) to the canonical orientation.
+
+    For any voxel type; the result is contiguous and may share memory with the argument.
+    """
+    turned = array_zyx.transpose(reorientation.axes)
+    return np.ascontiguousarray(np.flip(turned, reorientation.flipped_axes))
+
+
 def to_native(array_zyx: npt.NDArray, reorientation: Reorientation) -> npt.NDArray:
     """Turn a canonical array (a mask, a probability map) back into the file's orientation.
 
-    The exact inverse of :func:`to_canonical`, for any voxel type; the result is contiguous.
+    The exact inverse of :func:`apply_reorientation`, for any voxel type.
     """
     unflipped = np.flip(array_zyx, reorientation.flipped_axes)
     return np.ascontiguousarray(unflipped.transpose(np.argsort(reorientation.axes)))

@@ -76,7 +76,10 @@ class Volume:
 
 @dataclass(frozen=True)
 class MaskVolume:
-    """A mask as read: voxels 0 or 1 ``[z, y, x]`` in the file's own orientation; may be empty."""
+    """A mask or label map as read: uint8 ``[z, y, x]`` in the file's own orientation.
+
+    0 is background; a mask may be empty.
+    """
 
     array_zyx: MaskZYX
     geometry: Geometry
