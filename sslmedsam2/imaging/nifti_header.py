@@ -9,12 +9,13 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.nifti1 import data_type_codes
-from nibabel.quaternions import fillpositive, quat2mat
+from nibabel.quaternions import quat2mat
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import (
@@ -31,7 +32,8 @@ MAX_HEADER_BYTES = 540
 _HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
-_QUATERNION_ROUNDING = -1e-5
+_QUATERNION_TOLERANCE = 1e-3
+_QUATERNION_ROUNDING = 3 * float(np.finfo(np.float32).eps)
 
 Affine = npt.NDArray[np.float64]
 
@@ -110,7 +112,7 @@ def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
     code = int(header["datatype"])
     if code not in data_type_codes.code:
         raise _unreadable(path, f"the header names the unknown voxel type {code}")
-    native: np.dtype = data_type_codes.dtype[code]
+    native = cast(np.dtype, data_type_codes.dtype[code])
     dtype = native.newbyteorder(header.endianness)
     check_voxel_type(path, dtype)
     return dtype
@@ -185,23 +187,30 @@ def _sform(_path: Path, header: nib.Nifti1Header) -> Affine:
 
 def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
     """Return the qform's 3 x 4 RAS affine (method 2 of the NIfTI standard)."""
-    imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
-    try:
-        quaternion = fillpositive(imaginary, w2_thresh=_QUATERNION_ROUNDING)
-    except ValueError as error:
-        raise InputError(
-            path,
-            kind="bad_quaternion",
-            reason="the qform's quaternion is longer than 1",
-            remedy="Correct the qform in the header",
-        ) from error
-    rotation = quat2mat(quaternion.astype(np.float64))
+    rotation = quat2mat(_quaternion(path, header))
     steps = _voxel_sizes(path, header)
     # By the standard, a qfac (pixdim[0]) of 0 counts as 1; only -1 flips the third axis.
     if header["pixdim"][0] < 0:
         steps[2] = -steps[2]
     offset = [float(header[f"qoffset_{axis}"]) for axis in "xyz"]
     return np.column_stack([rotation * steps, offset])
+
+
+def _quaternion(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
+    """Return the unit quaternion whose imaginary part the header stores."""
+    imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
+    real_squared = 1.0 - float(imaginary @ imaginary)
+    if not real_squared >= -_QUATERNION_TOLERANCE:
+        raise InputError(
+            path,
+            kind="bad_quaternion",
+            reason="the quaternion of the qform is not finite or longer than 1",
+            remedy="Correct the qform in the header",
+        )
+    # Close to a half turn the real part is lost in float32's rounding: it counts as 0 there.
+    real = np.sqrt(real_squared) if real_squared > _QUATERNION_ROUNDING else 0.0
+    quaternion = np.array([real, *imaginary])
+    return quaternion / np.linalg.norm(quaternion)
 
 
 def _voxel_size_affine(path: Path, header: nib.Nifti1Header) -> Affine:
