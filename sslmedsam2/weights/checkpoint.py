@@ -1,0 +1,142 @@
+"""nnU-Net checkpoints, read without running what a pickle may hold, and written to ship.
+
+torch is imported inside the functions: listing and verifying models do not need it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.atomic import write_bytes_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+_TRAINER_NAME: Final = "nnUNetTrainer"
+_KEPT_INIT_ARGS: Final = ("configuration", "fold")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Load an nnU-Net checkpoint onto the CPU, allowing only tensors and plain values.
+
+    nnU-Net's own checkpoints also hold numpy numbers (losses and scores), which are allowed.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, holds anything that would run code, or lacks what a prediction
+        needs: ``network_weights`` and ``init_args`` with the configuration.
+    """
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_numpy_number_classes()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            path,
+            reason=f"cannot be loaded as a checkpoint of tensors and plain values ({cause})",
+            remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
+        ) from error
+    try:
+        usable = bool(content["network_weights"]) and "configuration" in content["init_args"]
+    except (KeyError, TypeError, IndexError):
+        usable = False
+    if not usable:
+        raise ModelError(
+            path,
+            reason="it has no 'network_weights' or no 'init_args' with a configuration",
+            remedy="Use a checkpoint that nnU-Net v2 wrote",
+        )
+    return content
+
+
+def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
+    """Write what a prediction needs of a training checkpoint, and nothing else.
+
+    The result loads with ``torch.load(weights_only=True)`` and in nnU-Net's own tools. It holds
+    the weights, the configuration's name, the fold and the mirroring axes; optimiser state,
+    training log and whatever names the training machine are left behind. The trainer is recorded
+    as nnU-Net's default one, so the network must be the one that the plans describe. The same
+    source gives the same bytes.
+
+    Parameters
+    ----------
+    half
+        Store the weights as float16, in half the space; they are loaded into float32 parameters.
+
+    Raises
+    ------
+    ModelError
+        ``source`` is not a usable checkpoint, or a weight is not finite as stored.
+    OutputError
+        ``target`` cannot be written.
+    """
+    import torch
+
+    content = read_checkpoint(source)
+    axes = content.get("inference_allowed_mirroring_axes")
+    frozen = {
+        "network_weights": _stored_weights(
+            content["network_weights"],
+            dtype=torch.float16 if half else torch.float32,
+            source=source,
+        ),
+        "trainer_name": _TRAINER_NAME,
+        "init_args": {
+            key: content["init_args"][key] for key in _KEPT_INIT_ARGS if key in content["init_args"]
+        },
+        "inference_allowed_mirroring_axes": None if axes is None else [int(axis) for axis in axes],
+    }
+    # By way of memory: torch writes the name of a file that it opens itself into the file.
+    buffer = io.BytesIO()
+    torch.save(frozen, buffer)
+    write_bytes_atomic(target, buffer.getvalue())
+
+
+def _stored_weights(
+    weights: dict[str, torch.Tensor], *, dtype: torch.dtype, source: Path
+) -> dict[str, torch.Tensor]:
+    """Convert the floating-point weights, keeping names that share one tensor sharing it.
+
+    nnU-Net's networks list most weights under several names; unshared they would be stored as
+    often.
+    """
+    import torch
+
+    converted: dict[tuple[Any, ...], torch.Tensor] = {}
+    stored = {}
+    for name, tensor in weights.items():
+        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if place not in converted:
+            kept_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+            # A copy: a view would bring the whole of the storage that it looks into.
+            converted[place] = tensor.detach().to(kept_dtype, copy=True).contiguous()
+            if not bool(torch.isfinite(converted[place]).all()):
+                raise ModelError(
+                    source,
+                    reason=f"the weight {name!r} is not finite as {kept_dtype}",
+                    remedy="Freeze a checkpoint of a training that converged",
+                )
+        stored[name] = converted[place]
+    return stored
+
+
+def _numpy_number_classes() -> list[Any]:
+    """Return what a pickled numpy number names: its builder, ``dtype`` and the dtype classes."""
+    import numpy as np
+
+    builder = np.float64(0.0).__reduce__()[0]
+    numbers = [np.dtype(code) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
+    return [
+        # Checkpoints written under numpy 1 name the builder by the module's old path.
+        (builder, "numpy._core.multiarray.scalar"),
+        (builder, "numpy.core.multiarray.scalar"),
+        np.dtype,
+        *{type(number) for number in numbers},
+    ]

@@ -1,0 +1,112 @@
+"""From a training folder of nnU-Net to a model folder that ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from pathlib import Path
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.weights.checkpoint import freeze_checkpoint
+from sslmedsam2.weights.layout import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
+from sslmedsam2.weights.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ModelCard,
+    ModelEntry,
+    hash_model,
+    read_manifest,
+    write_manifest,
+)
+
+_MACHINE_KEYS = {DATASET_FILE: {"dataset"}, PLANS_FILE: {"continue_training"}}
+"""Keys that describe one training and not the model; ``dataset`` lists images by their paths."""
+
+
+def freeze_model(
+    training_dir: Path,
+    weights_dir: Path,
+    *,
+    name: str,
+    sequences: tuple[str, ...],
+    card: ModelCard,
+    folds: tuple[str, ...] | None = None,
+    half: bool = False,
+) -> ModelEntry:
+    """Freeze a trained model into ``weights_dir/name`` and list it in the manifest there.
+
+    A model of the same name is replaced, its manifest entry too; others stay as they are.
+
+    Parameters
+    ----------
+    training_dir
+        nnU-Net's ``<results>/<dataset>/<trainer>__<plans>__<configuration>`` folder.
+    folds
+        Names behind ``fold_``; None for all that have a final checkpoint.
+    half
+        Store the weights as float16.
+
+    Raises
+    ------
+    ModelError
+        The training folder is incomplete, a checkpoint is unusable, or the entry contradicts
+        the manifest.
+    OutputError
+        The model cannot be written.
+    """
+    trained = find_folds(training_dir)
+    folds = trained if folds is None else folds
+    if untrained := sorted(set(folds) - set(trained)):
+        raise ModelError(
+            training_dir / checkpoint_file(untrained[0]),
+            reason="it is missing",
+            remedy=f"Finish the training of fold {untrained[0]}, or freeze without it",
+        )
+    manifest_path = weights_dir / MANIFEST_NAME
+    others = _other_models(manifest_path, name)
+    partial = weights_dir / f".{uuid.uuid4().hex[:8]}.partial-{name}"
+    try:
+        for file in (DATASET_FILE, PLANS_FILE):
+            _copy_json(training_dir / file, partial / file, without=_MACHINE_KEYS[file])
+        for fold in folds:
+            relative = checkpoint_file(fold)
+            freeze_checkpoint(training_dir / relative, partial / relative, half=half)
+        files = hash_model(partial, folds)
+        entry = ModelEntry(name=name, sequences=sequences, folds=folds, files=files, card=card)
+        # The manifest first: it is checked before anything is replaced, and a model folder that
+        # does not match it is refused, so that stopping in between does no silent harm.
+        write_manifest(Manifest((*others, entry)), manifest_path)
+        _replace_folder(partial, weights_dir / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return entry
+
+
+def _other_models(manifest_path: Path, name: str) -> tuple[ModelEntry, ...]:
+    if not manifest_path.exists():
+        return ()
+    return tuple(model for model in read_manifest(manifest_path).models if model.name != name)
+
+
+def _copy_json(source: Path, target: Path, *, without: set[str]) -> None:
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            source,
+            reason=f"cannot be read ({error})",
+            remedy="Use the file that nnU-Net wrote beside the folds",
+        ) from error
+    kept = {key: value for key, value in content.items() if key not in without}
+    write_text_atomic(target, json.dumps(kept, indent=2) + "\n")
+
+
+def _replace_folder(new: Path, target: Path) -> None:
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        new.replace(target)
+    except OSError as error:
+        raise output_error(target, error) from error

@@ -1,0 +1,154 @@
+"""Where models are looked for, and which of them serves a sequence.
+
+The order: the folder the user names, then ``/opt/ml/model`` (where challenge platforms mount an
+uploaded model), then the folder that ships with the program. Whatever is found first is used or
+refused; a broken model is never passed over in favour of another one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.weights.layout import find_folds
+from sslmedsam2.weights.manifest import (
+    ANY_SEQUENCE,
+    MANIFEST_NAME,
+    FileEntry,
+    ModelCard,
+    ModelEntry,
+    hash_model,
+    read_manifest,
+    verify,
+)
+
+PLATFORM_DIR: Final = Path("/opt/ml/model")
+SHIPPED_DIR: Final = Path(__file__).resolve().parents[2] / "weights"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelLocation:
+    """A model folder that is there and complete.
+
+    Attributes
+    ----------
+    sequences
+        What it serves; ``"*"`` stands for all that no other model names.
+    folds
+        The names behind ``fold_``.
+    files
+        What it consists of, as hashed just now.
+    verified
+        Whether the files were compared with a manifest.
+    card
+        The manifest's words and figures; None without a manifest.
+    """
+
+    path: Path
+    name: str
+    sequences: tuple[str, ...]
+    folds: tuple[str, ...]
+    files: tuple[FileEntry, ...]
+    verified: bool
+    card: ModelCard | None
+
+
+def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
+    """Return the models to use, every listed file compared with its manifest.
+
+    Parameters
+    ----------
+    model_dir
+        A folder with a ``manifest.json``, one model folder beside such a file, or any nnU-Net v2
+        model folder (then not verified); None to search the usual places.
+
+    Raises
+    ------
+    ModelError
+        There is no model, or what is there is incomplete or altered.
+    """
+    folder = (_search() if model_dir is None else model_dir).resolve()
+    if not folder.is_dir():
+        raise ModelError(
+            folder,
+            reason="there is no such folder",
+            remedy="Give the path of a model folder to --model",
+        )
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = read_manifest(folder / MANIFEST_NAME)
+        return tuple(_listed(folder / entry.name, entry) for entry in manifest.models)
+    if (folder.parent / MANIFEST_NAME).is_file():
+        entry = read_manifest(folder.parent / MANIFEST_NAME).entry(folder.name)
+        if entry is not None:
+            return (_listed(folder, entry),)
+    return (_unlisted(folder),)
+
+
+def model_for_sequence(models: Sequence[ModelLocation], sequence: str) -> ModelLocation:
+    """Return the model that names ``sequence``, else the one that serves any.
+
+    Raises
+    ------
+    ModelError
+        None of the models serves it.
+    """
+    for wanted in (sequence, ANY_SEQUENCE):
+        for model in models:
+            if wanted in model.sequences:
+                return model
+    served = sorted({name for model in models for name in model.sequences})
+    raise ModelError(
+        sequence,
+        reason=f"no model serves this sequence (served: {', '.join(served)})",
+        remedy="Leave the sequence out, or give a model for it to --model",
+    )
+
+
+def _search() -> Path:
+    if _holds_something(PLATFORM_DIR):
+        return PLATFORM_DIR
+    if _holds_something(SHIPPED_DIR):
+        return SHIPPED_DIR
+    raise ModelError(
+        "model",
+        reason=f"none was found in {PLATFORM_DIR} or {SHIPPED_DIR}",
+        remedy="Give the path of a model folder to --model",
+    )
+
+
+def _holds_something(folder: Path) -> bool:
+    """Tell whether a folder has visible content: platforms mount an empty one without a model."""
+    return folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir())
+
+
+def _listed(folder: Path, entry: ModelEntry) -> ModelLocation:
+    verify(folder, entry)
+    return ModelLocation(
+        path=folder,
+        name=entry.name,
+        sequences=entry.sequences,
+        folds=entry.folds,
+        files=entry.files,
+        verified=True,
+        card=entry.card,
+    )
+
+
+def _unlisted(folder: Path) -> ModelLocation:
+    folds = find_folds(folder)
+    logger.warning("%s: no manifest lists this model, so its files are not verified", folder)
+    return ModelLocation(
+        path=folder,
+        name=folder.name,
+        sequences=(ANY_SEQUENCE,),
+        folds=folds,
+        files=hash_model(folder, folds),
+        verified=False,
+        card=None,
+    )
