@@ -1,0 +1,198 @@
+"""What one folder contributes: a case, volumes of unnamed sequence, or an error.
+
+Decided by content, in this order:
+
+1. A folder in which a sequence name occurs (``GED4``, ``T2WI``, ...) **is a case**, named by the
+   folder; other volumes in it are noted and left alone.
+2. A folder whose own name says that it is a case (``0930-A``, or directly below a vendor
+   folder), but in which no sequence name occurs, is an error. The input folder itself is exempt.
+3. In any other folder **each volume is a case** of unnamed sequence, called by its stem, with
+   the names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sslmedsam2.contract import info_csv, names
+from sslmedsam2.contract.series import Series, Study
+from sslmedsam2.contract.walk import Folder, Tree
+from sslmedsam2.errors import InputError
+
+_NAMELESS_FOLDER = "case"
+"""What a case is called whose folder has no name: the root of a file system."""
+
+
+@dataclass(frozen=True)
+class FolderPart:
+    """What one folder contributes to the discovery."""
+
+    studies: tuple[Study, ...] = ()
+    problems: tuple[InputError, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def read_folder(folder: Folder, *, tree: Tree) -> FolderPart:
+    """Apply the module's rules to one folder of a tree."""
+    images = [path for path in folder.volumes if not is_mask(path)]
+    oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))
+    if any(_sequence_of(path) for path in images):
+        part = _read_case(folder, images, root=tree.root)
+    elif folder.path != tree.root and _is_named_as_case(folder.path):
+        part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
+    else:
+        part = _read_unnamed(folder, images, root=tree.root)
+    return replace(part, problems=(*oddities, *part.problems))
+
+
+def volume_stem(path: Path) -> str:
+    """Return a volume's file name without its suffix."""
+    parts = names.split_volume_name(path.name)
+    return parts[0] if parts else path.name
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a volume is named like a mask."""
+    return names.parse_mask_stem(volume_stem(path)) is not None
+
+
+def folder_name(path: Path) -> str:
+    """Return a folder's own name, also where the path ends in ``.`` or ``..``."""
+    return Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
+
+
+def unnamed_case(path: Path, *, root: Path) -> str:
+    """Return the case name of a volume outside the challenge's layout, by its place."""
+    return "_".join((*path.parent.relative_to(root).parts, volume_stem(path)))
+
+
+def find_vendor(case: str, folder: Path, *, root: Path) -> tuple[str | None, str | None]:
+    """Return the vendor by the nearest vendor folder and by the case name, in this order."""
+    inside = [parent for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
+    by_folder = (names.vendor_of_folder(folder_name(parent)) for parent in inside)
+    parsed = names.parse_case_name(case)
+    return next((vendor for vendor in by_folder if vendor), None), parsed.vendor if parsed else None
+
+
+def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
+    """Read a folder in which sequence names occur."""
+    case = folder_name(folder.path)
+    unsafe = names.unsafe_reason(case)
+    if unsafe:
+        return FolderPart(problems=(_unsafe(folder.path, unsafe),))
+    by_folder, by_name = find_vendor(case, folder.path, root=root)
+    vendor = by_folder or by_name
+    strangers = [path for path in images if not _sequence_of(path)]
+    strangers += [path for path in folder.others if not info_csv.is_info_table(path)]
+    notes = [f"{path}: stands for no sequence; left alone" for path in strangers]
+    if by_folder and by_name and by_folder != by_name:
+        notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
+
+    series, problems = [], []
+    for sequence, paths in _by_sequence(images).items():
+        chosen, rejected = _choose(paths)
+        if chosen is None:
+            problems.append(_ambiguous(rejected, sequence))
+        else:
+            series.append(Series(case=case, vendor=vendor, sequence=sequence, path=chosen))
+            notes += [f"{path}: {chosen.name} is taken for {sequence}" for path in rejected]
+    parsed = names.parse_case_name(case)
+    stage = parsed.stage if parsed else None
+    study = Study(case=case, vendor=vendor, series=tuple(series), stage=stage)
+    return FolderPart((study,) if series else (), tuple(problems), tuple(notes))
+
+
+def _read_unnamed(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
+    """Read a folder of volumes outside the challenge's layout: each is a case."""
+    studies, problems = [], []
+    for path in images:
+        case = unnamed_case(path, root=root)
+        unsafe = names.unsafe_reason(case)
+        if unsafe:
+            problems.append(_unsafe(path, unsafe))
+            continue
+        by_folder, by_name = find_vendor(volume_stem(path), folder.path, root=root)
+        vendor = by_folder or by_name
+        series = Series(case=case, vendor=vendor, sequence=None, path=path)
+        studies.append(Study(case=case, vendor=vendor, series=(series,)))
+    return FolderPart(tuple(studies), tuple(problems))
+
+
+def _by_sequence(images: list[Path]) -> dict[str, list[Path]]:
+    """Group the recognised images, in processing order."""
+    groups: dict[str, list[Path]] = defaultdict(list)
+    for path in images:
+        name = _sequence_of(path)
+        if name:
+            groups[name.sequence].append(path)
+    return {sequence: groups[sequence] for sequence in names.SEQUENCES if sequence in groups}
+
+
+def _choose(paths: list[Path]) -> tuple[Path | None, list[Path]]:
+    """Pick the file that stands for a sequence: (chosen, others), or (None, all) if undecided.
+
+    The best spelling wins. Two names of one real file are one file.
+    """
+    ranked = sorted(paths, key=lambda path: (_rank(path), path.name))
+    rivals = [path for path in ranked[1:] if _rank(path) == _rank(ranked[0])]
+    if any(not _is_same_file(ranked[0], rival) for rival in rivals):
+        return None, ranked
+    return ranked[0], ranked[1:]
+
+
+def _sequence_of(path: Path) -> names.SequenceName | None:
+    return names.parse_sequence(volume_stem(path))
+
+
+def _rank(path: Path) -> int:
+    name = _sequence_of(path)
+    return name.rank if name else names.WORST_RANK
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
+
+
+def _is_named_as_case(path: Path) -> bool:
+    below_vendor = names.vendor_of_folder(folder_name(path.parent)) is not None
+    named = names.parse_case_name(path.name) is not None or below_vendor
+    return named and names.vendor_of_folder(path.name) is None
+
+
+def _empty_case(folder: Folder, images: list[Path], *, tree: Tree) -> tuple[InputError, ...]:
+    """Report a case folder without a usable image, unless there are volumes further down."""
+    if any(other.volumes and folder.path in other.path.parents for other in tree.folders):
+        return ()
+    if images:
+        kind = "unknown_sequence"
+        reason = f"no file is named as a sequence ({', '.join(path.name for path in images)})"
+    else:
+        kind, reason = "empty_case", "the case folder holds no image"
+    remedy = f"Name its images {', '.join(names.PREDICTED_SEQUENCES)}"
+    return (InputError(folder.path, kind=kind, reason=reason, remedy=remedy),)
+
+
+def _ambiguous(paths: list[Path], sequence: str) -> InputError:
+    return InputError(
+        paths[0].parent,
+        kind="ambiguous_sequence",
+        reason=f"{' and '.join(path.name for path in paths)} all stand for {sequence}",
+        remedy=f"Keep one of them, or call one {sequence}.nii.gz",
+    )
+
+
+def _unsafe(path: Path, reason: str) -> InputError:
+    # The name may hold a line break or bytes that no terminal can show.
+    shown = ascii(str(path)).strip("'")
+    return InputError(
+        shown,
+        kind="unsafe_name",
+        reason=f"the name {reason}",
+        remedy="Rename it with plain letters, digits, '-' and '_'",
+    )

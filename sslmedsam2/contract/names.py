@@ -1,0 +1,158 @@
+"""The contract's vocabulary: sequences and their aliases, masks, vendors, cases, safe names.
+
+All matching is on whole names and ignores case; nothing is ever matched by substring.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from sslmedsam2.errors import UsageError
+
+REQUIRED_SEQUENCE = "GED4"
+PREDICTED_SEQUENCES = (REQUIRED_SEQUENCE, "T1", "T2", "DWI_800")
+"""The sequences the challenge scores, in the order in which they are processed."""
+SEQUENCES = (*PREDICTED_SEQUENCES, "GED1", "GED2", "GED3")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+IN_DISTRIBUTION_VENDORS = ("A", "B1", "B2")
+UNSEEN_VENDOR = "C"
+
+_SEQUENCE_PATTERNS = (
+    ("GED", re.compile(r"GED[ _-]?([1-4])", re.IGNORECASE)),
+    ("T", re.compile(r"T([12])[ _-]?(?:WI?)?", re.IGNORECASE)),
+)
+# After DWI only a separator, or a b-value, may follow: "DWIGHT" is a person.
+_DWI = re.compile(r"DWI(?:[ _-].*|B?\d.*)?", re.IGNORECASE)
+_DWI_800 = re.compile(r"DWI[ _-]?B?[ _-]?800", re.IGNORECASE)
+_MASK_PREFIX = re.compile(r"(mask|organs)[ _-]", re.IGNORECASE)
+_MASK_SUFFIX = re.compile(r"[ _-](mask|seg|pred)$", re.IGNORECASE)
+# "Vendors" is a plural, not vendor S.
+_VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
+_CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
+WORST_RANK = 2
+_LONGEST_NAME_BYTES = 180
+"""What a file system allows (255), less room for suffixes and temporary prefixes."""
+
+
+@dataclass(frozen=True)
+class SequenceName:
+    """A recognised sequence. ``rank`` orders spellings: 0 is the canonical one, larger is worse."""
+
+    sequence: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class MaskName:
+    """A mask's stem: what kind of mask it is, and the name of the image it belongs to."""
+
+    kind: str
+    image_stem: str
+
+
+@dataclass(frozen=True)
+class CaseName:
+    """What a challenge case name (``0930-A``, ``1406-A-S1``) tells: vendor and fibrosis stage."""
+
+    vendor: str
+    stage: int | None
+
+
+def split_volume_name(name: str) -> tuple[str, str] | None:
+    """Split a file name into stem and volume suffix (lower case); None for other files."""
+    lowered = name.lower()
+    for suffix in VOLUME_SUFFIXES:
+        if lowered.endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)], suffix
+    return None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether an entry is a system's or a program's own (``.DS_Store``, ``._T1.nii.gz``)."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def parse_mask_stem(stem: str) -> MaskName | None:
+    """Recognise ``mask_X``, ``organs_X``, ``X_mask``, ``X_seg`` and ``X_pred``; else None."""
+    prefix = _MASK_PREFIX.match(stem)
+    if prefix:
+        return MaskName(kind=prefix[1].lower(), image_stem=stem[prefix.end() :])
+    suffix = _MASK_SUFFIX.search(stem)
+    if suffix:
+        return MaskName(kind=suffix[1].lower(), image_stem=stem[: suffix.start()])
+    return None
+
+
+def parse_sequence(stem: str) -> SequenceName | None:
+    """Recognise a sequence by a file's stem; None for any other name.
+
+    Ranks: 0 the canonical name, 1 another spelling of it (``T2WI``, ``GED-4``, ``DWI_b800``),
+    2 a diffusion image that does not say b = 800.
+    """
+    upper = stem.upper()
+    if upper in SEQUENCES:
+        return SequenceName(upper, rank=0)
+    for prefix, pattern in _SEQUENCE_PATTERNS:
+        match = pattern.fullmatch(stem)
+        if match:
+            return SequenceName(f"{prefix}{match[1]}", rank=1)
+    if _DWI.fullmatch(stem):
+        return SequenceName("DWI_800", rank=1 if _DWI_800.fullmatch(stem) else WORST_RANK)
+    return None
+
+
+def parse_sequence_list(text: str) -> tuple[str, ...]:
+    """Read a user's choice such as ``GED4,T1`` into canonical names in processing order.
+
+    Raises
+    ------
+    UsageError
+        A name is no sequence, or there is none.
+    """
+    words = [word for word in re.split(r"[,;\s]+", text) if word]
+    parsed = {word: parse_sequence(word) for word in words}
+    unknown = [word for word, name in parsed.items() if name is None]
+    if unknown or not words:
+        raise UsageError(
+            f"sequences {text!r}",
+            reason=f"no such sequence: {', '.join(unknown)}" if unknown else "the list is empty",
+            remedy=f"Choose from {', '.join(SEQUENCES)}",
+        )
+    chosen = {name.sequence for name in parsed.values() if name is not None}
+    return tuple(sequence for sequence in SEQUENCES if sequence in chosen)
+
+
+def vendor_of_folder(name: str) -> str | None:
+    """Return ``A`` for ``Vendor_A``, ``Vendor-A``, ``VendorA`` or ``vendor a``; else None."""
+    match = _VENDOR_FOLDER.fullmatch(name)
+    return match[1].upper() if match else None
+
+
+def parse_case_name(name: str) -> CaseName | None:
+    """Read a challenge case name; None where the name is of another form."""
+    match = _CASE.fullmatch(name)
+    if not match:
+        return None
+    return CaseName(vendor=match[1].upper(), stage=int(match[2]) if match[2] else None)
+
+
+def identity_key(name: str) -> str:
+    """Return a key under which names that are one name on some file system are equal."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def unsafe_reason(name: str) -> str | None:
+    """Say why a name cannot be part of an output path; None if it can."""
+    try:
+        encoded = name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    if not name.strip(" ."):
+        return "is empty or consists of dots"
+    if any(character in "/\\" or not character.isprintable() for character in name):
+        return "holds a control character or a path separator"
+    if len(encoded) > _LONGEST_NAME_BYTES:
+        return f"is longer than {_LONGEST_NAME_BYTES} bytes"
+    return None

@@ -1,0 +1,34 @@
+"""What the contract hands to the other rooms: an image, and the images of one case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Series:
+    """One image. ``sequence`` is canonical, or None outside the challenge's layout."""
+
+    case: str
+    vendor: str | None
+    sequence: str | None
+    path: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """The images of one case, in processing order; at least one.
+
+    ``stage`` is the fibrosis stage that training names carry.
+    """
+
+    case: str
+    vendor: str | None
+    series: tuple[Series, ...]
+    stage: int | None = None
+
+    @property
+    def is_unnamed(self) -> bool:
+        """Whether this is a volume outside the challenge's layout, of unnamed sequence."""
+        return self.series[0].sequence is None

@@ -1,0 +1,189 @@
+"""From an input path to studies: which files are images, of which case and which sequence.
+
+What a folder contributes is decided in `folder_rules`. Here the contributions come together:
+masks, hidden files and this tool's own output are never images, and a case name that occurs
+twice is an error for both, so that no result ever overwrites another.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from sslmedsam2.contract import info_csv, names
+from sslmedsam2.contract.folder_rules import is_mask, read_folder, volume_stem
+from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
+from sslmedsam2.contract.series import Series, Study
+from sslmedsam2.contract.walk import Folder, Tree, walk
+from sslmedsam2.errors import InputError, NoInputError
+
+__all__ = ["Discovery", "Layout", "Series", "Study", "find_studies"]
+
+Layout = Literal["challenge", "generic", "mixed", "empty"]
+_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER})
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What an input path holds.
+
+    Attributes
+    ----------
+    studies
+        Sorted by case; each has at least one series.
+    problems
+        One error for each file or folder that should have been a study and cannot be.
+    layout
+        Which kinds of study were found.
+    notes
+        What a user might want to know and nobody has to act on.
+    """
+
+    studies: tuple[Study, ...]
+    problems: tuple[InputError, ...]
+    layout: Layout
+    notes: tuple[str, ...]
+
+
+def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) -> Discovery:
+    """List the studies below a folder, or the one study of a file.
+
+    Parameters
+    ----------
+    input_path
+        A folder, in any layout that `folder_rules` describes, or one volume.
+    sequences
+        Canonical names of the sequences to keep (default: those that the challenge scores).
+        Images of unnamed sequence are always kept.
+
+    Raises
+    ------
+    NoInputError
+        The path does not exist or is neither a folder nor a volume. An input that exists and
+        holds nothing of use is no error here: the discovery is empty and says why.
+    """
+    tree = _read_input(input_path)
+    parts = [read_folder(folder, tree=tree) for folder in tree.folders]
+    found = _without_own_results([study for part in parts for study in part.studies])
+    unique, clashes = _split_duplicates(found)
+    studies, unasked = _keep_sequences(unique, set(sequences or names.PREDICTED_SEQUENCES))
+    problems = (*tree.problems, *(error for part in parts for error in part.problems), *clashes)
+    notes = [*tree.notes, *(note for part in parts for note in part.notes), *unasked]
+    if not found and not problems:
+        count = sum(len(folder.volumes) + len(folder.others) for folder in tree.folders)
+        notes.append(f"{input_path}: no image among its {count} files")
+    return Discovery(
+        studies=studies,
+        problems=problems,
+        layout=_layout_of(found),
+        notes=(*notes, *_disagreements(tree, found)),
+    )
+
+
+def _read_input(path: Path) -> Tree:
+    """List a folder, or a single file as a folder that holds nothing else."""
+    if path.is_dir():
+        return walk(path, skipped_names=_OWN_OUTPUT)
+    if not path.is_file() or names.split_volume_name(path.name) is None:
+        raise NoInputError(
+            path,
+            reason="is neither a folder nor a volume" if path.exists() else "does not exist",
+            remedy=f"Give a folder, or a file that ends in {', '.join(names.VOLUME_SUFFIXES)}",
+        )
+    if is_mask(path):
+        problem = InputError(
+            path,
+            kind="mask_as_input",
+            reason="is named like a mask",
+            remedy="Give the image, or rename the file",
+        )
+        return Tree(root=path.parent, folders=(), problems=(problem,), notes=())
+    folder = Folder(path=path.parent, volumes=(path,), others=(), oddities=())
+    return Tree(root=path.parent, folders=(folder,), problems=(), notes=())
+
+
+def _without_own_results(studies: list[Study]) -> list[Study]:
+    """Drop ``X_liver`` where ``X`` is itself a case: a mask that an earlier run wrote."""
+    unnamed = {study.case for study in studies if study.is_unnamed}
+
+    def is_own_result(study: Study) -> bool:
+        stem = volume_stem(study.series[0].path)
+        bases = {study.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
+        return study.is_unnamed and stem.endswith(GENERIC_SUFFIX) and bool(bases & unnamed)
+
+    return [study for study in studies if not is_own_result(study)]
+
+
+def _split_duplicates(studies: list[Study]) -> tuple[list[Study], list[InputError]]:
+    """Separate the studies whose results would overwrite each other's; sort the rest.
+
+    Letter case and Unicode form do not tell cases apart, since on some disks they do not tell
+    folders apart.
+    """
+    groups: dict[tuple[str, bool], list[Study]] = defaultdict(list)
+    for study in studies:
+        groups[names.identity_key(study.case), study.is_unnamed].append(study)
+    unique = [group[0] for group in groups.values() if len(group) == 1]
+    clashes = [
+        _duplicate(study, group) for group in groups.values() if len(group) > 1 for study in group
+    ]
+    return sorted(unique, key=lambda study: (study.case, study.is_unnamed)), clashes
+
+
+def _duplicate(study: Study, group: list[Study]) -> InputError:
+    others = ", ".join(str(_namesake(other)) for other in group if other is not study)
+    return InputError(
+        _namesake(study),
+        kind="duplicate_case",
+        reason=f"the case name {study.case} also belongs to {others}; neither is processed",
+        remedy="Rename one of them",
+    )
+
+
+def _namesake(study: Study) -> Path:
+    """Return what gives a study its name: the folder, or outside the challenge the file."""
+    path = study.series[0].path
+    return path if study.is_unnamed else path.parent
+
+
+def _keep_sequences(
+    studies: Iterable[Study], wanted: set[str]
+) -> tuple[tuple[Study, ...], list[str]]:
+    """Keep the series asked for; note the cases of which nothing is left."""
+    kept, notes = [], []
+    for study in studies:
+        series = tuple(s for s in study.series if s.sequence is None or s.sequence in wanted)
+        if series:
+            kept.append(replace(study, series=series))
+        else:
+            present = ", ".join(str(s.sequence) for s in study.series)
+            notes.append(f"{study.case}: none of the sequences asked for (has {present})")
+    return tuple(kept), notes
+
+
+def _disagreements(tree: Tree, studies: list[Study]) -> list[str]:
+    """Compare every ``info.csv`` with the files; the files are always right."""
+    facts = [
+        info_csv.CaseFacts(
+            case=study.case,
+            vendor=study.vendor,
+            missing=frozenset(names.SEQUENCES) - {series.sequence for series in study.series},
+        )
+        for study in studies
+        if not study.is_unnamed
+    ]
+    files = [path for folder in tree.folders for path in folder.others]
+    tables = [path for path in files if info_csv.is_info_table(path)]
+    return [note for path in tables for note in info_csv.disagreements(path, facts)]
+
+
+def _layout_of(studies: Iterable[Study]) -> Layout:
+    kinds = {study.is_unnamed for study in studies}
+    if not kinds:
+        return "empty"
+    if len(kinds) == 2:
+        return "mixed"
+    return "generic" if True in kinds else "challenge"

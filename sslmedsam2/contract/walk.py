@@ -1,0 +1,136 @@
+"""Walking an input folder: any depth, each real folder once, nothing hidden, no error fatal."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+from sslmedsam2.contract.names import is_hidden, split_volume_name
+from sslmedsam2.errors import InputError
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What lies directly in one folder, sorted by name.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    volumes
+        Regular files whose names end like volumes.
+    others
+        Other regular files.
+    oddities
+        One error for each entry that is named like a volume and is none: a broken link, a folder,
+        a pipe.
+    """
+
+    path: Path
+    volumes: tuple[Path, ...]
+    others: tuple[Path, ...]
+    oddities: tuple[InputError, ...]
+
+
+@dataclass(frozen=True)
+class Tree:
+    """All folders below ``root`` that could be read, by path, with what was in the way."""
+
+    root: Path
+    folders: tuple[Folder, ...]
+    problems: tuple[InputError, ...]
+    notes: tuple[str, ...]
+
+
+def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
+    """List ``root`` and everything below it.
+
+    A folder that can be reached in several ways is listed once, preferably under its real path,
+    so that links in a circle end. ``skipped_names`` (lower case) are folders never entered.
+    """
+    folders: list[Folder] = []
+    problems: list[InputError] = []
+    notes: list[str] = []
+    seen: dict[tuple[int, int], Path] = {}
+    waiting, linked = deque([root]), deque[Path]()
+    while waiting or linked:
+        # Links wait until all real folders are listed: a case is named by its real folder.
+        path = waiting.popleft() if waiting else linked.popleft()
+        try:
+            status = path.stat()
+            known = seen.setdefault((status.st_dev, status.st_ino), path)
+            if known != path:
+                notes.append(f"{path}: leads to {known}, which is listed already; skipped")
+                continue
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            problems.append(_unreadable(path, error))
+            continue
+        entries = [entry for entry in entries if not is_hidden(entry.name)]
+        folders.append(_list_folder(path, entries))
+        for entry in entries:
+            if _enterable(entry) and entry.name.lower() not in skipped_names:
+                (linked if entry.is_symlink() else waiting).append(path / entry.name)
+    folders.sort(key=lambda folder: folder.path)
+    return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
+
+
+def _list_folder(path: Path, entries: list[os.DirEntry[str]]) -> Folder:
+    files = [path / entry.name for entry in entries if _is_regular_file(entry)]
+    rest = [path / entry.name for entry in entries if not _is_regular_file(entry)]
+    return Folder(
+        path=path,
+        volumes=tuple(file for file in files if split_volume_name(file.name)),
+        others=tuple(file for file in files if not split_volume_name(file.name)),
+        oddities=tuple(_oddity(entry) for entry in rest if split_volume_name(entry.name)),
+    )
+
+
+def _enterable(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder to look into (one named like a volume is reported instead)."""
+    try:
+        return entry.is_dir() and split_volume_name(entry.name) is None
+    except OSError:
+        return False
+
+
+def _is_regular_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
+def _oddity(path: Path) -> InputError:
+    """Describe an entry named like a volume that cannot be opened as a file."""
+    if path.is_dir():
+        return InputError(
+            path,
+            kind="folder_as_volume",
+            reason="is a folder though it is named like a volume",
+            remedy="Move the file inside it up one level",
+        )
+    if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 (a link in a circle raises in pathlib)
+        return InputError(
+            path,
+            kind="broken_link",
+            reason="is a link that leads nowhere",
+            remedy="Mount or copy the folder the link points to",
+        )
+    return InputError(
+        path,
+        kind="not_a_file",
+        reason="is neither a file nor a folder",
+        remedy="Replace it with a regular file",
+    )
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        path,
+        kind="unreadable_folder",
+        reason=f"cannot be listed ({error.strerror})",
+        remedy="Make it readable for the user that runs the program",
+    )
