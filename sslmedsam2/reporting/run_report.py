@@ -1,0 +1,271 @@
+"""The run report: one JSON file that says what was done to each series, and with what.
+
+The report holds nothing about the machine or the user: paths are those of the caller, meant to
+be relative to the input and output folders. It is rewritten whole after every series, so a run
+that is killed loses at most the series in hand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslmedsam2 import __version__
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.volume import Volume
+
+SCHEMA_VERSION = 1
+
+_REPORTED_PACKAGES = ("torch", "numpy", "nnunetv2", "openvino")
+
+
+class SeriesStatus(str, Enum):
+    """How the work on one series ended."""
+
+    OK = "ok"
+    EMPTY = "empty"
+    FALLBACK = "fallback"
+    FAILED = "failed"
+    SKIPPED_RESUME = "skipped_resume"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class InputGeometry:
+    """The geometry of a series as read: see :class:`sslmedsam2.imaging.volume.Geometry`.
+
+    ``direction_xyz`` holds the rows of the 3 x 3 matrix; ``native_shape`` is the stored shape in
+    the file's own axis order.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    spacing_zyx_mm: tuple[float, float, float]
+    origin_xyz_mm: tuple[float, float, float]
+    direction_xyz: tuple[tuple[float, float, float], ...]
+    left_handed: bool
+    native_shape: tuple[int, ...]
+    native_dtype: str
+
+    @classmethod
+    def of(cls, volume: Volume) -> InputGeometry:
+        """Record the geometry of a volume."""
+        geometry = volume.geometry
+        direction = geometry.direction_xyz
+        return cls(
+            shape_zyx=geometry.shape_zyx,
+            spacing_zyx_mm=geometry.spacing_zyx_mm,
+            origin_xyz_mm=geometry.origin_xyz_mm,
+            direction_xyz=tuple((float(a), float(b), float(c)) for a, b, c in direction),
+            left_handed=bool(np.linalg.det(direction) < 0),
+            native_shape=volume.source.native_shape,
+            native_dtype=str(volume.source.native_dtype),
+        )
+
+
+@dataclass(frozen=True)
+class SeriesResult:
+    """What became of one series.
+
+    Attributes
+    ----------
+    case, vendor, sequence
+        Which series; ``vendor`` is None where the folders do not name one.
+    input_path, output_path
+        Relative to the run's folders; ``output_path`` is None if nothing was written.
+    status
+        How it ended.
+    seconds
+        Wall-clock seconds by stage.
+    peak_memory_mb
+        Peak resident memory of the process so far, in MB of 10**6 bytes.
+    liver_volume_ml, components, touches_border, mean_foreground_confidence
+        Of the written mask; None where there is none.
+    warnings
+        Repairs and doubts, in plain words.
+    error
+        One line, or None.
+    geometry
+        Of the input; None if it could not be read.
+    """
+
+    case: str
+    vendor: str | None
+    sequence: str
+    input_path: str
+    output_path: str | None
+    status: SeriesStatus
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory_mb: float | None = None
+    liver_volume_ml: float | None = None
+    components: int | None = None
+    touches_border: bool | None = None
+    mean_foreground_confidence: float | None = None
+    warnings: tuple[str, ...] = ()
+    error: str | None = None
+    geometry: InputGeometry | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What identifies the series within a run."""
+        return self.case, self.sequence, self.input_path
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model that was used: its name and the SHA-256 of each of its files."""
+
+    name: str
+    sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything needed to understand a run and to do it again.
+
+    ``started`` and ``finished`` are ISO 8601 times in UTC; ``finished`` and ``exit_code`` are None
+    while the run goes on, and stay so if it was killed.
+    """
+
+    models: tuple[ModelRecord, ...]
+    device: str
+    backend: str
+    options: Mapping[str, Any]
+    started: str
+    finished: str | None = None
+    exit_code: int | None = None
+    interrupted: bool = False
+    series: tuple[SeriesResult, ...] = ()
+    tool: str = "sslmedsam2"
+    tool_version: str = __version__
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many series ended in each status."""
+        found = Counter(result.status.value for result in self.series)
+        return {status.value: found[status.value] for status in SeriesStatus}
+
+    def with_series(self, result: SeriesResult) -> RunReport:
+        """The report with one more series; an earlier result of the same series is replaced."""
+        others = tuple(known for known in self.series if known.key != result.key)
+        return replace(self, series=(*others, result))
+
+    def ended(self, *, exit_code: int, interrupted: bool = False) -> RunReport:
+        """The report of the finished run."""
+        return replace(self, finished=utc_now(), exit_code=exit_code, interrupted=interrupted)
+
+
+def start_report(
+    *, models: tuple[ModelRecord, ...], device: str, backend: str, options: Mapping[str, Any]
+) -> RunReport:
+    """Open the report of a run that begins now."""
+    return RunReport(
+        models=models,
+        device=device,
+        backend=backend,
+        options=options,
+        started=utc_now(),
+        versions=installed_versions(),
+    )
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that decide the result, without importing them."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in _REPORTED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def utc_now() -> str:
+    """The present time as ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_report(report: RunReport, path: Path) -> None:
+    """Write the report as JSON, whole or not at all, its series sorted by case and sequence.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    ordered = replace(report, series=tuple(sorted(report.series, key=lambda result: result.key)))
+    document = {"schema_version": SCHEMA_VERSION, **asdict(ordered), "counts": report.counts}
+    write_text_atomic(path, json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+
+
+def load_report(path: Path) -> RunReport:
+    """Read a report back, for instance to resume its run.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, is not a report or is of another schema version.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        version = document.pop("schema_version")
+        if version != SCHEMA_VERSION:
+            raise ValueError(f"schema version {version}, not {SCHEMA_VERSION}")
+        del document["counts"]
+        document["models"] = tuple(ModelRecord(**model) for model in document["models"])
+        document["series"] = tuple(_series(entry) for entry in document["series"])
+        return RunReport(**document)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            path,
+            kind="bad_report",
+            reason=f"not a usable run report ({type(error).__name__}: {error})",
+            remedy="Remove it to begin the run anew",
+        ) from error
+
+
+def _series(entry: dict[str, Any]) -> SeriesResult:
+    geometry = entry["geometry"]
+    return SeriesResult(
+        **{
+            **entry,
+            "status": SeriesStatus(entry["status"]),
+            "warnings": tuple(entry["warnings"]),
+            "geometry": None if geometry is None else _geometry(geometry),
+        }
+    )
+
+
+def _geometry(entry: dict[str, Any]) -> InputGeometry:
+    rows = tuple(tuple(row) for row in entry["direction_xyz"])
+    lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
+    return InputGeometry(**{**entry, **lists, "direction_xyz": rows})
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON knows; numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return value.as_posix()
+    return value

@@ -1,0 +1,128 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sslmedsam2.errors import OutputError
+from sslmedsam2.reporting.previews import write_preview
+
+TILE = 300
+HEADER = 26
+OUTLINE = (60, 255, 60)
+
+
+def draw(tmp_path, image, mask, *, spacing=(5.0, 1.0, 1.0), **more):
+    path = tmp_path / "p.png"
+    write_preview(image, mask, spacing_zyx_mm=spacing, path=path, title="0001-A GED4", **more)
+    return np.asarray(Image.open(path).convert("RGB")), path
+
+
+def outline(pixels, tile=None):
+    found = (pixels == OUTLINE).all(axis=-1)
+    return found if tile is None else found[:, tile * TILE : (tile + 1) * TILE]
+
+
+def reddish(pixels):
+    red, green, blue = (pixels[..., channel].astype(int) for channel in range(3))
+    return (red > 150) & (green < 100) & (blue < 100)
+
+
+def box_mask(shape, z, y, x):
+    mask = np.zeros(shape, dtype=np.uint8)
+    mask[z, y, x] = 1
+    return mask
+
+
+@pytest.fixture
+def image():
+    return np.random.default_rng(0).uniform(0, 100, (20, 60, 80)).astype(np.float32)
+
+
+def test_outline_surrounds_the_mask_in_every_tile(tmp_path, image):
+    mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
+    pixels, _ = draw(tmp_path, image, mask)
+    for tile in range(3):
+        rows, columns = np.nonzero(outline(pixels, tile))
+        # 80 mm fill the 300 pixel wide tile: 3.75 pixels a millimetre.
+        assert np.ptp(columns) == pytest.approx(40 * 3.75, abs=3)
+        assert np.ptp(rows) == pytest.approx(30 * 3.75, abs=3)
+
+
+def test_outline_is_thin(tmp_path, image):
+    mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
+    pixels, _ = draw(tmp_path, image, mask)
+    assert outline(pixels, 1).sum() < 2.2 * (40 + 30) * 3.75
+
+
+def test_posterior_is_drawn_below_and_left_at_the_right(tmp_path, image):
+    mask = box_mask(image.shape, slice(0, 20), slice(50, 60), slice(70, 80))
+    pixels, _ = draw(tmp_path, image, mask)
+    rows, columns = np.nonzero(outline(pixels, 0))
+    assert rows.mean() > HEADER + 260 / 2
+    assert columns.mean() > TILE / 2
+
+
+def test_millimetres_are_square_whatever_the_voxels(tmp_path, image):
+    mask = box_mask(image.shape, slice(0, 20), slice(20, 40), slice(20, 60))
+    pixels, _ = draw(tmp_path, image, mask, spacing=(5.0, 2.0, 1.0))
+    rows, columns = np.nonzero(outline(pixels, 0))
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=3)
+
+
+def test_slices_span_the_liver_not_the_stack(tmp_path):
+    image = np.zeros((40, 30, 30), dtype=np.float32)
+    image[25:, :, :] = np.arange(30) * 10.0
+    mask = box_mask(image.shape, slice(28, 37), slice(5, 25), slice(5, 25))
+    pixels, _ = draw(tmp_path, image, mask)
+    for tile in range(3):
+        assert outline(pixels, tile).any()
+
+
+def test_flags_and_an_empty_mask_are_red(tmp_path, image):
+    mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
+    plain, _ = draw(tmp_path, image, mask)
+    flagged, _ = draw(tmp_path, image, mask, flags=("FALLBACK",))
+    empty, _ = draw(tmp_path, image, np.zeros_like(mask))
+    assert not reddish(plain).any()
+    assert reddish(flagged[:HEADER]).sum() > 50
+    assert reddish(empty[:HEADER]).sum() > 30
+    assert not outline(empty).any()
+
+
+@pytest.mark.parametrize("value", [0.0, -5.0, 3e8])
+def test_constant_image_is_drawn(tmp_path, value):
+    image = np.full((3, 20, 20), value, dtype=np.float32)
+    pixels, _ = draw(tmp_path, image, np.ones(image.shape, dtype=bool))
+    assert outline(pixels).any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 500, 3), (5, 3, 500)])
+def test_odd_shapes_are_drawn(tmp_path, shape):
+    image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    pixels, _ = draw(tmp_path, image, np.ones(shape, dtype=np.uint8))
+    assert pixels.shape == (304, 900, 3)
+
+
+def test_large_noisy_slices_make_a_small_file(tmp_path):
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((4, 1024, 1024), dtype=np.float32)
+    mask = rng.random((4, 1024, 1024)) > 0.999
+    _, path = draw(tmp_path, image, mask, spacing=(5.0, 0.35, 0.4))
+    assert path.stat().st_size < 150_000
+
+
+def test_unwritable_place_raises_output_error(tmp_path, image):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        draw(tmp_path / "file", image, np.zeros(image.shape))
+
+
+def test_nothing_heavy_is_imported():
+    heavy = ("matplotlib", "torch", "nibabel", "scipy")
+    code = (
+        "import sys, sslmedsam2.reporting.previews, sslmedsam2.reporting.run_report;"
+        f"sys.exit(any(name in sys.modules for name in {heavy}))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
