@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_COLUMNS = ("T2", "T1", "DWI_800", "GED1", "GED2", "GED3", "GED4")
+SEQUENCES = ("T2", "T1", "DWI_800", "GED1", "GED2", "GED3", "GED4")
 _TABLE: Mapping[str, tuple[float, ...]] = {
     #                   T2    T1   DWI   GED1  GED2  GED3  GED4
     "skin":            (0.22, 0.40, 0.05, 0.30, 0.32, 0.32, 0.30),
@@ -58,8 +58,6 @@ _MOTTLE: Mapping[str, float] = {
 }  # fmt: skip
 _DEFAULT_MOTTLE = 0.05
 
-SEQUENCES = _COLUMNS
-
 
 @dataclass(frozen=True)
 class Appearance:
@@ -88,16 +86,8 @@ def appearance(sequence: str) -> Appearance:
 
 
 def tissue_brightness(sequence: str, *, rng: np.random.Generator) -> dict[str, float]:
-    """Relative brightness by tissue, each off its table value by up to 6 %.
-
-    Raises
-    ------
-    KeyError
-        If the sequence is not one of ``SEQUENCES``.
-    """
-    if sequence not in _COLUMNS:
-        raise KeyError(sequence)
-    column = _COLUMNS.index(sequence)
+    """Relative brightness by tissue, each off its table value by up to 6 %."""
+    column = SEQUENCES.index(sequence)
     return {tissue: row[column] * float(rng.uniform(0.94, 1.06)) for tissue, row in _TABLE.items()}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import gaussian_filter
 
+from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskZYX
 from sslmedsam2.phantom.anatomy import Anatomy, is_part_of_liver
 from sslmedsam2.phantom.contrast import SEQUENCES, appearance, mottle, tissue_brightness
@@ -59,7 +60,18 @@ def render_sequence(
     tuple of arrays
         The image, ``[z, y, x]`` float32 >= 0, and the liver mask, ``[z, y, x]`` of 0 and 1, both
         on the grid.
+
+    Raises
+    ------
+    UsageError
+        If the sequence is unknown.
     """
+    if sequence not in SEQUENCES:
+        raise UsageError(
+            sequence,
+            reason="not a sequence the phantom knows",
+            remedy=f"Use one of {', '.join(SEQUENCES)}",
+        )
     rng = np.random.default_rng([seed, anatomy.seed, SEQUENCES.index(sequence)])
     brightness = tissue_brightness(sequence, rng=rng)
     texture = _texture(grid, rng=rng)

@@ -7,6 +7,7 @@ patient's left, y to posterior, z to superior.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,16 +47,19 @@ class Ellipsoid:
 
     def distance(self, points: Points) -> Field:
         """Signed distance: the implicit function divided by the length of its gradient."""
-        cos, sin = np.cos(np.radians(self.turn_deg)), np.sin(np.radians(self.turn_deg))
+        # Python floats: a NumPy scalar would turn the float32 arrays into float64.
+        turn = math.radians(self.turn_deg)
+        cos, sin = math.cos(turn), math.sin(turn)
+        radius_u, radius_v, radius_w = self.radii
         dx, dy = points.x_mm - self.centre[0], points.y_mm - self.centre[1]
-        u = (cos * dx + sin * dy) / self.radii[0]
-        v = (cos * dy - sin * dx) / self.radii[1]
-        w = (points.z_mm - self.centre[2]) / self.radii[2]
-        level = np.sqrt(u * u + v * v + w * w)
-        slope = np.sqrt(
-            (u / self.radii[0]) ** 2 + (v / self.radii[1]) ** 2 + (w / self.radii[2]) ** 2
-        )
-        return (level * (level - 1.0) / np.maximum(slope, 1e-6)).astype(np.float32)
+        u = (cos * dx + sin * dy) / radius_u
+        v = (cos * dy - sin * dx) / radius_v
+        w = (points.z_mm - self.centre[2]) / radius_w
+        u2, v2, w2 = u * u, v * v, w * w
+        level = np.sqrt(u2 + v2 + w2)
+        slope = np.sqrt(u2 / radius_u**2 + v2 / radius_v**2 + w2 / radius_w**2)
+        distance = level * (level - 1.0) / np.maximum(slope, 1e-6)
+        return distance.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,15 @@ class Tube:
             result = gap if result is None else np.minimum(result, gap)
         if result is None:
             raise ValueError("a tube needs at least two nodes")
-        return result.astype(np.float32)
+        return result
 
 
 def plane(points: Points, *, through: Vector, outward: Vector) -> Field:
     """Signed distance to the half space that lies against ``outward`` (any length)."""
-    normal = np.asarray(outward, dtype=np.float64)
-    normal /= np.linalg.norm(normal)
-    offset = float(normal @ np.asarray(through))
-    return (
-        points.x_mm * normal[0] + points.y_mm * normal[1] + points.z_mm * normal[2] - offset
-    ).astype(np.float32)
+    length = math.hypot(*outward)
+    nx, ny, nz = (component / length for component in outward)
+    offset = nx * through[0] + ny * through[1] + nz * through[2]
+    return points.x_mm * nx + points.y_mm * ny + points.z_mm * nz - offset
 
 
 def union(first: Field, second: Field, *, rounding_mm: float) -> Field:

@@ -1,0 +1,55 @@
+"""The ``phantom`` command: write synthetic studies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.errors import UsageError
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to write to.",
+)
+@click.option(
+    "--cases",
+    type=click.IntRange(min=1),
+    help="Write this many training cases instead of the fixed test inputs.",
+)
+@click.option(
+    "--labelled",
+    type=click.IntRange(min=0),
+    help="How many of the training cases get masks (the first ones).  [default: all]",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the first training case; the others count on from it.",
+)
+def phantom(output: Path, cases: int | None, labelled: int | None, seed: int) -> None:
+    """Make synthetic abdominal MRI studies with known liver masks.
+
+    Without --cases: the test inputs, images and references apart. With --cases: the layout of a
+    training release, masks beside the images.
+    """
+    if cases is None:
+        if labelled is not None:
+            raise UsageError("--labelled", reason="has no meaning alone", remedy="Add --cases N")
+        from sslmedsam2.phantom.studies import write_test_inputs
+
+        write_test_inputs(output)
+    else:
+        from sslmedsam2.phantom.studies import write_training_cases
+
+        write_training_cases(
+            output, cases=cases, labelled=cases if labelled is None else labelled, seed=seed
+        )
+    click.echo(f"Synthetic studies are in {output}")
