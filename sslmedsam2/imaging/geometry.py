@@ -30,7 +30,8 @@ SINGULAR_VOLUME = 1e-3
 SAME_GRID_VOXELS = 0.1
 """Grids whose corners differ by less than this part of a voxel are the same grid."""
 
-LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0])
+LPS_FROM_RAS = np.array([[-1.0], [-1.0], [1.0]])
+"""Column to multiply the rows x, y, z of an affine with, from RAS to LPS or back."""
 
 
 def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
@@ -130,7 +131,7 @@ def affine_lps(geometry: Geometry) -> Matrix:
 def affine_ras(geometry: Geometry) -> Matrix:
     """Return the 4 x 4 matrix from voxel index (x, y, z) to RAS millimetres, as NIfTI has it."""
     affine = affine_lps(geometry)
-    affine[:3] = LPS_FROM_RAS @ affine[:3]
+    affine[:3] *= LPS_FROM_RAS
     return affine
 
 

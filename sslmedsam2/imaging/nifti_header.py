@@ -172,11 +172,9 @@ def _geometry(
 def _from_ras(
     path: Path, affine: Affine, shape_zyx: tuple[int, int, int]
 ) -> tuple[Geometry, tuple[str, ...]]:
+    lps = LPS_FROM_RAS * affine
     return geometry_from_steps(
-        path,
-        shape_zyx=shape_zyx,
-        steps_xyz_mm=LPS_FROM_RAS @ affine[:, :3],
-        origin_xyz_mm=LPS_FROM_RAS @ affine[:, 3],
+        path, shape_zyx=shape_zyx, steps_xyz_mm=lps[:, :3], origin_xyz_mm=lps[:, 3]
     )
 
 

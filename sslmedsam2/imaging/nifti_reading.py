@@ -20,7 +20,7 @@ from sslmedsam2.imaging.volume import ArrayZYX, Source
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _LARGEST_GZIP_RATIO = 1032
-_PART_VOXELS = 2**20
+_PART_VOXELS = 2**18
 
 
 def read_nifti(path: Path, *, extension: str) -> StoredImage:

@@ -1,0 +1,199 @@
+"""What is sound is read right, checked against nibabel and SimpleITK."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from bad_inputs import AFFINE_RAS, SHAPE_XYZ, nifti_bytes, noise
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import affine_ras, same_grid
+from sslmedsam2.imaging.reading import read_labels, read_mask, read_volume
+from sslmedsam2.imaging.volume import Geometry
+
+
+def _write(path: Path, voxels: np.ndarray | None = None, **options: object) -> Path:
+    content = nifti_bytes(voxels, **options)
+    path.write_bytes(gzip.compress(content, compresslevel=1) if path.suffix == ".gz" else content)
+    return path
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    matrix = np.eye(3)
+    for axis, angle in enumerate(np.radians(degrees)):
+        first, second = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[[first, second], [first, second]] = np.cos(angle)
+        turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+        matrix = turn @ matrix
+    return matrix
+
+
+def _assert_like_simpleitk(geometry: Geometry, path: Path) -> None:
+    image = sitk.ReadImage(str(path))
+    np.testing.assert_allclose(geometry.spacing_zyx_mm[::-1], image.GetSpacing(), rtol=1e-5)
+    np.testing.assert_allclose(geometry.origin_xyz_mm, image.GetOrigin(), atol=1e-4)
+    np.testing.assert_allclose(geometry.direction_xyz.ravel(), image.GetDirection(), atol=1e-5)
+    assert geometry.shape_zyx == image.GetSize()[::-1]
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("endianness", ["<", ">"])
+def test_every_real_voxel_type_in_both_byte_orders(
+    tmp_path: Path, dtype: str, endianness: str
+) -> None:
+    voxels = (noise() % 100).astype(dtype)
+    volume = read_volume(_write(tmp_path / "T1.nii.gz", voxels, endianness=endianness))
+    np.testing.assert_array_equal(volume.array_zyx, voxels.T.astype(np.float32))
+    assert volume.array_zyx.dtype == np.float32
+    assert volume.array_zyx.flags.c_contiguous
+    assert volume.source.native_dtype == np.dtype(dtype).newbyteorder(endianness)
+    assert volume.repairs == ()
+
+
+@pytest.mark.parametrize("slope", [0.0, np.nan])
+def test_unset_slope_leaves_voxels_alone(tmp_path: Path, slope: float) -> None:
+    volume = read_volume(_write(tmp_path / "T1.nii.gz", scl_slope=slope, scl_inter=5))
+    np.testing.assert_array_equal(volume.array_zyx, noise().T)
+    assert volume.repairs == ()
+
+
+def test_slope_and_intercept_are_applied(tmp_path: Path) -> None:
+    path = _write(tmp_path / "T1.nii", scl_slope=0.25, scl_inter=-10)
+    np.testing.assert_array_equal(read_volume(path).array_zyx, noise().T * 0.25 - 10)
+    assert read_volume(path).source.native_dtype == np.int16
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 6, 1), (12, 10, 6, 1, 1)])
+def test_trailing_single_axes_are_dropped_and_remembered(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    volume = read_volume(_write(tmp_path / "T1.nii.gz", noise().reshape(shape)))
+    np.testing.assert_array_equal(volume.array_zyx, noise().T)
+    assert volume.source.native_shape == shape
+
+
+def test_two_slices_are_a_volume(tmp_path: Path) -> None:
+    volume = read_volume(_write(tmp_path / "T1.nii.gz", noise((12, 10, 2))))
+    assert volume.geometry.shape_zyx == (2, 10, 12)
+
+
+def test_nifti2_and_capital_extension(tmp_path: Path) -> None:
+    volume = read_volume(_write(tmp_path / "T1.NII", header_class=nib.Nifti2Header))
+    np.testing.assert_array_equal(volume.array_zyx, noise().T)
+
+
+def test_header_extension_is_skipped(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(noise(), AFFINE_RAS)
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"a note" * 30))
+    nib.save(image, tmp_path / "T1.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "T1.nii.gz").array_zyx, noise().T)
+
+
+def test_gzip_of_several_members(tmp_path: Path) -> None:
+    content = nifti_bytes()
+    path = tmp_path / "T1.nii.gz"
+    path.write_bytes(gzip.compress(content[:700]) + gzip.compress(content[700:]))
+    np.testing.assert_array_equal(read_volume(path).array_zyx, noise().T)
+
+
+@pytest.mark.parametrize("form", ["sform_code", "qform_code"])
+@pytest.mark.parametrize("handedness", [1, -1])
+@pytest.mark.parametrize(
+    "degrees", [(0, 0, 0), (12, -7, 30), (180, 0, 0), (3, 179.99, 0), (90, 45, -120)]
+)
+def test_geometry_agrees_with_nibabel_and_simpleitk(
+    tmp_path: Path, form: str, handedness: int, degrees: tuple[float, float, float]
+) -> None:
+    affine = np.eye(4)
+    affine[:3, :3] = _rotation(degrees) * [1.25, 1.25, 7.7 * handedness]
+    affine[:3, 3] = [-140, 33, 812.5]
+    path = _write(tmp_path / "T2.nii", affine_ras=affine, **{form: 0})
+    volume = read_volume(path)
+    assert volume.repairs == ()
+    np.testing.assert_allclose(affine_ras(volume.geometry), nib.load(path).affine, atol=1e-4)
+    _assert_like_simpleitk(volume.geometry, path)
+
+
+def test_qfac_of_zero_counts_as_one(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    plain = read_volume(_write(tmp_path / "a.nii", affine_ras=affine, sform_code=0))
+    zero = read_volume(_write(tmp_path / "b.nii", affine_ras=affine, sform_code=0, pixdim__0=0))
+    assert same_grid(plain.geometry, zero.geometry)
+
+
+def test_sform_is_preferred_to_qform(tmp_path: Path) -> None:
+    volume = read_volume(_write(tmp_path / "T1.nii", qoffset_x=0))
+    np.testing.assert_allclose(affine_ras(volume.geometry), AFFINE_RAS, atol=1e-4)
+
+
+def test_without_forms_nibabels_convention_holds(tmp_path: Path) -> None:
+    path = _write(tmp_path / "T1.nii", sform_code=0, qform_code=0)
+    np.testing.assert_allclose(
+        affine_ras(read_volume(path).geometry), nib.load(path).affine, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("extension", [".mha", ".mhd", ".nrrd"])
+@pytest.mark.parametrize("axes", [3, 4])
+def test_itk_formats(tmp_path: Path, extension: str, axes: int) -> None:
+    image = sitk.GetImageFromArray(noise().T)
+    image.SetSpacing([0.8, 0.9, 3.5])
+    image.SetOrigin([10, -20, 30])
+    image.SetDirection((_rotation((5, 6, 7)) * [1, 1, -1]).ravel().tolist())
+    path = tmp_path / f"scan{extension}"
+    sitk.WriteImage(sitk.JoinSeries([image]) if axes == 4 else image, str(path))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array_zyx, noise().T)
+    assert volume.geometry.spacing_zyx_mm == pytest.approx((3.5, 0.9, 0.8))
+    assert volume.geometry.origin_xyz_mm == pytest.approx((10, -20, 30))
+    np.testing.assert_allclose(
+        volume.geometry.direction_xyz.ravel(), image.GetDirection(), atol=1e-9
+    )
+    assert volume.source.native_shape == (SHAPE_XYZ if axes == 3 else (*SHAPE_XYZ, 1))
+    assert volume.source.native_dtype == np.int16
+    assert volume.source.nifti_header is None
+    assert volume.repairs == ()
+
+
+@pytest.mark.parametrize("dtype", ["i2", "f8"])
+def test_reading_holds_little_beside_the_volume(tmp_path: Path, dtype: str) -> None:
+    shape = (256, 256, 32)
+    path = _write(tmp_path / "T1.nii.gz", np.resize(noise(), shape).astype(dtype))
+    tracemalloc.start()
+    volume = read_volume(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * volume.array_zyx.nbytes
+
+
+def test_mask_may_be_empty_and_counts_every_label(tmp_path: Path) -> None:
+    empty = read_mask(_write(tmp_path / "empty.nii.gz", np.zeros(SHAPE_XYZ, np.uint8)))
+    assert empty.array_zyx.dtype == np.uint8
+    assert not empty.array_zyx.any()
+    labels = (noise() % 4 - 1).astype(np.float32)
+    labels[0, 0, 0] = np.nan
+    mask = read_mask(_write(tmp_path / "labels.nii.gz", labels))
+    np.testing.assert_array_equal(mask.array_zyx, (labels.T > 0).astype(np.uint8))
+
+
+def test_labels_keep_their_values(tmp_path: Path) -> None:
+    labels = (noise() % 5).astype(np.float32)
+    found = read_labels(_write(tmp_path / "organs.nii.gz", labels)).array_zyx
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, labels.T)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, 256, np.nan])
+def test_image_is_not_taken_for_labels(tmp_path: Path, value: float) -> None:
+    labels = np.zeros(SHAPE_XYZ, np.float32)
+    labels[1, 2, 3] = value
+    with pytest.raises(InputError) as caught:
+        read_labels(_write(tmp_path / "organs.nii.gz", labels))
+    assert caught.value.kind == "not_labels"
