@@ -274,6 +274,7 @@ _ABOUT_THE_HEADER = {
     "impossible_number_of_axes": BadInput(_nifti(dim__0=9), kind="unreadable_header"),
     "unknown_voxel_type": BadInput(_nifti(datatype=77), kind="unreadable_header"),
     "voxels_begin_in_header": BadInput(_nifti(vox_offset=100), kind="unreadable_header"),
+    "voxels_begin_nowhere": BadInput(_nifti(vox_offset=1e30), kind="unreadable_header"),
     "voxels_begin_past_end": BadInput(_nifti_gz(vox_offset=1e9), kind="truncated_data"),
     "binary_voxels": BadInput(_nifti(datatype=1, bitpix=1), kind="unsupported_dtype"),
     "rgb": BadInput(_nifti_gz(np.zeros(SHAPE_XYZ, dtype=_RGB)), kind="multi_channel"),

@@ -32,6 +32,8 @@ MAX_HEADER_BYTES = 540
 _HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
+# No file system position beyond this is meant; a damaged float may hold any number.
+_MAX_DATA_OFFSET = 2**40
 _QUATERNION_TOLERANCE = 1e-3
 _QUATERNION_ROUNDING = 3 * float(np.finfo(np.float32).eps)
 
@@ -120,7 +122,7 @@ def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
 
 def _data_offset(path: Path, header: nib.Nifti1Header) -> int:
     offset = float(header["vox_offset"])
-    if not offset >= header.sizeof_hdr or not np.isfinite(offset):
+    if not header.sizeof_hdr <= offset <= _MAX_DATA_OFFSET:
         raise _unreadable(path, f"the header says that the voxels begin at byte {offset:g}")
     return int(offset)
 

@@ -121,7 +121,7 @@ def check_voxel_type(path: Path, dtype: np.dtype) -> None:
         raise InputError(
             path,
             kind="unsupported_dtype",
-            reason=f"the voxel type {dtype.name!r} is not supported",
+            reason="the voxels are neither integers nor floating-point numbers",
             remedy="Convert the voxels to an integer or floating-point type",
         )
 

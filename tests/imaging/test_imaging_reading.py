@@ -164,7 +164,7 @@ def test_itk_formats(tmp_path: Path, extension: str, axes: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["i2", "f8"])
 def test_reading_holds_little_beside_the_volume(tmp_path: Path, dtype: str) -> None:
-    shape = (256, 256, 32)
+    shape = (256, 256, 96)
     path = _write(tmp_path / "T1.nii.gz", np.resize(noise(), shape).astype(dtype))
     tracemalloc.start()
     volume = read_volume(path)
