@@ -1,0 +1,1 @@
+"""Frozen nnU-Net inference: a model folder in, one liver margin per voxel out."""

@@ -1,0 +1,64 @@
+"""Rebuild nnU-Net's network from its plans, with the two-channel head folded into one margin."""
+
+from __future__ import annotations
+
+import pydoc
+from typing import Any
+
+import torch
+from torch import nn
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec
+
+
+def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
+    """Return the network in evaluation mode, giving ``liver logit - background logit``.
+
+    The last layer is a 1 x 1 x 1 convolution, so subtracting its two filters once is the same as
+    subtracting its two outputs for each voxel.
+
+    Raises
+    ------
+    ModelError
+        The architecture is unknown here, or the weights do not fit it.
+    """
+    network = _skeleton(spec)
+    try:
+        network.load_state_dict(checkpoint.weights, assign=True)
+    except RuntimeError as error:
+        raise ModelError(
+            spec.path,
+            reason=f"the weights do not fit the plans ({str(error).splitlines()[-1].strip()})",
+            remedy="Take plans.json and checkpoint from the same training",
+        ) from error
+    heads: Any = network.decoder.seg_layers  # type: ignore[union-attr]
+    heads[-1] = _folded(heads[-1])
+    return network.eval().requires_grad_(False).float()
+
+
+def _skeleton(spec: ModelSpec) -> nn.Module:
+    """Build the network without memory for its weights, which ``assign`` brings along."""
+    kwargs = dict(spec.architecture.kwargs)
+    for name in spec.architecture.kwargs_to_import:
+        if kwargs[name] is not None:
+            kwargs[name] = pydoc.locate(kwargs[name])
+    network_class = pydoc.locate(spec.architecture.class_name)
+    if network_class is None:
+        raise ModelError(
+            spec.path / "plans.json",
+            reason=f"unknown architecture '{spec.architecture.class_name}'",
+            remedy="Install the package that defines it, or use a standard nnU-Net architecture",
+        )
+    with torch.device("meta"):
+        return network_class(  # type: ignore[operator]
+            input_channels=1, num_classes=2, deep_supervision=False, **kwargs
+        )
+
+
+def _folded(head: nn.Conv3d) -> nn.Conv3d:
+    margin = nn.Conv3d(head.in_channels, 1, 1, bias=head.bias is not None)
+    margin.weight = nn.Parameter(head.weight[1:2].float() - head.weight[0:1].float())
+    if head.bias is not None:
+        margin.bias = nn.Parameter(head.bias[1:2].float() - head.bias[0:1].float())
+    return margin

@@ -1,0 +1,153 @@
+"""nnU-Net's preprocessing, step for step: permute, crop to non-zero, normalise, resample."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.inference.model_folder import ModelSpec
+from sslmedsam2.inference.resampling import (
+    Resampler,
+    make_resampler,
+    resample,
+    resample_above_zero,
+    resampled_shape,
+)
+
+_EPSILON = 1e-8
+Box = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A volume ready for the network, and the way back.
+
+    Attributes
+    ----------
+    patchable
+        float32 voxels at the model's spacing, axes in the model's order.
+    crop
+        The non-zero box within the permuted volume.
+    back
+        From the model's grid to the cropped permuted volume.
+    permuted_shape
+        Shape before cropping.
+    """
+
+    patchable: npt.NDArray[np.float32]
+    crop: Box
+    back: Resampler
+    permuted_shape: tuple[int, int, int]
+    transpose_forward: tuple[int, int, int]
+
+
+def prepare(
+    array_zyx: npt.NDArray[np.float32],
+    *,
+    spacing_zyx_mm: tuple[float, float, float],
+    spec: ModelSpec,
+) -> Prepared:
+    """Bring a volume to what the network was trained on.
+
+    Raises
+    ------
+    ModelError
+        The plans name a normalisation this engine does not know.
+    """
+    permuted = array_zyx.transpose(spec.transpose_forward)
+    a, b, c = (spacing_zyx_mm[axis] for axis in spec.transpose_forward)
+    spacing_mm = (a, b, c)
+    crop, inside = _non_zero(permuted)
+    cropped = np.ascontiguousarray(permuted[crop])
+    if np.shares_memory(cropped, array_zyx):
+        cropped = cropped.copy()
+    _normalise_in_place(cropped, inside=inside, spec=spec)
+    shape = _shape3(cropped.shape)
+    new_shape = resampled_shape(shape, spacing_mm=spacing_mm, new_spacing_mm=spec.spacing_mm)
+    forward = make_resampler(
+        shape,
+        new_shape,
+        spacing_mm=spacing_mm,
+        new_spacing_mm=spec.spacing_mm,
+        rule=spec.image_resampling,
+    )
+    back = make_resampler(
+        new_shape,
+        shape,
+        spacing_mm=spec.spacing_mm,
+        new_spacing_mm=spacing_mm,
+        rule=spec.logit_resampling,
+    )
+    return Prepared(
+        patchable=resample(cropped, forward),
+        crop=crop,
+        back=back,
+        permuted_shape=_shape3(permuted.shape),
+        transpose_forward=spec.transpose_forward,
+    )
+
+
+def mask_from_margin(margin: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.uint8]:
+    """Take a margin on the model's grid back to the original one; 1 where it is positive."""
+    permuted = np.zeros(prepared.permuted_shape, np.uint8)
+    permuted[prepared.crop] = resample_above_zero(margin, prepared.back)
+    backward = np.argsort(prepared.transpose_forward)
+    return np.ascontiguousarray(permuted.transpose(backward))
+
+
+def _shape3(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    a, b, c = shape
+    return a, b, c
+
+
+def _non_zero(volume: npt.NDArray[np.float32]) -> tuple[Box, npt.NDArray[np.bool_]]:
+    """Return the bounding box of the filled non-zero voxels, and their mask within it.
+
+    nnU-Net fills holes before it takes the box; holes cannot widen it, so they are filled in the
+    box only.
+    """
+    non_zero = volume != 0
+    box = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        occupied = np.flatnonzero(non_zero.any(axis=others))
+        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    a, b, c = box
+    return (a, b, c), non_zero[a, b, c]
+
+
+def _normalise_in_place(
+    volume: npt.NDArray[np.float32], *, inside: npt.NDArray[np.bool_], spec: ModelSpec
+) -> None:
+    scheme = spec.normalization
+    if scheme == "ZScoreNormalization":
+        if spec.use_mask_for_norm:
+            _z_score_inside(volume, inside)
+        else:
+            volume -= volume.mean()
+            volume /= max(volume.std(), _EPSILON)
+    elif scheme == "CTNormalization":
+        bounds = spec.intensity["percentile_00_5"], spec.intensity["percentile_99_5"]
+        np.clip(volume, *bounds, out=volume)
+        volume -= np.float32(spec.intensity["mean"])
+        volume /= np.float32(max(spec.intensity["std"], _EPSILON))
+    elif scheme == "RescaleTo01Normalization":
+        volume -= volume.min()
+        volume /= max(volume.max(), _EPSILON)
+    elif scheme != "NoNormalization":
+        raise ModelError(
+            spec.path / "plans.json",
+            reason=f"unsupported normalisation '{scheme}'",
+            remedy="Use a model trained with nnU-Net's z-score, CT, 0-1 or no normalisation",
+        )
+
+
+def _z_score_inside(volume: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> None:
+    from scipy import ndimage
+
+    filled = ndimage.binary_fill_holes(inside)
+    voxels = volume[filled]
+    volume[filled] = (voxels - voxels.mean()) / max(voxels.std(), _EPSILON)

@@ -1,0 +1,233 @@
+"""The engine: a frozen model, loaded once, that turns canonical volumes into liver masks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX
+from sslmedsam2.inference.body import body_mask, in_plane_box
+from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
+from sslmedsam2.inference.postprocessing import keep_liver
+from sslmedsam2.inference.preprocessing import mask_from_margin, prepare
+from sslmedsam2.inference.sliding_window import slide
+
+logger = logging.getLogger(__name__)
+
+Device = Literal["auto", "cpu", "cuda"]
+Mode = Literal["exact", "fast"]
+
+_STEP = 0.5
+"""nnU-Net's default: windows overlap by half."""
+
+_GPU_BATCH = 4
+_BODY_MARGIN_MM = 10.0
+_SURELY_BACKGROUND = np.float32(-20.0)
+_SMALLEST_LIVER_ML = 150.0
+"""Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
+
+
+class _Network(Protocol):
+    def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How to compute.
+
+    Attributes
+    ----------
+    mode
+        ``exact`` gives nnU-Net's own result; ``fast`` skips the air around the patient and, on a
+        CPU that has it, computes in bfloat16.
+    mirror
+        Average over mirrored patches along the axes the model was trained to mirror.
+    """
+
+    device: Device = "auto"
+    mode: Mode = "exact"
+    mirror: bool = True
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A liver mask on the canonical grid, with what is worth knowing of its making.
+
+    Attributes
+    ----------
+    mask_zyx
+        After clean-up: one component without holes, or empty.
+    n_components
+        How many the network gave before clean-up.
+    mean_confidence
+        Mean foreground probability over the voxels the network calls liver, NaN if none.
+    relaxed_mask_zyx
+        Only where ``mask_zyx`` is empty: the likeliest region of a plausible size.
+    seconds
+        By stage: ``prepare``, ``network``, ``finish``.
+    """
+
+    mask_zyx: MaskZYX
+    n_components: int
+    mean_confidence: float
+    relaxed_mask_zyx: MaskZYX | None
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+class LiverSegmenter:
+    """One loaded model. Not for use by several threads at once."""
+
+    def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
+        """Load every fold of the model onto the device.
+
+        Raises
+        ------
+        ModelError
+            See :mod:`sslmedsam2.inference.model_folder` and :mod:`sslmedsam2.inference.network`.
+        UsageError
+            A GPU was asked for and none is there.
+        """
+        self._spec = spec
+        self.device = _choose_device(options.device)
+        self._fast = options.mode == "fast"
+        checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
+        self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
+        self.backend, self._networks = _make_networks(
+            spec, checkpoints, device=self.device, fast=self._fast
+        )
+
+    def segment(self, volume: CanonicalVolume) -> Segmentation:
+        """Segment one volume.
+
+        Raises
+        ------
+        ModelError
+            The model asks for a normalisation that is not supported.
+        """
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "prepare"):
+            prepared = prepare(
+                volume.array_zyx, spacing_zyx_mm=volume.spacing_zyx_mm, spec=self._spec
+            )
+        with _timed(seconds, "network"):
+            margin = self._margin(prepared.patchable)
+        with _timed(seconds, "finish"):
+            raw = mask_from_margin(margin, prepared)
+            liver = keep_liver(raw)
+            relaxed = None
+            if liver.n_components == 0:
+                threshold = _relaxed_threshold(margin, self._spec.spacing_mm)
+                relaxed = keep_liver(mask_from_margin(margin - threshold, prepared)).mask_zyx
+        return Segmentation(
+            mask_zyx=liver.mask_zyx,
+            n_components=liver.n_components,
+            mean_confidence=_mean_confidence(margin),
+            relaxed_mask_zyx=relaxed,
+            warnings=self._drain_degradations(),
+            seconds=seconds,
+        )
+
+    def _margin(self, patchable: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if not self._fast:
+            return self._slide(patchable)
+        # The model's axes may be permuted; a body box is taken on canonical ones.
+        canonical = patchable.transpose(np.argsort(self._spec.transpose_forward))
+        in_plane_mm = min(self._spec.spacing_mm)
+        box = in_plane_box(body_mask(canonical), margin=int(np.ceil(_BODY_MARGIN_MM / in_plane_mm)))
+        a, b, c = (box[axis] for axis in self._spec.transpose_forward)
+        margin = np.full(patchable.shape, _SURELY_BACKGROUND)
+        margin[a, b, c] = self._slide(np.ascontiguousarray(patchable[a, b, c]))
+        return margin
+
+    def _slide(self, patchable: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return slide(
+            patchable,
+            self._networks,
+            patch_size=self._spec.patch_size,
+            step=_STEP,
+            mirror_axes=self._mirror_axes,
+            batch_size=_GPU_BATCH if self.device == "cuda" else 1,
+        )
+
+    def _drain_degradations(self) -> tuple[str, ...]:
+        found: list[str] = []
+        for network in self._networks:
+            steps = getattr(network, "degradations", [])
+            found.extend(steps)
+            steps.clear()
+        return tuple(found)
+
+
+def _choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
+    import torch
+
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UsageError(
+            "--device cuda",
+            reason="no usable CUDA device is visible",
+            remedy="Start the container with --gpus all, or use --device cpu",
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _make_networks(
+    spec: ModelSpec, checkpoints: list, *, device: Literal["cpu", "cuda"], fast: bool
+) -> tuple[str, list[_Network]]:
+    """Return the name of the backend and one ready network a fold."""
+    from sslmedsam2.inference.network import build_margin_network
+
+    modules = [build_margin_network(spec, checkpoint) for checkpoint in checkpoints]
+    if device == "cpu":
+        from sslmedsam2.inference import openvino_backend as openvino
+
+        half = fast and openvino.bf16_is_native()
+        try:
+            networks: list[_Network] = [
+                openvino.OpenVinoMarginNetwork(
+                    module, patch_size=spec.patch_size, half_precision=half
+                )
+                for module in modules
+            ]
+        except openvino.UnsupportedLayerError as error:
+            logger.warning("OpenVINO cannot run this network (%s); using torch", error)
+        else:
+            return f"openvino {'bf16' if half else 'fp32'}", networks
+    from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+
+    # nnU-Net itself computes in fp16 on a GPU and in fp32 on a CPU.
+    half = device == "cuda"
+    return (
+        f"torch {'fp16' if half else 'fp32'}",
+        [TorchMarginNetwork(module, device=device, half_precision=half) for module in modules],
+    )
+
+
+def _relaxed_threshold(
+    margin: npt.NDArray[np.float32], spacing_mm: tuple[float, float, float]
+) -> np.float32:
+    """Return the margin above which just a smallest plausible liver lies."""
+    voxels = int(_SMALLEST_LIVER_ML * 1000 / np.prod(spacing_mm))
+    voxels = min(max(voxels, 1), margin.size - 1)
+    return np.float32(np.partition(margin, margin.size - 1 - voxels, axis=None)[-1 - voxels])
+
+
+def _mean_confidence(margin: npt.NDArray[np.float32]) -> float:
+    positive = margin[margin > 0]
+    return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else float("nan")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 4)

@@ -1,0 +1,183 @@
+"""Randomised contrast: one labelled sequence stands in for all others.
+
+Only a few sequences have expert masks, yet the network must serve every sequence and vendor. Each
+training patch is therefore repainted at random before nnU-Net's usual noise, blur and gamma. The
+ideas are those of SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789: a random contrast
+for each label) and GIN (Ouyang et al. 2022, arXiv:2111.12525: random shallow convolutions), kept
+anchored to the real texture so that anatomy stays recognisable.
+
+All functions take a patch ``image`` of shape ``(1, z, y, x)``, roughly z-scored, and return the
+same shape. Randomness comes from torch's global generator, which the trainer seeds per epoch.
+"""
+
+from __future__ import annotations
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, ImageOnlyTransform
+from torch import Tensor
+from torch.nn import functional as nnf
+
+from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER
+
+_QUANTILE_SAMPLE = 20_000
+_CURVE_BINS = 1024
+
+
+def _uniform(low: float, high: float) -> float:
+    return low + (high - low) * torch.rand(()).item()
+
+
+def _chance(probability: float) -> bool:
+    return torch.rand(()).item() < probability
+
+
+def to_unit_range(image: Tensor) -> Tensor:
+    """Map the 0.5-99.5 % intensity range to [0, 1] and clip the rest."""
+    flat = image.flatten()
+    step = max(1, flat.numel() // _QUANTILE_SAMPLE)
+    low, high = torch.quantile(flat[::step], torch.tensor([0.005, 0.995]))
+    return ((image - low) / (high - low).clamp_min(1e-6)).clamp_(0, 1)
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Give the patch zero mean and unit standard deviation, as nnU-Net's z-score does."""
+    return (image - image.mean()) / image.std().clamp_min(1e-6)
+
+
+def random_curve(unit: Tensor, *, monotone_probability: float = 0.5) -> Tensor:
+    """Send intensities through a random piecewise-linear curve on [0, 1].
+
+    The curve rises, falls, or (with the remaining probability) wanders; the darkest tenth keeps
+    its place at the bottom most of the time, because air is dark in every sequence.
+    """
+    n_knots = int(torch.randint(4, 9, ()).item())
+    knots = torch.rand(n_knots)
+    if _chance(monotone_probability):
+        knots, _ = knots.sort(descending=_chance(0.3))
+    table = nnf.interpolate(
+        knots[None, None], size=_CURVE_BINS, mode="linear", align_corners=True
+    ).flatten()
+    if _chance(0.8):
+        air = torch.linspace(0, 1, _CURVE_BINS).div(0.1).clamp_max(1.0)
+        table = table * air
+    position = unit * (_CURVE_BINS - 1)
+    index = position.long().clamp_max(_CURVE_BINS - 2)
+    fraction = position - index
+    return table[index] * (1 - fraction) + table[index + 1] * fraction
+
+
+def random_label_contrast(unit: Tensor, segmentation: Tensor) -> Tensor:
+    """Shift and stretch each labelled organ's intensities by itself, with soft borders.
+
+    ``segmentation`` is ``(1, z, y, x)``: liver and auxiliary organs.
+    """
+    out = unit
+    labels = [LIVER, *range(AUXILIARY_OFFSET + 1, AUXILIARY_OFFSET + 5)]
+    for label in labels:
+        inside = segmentation == label
+        if not inside.any() or _chance(0.2):
+            continue
+        mean = unit[inside].mean()
+        target = mean + 0.25 * torch.randn(())
+        gain = _uniform(0.2, 1.6)
+        weight = nnf.avg_pool3d(
+            inside[None].float(), kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1)
+        )[0]
+        repainted = target.clamp(0.02, 1.2) + gain * (unit - mean)
+        out = out + weight * (repainted - unit)
+    return out
+
+
+def random_convolutions(unit: Tensor) -> Tensor:
+    """Blend the patch with the output of a random shallow network (GIN)."""
+    hidden = unit[None]
+    channels = 1
+    for layer in range(3):
+        width = 1 if layer == 2 else 2
+        kernel = torch.randn(width, channels, 1, *([3, 3] if _chance(0.5) else [1, 1]))
+        shift = torch.randn(width)
+        hidden = nnf.conv3d(hidden, kernel, shift, padding="same")
+        if layer < 2:
+            hidden = nnf.leaky_relu(hidden, 0.01)
+        channels = width
+    mixed = standardise(hidden[0]) * unit.std() + unit.mean()
+    alpha = torch.rand(())
+    return alpha * mixed + (1 - alpha) * unit
+
+
+class RandomContrastTransform(BasicTransform):
+    """Repaint a patch with a random contrast, then z-score it again.
+
+    Must run while the segmentation still holds the auxiliary organ labels.
+    """
+
+    def apply(self, data_dict: dict, **_params: object) -> dict:
+        """Replace ``image`` in nnU-Net's sample dictionary; ``segmentation`` is only read."""
+        unit = to_unit_range(data_dict["image"])
+        if _chance(0.7):
+            unit = random_label_contrast(unit, data_dict["segmentation"])
+        kind = torch.rand(()).item()
+        if kind < 0.6:
+            unit = random_curve(unit.clamp(0, 1))
+        elif kind < 0.8:
+            unit = random_convolutions(unit)
+        data_dict["image"] = standardise(unit)
+        return data_dict
+
+
+class IntensityJitterTransform(ImageOnlyTransform):
+    """Small global gain and offset: z-scores depend on the field of view."""
+
+    def _apply_to_image(self, img: Tensor, **_params: object) -> Tensor:
+        return img * _uniform(0.7, 1.4) + _uniform(-0.4, 0.4)
+
+
+class BiasFieldTransform(ImageOnlyTransform):
+    """Multiply by a smooth random field, as surface coils do."""
+
+    def _apply_to_image(self, img: Tensor, **_params: object) -> Tensor:
+        grid = torch.randn(1, 1, 3, 4, 4) * _uniform(0.05, 0.35)
+        field = nnf.interpolate(grid, size=img.shape[1:], mode="trilinear", align_corners=True)
+        floor = img.amin()
+        return (img - floor) * field[0].exp() + floor
+
+
+class SliceThicknessTransform(ImageOnlyTransform):
+    """Simulate thick slices: average neighbours along z, keep the grid."""
+
+    def _apply_to_image(self, img: Tensor, **_params: object) -> Tensor:
+        depth = img.shape[1]
+        coarse = max(4, round(depth * _uniform(0.4, 0.8)))
+        thick = nnf.interpolate(img[None], size=(coarse, *img.shape[2:]), mode="area")
+        return nnf.interpolate(thick, size=img.shape[1:], mode="trilinear", align_corners=False)[0]
+
+
+class FieldOfViewTransform(BasicTransform):
+    """Blank everything outside a random slab, as a scan that ends inside the liver does.
+
+    Blanked voxels get 0, the value nnU-Net pads with, and the background label.
+    """
+
+    def apply(self, data_dict: dict, **_params: object) -> dict:
+        """Crop ``image`` and ``segmentation`` alike."""
+        depth = data_dict["image"].shape[1]
+        thickness = int(depth * _uniform(0.35, 0.9))
+        start = int(torch.randint(0, depth - thickness + 1, ()).item())
+        keep = torch.zeros(depth, dtype=torch.bool)
+        keep[start : start + thickness] = True
+        for key in ("image", "segmentation"):
+            tensor = data_dict[key].clone()
+            tensor[:, ~keep] = 0
+            data_dict[key] = tensor
+        return data_dict
+
+
+class DropAuxiliaryLabelsTransform(BasicTransform):
+    """Turn auxiliary organs, and nnU-Net's -1 outside the image, into background."""
+
+    def apply(self, data_dict: dict, **_params: object) -> dict:
+        """Rewrite ``segmentation``; ``image`` is left alone."""
+        segmentation = data_dict["segmentation"]
+        unused = (segmentation > AUXILIARY_OFFSET) | (segmentation < 0)
+        data_dict["segmentation"] = segmentation.masked_fill(unused, 0)
+        return data_dict

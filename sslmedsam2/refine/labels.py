@@ -1,0 +1,19 @@
+"""Label values used in training data.
+
+The network learns liver against everything else. Masks of other organs, where they exist, are
+kept in the training data as *auxiliary* labels: the contrast augmentation repaints each organ by
+itself, and drops them before the loss sees them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BACKGROUND: Final = 0
+LIVER: Final = 1
+AUXILIARY_OFFSET: Final = 10
+"""Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``; the gap leaves room
+for nnU-Net's ignore label, which must be the highest *trained* label."""
+
+TRAINED_LABELS: Final = {"background": BACKGROUND, "liver": LIVER}
+"""The ``labels`` entry of nnU-Net's dataset.json."""

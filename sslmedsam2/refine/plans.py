@@ -1,0 +1,121 @@
+"""nnU-Net plans of the compact preset: a network that trains on two CPU cores.
+
+nnU-Net's own planner sizes a network for a GPU. The compact preset trades in-plane resolution for
+context: at 6 x 2 x 2 mm one patch covers most of an abdomen, which keeps stray components rare
+(the Hausdorff distance counts the farthest voxel) and an iteration short.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+DATASET_NAME: Final = "Dataset001_Liver"
+CONFIGURATION: Final = "3d_fullres"
+PLANS_NAME: Final = "nnUNetPlans"
+
+_RESAMPLER = "resample_data_or_seg_to_shape"
+
+
+@dataclass(frozen=True)
+class CompactPreset:
+    """Size of the network and of its patches."""
+
+    spacing_zyx_mm: tuple[float, float, float] = (6.0, 2.0, 2.0)
+    patch_zyx: tuple[int, int, int] = (32, 128, 128)
+    features: tuple[int, ...] = (16, 32, 64, 128, 192)
+    strides_zyx: tuple[tuple[int, int, int], ...] = field(
+        default=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    )
+    batch_size: int = 1
+
+
+def dataset_json(*, n_cases: int, labels: dict[str, int]) -> dict[str, Any]:
+    """Return nnU-Net's ``dataset.json`` for one MR channel."""
+    return {
+        "channel_names": {"0": "MR"},
+        "labels": labels,
+        "numTraining": n_cases,
+        "file_ending": ".nii.gz",
+    }
+
+
+def compact_plans(
+    preset: CompactPreset,
+    *,
+    dataset_name: str,
+    median_shape_zyx: tuple[int, int, int],
+    median_spacing_zyx_mm: tuple[float, float, float],
+    intensity: dict[str, float],
+) -> dict[str, Any]:
+    """Return a plans dictionary that every nnU-Net v2 tool can read.
+
+    Parameters
+    ----------
+    median_shape_zyx, median_spacing_zyx_mm
+        Over the training cases, before resampling.
+    intensity
+        Foreground intensity statistics of the one channel; z-scoring does not use them, but the
+        plans format asks for them.
+    """
+    n_stages = len(preset.features)
+    resampled = [
+        round(n * old / new)
+        for n, old, new in zip(
+            median_shape_zyx, median_spacing_zyx_mm, preset.spacing_zyx_mm, strict=True
+        )
+    ]
+    configuration = {
+        "data_identifier": f"{PLANS_NAME}_{CONFIGURATION}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": preset.batch_size,
+        "patch_size": list(preset.patch_zyx),
+        "median_image_size_in_voxels": resampled,
+        "spacing": list(preset.spacing_zyx_mm),
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "resampling_fn_data": _RESAMPLER,
+        "resampling_fn_seg": _RESAMPLER,
+        "resampling_fn_probabilities": _RESAMPLER,
+        "resampling_fn_data_kwargs": _resampling(is_seg=False, order=3),
+        "resampling_fn_seg_kwargs": _resampling(is_seg=True, order=1),
+        "resampling_fn_probabilities_kwargs": _resampling(is_seg=False, order=1),
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": {
+                "n_stages": n_stages,
+                "features_per_stage": list(preset.features),
+                "conv_op": "torch.nn.modules.conv.Conv3d",
+                "kernel_sizes": [[1, 3, 3]] + [[3, 3, 3]] * (n_stages - 1),
+                "strides": [list(stride) for stride in preset.strides_zyx],
+                "n_conv_per_stage": [2] * n_stages,
+                "n_conv_per_stage_decoder": [1] * (n_stages - 1),
+                "conv_bias": True,
+                "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+                "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+                "dropout_op": None,
+                "dropout_op_kwargs": None,
+                "nonlin": "torch.nn.LeakyReLU",
+                "nonlin_kwargs": {"inplace": True},
+            },
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+        "batch_dice": False,
+    }
+    return {
+        "dataset_name": dataset_name,
+        "plans_name": PLANS_NAME,
+        "original_median_spacing_after_transp": list(median_spacing_zyx_mm),
+        "original_median_shape_after_transp": list(median_shape_zyx),
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {CONFIGURATION: configuration},
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensity},
+    }
+
+
+def _resampling(*, is_seg: bool, order: int) -> dict[str, Any]:
+    return {"is_seg": is_seg, "order": order, "order_z": 0, "force_separate_z": None}

@@ -1,0 +1,111 @@
+"""Run, resume and lay out the training of folds in one work directory.
+
+Layout of the work directory::
+
+    preprocessed/Dataset001_Liver/...      nnU-Net's preprocessed data, plans, splits
+    results/Dataset001_Liver/<trainer>__<plans>__<configuration>/fold_<k>/checkpoint_*.pth
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.refine.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
+
+if TYPE_CHECKING:
+    from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+Fold = int | str
+"""A fold's number, or ``"all"`` for training on every case."""
+
+
+def preprocessed_dir(work_dir: Path) -> Path:
+    """Return where nnU-Net's preprocessed data lie."""
+    return work_dir / "preprocessed"
+
+
+def trained_model_dir(work_dir: Path) -> Path:
+    """Return the folder with ``plans.json``, ``dataset.json`` and the folds."""
+    from sslmedsam2.refine.trainer import LiverTrainer
+
+    run = f"{LiverTrainer.__name__}__{PLANS_NAME}__{CONFIGURATION}"
+    return work_dir / "results" / DATASET_NAME / run
+
+
+def train_fold(
+    work_dir: Path,
+    *,
+    fold: Fold,
+    settings: TrainingSettings,
+    device: str,
+    warm_start: Path | None = None,
+) -> Path:
+    """Train one fold, or go on where it was stopped, and return its final checkpoint.
+
+    Parameters
+    ----------
+    warm_start
+        A checkpoint of the same plans whose weights the fold starts from; ignored when the fold
+        itself can be resumed.
+
+    Raises
+    ------
+    ModelError
+        ``warm_start`` does not fit the network.
+    """
+    final = trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
+    if final.is_file():
+        logger.info("fold %s is trained already", fold)
+        return final
+    trainer = _make_trainer(work_dir, fold=fold, device=device)
+    trainer.use(settings)
+    trainer.initialize()
+    latest = final.with_name("checkpoint_latest.pth")
+    if latest.is_file():
+        trainer.load_checkpoint(str(latest))
+        logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
+    elif warm_start is not None:
+        _load_weights(trainer, warm_start)
+    trainer.run_training()
+    return final
+
+
+def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
+    """Build nnU-Net's trainer by hand: its class search would import every variant it has."""
+    # nnU-Net finds its folders and settings in the environment only.
+    os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
+    os.environ["nnUNet_results"] = str(work_dir / "results")
+    if device == "cpu":
+        # Worker processes need shared memory; on a CPU they would only compete for its cores.
+        os.environ["nnUNet_n_proc_DA"] = "0"
+        os.environ["nnUNet_compile"] = "f"
+    import torch
+
+    from sslmedsam2.refine.trainer import LiverTrainer
+
+    folder = preprocessed_dir(work_dir) / DATASET_NAME
+    plans = json.loads((folder / f"{PLANS_NAME}.json").read_text(encoding="utf-8"))
+    plans["continue_training"] = False
+    meta = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    return LiverTrainer(plans, CONFIGURATION, fold, meta, device=torch.device(device))
+
+
+def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
+    import torch
+
+    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    try:
+        trainer.network.load_state_dict(content["network_weights"])
+    except (KeyError, RuntimeError) as error:
+        raise ModelError(
+            checkpoint,
+            reason="its weights do not fit the network of this training",
+            remedy="Warm-start only from a checkpoint of the same plans",
+        ) from error
