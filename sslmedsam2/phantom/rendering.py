@@ -8,8 +8,9 @@ from scipy.ndimage import gaussian_filter
 
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskZYX
-from sslmedsam2.phantom.anatomy import Anatomy, is_part_of_liver
+from sslmedsam2.phantom.anatomy import Anatomy
 from sslmedsam2.phantom.contrast import SEQUENCES, appearance, mottle, tissue_brightness
+from sslmedsam2.phantom.organs import is_part_of_liver, tissue_layers
 from sslmedsam2.phantom.shapes import Points
 
 # Heights inside a slice, in slice thicknesses, over which partial volume is averaged. The middle
@@ -116,7 +117,7 @@ def _render_slice(
     edge_mm = max(grid.spacing_zyx_mm[1:])
     value = np.zeros(points.x_mm.shape, dtype=np.float32)
     liver = np.zeros(points.x_mm.shape[1:], dtype=bool)
-    for tissue, distance in anatomy.layers(points):
+    for tissue, distance in tissue_layers(anatomy, points):
         cover = np.clip(0.5 - distance / edge_mm, 0.0, 1.0)
         paint = brightness[tissue] * (1.0 + mottle(tissue) * texture)
         value += cover * (paint - value)

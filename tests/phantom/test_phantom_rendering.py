@@ -4,7 +4,8 @@ from scipy.ndimage import binary_erosion, label
 
 from sslmedsam2.errors import UsageError
 from sslmedsam2.phantom.anatomy import make_anatomy
-from sslmedsam2.phantom.rendering import axial_grid, render_sequence
+from sslmedsam2.phantom.organs import tissue_layers
+from sslmedsam2.phantom.rendering import _slice_points, axial_grid, render_sequence
 
 GRID = axial_grid(shape_zyx=(20, 56, 72), spacing_zyx_mm=(11.0, 4.6, 4.6))
 SEEDS = (0, 1, 2)
@@ -64,12 +65,10 @@ def test_spleen_against_liver_follows_the_sequence(sequence, brighter_than_liver
 
 def labelled_tissue(anatomy, wanted):
     """Find the voxels whose top layer is the wanted tissue, well inside it."""
-    from sslmedsam2.phantom.rendering import _slice_points
-
     found = np.zeros(GRID.shape_zyx, dtype=bool)
     for index in range(GRID.shape_zyx[0]):
         top = found[index]
-        for tissue, distance in anatomy.layers(_slice_points(GRID, index)):
+        for tissue, distance in tissue_layers(anatomy, _slice_points(GRID, index)):
             top = top & (distance[1] > 4) if tissue != wanted else distance[1] < -4
         found[index] = top
     assert found.any()
