@@ -64,9 +64,9 @@ def folder_name(path: Path) -> str:
     return Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
 
 
-def unnamed_case(path: Path, *, root: Path) -> str:
+def unnamed_case(folder: Path, stem: str, *, root: Path) -> str:
     """Return the case name of a volume outside the challenge's layout, by its place."""
-    return "_".join((*path.parent.relative_to(root).parts, volume_stem(path)))
+    return "_".join((*folder.relative_to(root).parts, stem))
 
 
 def find_vendor(case: str, folder: Path, *, root: Path) -> tuple[str | None, str | None]:
@@ -109,7 +109,7 @@ def _read_unnamed(folder: Folder, images: list[Path], *, root: Path) -> FolderPa
     """Read a folder of volumes outside the challenge's layout: each is a case."""
     studies, problems = [], []
     for path in images:
-        case = unnamed_case(path, root=root)
+        case = unnamed_case(folder.path, volume_stem(path), root=root)
         unsafe = names.unsafe_reason(case)
         if unsafe:
             problems.append(_unsafe(path, unsafe))

@@ -124,6 +124,11 @@ def parse_sequence_list(text: str) -> tuple[str, ...]:
     return tuple(sequence for sequence in SEQUENCES if sequence in chosen)
 
 
+def sequence_order(sequence: str | None) -> int:
+    """Return a sort key that puts sequences in processing order and None last."""
+    return len(SEQUENCES) if sequence is None else SEQUENCES.index(sequence)
+
+
 def vendor_of_folder(name: str) -> str | None:
     """Return ``A`` for ``Vendor_A``, ``Vendor-A``, ``VendorA`` or ``vendor a``; else None."""
     match = _VENDOR_FOLDER.fullmatch(name)

@@ -43,16 +43,6 @@ def predict(monkeypatch):
     return calls
 
 
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    root, project = logging.getLogger(), logging.getLogger("sslmedsam2")
-    before = (root.handlers[:], root.level, project.level)
-    yield
-    root.handlers[:], root.level = before[0], before[1]
-    project.setLevel(before[2])
-    logging.captureWarnings(False)
-
-
 def run_entrypoint(*args, cwd=None):
     return subprocess.run(
         [sys.executable, *args], cwd=cwd, capture_output=True, text=True, check=False

@@ -1,0 +1,50 @@
+"""The command ``evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--predictions",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with LiSeg_pred/<Case>/<MOD>_pred.nii.gz or <name>_liver.nii.gz.",
+)
+@click.option(
+    "--references",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder with <Case>/mask_<MOD>.nii.gz, <Case>/<MOD>.nii.gz or <name>.nii.gz.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write rows and means here."
+)
+@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows here.")
+@click.pass_context
+def evaluate(
+    ctx: click.Context,
+    predictions: Path,
+    references: Path,
+    json_path: Path | None,
+    csv_path: Path | None,
+) -> None:
+    """Score predicted masks against references.
+
+    Prints Dice, the full Hausdorff distance, HD95, the average symmetric surface distance and
+    the volume error of each case, and their means by sequence and vendor (in-distribution: A,
+    B1, B2). Ends with 0 if every reference was compared with a mask that is not empty, with 1 if
+    not, with 3 if there is nothing to compare.
+    """
+    from sslmedsam2.evaluation.formatting import format_tables
+    from sslmedsam2.pipelines import evaluate as pipeline
+
+    result = pipeline.evaluate(predictions=predictions, references=references)
+    pipeline.write_results(result, json_path=json_path, csv_path=csv_path)
+    click.echo(format_tables(result.rows, result.summaries))
+    ctx.exit(int(result.exit_code))
