@@ -38,6 +38,7 @@ class SslMedSam2Error(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.SOME_CASES_FAILED
 
     def __init__(self, subject: object, *, reason: str, remedy: str) -> None:
+        """Compose the one-line message."""
         self.subject = str(subject)
         self.reason = reason
         self.remedy = remedy
@@ -48,6 +49,7 @@ class InputError(SslMedSam2Error):
     """One input file cannot be used. ``kind`` is a short stable name for reports and tests."""
 
     def __init__(self, subject: object, *, kind: str, reason: str, remedy: str) -> None:
+        """Compose the one-line message and keep the kind."""
         self.kind = kind
         super().__init__(subject, reason=reason, remedy=remedy)
 

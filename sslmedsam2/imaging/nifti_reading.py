@@ -16,7 +16,7 @@ import numpy as np
 
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, NiftiHeader, parse_nifti_header
 from sslmedsam2.imaging.stored import StoredImage, corrupt, repair, truncated
-from sslmedsam2.imaging.volume import ArrayZYX, Source
+from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _LARGEST_GZIP_RATIO = 1032
@@ -32,9 +32,7 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
         As :func:`parse_nifti_header`, and of kind ``truncated_data`` or ``corrupt_data``.
     """
     with path.open("rb") as file:
-        is_gzip = file.read(2) == _GZIP_MAGIC
-        file.seek(0)
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")) if is_gzip else file
+        stream, is_gzip = _decompressed(file)
         try:
             header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
             _refuse_impossible_size(path, header, is_gzip=is_gzip)
@@ -48,13 +46,50 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
     if is_gzip != (extension == ".nii.gz"):
         content = "gzipped" if is_gzip else "not gzipped"
         repairs += (repair("misnamed", f"the file is {content}, though it is named {extension}"),)
-    source = Source(
+    return StoredImage(voxels, header.geometry, _source(path, header), repairs)
+
+
+def read_nifti_grid(path: Path) -> MaskVolume:
+    """Read the header alone and return an empty mask on the image's grid.
+
+    Raises
+    ------
+    InputError
+        As :func:`parse_nifti_header`, and of kind ``truncated_data`` or ``corrupt_data`` if not
+        even the header can be read.
+    """
+    with path.open("rb") as file:
+        stream, _ = _decompressed(file)
+        try:
+            header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
+        except EOFError as error:
+            raise truncated(path) from error
+        except (zlib.error, gzip.BadGzipFile) as error:
+            raise corrupt(path, error) from error
+    return MaskVolume(
+        array_zyx=np.zeros(header.geometry.shape_zyx, np.uint8),
+        geometry=header.geometry,
+        source=_source(path, header),
+        repairs=header.repairs,
+    )
+
+
+def _decompressed(file: BinaryIO) -> tuple[BinaryIO, bool]:
+    """Return a stream of the file's content, and whether the file is gzipped."""
+    is_gzip = file.read(2) == _GZIP_MAGIC
+    file.seek(0)
+    if not is_gzip:
+        return file, False
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb")), True
+
+
+def _source(path: Path, header: NiftiHeader) -> Source:
+    return Source(
         path=path,
         native_shape=header.native_shape,
         native_dtype=header.dtype,
         nifti_header=header.raw,
     )
-    return StoredImage(voxels, header.geometry, source, repairs)
 
 
 def _refuse_impossible_size(path: Path, header: NiftiHeader, *, is_gzip: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.itk_reading import read_itk
-from sslmedsam2.imaging.nifti_reading import read_nifti
+from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
 
@@ -89,6 +89,22 @@ def _mask_volume(stored: StoredImage, array_zyx: MaskZYX) -> MaskVolume:
         source=stored.source,
         repairs=stored.repairs,
     )
+
+
+def read_grid(path: Path) -> MaskVolume:
+    """Return an empty mask on an image's grid, even where its voxels are damaged.
+
+    NIfTI only needs its header for that; other formats are read whole.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_stored`; for NIfTI only what concerns the header.
+    """
+    if _check_file(path) in NIFTI_EXTENSIONS:
+        return read_nifti_grid(path)
+    stored = read_stored(path)
+    return _mask_volume(stored, np.zeros(stored.geometry.shape_zyx, np.uint8))
 
 
 def read_stored(path: Path) -> StoredImage:

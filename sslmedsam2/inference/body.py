@@ -12,6 +12,12 @@ Box = tuple[slice, slice, slice]
 _AIR_SHARE: Final = 0.12
 """Air is darker than this share of the way from the darkest to the (nearly) brightest voxel."""
 
+_PRIOR_CENTRE: Final = (0.68, 0.46, 0.29)
+_PRIOR_HALF_AXES: Final = (0.26, 0.29, 0.24)
+"""A typical liver as shares of the body's box, canonical axes (from foot, front, patient's right):
+mean centre over the CHAOS T2 training volumes, and an ellipsoid of the same spread, less a fifth
+so that what it covers is mostly liver."""
+
 
 def body_mask(array_zyx: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Return the largest connected region that is brighter than air; all True if there is none."""
@@ -38,3 +44,20 @@ def in_plane_box(mask_zyx: npt.NDArray[np.bool_], *, margin: int) -> Box:
         slice(max(0, int(y[0]) - margin), int(y[-1]) + 1 + margin),
         slice(max(0, int(x[0]) - margin), int(x[-1]) + 1 + margin),
     )
+
+
+def typical_liver(shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Return an ellipsoid where a liver usually lies in a canonical abdominal scan.
+
+    The guess of last resort, for a file whose grid is known and whose voxels are not.
+    """
+    distance = np.zeros(shape_zyx, np.float32)
+    for axis, (size, centre, half) in enumerate(
+        zip(shape_zyx, _PRIOR_CENTRE, _PRIOR_HALF_AXES, strict=True)
+    ):
+        position = (np.arange(size, dtype=np.float32) + 0.5) / size
+        along = [1, 1, 1]
+        along[axis] = size
+        distance += (((position - centre) / half) ** 2).reshape(along)
+    # The voxel nearest to the centre is always in, however coarse the grid.
+    return (distance <= max(1.0, float(distance.min()))).astype(np.uint8)

@@ -61,7 +61,7 @@ class TrainingSettings:
 
     epochs: int = 30
     iterations_per_epoch: int = 50
-    validation_iterations: int = 4
+    validation_iterations: int = 2
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
     contrast_probability: float = 0.6
@@ -102,7 +102,10 @@ class LiverTrainer(nnUNetTrainer):
         from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 
         optimizer = torch.optim.AdamW(
-            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 

@@ -1,0 +1,133 @@
+"""The command ``predict``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.logging_setup import terminal_console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sslmedsam2.reporting.run_report import RunReport, SeriesResult
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path),
+    default=Path("/input"),
+    show_default=True,
+    help="Folder of studies, flat folder of volumes, or one volume.",
+)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    default=Path("/output"),
+    show_default=True,
+    help="Where masks, report and previews go.",
+)
+@click.option(
+    "--model",
+    "model_dir",
+    type=click.Path(path_type=Path),
+    help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
+)
+@click.option("--sequences", help="Which to segment.  [default: GED4,T1,T2,DWI_800]")
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
+)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: nnU-Net's own result; fast: quicker arithmetic, air skipped.",
+)
+@click.option(
+    "--mirror/--no-mirror",
+    default=True,
+    show_default=True,
+    help="Average over mirrored views, where the model was trained for it.",
+)
+@click.option(
+    "--on-failure",
+    type=click.Choice(["fallback", "skip"]),
+    default="fallback",
+    show_default=True,
+    help="Write a flagged best guess where a series fails, or nothing.",
+)
+@click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
+@click.option("--previews/--no-previews", default=True, show_default=True)
+@click.option(
+    "--mask-dtype",
+    type=click.Choice(["uint8", "input"]),
+    default="uint8",
+    show_default=True,
+    help="Voxel type of the masks; input: that of each image.",
+)
+def predict(**options: Any) -> int:
+    """Segment the liver in every study of a folder."""
+    from sslmedsam2.contract.names import parse_sequence_list
+    from sslmedsam2.pipelines.predict import PredictOptions
+    from sslmedsam2.pipelines.predict import predict as run
+
+    if options["sequences"] is not None:
+        options["sequences"] = parse_sequence_list(options["sequences"])
+    with _progress() as progress:
+        report = run(PredictOptions(**options), on_result=_Teller(progress))
+    _summarise(report, options["output_dir"])
+    return report.exit_code or 0
+
+
+def _progress() -> AbstractContextManager[Progress | None]:
+    """Return a progress bar on a terminal, nothing elsewhere."""
+    console = terminal_console()
+    if console is None:
+        return nullcontext()
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+class _Teller:
+    """Shows each result: the bar moves on, and one line is logged."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._task = None if progress is None else progress.add_task("segmenting", total=None)
+
+    def __call__(self, result: SeriesResult, done: int, total: int) -> None:
+        import logging
+
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+        logging.getLogger(__name__).info(
+            "%d/%d %s %s: %s%s, %.1f s",
+            done,
+            total,
+            result.case,
+            result.sequence,
+            result.status.value,
+            "" if result.liver_volume_ml is None else f", {result.liver_volume_ml:.0f} ml",
+            sum(result.seconds.values()),
+        )
+
+
+def _summarise(report: RunReport, output_dir: Path) -> None:
+    counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
+    interrupted = "interrupted after: " if report.interrupted else ""
+    click.echo(f"{interrupted}{counts or 'nothing done'}; see {output_dir / 'run_report.json'}")

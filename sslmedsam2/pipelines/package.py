@@ -1,0 +1,78 @@
+"""Pack an output folder as the zip that is uploaded for validation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import zipfile
+from pathlib import Path
+
+from sslmedsam2.contract.packaging import (
+    DESCRIPTION_NAME,
+    SEQUENCE_LIST_NAME,
+    PackagePlan,
+    plan_package,
+)
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.atomic import atomic_path
+
+_LOG = logging.getLogger(__name__)
+_EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
+_PLAIN_FILE_MODE = 0o100644
+_MADE_ON_UNIX = 3
+
+
+def package(*, output_dir: Path, zip_path: Path, description: Path | None = None) -> PackagePlan:
+    """Write the zip, whole or not at all, and return what is in it.
+
+    The same masks always give the same bytes: members are sorted and carry a fixed time.
+
+    Raises
+    ------
+    NoInputError
+        There is no mask to pack.
+    UsageError
+        The description cannot be read.
+    OutputError
+        The zip cannot be written.
+    """
+    plan = plan_package(output_dir)
+    texts = {}
+    if plan.sequence_list is not None:
+        texts[SEQUENCE_LIST_NAME] = plan.sequence_list.encode("utf-8")
+    if description is not None:
+        texts[DESCRIPTION_NAME] = _read_description(description)
+    for path in plan.left_out:
+        _LOG.warning("%s: no mask of the contract; left out", path)
+    for case in plan.without_required:
+        _LOG.warning("%s: has no GED4 mask, which the challenge requires", case)
+    with atomic_path(zip_path) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, path in plan.masks:
+            # Masks are compressed already.
+            with (
+                path.open("rb") as source,
+                archive.open(_member(name, zipfile.ZIP_STORED), "w") as target,
+            ):
+                shutil.copyfileobj(source, target)
+        for name, content in sorted(texts.items()):
+            archive.writestr(_member(name, zipfile.ZIP_DEFLATED), content)
+    return plan
+
+
+def _read_description(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UsageError(
+            path,
+            reason=f"the description cannot be read ({error.strerror})",
+            remedy="Check --description",
+        ) from error
+
+
+def _member(name: str, compression: int) -> zipfile.ZipInfo:
+    member = zipfile.ZipInfo(name, date_time=_EARLIEST_ZIP_TIME)
+    member.compress_type = compression
+    member.external_attr = _PLAIN_FILE_MODE << 16
+    member.create_system = _MADE_ON_UNIX
+    return member

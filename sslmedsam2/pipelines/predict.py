@@ -1,0 +1,298 @@
+"""``predict``: find the studies, segment each series, write masks, previews and the report.
+
+Reading ahead and writing behind happen in two threads, here and nowhere else: while the network
+works on one series, the next is read and the last is written. The report is rewritten after each
+series, so that a kill loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
+from sslmedsam2.contract.studies import Discovery, find_studies
+from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
+from sslmedsam2.imaging.writing import MaskDtype
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import Device, EngineOptions, LiverSegmenter, Mode
+from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.pipelines.resume import reusable_result
+from sslmedsam2.pipelines.series_work import Loaded, SeriesTarget, finish, load, segment
+from sslmedsam2.reporting.run_report import (
+    ModelRecord,
+    RunReport,
+    SeriesResult,
+    SeriesStatus,
+    load_report,
+    start_report,
+    write_report,
+)
+from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
+from sslmedsam2.weights.manifest import ANY_SEQUENCE
+
+logger = logging.getLogger(__name__)
+
+FailurePolicy = Literal["fallback", "skip"]
+OnResult = Callable[[SeriesResult, int, int], None]
+"""Called with a result, how many series are done, and how many there are."""
+
+_GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What ``predict`` is asked to do.
+
+    Attributes
+    ----------
+    model_dir
+        None to search the usual places, see :mod:`sslmedsam2.weights.locate`.
+    sequences
+        Canonical names; None for those that the challenge scores.
+    on_failure
+        ``fallback`` writes a valid, flagged best guess where a series fails; ``skip`` nothing.
+    resume
+        Keep what an earlier run with the same model and options has completed.
+    mask_dtype
+        ``uint8``, or ``input`` for the voxel type of each image.
+    """
+
+    input_path: Path
+    output_dir: Path
+    model_dir: Path | None = None
+    sequences: tuple[str, ...] | None = None
+    device: Device = "auto"
+    mode: Mode = "exact"
+    mirror: bool = True
+    on_failure: FailurePolicy = "fallback"
+    resume: bool = False
+    previews: bool = True
+    mask_dtype: MaskDtype = "uint8"
+
+
+def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> RunReport:
+    """Segment everything below ``options.input_path`` and return the finished report.
+
+    A series that fails never stops the others; the report's ``exit_code`` sums up.
+
+    Raises
+    ------
+    NoInputError
+        The input path does not exist, or nothing below it can be used at all.
+    ModelError
+        No usable model was found.
+    UsageError
+        The device is not there.
+    OutputError
+        The output folder cannot be written.
+    """
+    discovery = find_studies(options.input_path, sequences=options.sequences)
+    for note in discovery.notes:
+        logger.info(note)
+    models = locate_models(options.model_dir)
+    targets = [target for target in _targets(discovery, options) if _is_served(target, models)]
+    engine = _Engine(models, EngineOptions(options.device, options.mode, options.mirror))
+    previous = _previous_report(options)
+    report = start_report(
+        models=tuple(_record(model) for model in models),
+        device=engine.device,
+        backend=engine.backend,
+        options=_recorded_options(options),
+    )
+    total = len(targets) + len(discovery.problems)
+    recorder = _Recorder(report, report_path(options.output_dir), total=total, listener=on_result)
+    for problem in discovery.problems:
+        recorder.add(_problem_result(problem, options))
+    if not targets:
+        recorder.end(ExitCode.NO_VALID_INPUT)
+        raise _no_input(discovery, options)
+    with stop_on_signals() as stop:
+        _run(targets, engine=engine, recorder=recorder, previous=previous, stop=stop)
+        return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
+
+
+class _Engine:
+    """The loaded segmenters, one a model, made when the first series needs them."""
+
+    def __init__(self, models: Sequence[ModelLocation], options: EngineOptions) -> None:
+        self._models = models
+        self._options = options
+        self._loaded: dict[Path, LiverSegmenter] = {}
+        # A model that cannot be loaded has to fail before anything is written.
+        first = self._segmenter(models[0])
+        self.device = first.device
+        self.backend = first.backend
+
+    def for_sequence(self, sequence: str | None) -> LiverSegmenter:
+        """Return the segmenter that serves a sequence; raises ModelError if none does."""
+        return self._segmenter(model_for_sequence(self._models, sequence or ANY_SEQUENCE))
+
+    def _segmenter(self, model: ModelLocation) -> LiverSegmenter:
+        if model.path not in self._loaded:
+            spec = read_model_spec(model.path)
+            self._loaded[model.path] = LiverSegmenter(spec, self._options)
+        return self._loaded[model.path]
+
+
+class _Recorder:
+    """Keeps the report on disk up to date and tells the listener."""
+
+    def __init__(
+        self, report: RunReport, path: Path, *, total: int, listener: OnResult | None
+    ) -> None:
+        self.report = report
+        self._path = path
+        self._total = total
+        self._listener = listener
+        write_report(report, path)
+
+    def add(self, result: SeriesResult) -> None:
+        """Add one result, write the report, log a line."""
+        self.report = self.report.with_series(result)
+        write_report(self.report, self._path)
+        if result.error:
+            logger.error("%s: %s", result.status.value, result.error)
+        if self._listener is not None:
+            self._listener(result, len(self.report.series), self._total)
+
+    def end(self, code: ExitCode, *, interrupted: bool = False) -> RunReport:
+        """Close the report."""
+        self.report = self.report.ended(exit_code=int(code), interrupted=interrupted)
+        write_report(self.report, self._path)
+        return self.report
+
+
+def _run(
+    targets: Sequence[SeriesTarget],
+    *,
+    engine: _Engine,
+    recorder: _Recorder,
+    previous: RunReport | None,
+    stop: StopRequest,
+) -> None:
+    """Stream the series through reader, network and writer until done or stopped."""
+    pending = []
+    for target in targets:
+        kept = reusable_result(target, previous, report=recorder.report)
+        if kept is None:
+            pending.append(target)
+        else:
+            recorder.add(kept)
+    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+        writing: Future[SeriesResult] | None = None
+        for loaded in _read_ahead(pending, reader, stop):
+            segmenter = engine.for_sequence(loaded.target.series.sequence)
+            work = segment(loaded, segmenter)
+            # One write at a time: more would only hold more volumes in memory.
+            if writing is not None:
+                recorder.add(writing.result())
+            writing = writer.submit(finish, work)
+        if writing is not None:
+            recorder.add(writing.result())
+
+
+def _read_ahead(
+    targets: Sequence[SeriesTarget], reader: ThreadPoolExecutor, stop: StopRequest
+) -> Iterator[Loaded]:
+    """Yield the series as read, with the next one being read meanwhile."""
+    ahead: Future[Loaded] | None = None
+    for target in [*targets, None]:
+        current, ahead = ahead, reader.submit(load, target) if target is not None else None
+        if stop:
+            return
+        if current is not None:
+            yield current.result()
+
+
+def _targets(discovery: Discovery, options: PredictOptions) -> Iterator[SeriesTarget]:
+    for study in discovery.studies:
+        for series in study.series:
+            path = mask_path(options.output_dir, series)
+            yield SeriesTarget(
+                series=series,
+                input_name=_input_name(series.path, options),
+                mask_path=path,
+                preview_path=preview_path(options.output_dir, series) if options.previews else None,
+                output_name=path.relative_to(options.output_dir).as_posix(),
+                mask_dtype=options.mask_dtype,
+                fallback=options.on_failure == "fallback",
+            )
+
+
+def _is_served(target: SeriesTarget, models: Sequence[ModelLocation]) -> bool:
+    try:
+        model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
+    except ModelError as error:
+        logger.warning("%s is left out: %s", target.input_name, error.reason)
+        return False
+    return True
+
+
+def _input_name(path: Path, options: PredictOptions) -> str:
+    base = options.input_path if options.input_path.is_dir() else options.input_path.parent
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
+    """Report what discovery could not make a series of; its subject is a path."""
+    path = Path(problem.subject)
+    return SeriesResult(
+        case=path.parent.name or path.name,
+        vendor=None,
+        sequence=path.name,
+        input_path=_input_name(path, options) if path.is_absolute() else problem.subject,
+        output_path=None,
+        status=SeriesStatus.FAILED,
+        error=str(problem),
+    )
+
+
+def _previous_report(options: PredictOptions) -> RunReport | None:
+    if not options.resume:
+        return None
+    path = report_path(options.output_dir)
+    if not path.is_file():
+        logger.info("nothing to resume: there is no %s yet", path.name)
+        return None
+    try:
+        return load_report(path)
+    except InputError as error:
+        logger.warning("not resuming: %s", error)
+        return None
+
+
+def _recorded_options(options: PredictOptions) -> dict[str, object]:
+    """Return the options that decide the result; folders are the caller's own business."""
+    recorded = asdict(options)
+    for folder in ("input_path", "output_dir", "model_dir", "resume"):
+        del recorded[folder]
+    return recorded
+
+
+def _record(model: ModelLocation) -> ModelRecord:
+    return ModelRecord(model.name, {entry.path: entry.sha256 for entry in model.files})
+
+
+def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
+    if stop:
+        return ExitCode.INTERRUPTED
+    if all(result.status in _GOOD for result in report.series):
+        return ExitCode.OK
+    if all(result.status is SeriesStatus.FAILED for result in report.series):
+        return ExitCode.NO_VALID_INPUT
+    return ExitCode.SOME_CASES_FAILED
+
+
+def _no_input(discovery: Discovery, options: PredictOptions) -> SslMedSam2Error:
+    reasons = [problem.reason for problem in discovery.problems] or list(discovery.notes)
+    return NoInputError(
+        options.input_path,
+        reason="no volume can be used" + (f" ({reasons[0]})" if reasons else ""),
+        remedy="Mount case folders with GED4.nii.gz and the like, or plain volumes",
+    )

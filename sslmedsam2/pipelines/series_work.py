@@ -1,0 +1,256 @@
+"""What happens to one series, in three steps that overlap between series.
+
+``load`` (reader thread) -> ``segment`` (main thread, the network) -> ``finish`` (writer thread).
+Each step takes the former one's frozen result; an error travels along as data, so that it stays
+with its series.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import InputError, SslMedSam2Error
+from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
+from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
+from sslmedsam2.imaging.reading import read_grid, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.writing import MaskDtype, write_mask
+from sslmedsam2.inference.body import typical_liver
+from sslmedsam2.inference.segmenter import LiverSegmenter, Segmentation
+from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
+
+logger = logging.getLogger(__name__)
+
+UNNAMED_SEQUENCE = "unnamed"
+_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
+_LOW_CONFIDENCE = 0.8
+_HOUNSFIELD_NOTE = (
+    "hounsfield_window: the values look like CT and were clipped to the abdominal window"
+)
+
+
+@dataclass(frozen=True)
+class SeriesTarget:
+    """One series and where its results go; ``preview_path`` is None without previews."""
+
+    series: Series
+    input_name: str
+    mask_path: Path
+    preview_path: Path | None
+    output_name: str
+    mask_dtype: MaskDtype
+    fallback: bool
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A series as read, or the error that prevented it."""
+
+    target: SeriesTarget
+    volume: Volume | None
+    canonical: CanonicalVolume | None
+    error: SslMedSam2Error | None
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A loaded series with its segmentation; both may be missing where ``error`` says why."""
+
+    loaded: Loaded
+    segmentation: Segmentation | None
+    error: SslMedSam2Error | None
+
+
+def load(target: SeriesTarget) -> Loaded:
+    """Read a series and turn it to the canonical orientation."""
+    start = time.perf_counter()
+    path = target.series.path
+    try:
+        volume = read_volume(path)
+        canonical = to_canonical(volume)
+    except SslMedSam2Error as error:
+        return Loaded(target, None, None, error)
+    except Exception as error:
+        return Loaded(target, None, None, _unforeseen(path, error))
+    notes = volume.repairs
+    if looks_like_hounsfield(canonical.array_zyx):
+        canonical = replace(canonical, array_zyx=window_hounsfield(canonical.array_zyx))
+        notes = (*notes, _HOUNSFIELD_NOTE)
+    seconds = {"read": round(time.perf_counter() - start, 4)}
+    return Loaded(target, volume, canonical, None, notes, seconds)
+
+
+def segment(loaded: Loaded, segmenter: LiverSegmenter) -> Segmented:
+    """Run the network; an unforeseen failure becomes this series' error."""
+    if loaded.canonical is None:
+        return Segmented(loaded, None, loaded.error)
+    try:
+        return Segmented(loaded, segmenter.segment(loaded.canonical), None)
+    except SslMedSam2Error as error:
+        return Segmented(loaded, None, error)
+    except Exception as error:
+        return Segmented(loaded, None, _unforeseen(loaded.target.series.path, error))
+
+
+def finish(work: Segmented) -> SeriesResult:
+    """Decide what to write, write it, and say how it went."""
+    start = time.perf_counter()
+    target = work.loaded.target
+    try:
+        result = _written(work)
+    except SslMedSam2Error as error:
+        result = _failed(work, error)
+    except Exception as error:
+        result = _failed(work, _unforeseen(target.series.path, error))
+    seconds = dict(result.seconds)
+    seconds["write"] = round(time.perf_counter() - start, 4)
+    return replace(result, seconds=seconds)
+
+
+def _written(work: Segmented) -> SeriesResult:
+    """Write the network's mask, or a fallback where there is none and one is wanted."""
+    found = work.segmentation
+    if found is not None and found.n_components > 0:
+        return _write(work, found.mask_zyx, status=SeriesStatus.OK, reason=None)
+    if found is not None:
+        reason = "the network found no liver"
+        if not work.loaded.target.fallback:
+            return _result(work, status=SeriesStatus.EMPTY, error=_line(work, reason))
+        assert found.relaxed_mask_zyx is not None
+        remedy = "the likeliest region was written instead"
+        return _write(
+            work,
+            found.relaxed_mask_zyx,
+            status=SeriesStatus.FALLBACK,
+            reason=_line(work, f"{reason}; {remedy}"),
+        )
+    assert work.error is not None
+    if not work.loaded.target.fallback:
+        return _failed(work, work.error)
+    return _write_typical_liver(work, work.error)
+
+
+def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
+    """Write the typical liver on the file's grid, if at least that can be read."""
+    try:
+        grid: MaskVolume | Volume = work.loaded.volume or read_grid(work.loaded.target.series.path)
+    except InputError:
+        return _failed(work, cause)
+    turn = reorientation_of(grid.geometry)
+    z, y, x = (grid.geometry.shape_zyx[axis] for axis in turn.axes)
+    mask = to_native(typical_liver((z, y, x)), turn)
+    target = work.loaded.target
+    write_mask(mask, like=grid, path=target.mask_path, dtype=target.mask_dtype)
+    voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
+    outcome = f"{cause} A liver of typical place and size was written instead."
+    return replace(
+        _result(work, status=SeriesStatus.FALLBACK, error=outcome),
+        output_path=target.output_name,
+        liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
+    )
+
+
+def _write(
+    work: Segmented, mask_zyx: MaskZYX, *, status: SeriesStatus, reason: str | None
+) -> SeriesResult:
+    loaded, found = work.loaded, work.segmentation
+    target, volume, canonical = loaded.target, loaded.volume, loaded.canonical
+    assert volume is not None
+    assert canonical is not None
+    assert found is not None
+    native = to_native(mask_zyx, canonical.reorientation)
+    write_mask(native, like=volume, path=target.mask_path, dtype=target.mask_dtype)
+    volume_ml = float(mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
+    touches = _touches_border(mask_zyx)
+    doubts = _doubts(found, volume_ml=volume_ml, touches_border=touches)
+    if target.preview_path is not None:
+        series = target.series
+        write_preview(
+            canonical.array_zyx,
+            mask_zyx,
+            spacing_zyx_mm=canonical.spacing_zyx_mm,
+            path=target.preview_path,
+            title=" ".join(filter(None, (series.case, series.sequence))),
+            flags=("FALLBACK",) if status is SeriesStatus.FALLBACK else (),
+        )
+    return replace(
+        _result(work, status=status, error=reason),
+        output_path=target.output_name,
+        liver_volume_ml=round(volume_ml, 1),
+        components=found.n_components,
+        touches_border=touches,
+        mean_foreground_confidence=round(found.mean_confidence, 4),
+        warnings=(*loaded.notes, *found.warnings, *doubts),
+    )
+
+
+def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
+    return _result(work, status=SeriesStatus.FAILED, error=str(error))
+
+
+def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> SeriesResult:
+    """Return what is known of a series without its mask."""
+    loaded = work.loaded
+    series = loaded.target.series
+    stages = work.segmentation.seconds if work.segmentation is not None else {}
+    return SeriesResult(
+        case=series.case,
+        vendor=series.vendor,
+        sequence=series.sequence or UNNAMED_SEQUENCE,
+        input_path=loaded.target.input_name,
+        output_path=None,
+        status=status,
+        seconds={**loaded.seconds, **stages},
+        peak_memory_mb=peak_memory_mb(),
+        warnings=loaded.notes,
+        error=error,
+        geometry=None if loaded.volume is None else InputGeometry.of(loaded.volume),
+    )
+
+
+def _line(work: Segmented, reason: str) -> str:
+    return f"{work.loaded.target.series.path}: {reason}. Look at the preview before using it."
+
+
+def _doubts(found: Segmentation, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
+    """Name what a person should look at before trusting the mask."""
+    low, high = _PLAUSIBLE_LIVER_ML
+    doubts = []
+    if not low <= volume_ml <= high:
+        doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
+    if touches_border:
+        doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
+    if found.mean_confidence < _LOW_CONFIDENCE:
+        doubts.append(f"low_confidence: mean foreground probability {found.mean_confidence:.2f}")
+    return tuple(doubts)
+
+
+def _touches_border(mask_zyx: MaskZYX) -> bool:
+    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
+    return any(bool(face.any()) for face in faces)
+
+
+def peak_memory_mb() -> float:
+    """Return the process's largest resident size so far, in MB of 10**6 bytes."""
+    # Linux counts in KiB.
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+
+
+def _unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
+    logger.debug("unforeseen error", exc_info=error)
+    detail = " ".join(str(error).split())[:200] or "no details"
+    return SslMedSam2Error(
+        path,
+        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
+        remedy="Run again with --verbose and report the traceback",
+    )

@@ -1,0 +1,228 @@
+"""Does an output folder keep the contract? Names first, then every mask against its image."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.contract.studies import find_studies
+from sslmedsam2.contract.validation import Check, MaskPair, check_listing, series_label
+from sslmedsam2.errors import ExitCode, InputError, NoInputError
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, nifti_struct
+from sslmedsam2.imaging.reading import read_stored
+from sslmedsam2.imaging.stored import StoredImage
+
+_LOG = logging.getLogger(__name__)
+AFFINE_TOLERANCE_MM = 1e-3
+"""How far a corner voxel may lie from its place in the image: float32 rounding, no more."""
+
+_Fault = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Every line of a validation, in the order in which it was checked."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failures(self) -> int:
+        """The number of lines that say FAIL."""
+        return sum(check.verdict == "FAIL" for check in self.checks)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK if no line says FAIL."""
+        return ExitCode.SOME_CASES_FAILED if self.failures else ExitCode.OK
+
+
+def validate(*, input_path: Path, output_dir: Path) -> Validation:
+    """Check an output folder against the studies it was made from.
+
+    Raises
+    ------
+    NoInputError
+        The input holds no study, or the output folder does not exist.
+    """
+    if not output_dir.is_dir():
+        raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
+    discovery = find_studies(input_path)
+    if not discovery.studies:
+        raise NoInputError(
+            input_path,
+            reason="it holds no study to compare with",
+            remedy="Give the folder that the masks were made from",
+        )
+    listing = check_listing(discovery, output_dir)
+    content = [check for pair in listing.pairs for check in _check_mask(pair)]
+    return Validation(checks=(*listing.checks, *content))
+
+
+def write_json(validation: Validation, path: Path) -> None:
+    """Write the lines and the count of failures; raises OutputError."""
+    data = {
+        "failures": validation.failures,
+        "checks": [asdict(check) for check in validation.checks],
+    }
+    write_text_atomic(path, json.dumps(data, indent=2) + "\n")
+
+
+def _check_mask(pair: MaskPair) -> list[Check]:
+    """Compare one mask with its image: a PASS, or a FAIL for each fault; perhaps a NOTE."""
+    subject = series_label(pair.series)
+    _LOG.debug("checking %s", pair.mask)
+    try:
+        mask = read_stored(pair.mask)
+        image = _read_image(pair.series.path)
+    except InputError as error:
+        return [Check("FAIL", "readable", subject, str(error))]
+    faults = [*_value_faults(mask), *_type_faults(mask, image), *_place_faults(mask, image)]
+    checks = [Check("FAIL", rule, subject, detail) for rule, detail in faults]
+    if not faults:
+        shape = " x ".join(map(str, mask.source.native_shape))
+        voxel_ml = float(np.prod(mask.geometry.spacing_zyx_mm)) / 1000
+        volume_ml = np.count_nonzero(mask.array_zyx) * voxel_ml
+        detail = f"{mask.source.native_dtype.name} {shape}, {volume_ml:.1f} ml, on the image's grid"
+        checks.append(Check("PASS", "content", subject, detail))
+    if not _is_uint8(mask.source.native_dtype):
+        note = f"stored as {mask.source.native_dtype.name}; scored masks were uint8"
+        checks.append(Check("NOTE", "dtype", subject, note))
+    return checks
+
+
+@dataclass(frozen=True)
+class _Image:
+    """What a mask is compared with; ``header`` is None where the image is no NIfTI file."""
+
+    header: nib.Nifti1Header | None
+    stored: StoredImage | None
+
+
+def _read_image(path: Path) -> _Image:
+    """Read an image's header, or where another format has to be compared, the image.
+
+    Raises
+    ------
+    InputError
+        The image cannot be read: nothing can be said of its mask.
+    """
+    if image_extension(path) in NIFTI_EXTENSIONS:
+        return _Image(header=_read_header(path), stored=None)
+    return _Image(header=None, stored=read_stored(path))
+
+
+def _read_header(path: Path) -> nib.Nifti1Header:
+    """Read the raw header, whatever the voxels after it are like."""
+    try:
+        with path.open("rb") as file:
+            is_gzip = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if is_gzip else file
+            return nifti_struct(path, stream.read(MAX_HEADER_BYTES))
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(
+            path,
+            kind="unreadable_file",
+            reason=f"the image's header cannot be read ({error})",
+            remedy="Copy the image again",
+        ) from error
+
+
+def _value_faults(mask: StoredImage) -> Iterator[_Fault]:
+    voxels = mask.array_zyx
+    if not np.all((voxels == 0) | (voxels == 1)):
+        yield "values", f"values from {voxels.min():g} to {voxels.max():g}, not 0 and 1 only"
+    if not voxels.any():
+        yield "empty", "the mask is empty"
+
+
+def _type_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
+    """Check the voxel type and the scaling of a mask."""
+    dtype = mask.source.native_dtype
+    allowed = _image_dtype(image)
+    if not _is_uint8(dtype) and (dtype.kind, dtype.itemsize) != (allowed.kind, allowed.itemsize):
+        yield "dtype", f"stored as {dtype.name}, neither uint8 nor the image's {allowed.name}"
+    header = _header_of(mask)
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope != 1 or intercept != 0:
+        yield "scaling", f"slope {slope:g} and intercept {intercept:g} instead of 1 and 0"
+
+
+def _place_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
+    """Compare shape and position of a mask with its image's."""
+    if image.header is not None:
+        yield from _header_faults(_header_of(mask), image.header)
+    elif image.stored is not None:
+        ours, theirs = mask.source.native_shape, image.stored.source.native_shape
+        if ours != theirs:
+            yield "shape", f"{ours}, the image has {theirs}"
+        elif not same_grid(mask.geometry, image.stored.geometry):
+            yield "affine", "the mask lies elsewhere than the image"
+
+
+def _header_faults(mask: nib.Nifti1Header, image: nib.Nifti1Header) -> Iterator[_Fault]:
+    """Compare two raw headers; an affine only where its code says that it is in force."""
+    ours, theirs = _shape(mask), _shape(image)
+    if ours != theirs:
+        yield "shape", f"{ours}, the image has {theirs}"
+        return
+    if not np.allclose(mask["pixdim"][1:4], image["pixdim"][1:4], rtol=1e-5, equal_nan=True):
+        yield "spacing", f"{mask['pixdim'][1:4]}, the image has {image['pixdim'][1:4]}"
+    for form in ("qform", "sform"):
+        code, expected = int(mask[f"{form}_code"]), int(image[f"{form}_code"])
+        if code != expected:
+            yield f"{form}_code", f"{code}, the image has {expected}"
+        elif code > 0:
+            apart_mm = _corners_apart_mm(_affine(mask, form), _affine(image, form), shape=ours)
+            if not apart_mm <= AFFINE_TOLERANCE_MM:
+                yield form, f"puts a corner {apart_mm:.3g} mm away from the image's"
+
+
+def _corners_apart_mm(
+    one: npt.NDArray[np.float64], other: npt.NDArray[np.float64], *, shape: tuple[int, ...]
+) -> float:
+    """Return the largest distance between the places two affines give to a corner voxel."""
+    if np.array_equal(one, other, equal_nan=True):
+        return 0.0
+    ends = [(0, length - 1) for length in (*shape, 1, 1)[:3]]
+    corners = np.stack([axis.ravel() for axis in (*np.meshgrid(*ends), np.ones((2, 2, 2)))])
+    return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
+
+
+def _affine(header: nib.Nifti1Header, form: str) -> npt.NDArray[np.float64]:
+    """Return one of a header's affines; NaN where the header's numbers make none."""
+    try:
+        return header.get_sform() if form == "sform" else header.get_qform()
+    except (ValueError, nib.spatialimages.HeaderDataError):
+        return np.full((4, 4), np.nan)
+
+
+def _header_of(mask: StoredImage) -> nib.Nifti1Header:
+    """Return a mask's raw header; masks are always NIfTI files (`mask_path` sees to that)."""
+    return nifti_struct(mask.source.path, mask.source.nifti_header or b"")
+
+
+def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
+    return tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
+
+
+def _image_dtype(image: _Image) -> np.dtype:
+    if image.stored is not None:
+        return image.stored.source.native_dtype
+    return image.header.get_data_dtype() if image.header is not None else np.dtype(np.uint8)
+
+
+def _is_uint8(dtype: np.dtype) -> bool:
+    return (dtype.kind, dtype.itemsize) == ("u", 1)
