@@ -146,6 +146,9 @@ def _value_faults(mask: StoredImage) -> Iterator[_Fault]:
         yield "values", f"values from {voxels.min():g} to {voxels.max():g}, not 0 and 1 only"
     if not voxels.any():
         yield "empty", "the mask is empty"
+    for repair in mask.repairs:
+        if repair.startswith("misnamed"):
+            yield "misnamed", repair.removeprefix("misnamed: ")
 
 
 def _type_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
@@ -178,8 +181,11 @@ def _header_faults(mask: nib.Nifti1Header, image: nib.Nifti1Header) -> Iterator[
     if ours != theirs:
         yield "shape", f"{ours}, the image has {theirs}"
         return
-    if not np.allclose(mask["pixdim"][1:4], image["pixdim"][1:4], rtol=1e-5, equal_nan=True):
-        yield "spacing", f"{mask['pixdim'][1:4]}, the image has {image['pixdim'][1:4]}"
+    sizes, expected_sizes = mask["pixdim"][1:4], image["pixdim"][1:4]
+    # Sizes that no reader could use have to be replaced.
+    usable = np.isfinite(expected_sizes).all() and (expected_sizes > 0).all()
+    if usable and not np.allclose(sizes, expected_sizes, rtol=1e-5):
+        yield "spacing", f"{sizes} mm, the image has {expected_sizes} mm"
     for form in ("qform", "sform"):
         code, expected = int(mask[f"{form}_code"]), int(image[f"{form}_code"])
         if code != expected:

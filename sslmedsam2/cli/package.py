@@ -1,0 +1,41 @@
+"""The command ``package``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The output folder of predict.",
+)
+@click.option(
+    "--zip",
+    "zip_path",
+    type=click.Path(path_type=Path),
+    help="The file to write.  [default: CARE-Liver-Submission.zip in the output folder]",
+)
+@click.option(
+    "--description",
+    type=click.Path(path_type=Path),
+    help="A text to add as Method_Description.md.",
+)
+def package(output_dir: Path, zip_path: Path | None, description: Path | None) -> None:
+    """Pack an output folder as a submission zip.
+
+    Holds LiSeg_pred and, where other sequences than GED4 are predicted, the list of them.
+    """
+    from sslmedsam2.contract.packaging import DEFAULT_ZIP_NAME
+    from sslmedsam2.pipelines import package as pipeline
+
+    target = zip_path or output_dir / DEFAULT_ZIP_NAME
+    plan = pipeline.package(output_dir=output_dir, zip_path=target, description=description)
+    click.echo(f"{target}: {len(plan.masks)} masks")

@@ -1,0 +1,48 @@
+"""The command ``validate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The studies that the masks were made from.",
+)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The output folder to check.",
+)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write the lines here, too."
+)
+@click.pass_context
+def validate(
+    ctx: click.Context, input_path: Path, output_dir: Path, json_path: Path | None
+) -> None:
+    """Check an output folder against the contract, line by line.
+
+    PASS and FAIL lines say whether names, values, voxel type, shape and position of the masks
+    are as the challenge wants them; NOTE lines are for information. Ends with 0 if nothing
+    fails, with 1 if something does, with 3 if there is nothing to check.
+    """
+    from sslmedsam2.pipelines import validate as pipeline
+
+    result = pipeline.validate(input_path=input_path, output_dir=output_dir)
+    if json_path:
+        pipeline.write_json(result, json_path)
+    for check in result.checks:
+        click.echo(f"{check.verdict}  {check.subject}: {check.detail} [{check.rule}]")
+    click.echo(f"{len(result.checks)} checks, {result.failures} failed")
+    ctx.exit(int(result.exit_code))
