@@ -69,23 +69,43 @@ def random_curve(unit: Tensor, *, monotone_probability: float = 0.5) -> Tensor:
 def random_label_contrast(unit: Tensor, segmentation: Tensor) -> Tensor:
     """Shift and stretch each labelled organ's intensities by itself, with soft borders.
 
-    ``segmentation`` is ``(1, z, y, x)``: liver and auxiliary organs.
+    A negative stretch turns bright vessels dark. ``segmentation`` is ``(1, z, y, x)``: liver and
+    auxiliary organs.
     """
     out = unit
-    labels = [LIVER, *range(AUXILIARY_OFFSET + 1, AUXILIARY_OFFSET + 5)]
-    for label in labels:
+    for label in (LIVER, *range(AUXILIARY_OFFSET + 1, AUXILIARY_OFFSET + 5)):
         inside = segmentation == label
         if not inside.any() or _chance(0.2):
             continue
         mean = unit[inside].mean()
-        target = mean + 0.25 * torch.randn(())
-        gain = _uniform(0.2, 1.6)
-        weight = nnf.avg_pool3d(
-            inside[None].float(), kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1)
-        )[0]
-        repainted = target.clamp(0.02, 1.2) + gain * (unit - mean)
-        out = out + weight * (repainted - unit)
+        target = (mean + 0.25 * torch.randn(())).clamp(0.02, 1.2)
+        out = _repaint(out, unit, inside, target=target.item(), gain=_random_gain())
     return out
+
+
+def bright_liver(unit: Tensor, segmentation: Tensor) -> Tensor:
+    """Make the liver the brightest organ, as the hepatobiliary phase (GED4) and CT do.
+
+    Everything else is dimmed, so that no other organ keeps T2's brightness.
+    """
+    inside = segmentation == LIVER
+    dimmed = unit * _uniform(0.3, 0.8)
+    if not inside.any():
+        return dimmed
+    return _repaint(dimmed, unit, inside, target=_uniform(0.65, 1.1), gain=_random_gain())
+
+
+def _random_gain() -> float:
+    return _uniform(0.2, 1.6) * (-1 if _chance(0.35) else 1)
+
+
+def _repaint(canvas: Tensor, unit: Tensor, inside: Tensor, *, target: float, gain: float) -> Tensor:
+    """Paint an organ's own texture, moved to ``target`` and stretched, over the canvas."""
+    weight = nnf.avg_pool3d(
+        inside[None].float(), kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1)
+    )[0]
+    texture = target + gain * (unit - unit[inside].mean())
+    return canvas + weight * (texture - canvas)
 
 
 def random_convolutions(unit: Tensor) -> Tensor:
@@ -114,15 +134,19 @@ class RandomContrastTransform(BasicTransform):
     def apply(self, data_dict: dict, **_params: object) -> dict:
         """Replace ``image`` in nnU-Net's sample dictionary; ``segmentation`` is only read."""
         unit = to_unit_range(data_dict["image"])
+        data_dict["image"] = standardise(self._repainted(unit, data_dict["segmentation"]))
+        return data_dict
+
+    @staticmethod
+    def _repainted(unit: Tensor, segmentation: Tensor) -> Tensor:
+        if _chance(0.25):
+            return bright_liver(unit, segmentation).clamp(0, 1.2)
         if _chance(0.7):
-            unit = random_label_contrast(unit, data_dict["segmentation"])
+            unit = random_label_contrast(unit, segmentation)
         kind = torch.rand(()).item()
         if kind < 0.6:
-            unit = random_curve(unit.clamp(0, 1))
-        elif kind < 0.8:
-            unit = random_convolutions(unit)
-        data_dict["image"] = standardise(unit)
-        return data_dict
+            return random_curve(unit.clamp(0, 1))
+        return random_convolutions(unit) if kind < 0.8 else unit
 
 
 class IntensityJitterTransform(ImageOnlyTransform):

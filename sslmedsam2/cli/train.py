@@ -1,0 +1,60 @@
+"""The command ``train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz (organs_<SEQ>.nii.gz helps).",
+)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the training lives; run again to go on after a stop.",
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(0),
+    default=2,
+    show_default=True,
+    help="Cross-validation folds before the final network; 0 for none.",
+)
+@click.option("--epochs", type=click.IntRange(1), default=28, show_default=True)
+@click.option("--final-epochs", type=click.IntRange(1), default=18, show_default=True)
+@click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--weights-out",
+    "weights_dir",
+    type=click.Path(path_type=Path),
+    help="Freeze the final network into this folder, for predict --model.",
+)
+@click.option("--name", default="liver", show_default=True, help="Name of the frozen model.")
+@click.option(
+    "--training-data", default="not stated", help="For the manifest: whose data, and where from."
+)
+@click.option("--licence", default="not stated", help="For the manifest: terms of the weights.")
+def train(**options: Any) -> int:
+    """Train a model from labelled studies."""
+    from sslmedsam2.pipelines.train import TrainOptions
+    from sslmedsam2.pipelines.train import train as run
+
+    scores = run(TrainOptions(**options))
+    for score in scores:
+        click.echo(f"{score.case}: Dice {score.dice:.4f}, Hausdorff {score.hausdorff_mm:.1f} mm")
+    if scores:
+        mean = sum(score.dice for score in scores) / len(scores)
+        click.echo(f"mean Dice of {len(scores)} cases by cross-validation: {mean:.4f}")
+    return 0
