@@ -21,6 +21,9 @@ from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER
 
 _QUANTILE_SAMPLE = 20_000
 _CURVE_BINS = 1024
+_AIR_BELOW = 0.06
+"""Share of the intensity range below which a voxel is taken for air."""
+_CLOSING_VOXELS = 8
 
 
 def _uniform(low: float, high: float) -> float:
@@ -95,17 +98,47 @@ def bright_liver(unit: Tensor, segmentation: Tensor) -> Tensor:
     return _repaint(dimmed, unit, inside, target=_uniform(0.65, 1.1), gain=_random_gain())
 
 
+def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
+    """Paint a ring of fat under the skin, which fat-suppressed training images lack.
+
+    Without fat suppression, as in most T1, that ring is often the brightest thing in the picture.
+    ``unit`` is the patch before any repainting: it tells body from air. Labelled organs stay as
+    they are.
+    """
+    depth = int(torch.randint(2, 11, ()).item())
+    body = ((unit > _AIR_BELOW) & (segmentation >= 0)).float()
+    # Closing fills lungs and bowel gas at their rims, which are no skin.
+    closed = _erode(_dilate(body, _CLOSING_VOXELS), _CLOSING_VOXELS)
+    ring = (body > 0) & (_erode(closed, depth) == 0) & (segmentation == 0)
+    weight = _blurred(ring)
+    fat = _uniform(0.5, 1.1) + 0.3 * (unit - 0.2)
+    return painted + weight * (fat - painted)
+
+
+def _dilate(mask: Tensor, voxels: int) -> Tensor:
+    """Widen a mask within its slices; a square is a row of lines, which is much quicker."""
+    size = 2 * voxels + 1
+    along_x = nnf.max_pool3d(mask[None], (1, 1, size), stride=1, padding=(0, 0, voxels))
+    return nnf.max_pool3d(along_x, (1, size, 1), stride=1, padding=(0, voxels, 0))[0]
+
+
+def _erode(mask: Tensor, voxels: int) -> Tensor:
+    return 1 - _dilate(1 - mask, voxels)
+
+
+def _blurred(mask: Tensor) -> Tensor:
+    """Return a mask as weights with soft borders within slices."""
+    return nnf.avg_pool3d(mask[None].float(), kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1))[0]
+
+
 def _random_gain() -> float:
     return _uniform(0.2, 1.6) * (-1 if _chance(0.35) else 1)
 
 
 def _repaint(canvas: Tensor, unit: Tensor, inside: Tensor, *, target: float, gain: float) -> Tensor:
     """Paint an organ's own texture, moved to ``target`` and stretched, over the canvas."""
-    weight = nnf.avg_pool3d(
-        inside[None].float(), kernel_size=(1, 3, 3), stride=1, padding=(0, 1, 1)
-    )[0]
     texture = target + gain * (unit - unit[inside].mean())
-    return canvas + weight * (texture - canvas)
+    return canvas + _blurred(inside) * (texture - canvas)
 
 
 def random_convolutions(unit: Tensor) -> Tensor:
@@ -140,13 +173,15 @@ class RandomContrastTransform(BasicTransform):
     @staticmethod
     def _repainted(unit: Tensor, segmentation: Tensor) -> Tensor:
         if _chance(0.25):
-            return bright_liver(unit, segmentation).clamp(0, 1.2)
-        if _chance(0.7):
-            unit = random_label_contrast(unit, segmentation)
-        kind = torch.rand(()).item()
-        if kind < 0.6:
-            return random_curve(unit.clamp(0, 1))
-        return random_convolutions(unit) if kind < 0.8 else unit
+            painted = bright_liver(unit, segmentation).clamp(0, 1.2)
+        else:
+            painted = random_label_contrast(unit, segmentation) if _chance(0.7) else unit
+            kind = torch.rand(()).item()
+            if kind < 0.6:
+                painted = random_curve(painted.clamp(0, 1))
+            elif kind < 0.8:
+                painted = random_convolutions(painted)
+        return bright_fat(painted, unit, segmentation) if _chance(0.35) else painted
 
 
 class IntensityJitterTransform(ImageOnlyTransform):
