@@ -1,7 +1,7 @@
 """Read an ordinary nnU-Net v2 model folder, and refuse what this engine does not do.
 
-Layout: ``dataset.json``, ``plans.json``, ``fold_<k>/checkpoint_final.pth``. Reading the two JSON
-files needs neither torch nor nnU-Net; weights are loaded separately, with ``weights_only``.
+The folder's layout is that of :mod:`sslmedsam2.weights.layout`, and its checkpoints are read by
+:mod:`sslmedsam2.weights.checkpoint`; here is what the plans mean to the engine.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError
+from sslmedsam2.weights.checkpoint import read_checkpoint
+from sslmedsam2.weights.layout import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
 
 if TYPE_CHECKING:
     import torch
 
-CHECKPOINT_NAME: Final = "checkpoint_final.pth"
 _DEFAULT_RESAMPLER: Final = "resample_data_or_seg_to_shape"
 _REMEDY_RETRAIN: Final = "Use a 3-D single-stage nnU-Net v2 model with one foreground label"
 
@@ -80,8 +81,13 @@ class Checkpoint:
     mirror_axes: tuple[int, ...]
 
 
-def read_model_spec(path: Path) -> ModelSpec:
-    """Read ``dataset.json`` and ``plans.json`` of a model folder.
+def read_model_spec(path: Path, *, folds: tuple[str, ...] | None = None) -> ModelSpec:
+    """Read the description of a model folder; the weights stay on disk.
+
+    Parameters
+    ----------
+    folds
+        The folds to use; None for those that :func:`sslmedsam2.weights.layout.find_folds` finds.
 
     Raises
     ------
@@ -89,18 +95,21 @@ def read_model_spec(path: Path) -> ModelSpec:
         Something is missing or malformed, or the model is of a kind that is not supported: more
         than one foreground label, regions, cascades, 2-D, several input channels.
     """
-    dataset = _read_json(path / "dataset.json")
-    plans = _read_json(path / "plans.json")
-    folds = _folds(path)
-    configuration = _configuration_name(path / f"fold_{folds[0]}" / CHECKPOINT_NAME)
-    _check_labels(path, dataset)
+    if folds is None:
+        folds = find_folds(path)
+    dataset = _read_json(path / DATASET_FILE)
+    plans = _read_json(path / PLANS_FILE)
+    configuration = str(
+        read_checkpoint(path / checkpoint_file(folds[0]))["init_args"]["configuration"]
+    )
     try:
+        _check_labels(path, dataset)
         return _spec(path, plans=plans, folds=folds, configuration=configuration)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ModelError(
-            path / "plans.json",
-            reason=f"the plans lack or garble an entry ({error!r})",
-            remedy="Copy the plans.json that nnU-Net wrote beside the folds",
+            path,
+            reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r})",
+            remedy="Copy both files that nnU-Net wrote beside the folds",
         ) from error
 
 
@@ -112,61 +121,10 @@ def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
     ModelError
         The file is unreadable or holds anything beyond plain tensors and numbers.
     """
-    content = _torch_load(spec.path / f"fold_{fold}" / CHECKPOINT_NAME)
+    content = read_checkpoint(spec.path / checkpoint_file(fold))
     axes = content.get("inference_allowed_mirroring_axes") or ()
     return Checkpoint(
         weights=content["network_weights"], mirror_axes=tuple(int(axis) for axis in axes)
-    )
-
-
-def _torch_load(path: Path) -> dict[str, Any]:
-    import numpy as np
-    import torch
-
-    # nnU-Net's own checkpoints carry numpy scalars in their log; these three rebuild them and
-    # can run no code.
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    harmless = [scalar, np.dtype, *{type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8")}]
-    try:
-        with torch.serialization.safe_globals(harmless):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(content["network_weights"], dict):
-            raise TypeError("network_weights")
-    except Exception as error:
-        reason = str(error).splitlines()[0][:160]
-        raise ModelError(
-            path,
-            reason=f"the checkpoint cannot be loaded safely ({reason})",
-            remedy="Freeze it with this project's tools, or restore the original file",
-        ) from error
-    return content
-
-
-def _configuration_name(checkpoint: Path) -> str:
-    try:
-        return str(_torch_load(checkpoint)["init_args"]["configuration"])
-    except KeyError as error:
-        raise ModelError(
-            checkpoint,
-            reason="the checkpoint does not name its nnU-Net configuration",
-            remedy="Use a checkpoint written by nnU-Net v2",
-        ) from error
-
-
-def _folds(path: Path) -> tuple[str, ...]:
-    folds = sorted(
-        folder.name.removeprefix("fold_")
-        for folder in path.glob("fold_*")
-        if (folder / CHECKPOINT_NAME).is_file()
-    )
-    # A fold trained on everything stands alone, as in nnU-Net's own fold detection.
-    numbered = tuple(fold for fold in folds if fold.isdigit())
-    if numbered or folds:
-        return numbered or tuple(folds)
-    raise ModelError(
-        path,
-        reason=f"no fold_*/{CHECKPOINT_NAME} found",
-        remedy="Point --model at the folder that holds plans.json and the fold folders",
     )
 
 
@@ -181,7 +139,7 @@ def _check_labels(path: Path, dataset: dict[str, Any]) -> None:
     else:
         return
     raise ModelError(
-        path / "dataset.json", reason=f"unsupported model: {problem}", remedy=_REMEDY_RETRAIN
+        path / DATASET_FILE, reason=f"unsupported model: {problem}", remedy=_REMEDY_RETRAIN
     )
 
 
@@ -237,7 +195,7 @@ def _resampling(path: Path, entry: dict[str, Any], role: str) -> Resampling:
     function = entry[f"resampling_fn_{role}"]
     if function != _DEFAULT_RESAMPLER:
         raise ModelError(
-            path / "plans.json",
+            path / PLANS_FILE,
             reason=f"unsupported resampling function '{function}'",
             remedy=f"Use plans with '{_DEFAULT_RESAMPLER}', nnU-Net's default",
         )

@@ -10,6 +10,7 @@ from torch import nn
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec
+from sslmedsam2.weights.layout import PLANS_FILE
 
 
 def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
@@ -32,28 +33,43 @@ def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
             reason=f"the weights do not fit the plans ({str(error).splitlines()[-1].strip()})",
             remedy="Take plans.json and checkpoint from the same training",
         ) from error
-    heads: Any = network.decoder.seg_layers  # type: ignore[union-attr]
+    heads = network.decoder.seg_layers
     heads[-1] = _folded(heads[-1])
     return network.eval().requires_grad_(False).float()
 
 
-def _skeleton(spec: ModelSpec) -> nn.Module:
+def _skeleton(spec: ModelSpec) -> Any:
     """Build the network without memory for its weights, which ``assign`` brings along."""
-    kwargs = dict(spec.architecture.kwargs)
-    for name in spec.architecture.kwargs_to_import:
-        if kwargs[name] is not None:
-            kwargs[name] = pydoc.locate(kwargs[name])
     network_class = pydoc.locate(spec.architecture.class_name)
-    if network_class is None:
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise _unknown(spec)
+    kwargs = dict(spec.architecture.kwargs)
+    try:
+        for name in spec.architecture.kwargs_to_import:
+            if kwargs[name] is not None:
+                kwargs[name] = pydoc.locate(kwargs[name])
+        with torch.device("meta"):
+            network = network_class(
+                input_channels=1, num_classes=2, deep_supervision=False, **kwargs
+            )
+    except Exception as error:
+        # Plans are data from outside, and the classes they name check their arguments little.
         raise ModelError(
-            spec.path / "plans.json",
-            reason=f"unknown architecture '{spec.architecture.class_name}'",
-            remedy="Install the package that defines it, or use a standard nnU-Net architecture",
-        )
-    with torch.device("meta"):
-        return network_class(  # type: ignore[operator]
-            input_channels=1, num_classes=2, deep_supervision=False, **kwargs
-        )
+            spec.path / PLANS_FILE,
+            reason=f"the architecture cannot be built ({type(error).__name__}: {error})",
+            remedy="Use the plans.json that nnU-Net wrote for this training",
+        ) from error
+    if not hasattr(getattr(network, "decoder", None), "seg_layers"):
+        raise _unknown(spec)
+    return network
+
+
+def _unknown(spec: ModelSpec) -> ModelError:
+    return ModelError(
+        spec.path / PLANS_FILE,
+        reason=f"unknown architecture '{spec.architecture.class_name}'",
+        remedy="Install the package that defines it, or use a standard nnU-Net U-Net",
+    )
 
 
 def _folded(head: nn.Conv3d) -> nn.Conv3d:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,16 @@ logger = logging.getLogger(__name__)
 class TorchMarginNetwork:
     """A network on one device; see ``sliding_window.MarginNetwork``.
 
+    Computes as nnU-Net does: in fp16 on CUDA, in fp32 on a CPU.
+
     Runs out of GPU memory gracefully: first the batch is halved down to single patches, then the
     network moves to the CPU for good. Each step is kept in ``degradations``.
     """
 
-    def __init__(self, network: nn.Module, *, device: str, half_precision: bool) -> None:
-        """Place ``network`` on ``device``; ``half_precision`` means fp16 on CUDA, bf16 on a CPU."""
+    def __init__(self, network: nn.Module, *, device: str) -> None:
+        """Place ``network`` on ``device``."""
         self._network = network.to(device)
         self._device = torch.device(device)
-        self._half = half_precision
         self._max_batch: int | None = None
         self.degradations: list[str] = []
 
@@ -45,9 +45,8 @@ class TorchMarginNetwork:
 
     def _forward(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         batch = torch.from_numpy(patches).to(self._device)
-        kind = torch.float16 if self._device.type == "cuda" else torch.bfloat16
-        context = torch.autocast(self._device.type, dtype=kind) if self._half else nullcontext()
-        with context:
+        on_gpu = self._device.type == "cuda"
+        with torch.autocast("cuda", dtype=torch.float16, enabled=on_gpu):
             return self._network(batch).float().cpu().numpy()
 
     def _degrade(self, failed_batch: int) -> None:

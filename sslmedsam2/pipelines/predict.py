@@ -135,7 +135,7 @@ class _Engine:
 
     def _segmenter(self, model: ModelLocation) -> LiverSegmenter:
         if model.path not in self._loaded:
-            spec = read_model_spec(model.path)
+            spec = read_model_spec(model.path, folds=model.folds)
             self._loaded[model.path] = LiverSegmenter(spec, self._options)
         return self._loaded[model.path]
 

@@ -6,7 +6,6 @@ torch is imported inside the functions: listing and verifying models do not need
 from __future__ import annotations
 
 import io
-import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -35,8 +34,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     try:
         with torch.serialization.safe_globals(_numpy_number_classes()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+            # Mapped, so that the optimiser's state, twice the weights' size, is never read.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    # A damaged or malicious pickle can make the unpickler fail in almost any way.
+    except Exception as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
             path,

@@ -15,6 +15,7 @@ DATASET_FILE: Final = "dataset.json"
 PLANS_FILE: Final = "plans.json"
 CHECKPOINT_NAME: Final = "checkpoint_final.pth"
 _FOLD_PREFIX: Final = "fold_"
+_FOLD_OF_ALL_CASES: Final = "all"
 
 
 def checkpoint_file(fold: str) -> str:
@@ -32,7 +33,10 @@ def model_files(folds: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def find_folds(model_dir: Path) -> tuple[str, ...]:
-    """Return the folds that have a final checkpoint, in the order of their names.
+    """Return the folds that have a final checkpoint: the numbered ones in order, or else "all".
+
+    A network trained on all cases has seen the numbered folds' validation cases and adds nothing
+    that they lack, so nnU-Net never mixes the two either.
 
     Raises
     ------
@@ -47,16 +51,17 @@ def find_folds(model_dir: Path) -> tuple[str, ...]:
                 remedy="Point to an nnU-Net v2 model folder, with dataset.json, plans.json and"
                 " fold_*, or to a folder with a manifest.json",
             )
-    folds = tuple(
-        sorted(
-            checkpoint.parent.name.removeprefix(_FOLD_PREFIX)
-            for checkpoint in model_dir.glob(f"{_FOLD_PREFIX}*/{CHECKPOINT_NAME}")
-        )
+    folds = {
+        checkpoint.parent.name.removeprefix(_FOLD_PREFIX)
+        for checkpoint in model_dir.glob(f"{_FOLD_PREFIX}*/{CHECKPOINT_NAME}")
+    }
+    numbered = sorted((fold for fold in folds if fold.isdecimal()), key=int)
+    if numbered:
+        return tuple(numbered)
+    if _FOLD_OF_ALL_CASES in folds:
+        return (_FOLD_OF_ALL_CASES,)
+    raise ModelError(
+        model_dir,
+        reason=f"none of its fold_* folders holds a {CHECKPOINT_NAME}",
+        remedy="Finish the training, or copy the checkpoint into fold_0",
     )
-    if not folds:
-        raise ModelError(
-            model_dir,
-            reason=f"none of its fold_* folders holds a {CHECKPOINT_NAME}",
-            remedy="Finish the training, or copy the checkpoint into fold_0",
-        )
-    return folds
