@@ -1,0 +1,188 @@
+"""OpenVINO and torch give what the plain torch module gives; running out of memory is survived."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import PATCH, make_network, make_plans, write_model
+from torch import nn
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
+from sslmedsam2.inference.network import build_margin_network
+from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedLayerError
+from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+
+PATCHES = np.random.default_rng(4).normal(size=(3, 1, *PATCH)).astype(np.float32)
+STAGES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
+
+
+def built(tmp_path, plans):
+    """Return nnU-Net's network and the engine's, with the same weights."""
+    original = make_network(plans, seed=3)
+    spec = read_model_spec(write_model(tmp_path / "model", plans, {"0": original}))
+    return original, build_margin_network(spec, load_checkpoint(spec, "0"))
+
+
+def by_torch(network, patches=PATCHES):
+    with torch.no_grad():
+        return network(torch.from_numpy(patches)).numpy()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_one_folded_head_gives_the_difference_of_two(tmp_path, residual):
+    original, margin_network = built(tmp_path, make_plans(residual=residual, strides=STAGES))
+
+    logits = by_torch(original)
+
+    margin = by_torch(margin_network)
+    assert margin.shape == PATCHES.shape
+    assert np.ptp(margin) > 1
+    np.testing.assert_allclose(margin, logits[:, 1:] - logits[:, :1], atol=1e-5)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_openvino_gives_torchs_margins(tmp_path, residual):
+    _, network = built(tmp_path, make_plans(residual=residual, strides=STAGES))
+    kinds = {type(module) for module in network.modules()}
+    # A residual encoder's strided skips shrink by average pooling.
+    assert (nn.AvgPool3d in kinds) is residual
+
+    compiled = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=False)
+
+    np.testing.assert_allclose(compiled(PATCHES), by_torch(network), atol=2e-4)
+
+
+def test_openvino_keeps_nothing_between_calls(tmp_path):
+    _, network = built(tmp_path, make_plans())
+    compiled = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=False)
+
+    first = compiled(PATCHES[:1])
+    kept = first.copy()
+    compiled(PATCHES[1:2])
+
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv3d(1, 1, 3, padding=1, padding_mode="circular"),
+        nn.Conv3d(1, 1, 3, padding="same"),
+        nn.ConvTranspose3d(1, 1, 2, stride=2, output_padding=1),
+        nn.InstanceNorm3d(1, track_running_stats=True),
+        nn.AvgPool3d(3, padding=1),
+        nn.GELU(),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_without_translation_is_refused_by_name(layer):
+    with pytest.raises(UnsupportedLayerError, match=type(layer).__name__):
+        OpenVinoMarginNetwork(nn.Sequential(layer).eval(), patch_size=PATCH, half_precision=False)
+
+
+def with_gelu(plans):
+    """Change the activation to one that nnU-Net allows and the translation does not know."""
+    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    kwargs.update(nonlin="torch.nn.GELU", nonlin_kwargs={})
+    return plans
+
+
+def canonical(array):
+    return CanonicalVolume(
+        array_zyx=array, spacing_zyx_mm=(8.0, 8.0, 8.0), reorientation=Reorientation((0, 1, 2), ())
+    )
+
+
+def test_the_segmenter_falls_back_to_torch_where_openvino_cannot(tmp_path, caplog):
+    plans = with_gelu(make_plans())
+    spec = read_model_spec(
+        write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
+    )
+
+    segmenter = LiverSegmenter(spec, EngineOptions(device="cpu"))
+
+    assert segmenter.backend == "torch fp32"
+    assert "GELU" in caplog.text
+    result = segmenter.segment(canonical(PATCHES[0, 0] + 5))
+    assert result.mask_zyx.shape == PATCH
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_a_usage_error(tmp_path):
+    plans = make_plans()
+    spec = read_model_spec(
+        write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
+    )
+
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        LiverSegmenter(spec, EngineOptions(device="cuda"))
+
+
+class SmallGpu(nn.Module):
+    """Triples patches, with memory for ``room`` of them until it is moved a second time.
+
+    Without a GPU both the first device and the one of last resort are the CPU.
+    """
+
+    def __init__(self, room):
+        super().__init__()
+        self.room = room
+        self.moves = 0
+        self.batches = []
+
+    def to(self, *args, **kwargs):
+        self.moves += 1
+        return super().to(*args, **kwargs)
+
+    def forward(self, patches):
+        if self.moves < 2 and len(patches) > self.room:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        self.batches.append(len(patches))
+        return 3 * patches
+
+
+def test_the_batch_shrinks_until_it_fits_and_stays_small():
+    module = SmallGpu(room=2)
+    network = TorchMarginNetwork(module, device="cpu")
+    patches = np.concatenate([PATCHES, PATCHES])
+
+    first = network(patches)
+    second = network(patches[:4])
+
+    np.testing.assert_allclose(first, 3 * patches)
+    np.testing.assert_allclose(second, 3 * patches[:4])
+    # Six, then three, then one at a time: halved, and never tried larger again.
+    assert module.batches == [1] * 10
+    assert [step.split(":")[1] for step in network.degradations] == [
+        " batches of 3 patches from here on",
+        " batches of 1 patches from here on",
+    ]
+
+
+def test_a_single_patch_too_large_for_the_gpu_goes_to_the_cpu_for_good():
+    module = SmallGpu(room=0)
+    network = TorchMarginNetwork(module, device="cpu")
+
+    np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
+    np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
+
+    assert module.moves == 2
+    assert "continuing on the CPU" in network.degradations[-1]
+    assert len(network.degradations) == 2
+
+
+def test_degradations_are_reported_once_with_the_series_that_met_them(tmp_path):
+    plans = with_gelu(make_plans())
+    spec = read_model_spec(
+        write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
+    )
+    segmenter = LiverSegmenter(spec, EngineOptions(device="cpu"))
+    segmenter._networks = [TorchMarginNetwork(SmallGpu(room=0), device="cpu")]
+
+    first = segmenter.segment(canonical(PATCHES[0, 0] + 5))
+    second = segmenter.segment(canonical(PATCHES[0, 0] + 5))
+
+    assert any("out of GPU memory" in warning for warning in first.warnings)
+    assert second.warnings == ()
