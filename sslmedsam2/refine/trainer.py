@@ -64,7 +64,7 @@ class TrainingSettings:
     validation_iterations: int = 2
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    contrast_probability: float = 0.6
+    contrast_probability: float = 0.7
     mirror_probability: float = 0.1
     seed: int = 20260
 
