@@ -105,7 +105,7 @@ def read_model_spec(path: Path, *, folds: tuple[str, ...] | None = None) -> Mode
     try:
         _check_labels(path, dataset)
         return _spec(path, plans=plans, folds=folds, configuration=configuration)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(
             path,
             reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r})",

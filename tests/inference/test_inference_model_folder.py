@@ -86,6 +86,7 @@ def test_plans_from_before_nnunet_stored_architectures_are_translated(model):
         kwargs = entry.pop("architecture")["arch_kwargs"]
         entry.update(
             UNet_class_name="PlainConvUNet",
+            num_pool_per_axis=[0, 1, 1],
             UNet_base_num_features=6,
             unet_max_num_features=8,
             n_conv_per_stage_encoder=kwargs["n_conv_per_stage"],
@@ -132,6 +133,7 @@ UNSUPPORTED_PLANS = {
     ),
     "KeyError('transpose_forward')": lambda plans: plans.pop("transpose_forward"),
     "KeyError('3d_fullres')": lambda plans: plans["configurations"].clear(),
+    "RecursionError": configuration(inherits_from="3d_fullres"),
     "lacks or garbles": configuration(patch_size=[16, "wide", 32]),
 }
 
