@@ -92,24 +92,41 @@ def write_model(
     return folder
 
 
-def bright_tissue_network(plans: dict, *, threshold: float) -> nn.Module:
-    """Return a network of chosen weights that calls liver what is bright.
+def bright_tissue_model(
+    folder: Path,
+    *,
+    threshold: float = 1.0,
+    transpose_forward: tuple[int, int, int] = (0, 1, 2),
+    **others: float,
+) -> Path:
+    """Write a model of chosen weights that calls liver what is bright.
 
-    Its margin is the image, smoothed in plane and z-scored over the patch, less ``threshold``.
+    Its margin is the z-scored image less ``threshold``. Each further keyword,
+    ``fold_1=2.0``, is one more fold with its threshold.
     """
+    plans = make_plans(transpose_forward=transpose_forward)
+    # Norms look at a whole patch; without them each voxel is decided by its surroundings alone.
+    kwargs = plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
+    kwargs.update(norm_op=None, norm_op_kwargs=None)
+    thresholds = {"fold_0": threshold, **others}
+    networks = {
+        fold.removeprefix("fold_"): _bright_tissue_network(plans, threshold=value)
+        for fold, value in thresholds.items()
+    }
+    return write_model(folder, plans, networks)
+
+
+def _bright_tissue_network(plans: dict, *, threshold: float) -> nn.Module:
     network = make_network(plans, seed=0)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
         for name, module in network.named_modules():
-            if isinstance(module, nn.InstanceNorm3d):
-                module.weight.fill_(1.0)
-            elif isinstance(module, nn.Conv3d) and name.startswith("encoder.stages.0"):
-                module.weight[0, 0] = 1.0
-            elif isinstance(module, nn.Conv3d) and name.startswith("decoder.stages"):
-                # The skip's channels come behind as many of the upsampled path.
+            if isinstance(module, nn.Conv3d) and "stages" in name:
+                # Pass the image on; in the decoder, the skip's channels come second.
+                channel = module.in_channels // 2 if name.startswith("decoder.stages") else 0
                 centre = tuple(size // 2 for size in module.kernel_size)
-                module.weight[(0, module.in_channels // 2, *centre)] = 1.0
+                module.weight[(0, channel, *centre)] = 1.0
         head = network.decoder.seg_layers[-1]
         head.weight[1, 0] = 1.0
         head.bias[1] = -threshold

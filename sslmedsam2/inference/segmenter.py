@@ -38,6 +38,11 @@ _SURELY_BACKGROUND = np.float32(-20.0)
 _SMALLEST_LIVER_ML = 150.0
 """Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
 
+_RELAXATION = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
+"""Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
+
+_RELAXED_SIGMA_MM = 5.0
+
 
 class _Network(Protocol):
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
@@ -129,8 +134,8 @@ class LiverSegmenter:
             liver = keep_liver(raw)
             relaxed = None
             if liver.n_components == 0:
-                threshold = _relaxed_threshold(margin, self._spec.spacing_mm)
-                relaxed = keep_liver(mask_from_margin(margin - threshold, prepared)).mask_zyx
+                likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
+                relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
         return Segmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
@@ -215,13 +220,26 @@ def _make_networks(
     )
 
 
-def _relaxed_threshold(
-    margin: npt.NDArray[np.float32], spacing_mm: tuple[float, float, float]
-) -> np.float32:
-    """Return the margin above which just a smallest plausible liver lies."""
-    voxels = int(_SMALLEST_LIVER_ML * 1000 / np.prod(spacing_mm))
-    voxels = min(max(voxels, 1), margin.size - 1)
-    return np.float32(np.partition(margin, margin.size - 1 - voxels, axis=None)[-1 - voxels])
+def _relaxed_margin(
+    margin: npt.NDArray[np.float32], *, voxel_mm: tuple[float, float, float]
+) -> npt.NDArray[np.float32]:
+    """Return a margin that is positive where a smallest plausible liver is likeliest.
+
+    A margin without any liver may well be highest at scattered voxels, of which only the largest
+    component would be kept; so it is smoothed, and its threshold falls until that component has a
+    liver's size.
+    """
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(margin, [_RELAXED_SIGMA_MM / step for step in voxel_mm])
+    wanted = _SMALLEST_LIVER_ML * 1000 / float(np.prod(voxel_mm))
+    for multiple in _RELAXATION:
+        place = max(0, margin.size - 1 - max(1, int(wanted * multiple)))
+        threshold = np.partition(smooth, place, axis=None)[place]
+        region = keep_liver((smooth > threshold).astype(np.uint8)).mask_zyx
+        if region.sum() >= wanted:
+            break
+    return smooth - threshold
 
 
 def _mean_confidence(margin: npt.NDArray[np.float32]) -> float:

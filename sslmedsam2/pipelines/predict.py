@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
@@ -23,7 +24,14 @@ from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import Device, EngineOptions, LiverSegmenter, Mode
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.resume import reusable_result
-from sslmedsam2.pipelines.series_work import Loaded, SeriesTarget, finish, load, segment
+from sslmedsam2.pipelines.series_work import (
+    UNNAMED_SEQUENCE,
+    Loaded,
+    SeriesTarget,
+    finish,
+    load,
+    segment,
+)
 from sslmedsam2.reporting.run_report import (
     ModelRecord,
     RunReport,
@@ -240,12 +248,13 @@ def _input_name(path: Path, options: PredictOptions) -> str:
 
 
 def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
-    """Report what discovery could not make a series of; its subject is a path."""
+    """Report what discovery could not make a series of: a case folder, or a file in one."""
     path = Path(problem.subject)
+    is_file = split_volume_name(path.name) is not None
     return SeriesResult(
-        case=path.parent.name or path.name,
+        case=path.parent.name if is_file else path.name,
         vendor=None,
-        sequence=path.name,
+        sequence=path.name if is_file else UNNAMED_SEQUENCE,
         input_path=_input_name(path, options) if path.is_absolute() else problem.subject,
         output_path=None,
         status=SeriesStatus.FAILED,

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract.series import Series
-from sslmedsam2.errors import InputError, SslMedSam2Error
+from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
 from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
 from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
@@ -123,21 +123,27 @@ def _written(work: Segmented) -> SeriesResult:
     if found is not None and found.n_components > 0:
         return _write(work, found.mask_zyx, status=SeriesStatus.OK, reason=None)
     if found is not None:
-        reason = "the network found no liver"
-        if not work.loaded.target.fallback:
-            return _result(work, status=SeriesStatus.EMPTY, error=_line(work, reason))
-        assert found.relaxed_mask_zyx is not None
-        remedy = "the likeliest region was written instead"
-        return _write(
-            work,
-            found.relaxed_mask_zyx,
-            status=SeriesStatus.FALLBACK,
-            reason=_line(work, f"{reason}; {remedy}"),
-        )
+        return _written_without_liver(work, found)
     assert work.error is not None
     if not work.loaded.target.fallback:
         return _failed(work, work.error)
     return _write_typical_liver(work, work.error)
+
+
+def _written_without_liver(work: Segmented, found: Segmentation) -> SeriesResult:
+    """Write the likeliest region where the network found no liver, or none if none is wanted."""
+    path = work.loaded.target.series.path
+    empty = SslMedSam2Error(
+        path, reason="the network found no liver", remedy="Check that it is an abdominal scan"
+    )
+    if not work.loaded.target.fallback:
+        return _result(work, status=SeriesStatus.EMPTY, error=str(empty))
+    relaxed = found.relaxed_mask_zyx
+    # A network that says the same of every voxel prefers none.
+    if relaxed is None or not relaxed.any():
+        return _write_typical_liver(work, empty)
+    outcome = f"{empty} The likeliest region was written instead."
+    return _write(work, relaxed, status=SeriesStatus.FALLBACK, reason=outcome)
 
 
 def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
@@ -173,16 +179,8 @@ def _write(
     volume_ml = float(mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found, volume_ml=volume_ml, touches_border=touches)
-    if target.preview_path is not None:
-        series = target.series
-        write_preview(
-            canonical.array_zyx,
-            mask_zyx,
-            spacing_zyx_mm=canonical.spacing_zyx_mm,
-            path=target.preview_path,
-            title=" ".join(filter(None, (series.case, series.sequence))),
-            flags=("FALLBACK",) if status is SeriesStatus.FALLBACK else (),
-        )
+    flags = ("FALLBACK",) if status is SeriesStatus.FALLBACK else ()
+    previewing = _preview(target, canonical, mask_zyx, flags=flags)
     return replace(
         _result(work, status=status, error=reason),
         output_path=target.output_name,
@@ -190,8 +188,28 @@ def _write(
         components=found.n_components,
         touches_border=touches,
         mean_foreground_confidence=round(found.mean_confidence, 4),
-        warnings=(*loaded.notes, *found.warnings, *doubts),
+        warnings=(*loaded.notes, *found.warnings, *doubts, *previewing),
     )
+
+
+def _preview(
+    target: SeriesTarget, canonical: CanonicalVolume, mask_zyx: MaskZYX, *, flags: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Draw the preview if one is wanted; return a warning if that fails, for the mask is good."""
+    if target.preview_path is None:
+        return ()
+    try:
+        write_preview(
+            canonical.array_zyx,
+            mask_zyx,
+            spacing_zyx_mm=canonical.spacing_zyx_mm,
+            path=target.preview_path,
+            title=" ".join(filter(None, (target.series.case, target.series.sequence))),
+            flags=flags,
+        )
+    except OutputError as error:
+        return (f"no_preview: {error}",)
+    return ()
 
 
 def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
@@ -216,10 +234,6 @@ def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> Seri
         error=error,
         geometry=None if loaded.volume is None else InputGeometry.of(loaded.volume),
     )
-
-
-def _line(work: Segmented, reason: str) -> str:
-    return f"{work.loaded.target.series.path}: {reason}. Look at the preview before using it."
 
 
 def _doubts(found: Segmentation, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""One liver without holes; where the body is; where a liver usually lies."""
+
+import numpy as np
+import pytest
+
+from sslmedsam2.inference.body import body_mask, in_plane_box, typical_liver
+from sslmedsam2.inference.postprocessing import bounding_box, keep_liver
+
+
+def ball(shape=(20, 24, 28), centre=(10, 12, 14), radius=6.0):
+    z, y, x = np.ogrid[tuple(slice(n) for n in shape)]
+    distance = (z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2
+    return (distance <= radius**2).astype(np.uint8)
+
+
+def test_the_largest_component_is_kept_and_the_count_is_of_all():
+    liver = ball()
+    mask = liver.copy()
+    mask[1, 1, 1] = 1
+    mask[17:19, 20:22, 3:6] = 1
+
+    kept = keep_liver(mask)
+
+    assert kept.n_components == 3
+    np.testing.assert_array_equal(kept.mask_zyx, liver)
+    assert kept.mask_zyx.dtype == np.uint8
+
+
+def test_voxels_that_touch_at_a_corner_are_one_component():
+    mask = np.zeros((4, 4, 4), np.uint8)
+    mask[1, 1, 1] = mask[2, 2, 2] = 1
+
+    kept = keep_liver(mask)
+
+    assert kept.n_components == 1
+    assert kept.mask_zyx.sum() == 2
+
+
+def test_holes_are_filled_also_where_they_are_open_above():
+    liver = np.zeros((20, 24, 28), np.uint8)
+    liver[4:16, 5:20, 6:22] = 1
+    mask = liver.copy()
+    mask[10:16, 12, 14] = 0
+
+    np.testing.assert_array_equal(keep_liver(mask).mask_zyx, liver)
+
+
+def test_a_notch_that_is_open_in_the_slice_stays():
+    mask = ball()
+    mask[:, 12, 14:] = 0
+
+    np.testing.assert_array_equal(keep_liver(mask).mask_zyx, mask)
+
+
+def test_an_empty_mask_stays_empty():
+    kept = keep_liver(np.zeros((5, 6, 7), np.uint8))
+
+    assert kept.n_components == 0
+    assert not kept.mask_zyx.any()
+
+
+def test_a_liver_at_the_border_is_kept_whole():
+    mask = np.zeros((5, 6, 7), np.uint8)
+    mask[0:2, 0:3, 4:7] = 1
+
+    np.testing.assert_array_equal(keep_liver(mask).mask_zyx, mask)
+
+
+def test_the_bounding_box_is_tight():
+    assert bounding_box(ball()) == (slice(4, 17), slice(6, 19), slice(8, 21))
+    assert bounding_box(np.zeros((3, 3, 3), np.uint8)) is None
+
+
+def test_the_body_is_the_bright_region_without_noise_and_coils():
+    truth = ball((12, 60, 80), (6, 30, 40), 22).astype(bool)
+    image = np.random.default_rng(0).normal(0, 3, size=truth.shape) + 100 * truth
+    image[:, 2:5, 2:5] = 100
+
+    found = body_mask(image.astype(np.float32))
+
+    assert (found == truth).mean() > 0.99
+    assert not found[:, :6, :6].any()
+
+
+def test_without_any_body_nothing_is_cut_away():
+    assert body_mask(np.zeros((4, 8, 8), np.float32)).all()
+
+
+def test_the_body_box_has_a_margin_and_all_slices():
+    mask = np.zeros((6, 20, 30), bool)
+    mask[2, 5:9, 28] = True
+
+    widened = np.zeros_like(mask)
+    widened[in_plane_box(mask, margin=3)] = True
+    expected = np.zeros_like(mask)
+    expected[:, 2:12, 25:30] = True
+    np.testing.assert_array_equal(widened, expected)
+
+
+def test_the_typical_liver_lies_right_and_above_the_middle():
+    liver = typical_liver((40, 100, 120))
+
+    z, _, x = (axis.mean() for axis in np.nonzero(liver))
+    # Canonical axes grow to superior and to the patient's left.
+    assert z > 22
+    assert x < 45
+    assert keep_liver(liver).n_components == 1
+    # 40 slices of 7 mm, 3 x 3 mm in plane: an upper abdomen.
+    assert 800 < liver.sum() * 7 * 9 / 1000 < 3000
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 2), (2, 300, 2), (3, 4, 5), (1, 1, 1)])
+def test_the_typical_liver_is_never_empty(shape):
+    assert typical_liver(shape).any()

@@ -1,0 +1,141 @@
+"""What the engine says of its masks, and what it offers where it finds nothing."""
+
+import numpy as np
+import pytest
+from tiny_models import bright_tissue_model
+
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+
+SPACING_ZYX_MM = (7.0, 4.0, 4.0)
+
+
+def scan(*, with_liver=True):
+    """Return a grey abdomen in air, with a bright liver and a small bright spot elsewhere."""
+    shape = (28, 70, 80)
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    body = (y / 0.7) ** 2 + (x / 0.8) ** 2 < 1
+    liver = ((z - 0.1) / 0.6) ** 2 + ((y + 0.05) / 0.4) ** 2 + ((x + 0.35) / 0.35) ** 2 < 1
+    spot = (z + 0.6) ** 2 + y**2 + (x - 0.5) ** 2 < 0.03
+    noise = np.random.default_rng(6).normal(0, 4, size=shape)
+    bright = 150 * (liver | spot) if with_liver else 0
+    return (80 * body + bright + noise + 20).astype(np.float32), liver.astype(np.uint8)
+
+
+def canonical(array):
+    return CanonicalVolume(
+        array_zyx=array,
+        spacing_zyx_mm=SPACING_ZYX_MM,
+        reorientation=Reorientation((0, 1, 2), ()),
+    )
+
+
+@pytest.fixture
+def make_segmenter(tmp_path):
+    def make(*, threshold=1.0, mode="exact", transpose=(0, 1, 2)):
+        folder = tmp_path / "model"
+        if not folder.exists():
+            bright_tissue_model(folder, threshold=threshold, transpose_forward=transpose)
+        return LiverSegmenter(
+            read_model_spec(folder), EngineOptions(device="cpu", mode=mode, mirror=False)
+        )
+
+    return make
+
+
+class CountingNetwork:
+    """Passes patches on to a network and counts them."""
+
+    def __init__(self, network):
+        self.network = network
+        self.n_patches = 0
+
+    def __call__(self, patches):
+        self.n_patches += len(patches)
+        return self.network(patches)
+
+
+def dice(a, b):
+    return 2 * np.logical_and(a, b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+def test_the_liver_is_found_and_the_spot_dropped(make_segmenter, transpose):
+    array, liver = scan()
+
+    result = make_segmenter(transpose=transpose).segment(canonical(array))
+
+    assert dice(result.mask_zyx, liver) > 0.85
+    assert result.n_components >= 2
+    assert 0.5 < result.mean_confidence < 1
+    assert result.relaxed_mask_zyx is None
+    assert result.warnings == ()
+    assert set(result.seconds) == {"prepare", "network", "finish"}
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+def test_fast_skips_the_air_and_finds_the_same_liver(make_segmenter, transpose):
+    array, _ = scan()
+    wide = np.pad(array, ((0, 0), (40, 60), (70, 30)), constant_values=18.0)
+    wide += np.random.default_rng(1).normal(0, 2, size=wide.shape).astype(np.float32)
+    results, n_patches = {}, {}
+    for mode in ("exact", "fast"):
+        segmenter = make_segmenter(transpose=transpose, mode=mode)
+        [network] = segmenter._networks
+        counted = segmenter._networks[0] = CountingNetwork(network)
+        results[mode] = segmenter.segment(canonical(wide)).mask_zyx
+        n_patches[mode] = counted.n_patches
+
+    assert results["exact"].any()
+    assert dice(results["fast"], results["exact"]) > 0.99
+    assert n_patches["fast"] < 0.7 * n_patches["exact"]
+
+
+def test_where_nothing_is_liver_the_likeliest_region_of_a_plausible_size_is_offered(
+    make_segmenter,
+):
+    array, liver = scan()
+
+    result = make_segmenter(threshold=50.0).segment(canonical(array))
+
+    assert result.n_components == 0
+    assert not result.mask_zyx.any()
+    assert np.isnan(result.mean_confidence)
+    relaxed = result.relaxed_mask_zyx
+    volume_ml = relaxed.sum() * np.prod(SPACING_ZYX_MM) / 1000
+    # About the smallest plausible liver, and where the network is least unsure.
+    assert 100 < volume_ml < 300
+    assert (relaxed & liver).sum() > 0.9 * relaxed.sum()
+
+
+def test_the_relaxed_region_of_a_tiny_volume_is_not_empty(make_segmenter):
+    array = np.random.default_rng(0).normal(100, 20, size=(6, 10, 12)).astype(np.float32)
+
+    result = make_segmenter(threshold=50.0).segment(canonical(array))
+
+    assert result.n_components == 0
+    assert result.relaxed_mask_zyx.any()
+
+
+def test_the_same_volume_gives_the_same_result_twice(make_segmenter):
+    array, _ = scan()
+    before = array.copy()
+    segmenter = make_segmenter()
+
+    first = segmenter.segment(canonical(array))
+    second = segmenter.segment(canonical(array))
+
+    np.testing.assert_array_equal(first.mask_zyx, second.mask_zyx)
+    np.testing.assert_array_equal(array, before)
+
+
+def test_several_folds_are_loaded_and_averaged(tmp_path):
+    folder = bright_tissue_model(tmp_path / "model", threshold=1.0, fold_1=50.0)
+    array, _ = scan()
+
+    both = LiverSegmenter(read_model_spec(folder), EngineOptions(device="cpu"))
+    first = LiverSegmenter(read_model_spec(folder, folds=("0",)), EngineOptions(device="cpu"))
+
+    assert first.segment(canonical(array)).n_components > 0
+    assert both.segment(canonical(array)).n_components == 0
