@@ -1,4 +1,4 @@
-"""What every test gets: a log that no earlier test has redirected."""
+"""What tests share: a log that no earlier test has redirected, and a small model."""
 
 import logging
 
@@ -15,3 +15,11 @@ def _restore_logging():
     root.setLevel(levels[0])
     project.setLevel(levels[1])
     logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="session")
+def bright_model(tmp_path_factory):
+    """Make a model folder whose network calls liver what is bright."""
+    from tiny_models import bright_tissue_model
+
+    return bright_tissue_model(tmp_path_factory.mktemp("weights") / "bright")

@@ -180,7 +180,7 @@ def _empty_case(folder: Folder, images: list[Path], *, tree: Tree) -> tuple[Inpu
 
 def _ambiguous(paths: list[Path], sequence: str) -> InputError:
     return InputError(
-        paths[0].parent,
+        paths[0],
         kind="ambiguous_sequence",
         reason=f"{' and '.join(path.name for path in paths)} all stand for {sequence}",
         remedy=f"Keep one of them, or call one {sequence}.nii.gz",

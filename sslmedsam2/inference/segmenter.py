@@ -77,7 +77,7 @@ class Segmentation:
     n_components
         How many the network gave before clean-up.
     mean_confidence
-        Mean foreground probability over the voxels the network calls liver, NaN if none.
+        Mean foreground probability over the voxels the network calls liver; None if it calls none.
     relaxed_mask_zyx
         Only where ``mask_zyx`` is empty: the likeliest region of a plausible size.
     seconds
@@ -86,7 +86,7 @@ class Segmentation:
 
     mask_zyx: MaskZYX
     n_components: int
-    mean_confidence: float
+    mean_confidence: float | None
     relaxed_mask_zyx: MaskZYX | None
     warnings: tuple[str, ...]
     seconds: dict[str, float]
@@ -242,9 +242,9 @@ def _relaxed_margin(
     return smooth - threshold
 
 
-def _mean_confidence(margin: npt.NDArray[np.float32]) -> float:
+def _mean_confidence(margin: npt.NDArray[np.float32]) -> float | None:
     positive = margin[margin > 0]
-    return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else float("nan")
+    return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else None
 
 
 @contextmanager

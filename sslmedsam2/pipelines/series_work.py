@@ -32,6 +32,10 @@ logger = logging.getLogger(__name__)
 UNNAMED_SEQUENCE = "unnamed"
 _PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
 _LOW_CONFIDENCE = 0.8
+LARGEST_GUESS_VOXELS = 2**26
+"""Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
+claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
+
 _HOUNSFIELD_NOTE = (
     "hounsfield_window: the values look like CT and were clipped to the abdominal window"
 )
@@ -148,9 +152,8 @@ def _written_without_liver(work: Segmented, found: Segmentation) -> SeriesResult
 
 def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
     """Write the typical liver on the file's grid, if at least that can be read."""
-    try:
-        grid: MaskVolume | Volume = work.loaded.volume or read_grid(work.loaded.target.series.path)
-    except InputError:
+    grid = work.loaded.volume or _unread_grid(work.loaded.target.series.path)
+    if grid is None:
         return _failed(work, cause)
     turn = reorientation_of(grid.geometry)
     z, y, x = (grid.geometry.shape_zyx[axis] for axis in turn.axes)
@@ -164,6 +167,15 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
         output_path=target.output_name,
         liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
     )
+
+
+def _unread_grid(path: Path) -> MaskVolume | None:
+    """Return the grid of a file whose voxels could not be read, if it can be relied on."""
+    try:
+        grid = read_grid(path)
+    except InputError:
+        return None
+    return grid if grid.array_zyx.size <= LARGEST_GUESS_VOXELS else None
 
 
 def _write(
@@ -187,7 +199,7 @@ def _write(
         liver_volume_ml=round(volume_ml, 1),
         components=found.n_components,
         touches_border=touches,
-        mean_foreground_confidence=round(found.mean_confidence, 4),
+        mean_foreground_confidence=_rounded(found.mean_confidence),
         warnings=(*loaded.notes, *found.warnings, *doubts, *previewing),
     )
 
@@ -244,9 +256,14 @@ def _doubts(found: Segmentation, *, volume_ml: float, touches_border: bool) -> t
         doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
     if touches_border:
         doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
-    if found.mean_confidence < _LOW_CONFIDENCE:
-        doubts.append(f"low_confidence: mean foreground probability {found.mean_confidence:.2f}")
+    confidence = found.mean_confidence
+    if confidence is not None and confidence < _LOW_CONFIDENCE:
+        doubts.append(f"low_confidence: mean foreground probability {confidence:.2f}")
     return tuple(doubts)
+
+
+def _rounded(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, 4)
 
 
 def _touches_border(mask_zyx: MaskZYX) -> bool:

@@ -3,24 +3,11 @@
 import numpy as np
 import pytest
 from tiny_models import bright_tissue_model
+from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
-
-SPACING_ZYX_MM = (7.0, 4.0, 4.0)
-
-
-def scan(*, with_liver=True):
-    """Return a grey abdomen in air, with a bright liver and a small bright spot elsewhere."""
-    shape = (28, 70, 80)
-    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    body = (y / 0.7) ** 2 + (x / 0.8) ** 2 < 1
-    liver = ((z - 0.1) / 0.6) ** 2 + ((y + 0.05) / 0.4) ** 2 + ((x + 0.35) / 0.35) ** 2 < 1
-    spot = (z + 0.6) ** 2 + y**2 + (x - 0.5) ** 2 < 0.03
-    noise = np.random.default_rng(6).normal(0, 4, size=shape)
-    bright = 150 * (liver | spot) if with_liver else 0
-    return (80 * body + bright + noise + 20).astype(np.float32), liver.astype(np.uint8)
 
 
 def canonical(array):
@@ -62,7 +49,7 @@ def dice(a, b):
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
 def test_the_liver_is_found_and_the_spot_dropped(make_segmenter, transpose):
-    array, liver = scan()
+    array, liver = abdomen()
 
     result = make_segmenter(transpose=transpose).segment(canonical(array))
 
@@ -76,7 +63,7 @@ def test_the_liver_is_found_and_the_spot_dropped(make_segmenter, transpose):
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
 def test_fast_skips_the_air_and_finds_the_same_liver(make_segmenter, transpose):
-    array, _ = scan()
+    array, _ = abdomen()
     wide = np.pad(array, ((0, 0), (40, 60), (70, 30)), constant_values=18.0)
     wide += np.random.default_rng(1).normal(0, 2, size=wide.shape).astype(np.float32)
     results, n_patches = {}, {}
@@ -95,13 +82,13 @@ def test_fast_skips_the_air_and_finds_the_same_liver(make_segmenter, transpose):
 def test_where_nothing_is_liver_the_likeliest_region_of_a_plausible_size_is_offered(
     make_segmenter,
 ):
-    array, liver = scan()
+    array, liver = abdomen()
 
     result = make_segmenter(threshold=50.0).segment(canonical(array))
 
     assert result.n_components == 0
     assert not result.mask_zyx.any()
-    assert np.isnan(result.mean_confidence)
+    assert result.mean_confidence is None
     relaxed = result.relaxed_mask_zyx
     volume_ml = relaxed.sum() * np.prod(SPACING_ZYX_MM) / 1000
     # About the smallest plausible liver, and where the network is least unsure.
@@ -119,7 +106,7 @@ def test_the_relaxed_region_of_a_tiny_volume_is_not_empty(make_segmenter):
 
 
 def test_the_same_volume_gives_the_same_result_twice(make_segmenter):
-    array, _ = scan()
+    array, _ = abdomen()
     before = array.copy()
     segmenter = make_segmenter()
 
@@ -132,7 +119,7 @@ def test_the_same_volume_gives_the_same_result_twice(make_segmenter):
 
 def test_several_folds_are_loaded_and_averaged(tmp_path):
     folder = bright_tissue_model(tmp_path / "model", threshold=1.0, fold_1=50.0)
-    array, _ = scan()
+    array, _ = abdomen()
 
     both = LiverSegmenter(read_model_spec(folder), EngineOptions(device="cpu"))
     first = LiverSegmenter(read_model_spec(folder, folds=("0",)), EngineOptions(device="cpu"))
