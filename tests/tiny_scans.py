@@ -16,7 +16,8 @@ CANONICAL_AFFINE_RAS = np.array(
 
 def abdomen(*, seed: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Return canonical ``[z, y, x]`` voxels and the liver's mask; a bright spot lies elsewhere."""
-    shape = (28, 70, 80)
+    # At the model's 8 mm no axis ends half-way between two sizes, where rounding would decide.
+    shape = (26, 70, 80)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     body = (y / 0.7) ** 2 + (x / 0.8) ** 2 < 1
     liver = ((z - 0.1) / 0.6) ** 2 + ((y + 0.05) / 0.4) ** 2 + ((x + 0.35) / 0.35) ** 2 < 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +105,11 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
         logger.info(note)
     models = locate_models(options.model_dir)
     targets = [target for target in _targets(discovery, options) if _is_served(target, models)]
-    engine = _Engine(models, EngineOptions(options.device, options.mode, options.mirror))
+    engine = _Engine(
+        models,
+        EngineOptions(options.device, options.mode, options.mirror),
+        sequences={target.series.sequence for target in targets},
+    )
     previous = _previous_report(options)
     report = start_report(
         models=tuple(_record(model) for model in models),
@@ -126,26 +130,33 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
 
 
 class _Engine:
-    """The loaded segmenters, one a model, made when the first series needs them."""
+    """One loaded segmenter for each model that is needed.
 
-    def __init__(self, models: Sequence[ModelLocation], options: EngineOptions) -> None:
-        self._models = models
-        self._options = options
-        self._loaded: dict[Path, LiverSegmenter] = {}
-        # A model that cannot be loaded has to fail before anything is written.
-        first = self._segmenter(models[0])
+    All are loaded before anything is written, so that a model that cannot be loaded costs no
+    half-finished run.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelLocation],
+        options: EngineOptions,
+        *,
+        sequences: Collection[str | None],
+    ) -> None:
+        chosen = {name: model_for_sequence(models, name or ANY_SEQUENCE) for name in sequences}
+        loaded: dict[Path, LiverSegmenter] = {}
+        for model in chosen.values() or models[:1]:
+            if model.path not in loaded:
+                spec = read_model_spec(model.path, folds=model.folds)
+                loaded[model.path] = LiverSegmenter(spec, options)
+        self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
+        first = next(iter(loaded.values()))
         self.device = first.device
         self.backend = first.backend
 
     def for_sequence(self, sequence: str | None) -> LiverSegmenter:
-        """Return the segmenter that serves a sequence; raises ModelError if none does."""
-        return self._segmenter(model_for_sequence(self._models, sequence or ANY_SEQUENCE))
-
-    def _segmenter(self, model: ModelLocation) -> LiverSegmenter:
-        if model.path not in self._loaded:
-            spec = read_model_spec(model.path, folds=model.folds)
-            self._loaded[model.path] = LiverSegmenter(spec, self._options)
-        return self._loaded[model.path]
+        """Return the segmenter that serves one of the sequences."""
+        return self._by_sequence[sequence]
 
 
 class _Recorder:
