@@ -1,0 +1,168 @@
+"""The command ``predict``: options in, exit code and one summary line out."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_scans import write_scan
+
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import ExitCode
+from sslmedsam2.reporting.run_report import load_report
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "nibabel", "SimpleITK", "scipy", "nnunetv2", "openvino", "rich")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """An input with one good case, and the path of an output that does not exist yet."""
+    write_scan(tmp_path / "input" / "Vendor-A" / "0001-A" / "GED4.nii.gz")
+    return tmp_path / "input", tmp_path / "output"
+
+
+@pytest.fixture
+def run(folders, bright_model):
+    """Run the command with the small model."""
+
+    def call(*args):
+        source, target = folders
+        return main(
+            ["predict", "--input", str(source), "--output", str(target), "--device", "cpu",
+             "--model", str(bright_model), *args]
+        )  # fmt: skip
+
+    return call
+
+
+def files_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_good_run_ends_with_0_and_says_where_to_look(run, folders, capsys):
+    assert run() == ExitCode.OK
+
+    printed = capsys.readouterr()
+    report = folders[1] / "run_report.json"
+    assert printed.out.strip() == f"1 ok; see {report}"
+    assert "1/1 0001-A GED4: ok" in printed.err
+    assert files_in(folders[1]) == {
+        "run_report.json",
+        "LiSeg_pred/0001-A/GED4_pred.nii.gz",
+        "previews/0001-A_GED4.png",
+    }
+
+
+def test_quiet_leaves_the_summary_only(run, capsys):
+    assert run("--quiet") == ExitCode.OK
+
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 ok")
+    assert "0001-A" not in printed.err
+
+
+def test_options_reach_the_run(run, folders):
+    assert run("--mode", "fast", "--no-mirror", "--on-failure", "skip", "--sequences", "ged4 t1",
+               "--mask-dtype", "input", "--no-previews") == ExitCode.OK  # fmt: skip
+
+    assert load_report(folders[1] / "run_report.json").options == {
+        "sequences": ["GED4", "T1"],
+        "device": "cpu",
+        "mode": "fast",
+        "mirror": False,
+        "on_failure": "skip",
+        "previews": False,
+        "mask_dtype": "input",
+    }
+    assert not (folders[1] / "previews").exists()
+
+
+def test_the_container_needs_no_arguments(folders, bright_model, monkeypatch):
+    monkeypatch.setenv("SSLMEDSAM2_INPUT", str(folders[0]))
+    monkeypatch.setenv("SSLMEDSAM2_OUTPUT", str(folders[1]))
+    monkeypatch.setenv("SSLMEDSAM2_MODEL", str(bright_model))
+    monkeypatch.setenv("SSLMEDSAM2_DEVICE", "cpu")
+
+    assert main([]) == ExitCode.OK
+    assert (folders[1] / "LiSeg_pred" / "0001-A" / "GED4_pred.nii.gz").is_file()
+
+
+def test_resume_keeps_what_is_complete(run, capsys):
+    assert run() == ExitCode.OK
+    assert run("--resume") == ExitCode.OK
+
+    assert "1 skipped_resume" in capsys.readouterr().out
+
+
+def test_a_bad_file_among_good_ones_ends_with_1(run, folders, capsys):
+    (folders[0] / "Vendor-A" / "0002-A").mkdir()
+    (folders[0] / "Vendor-A" / "0002-A" / "GED4.nii.gz").write_bytes(b"")
+
+    assert run() == ExitCode.SOME_CASES_FAILED
+
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 ok, 1 failed")
+    assert "the file is empty (0 bytes)" in printed.err
+
+
+def one_error(capsys):
+    """Return the error line; there must be one and no traceback."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    [line] = [line for line in lines if line.startswith("error: ")]
+    return line
+
+
+def test_an_input_that_is_not_there_ends_with_3(run, capsys):
+    assert run("--input", "/no/such/folder") == ExitCode.NO_VALID_INPUT
+    assert "/no/such/folder: does not exist" in one_error(capsys)
+
+
+def test_an_empty_input_ends_with_3(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+
+    assert run("--input", str(tmp_path / "empty")) == ExitCode.NO_VALID_INPUT
+    assert "no volume can be used" in one_error(capsys)
+
+
+def test_a_model_that_is_not_there_ends_with_4(run, folders, capsys):
+    assert run("--model", "/no/such/model") == ExitCode.MODEL_INVALID
+    assert "/no/such/model" in one_error(capsys)
+    assert not folders[1].exists()
+
+
+def test_a_folder_that_is_no_model_ends_with_4(run, folders, capsys):
+    assert run("--model", str(folders[0])) == ExitCode.MODEL_INVALID
+    assert "it holds no dataset.json" in one_error(capsys)
+
+
+@pytest.mark.parametrize(
+    "args", [("--sequences", "GED9"), ("--sequences", ","), ("--mode", "slow"), ("--steps", "3")]
+)
+def test_wrong_options_end_with_2(run, folders, args):
+    assert run(*args) == ExitCode.USAGE
+    assert not folders[1].exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, folders, capsys):
+    folders[1].write_text("in the way")
+
+    assert run() == ExitCode.SOME_CASES_FAILED
+    assert "A part of the path is a file" in one_error(capsys)
+
+
+def test_help_imports_no_heavy_package():
+    code = (
+        "import sys\n"
+        "from sslmedsam2.cli.main import main\n"
+        "assert main(['predict', '--help']) == 0\n"
+        f"print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0
+    assert "--on-failure" in done.stdout
+    assert done.stderr.strip() == "[]"

@@ -1,0 +1,142 @@
+"""What ``--resume`` keeps of an earlier run, and what it does again."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from predict_samples import assert_valid_mask
+from tiny_models import bright_tissue_model
+
+from sslmedsam2.errors import ExitCode
+from sslmedsam2.inference.segmenter import LiverSegmenter
+from sslmedsam2.reporting.run_report import SeriesStatus
+
+CASES = ("0001-A", "0002-A", "0003-A")
+
+
+@pytest.fixture
+def finished(workplace):
+    """Three cases that an earlier run has completed."""
+    for case in CASES:
+        workplace.add(f"{case}/GED4.nii.gz")
+    assert workplace.run().exit_code == ExitCode.OK
+    return workplace
+
+
+def mask_path(workplace, case):
+    return workplace.output / "LiSeg_pred" / case / "GED4_pred.nii.gz"
+
+
+def statuses(ended):
+    return [ended.of(case).status for case in CASES]
+
+
+def test_what_is_complete_is_kept_without_the_network(finished, monkeypatch):
+    before = {case: mask_path(finished, case).stat().st_mtime_ns for case in CASES}
+    first = {case: finished.run(resume=True).of(case) for case in CASES}
+    monkeypatch.delattr(LiverSegmenter, "segment")
+
+    ended = finished.run(resume=True)
+
+    assert ended.exit_code == ExitCode.OK
+    assert statuses(ended) == [SeriesStatus.SKIPPED_RESUME] * 3
+    # A second resumption still knows what the first run measured.
+    for case in CASES:
+        assert ended.of(case) == first[case]
+        assert ended.of(case).liver_volume_ml > 100
+        assert mask_path(finished, case).stat().st_mtime_ns == before[case]
+
+
+def test_without_resume_everything_is_done_again(finished):
+    assert statuses(finished.run()) == [SeriesStatus.OK] * 3
+
+
+def remove(path):
+    path.unlink()
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path):
+    mask = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(mask.shape, np.uint8), mask.affine), path)
+
+
+def move(path):
+    mask = nib.load(path)
+    affine = mask.affine.copy()
+    affine[:3, 3] += 5
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), affine), path)
+
+
+@pytest.mark.parametrize("damage", [remove, truncate, empty, move])
+def test_a_mask_that_no_longer_stands_is_made_again_and_the_others_kept(finished, damage):
+    path = mask_path(finished, "0002-A")
+    whole = path.read_bytes()
+    damage(path)
+
+    ended = finished.run(resume=True)
+
+    kept = SeriesStatus.SKIPPED_RESUME
+    assert statuses(ended) == [kept, SeriesStatus.OK, kept]
+    assert path.read_bytes() == whole
+
+
+def test_a_replaced_image_is_done_again(finished):
+    finished.add("0002-A/GED4.nii.gz", array_zyx=np.pad(np.ones((20, 30, 40)), 4))
+
+    ended = finished.run(resume=True)
+
+    assert ended.of("0001-A").status is SeriesStatus.SKIPPED_RESUME
+    assert ended.of("0002-A").status is not SeriesStatus.SKIPPED_RESUME
+    assert_valid_mask(mask_path(finished, "0002-A"), finished.input / "0002-A" / "GED4.nii.gz")
+
+
+def test_a_new_case_is_done_and_the_old_ones_kept(finished):
+    finished.add("0004-A/GED4.nii.gz")
+
+    ended = finished.run(resume=True)
+
+    assert statuses(ended) == [SeriesStatus.SKIPPED_RESUME] * 3
+    assert ended.of("0004-A").status is SeriesStatus.OK
+
+
+@pytest.mark.parametrize(
+    "options", [{"mode": "fast"}, {"mirror": True}, {"mask_dtype": "input"}], ids=str
+)
+def test_other_options_that_change_the_result_do_everything_again(finished, options):
+    assert statuses(finished.run(resume=True, **options)) == [SeriesStatus.OK] * 3
+
+
+@pytest.mark.parametrize("options", [{"previews": True}, {"sequences": ("GED4",)}], ids=str)
+def test_options_that_leave_the_masks_alone_do_not_matter(finished, options):
+    assert statuses(finished.run(resume=True, **options)) == [SeriesStatus.SKIPPED_RESUME] * 3
+
+
+def test_another_model_does_everything_again(finished, tmp_path):
+    # The same name and architecture, other weights: only the hashes tell.
+    other = bright_tissue_model(tmp_path / "elsewhere" / finished.model.name, threshold=0.9)
+
+    ended = finished.run(resume=True, model_dir=other)
+
+    assert statuses(ended) == [SeriesStatus.OK] * 3
+
+
+def test_a_fallback_is_tried_again(finished, tmp_path):
+    hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
+    assert statuses(finished.run(model_dir=hopeless)) == [SeriesStatus.FALLBACK] * 3
+
+    ended = finished.run(model_dir=hopeless, resume=True)
+
+    assert statuses(ended) == [SeriesStatus.FALLBACK] * 3
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"schema_version": 99}'])
+def test_without_a_usable_report_everything_is_done(finished, content):
+    report = finished.output / "run_report.json"
+    report.unlink()
+    if content is not None:
+        report.write_text(content)
+
+    assert statuses(finished.run(resume=True)) == [SeriesStatus.OK] * 3
