@@ -46,8 +46,7 @@ class OpenVinoMarginNetwork:
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict the patches one by one: on a CPU a larger batch is no faster."""
         margins = [
-            self._compiled(np.ascontiguousarray(patches[i : i + 1]))[0].copy()
-            for i in range(len(patches))
+            self._compiled(np.ascontiguousarray(patches[i : i + 1]))[0] for i in range(len(patches))
         ]
         return np.concatenate(margins)
 
