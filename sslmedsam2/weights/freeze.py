@@ -56,14 +56,15 @@ def freeze_model(
     OutputError
         The model cannot be written.
     """
-    trained = find_folds(training_dir)
-    folds = trained if folds is None else folds
-    if untrained := sorted(set(folds) - set(trained)):
-        raise ModelError(
-            training_dir / checkpoint_file(untrained[0]),
-            reason="it is missing",
-            remedy=f"Finish the training of fold {untrained[0]}, or freeze without it",
-        )
+    folds = find_folds(training_dir) if folds is None else folds
+    # Not find_folds: beside numbered folds it leaves out a network trained on all cases.
+    for fold in folds:
+        if not (training_dir / checkpoint_file(fold)).is_file():
+            raise ModelError(
+                training_dir / checkpoint_file(fold),
+                reason="it is missing",
+                remedy=f"Finish the training of fold {fold}, or freeze without it",
+            )
     manifest_path = weights_dir / MANIFEST_NAME
     others = _other_models(manifest_path, name)
     partial = weights_dir / f".{uuid.uuid4().hex[:8]}.partial-{name}"

@@ -61,6 +61,16 @@ def test_chosen_folds_only(training, tmp_path):
     assert not (tmp_path / "one" / "fold_0").exists()
 
 
+def test_network_trained_on_all_cases_is_frozen_from_among_numbered_folds(training, tmp_path):
+    folder = shutil.copytree(training.folder, tmp_path / "training")
+    shutil.copytree(folder / "fold_1", folder / "fold_all")
+
+    freeze_model(folder, tmp_path / "w", name="final", sequences=("*",), card=CARD, folds=("all",))
+    (model,) = locate_models(tmp_path / "w")
+    assert model.folds == ("all",)
+    assert not (model.path / "fold_0").exists()
+
+
 def test_freezing_again_replaces_the_model_and_keeps_the_others(training, weights_dir):
     freeze_model(training.folder, weights_dir, name="other", sequences=("GED4",), card=CARD)
     freeze_model(
