@@ -29,12 +29,17 @@ from sslmedsam2.cli.config import ConfiguredCommand
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Cross-validation folds before the final network; 0 for none.",
+    help="Cross-validation folds before the final network, 2 or more; 0 for none.",
 )
 @click.option("--epochs", type=click.IntRange(1), default=28, show_default=True)
 @click.option("--final-epochs", type=click.IntRange(1), default=18, show_default=True)
 @click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--warm-start",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Checkpoint that the final network starts from.  [default: the first fold's]",
+)
 @click.option(
     "--weights-out",
     "weights_dir",
@@ -53,8 +58,11 @@ def train(**options: Any) -> int:
 
     scores = run(TrainOptions(**options))
     for score in scores:
-        click.echo(f"{score.case}: Dice {score.dice:.4f}, Hausdorff {score.hausdorff_mm:.1f} mm")
+        click.echo(
+            f"{score.case} {score.sequence}: Dice {score.dice:.4f}, "
+            f"Hausdorff {score.hausdorff_mm:.1f} mm"
+        )
     if scores:
         mean = sum(score.dice for score in scores) / len(scores)
-        click.echo(f"mean Dice of {len(scores)} cases by cross-validation: {mean:.4f}")
+        click.echo(f"mean Dice of {len(scores)} images by cross-validation: {mean:.4f}")
     return 0

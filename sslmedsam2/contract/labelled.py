@@ -1,19 +1,32 @@
-"""Labelled volumes: images with a ``mask_*`` file beside them, as in the training release."""
+"""Labelled volumes: images with a ``mask_*`` file beside them, as in the training release.
+
+Anything in doubt is an error: a case that is silently left out of a training, or trained on the
+wrong mask, is found out too late.
+"""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-_MASK_PREFIX: Final = "mask_"
-_ORGANS_PREFIX: Final = "organs_"
+from sslmedsam2.contract import names
+from sslmedsam2.contract.folder_rules import folder_name, volume_stem
+from sslmedsam2.contract.walk import Folder, walk
+from sslmedsam2.errors import InputError, NoInputError
+
+_EXPERT_KINDS: Final = ("mask", "seg")
+"""``X_pred`` is what a program wrote."""
+_ORGANS_KIND: Final = "organs"
 
 
 @dataclass(frozen=True)
 class LabelledSeries:
     """One image with its expert liver mask.
 
+    ``sequence`` is canonical where the image's name is a sequence, else the name's stem.
     ``organs_path`` is an optional label map of liver and other organs on the same grid.
     """
 
@@ -25,24 +38,86 @@ class LabelledSeries:
 
 
 def find_labelled_series(root: Path) -> tuple[LabelledSeries, ...]:
-    """Find every ``<SEQ>.nii.gz`` that has a ``mask_<SEQ>.nii.gz`` beside it, at any depth.
+    """Find every image that has a mask of its name beside it, at any depth.
 
-    Returns them sorted by case and sequence; empty if there are none.
+    Masks are ``mask_X``, ``X_mask`` and ``X_seg``, maps of organs ``organs_X``. Images without a
+    mask are passed over. Returns the rest sorted by case and sequence; empty if there are none.
+
+    Raises
+    ------
+    NoInputError
+        ``root`` is no folder.
+    InputError
+        A folder cannot be listed, a mask has no image, two files could be meant where one is
+        wanted, or two images have the same case and sequence.
     """
-    found = []
-    for mask_path in sorted(root.rglob(f"{_MASK_PREFIX}*.nii*")):
-        name = mask_path.name.removeprefix(_MASK_PREFIX)
-        image_path = mask_path.with_name(name)
-        organs_path = mask_path.with_name(f"{_ORGANS_PREFIX}{name}")
-        if not image_path.is_file():
-            continue
-        found.append(
-            LabelledSeries(
-                case=mask_path.parent.name,
-                sequence=name.split(".")[0],
-                image_path=image_path,
-                mask_path=mask_path,
-                organs_path=organs_path if organs_path.is_file() else None,
-            )
-        )
+    if not root.is_dir():
+        raise NoInputError(root, reason="there is no such folder", remedy="Check the path")
+    tree = walk(root)
+    if tree.problems:
+        raise tree.problems[0]
+    found = [series for folder in tree.folders for series in _read_folder(folder)]
+    _check_distinct(found)
     return tuple(sorted(found, key=lambda series: (series.case, series.sequence)))
+
+
+def _read_folder(folder: Folder) -> list[LabelledSeries]:
+    images: dict[str, list[Path]] = defaultdict(list)
+    masks: dict[str, list[Path]] = defaultdict(list)
+    organs: dict[str, list[Path]] = defaultdict(list)
+    for path in folder.volumes:
+        mask = names.parse_mask_stem(volume_stem(path))
+        if mask is None:
+            images[names.identity_key(volume_stem(path))].append(path)
+        elif mask.kind in _EXPERT_KINDS:
+            masks[names.identity_key(mask.image_stem)].append(path)
+        elif mask.kind == _ORGANS_KIND:
+            organs[names.identity_key(mask.image_stem)].append(path)
+    return [
+        _labelled(folder, image=images[key], mask=paths, organs=organs[key])
+        for key, paths in masks.items()
+    ]
+
+
+def _labelled(
+    folder: Folder, *, image: list[Path], mask: list[Path], organs: list[Path]
+) -> LabelledSeries:
+    if not image:
+        raise InputError(
+            mask[0],
+            kind="mask_without_image",
+            reason="there is no image of that name beside the mask",
+            remedy="Add the image, or remove the mask",
+        )
+    for paths in (image, mask, organs):
+        if len(paths) > 1:
+            raise InputError(
+                paths[0],
+                kind="ambiguous_label",
+                reason=f"{' and '.join(path.name for path in paths)} belong to one image",
+                remedy="Keep one of them",
+            )
+    stem = volume_stem(image[0])
+    parsed = names.parse_sequence(stem)
+    return LabelledSeries(
+        case=folder_name(folder.path),
+        sequence=parsed.sequence if parsed else stem,
+        image_path=image[0],
+        mask_path=mask[0],
+        organs_path=organs[0] if organs else None,
+    )
+
+
+def _check_distinct(found: Iterable[LabelledSeries]) -> None:
+    """Refuse two images of one case and sequence: they would be one case to the training."""
+    known: dict[tuple[str, str], LabelledSeries] = {}
+    for series in found:
+        key = names.identity_key(series.case), names.identity_key(series.sequence)
+        first = known.setdefault(key, series)
+        if first is not series:
+            raise InputError(
+                series.image_path,
+                kind="duplicate_case",
+                reason=f"{first.image_path} is also {series.sequence} of case {series.case}",
+                remedy="Rename one of the case folders, or remove one of the images",
+            )

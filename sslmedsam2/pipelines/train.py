@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
-from sslmedsam2.evaluation.metrics import measure
+from sslmedsam2.evaluation.metrics import diagonal_mm, measure
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.refine.dataset import (
@@ -32,9 +32,15 @@ from sslmedsam2.refine.dataset import (
 )
 from sslmedsam2.refine.labels import LIVER
 from sslmedsam2.refine.plans import CompactPreset
-from sslmedsam2.refine.training import preprocessed_dir, train_fold, trained_model_dir
+from sslmedsam2.refine.training import (
+    check_device,
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+)
 
 if TYPE_CHECKING:
+    from sslmedsam2.inference.segmenter import LiverSegmenter
     from sslmedsam2.refine.trainer import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -53,11 +59,16 @@ class TrainOptions:
         Case folders with ``<SEQ>.nii.gz``, ``mask_<SEQ>.nii.gz`` and, optionally,
         ``organs_<SEQ>.nii.gz``.
     folds
-        Cross-validation folds; 0 trains the final network only.
+        Cross-validation folds, at least 2; 0 trains the final network only.
     epochs, final_epochs
         Length of each fold and of the final network.
+    warm_start
+        A checkpoint of the same plans that the final network starts from; None for that of the
+        first fold.
     weights_dir
         Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
+    preset
+        Size of the network and of its patches.
     """
 
     data_dir: Path
@@ -66,18 +77,24 @@ class TrainOptions:
     epochs: int = 28
     final_epochs: int = 18
     iterations_per_epoch: int = 50
-    device: str = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"
+    warm_start: Path | None = None
     weights_dir: Path | None = None
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"
+    preset: CompactPreset = field(default_factory=CompactPreset)
 
 
 @dataclass(frozen=True)
 class FoldScore:
-    """How a fold's network did on one case that it never saw."""
+    """How a fold's network did on one image of a case that it never saw.
+
+    Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
+    """
 
     case: str
+    sequence: str
     fold: int
     dice: float
     hausdorff_mm: float
@@ -93,39 +110,54 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     Raises
     ------
     UsageError
-        Too few labelled images, or fewer than ``folds``.
+        Too few labelled cases for ``folds``, the device is not there, or ``work_dir`` holds a
+        training on other data or folds.
     InputError, ModelError
         See the rooms ``refine`` and ``weights``.
     """
+    check_device(options.device)
     images = _training_images(options)
     folder = build_dataset(
-        images, preprocessed_dir=preprocessed_dir(options.work_dir), preset=CompactPreset()
+        images, preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
     )
-    splits = alternating_splits([case_key(image) for image in images], n_folds=options.folds)
-    write_splits(folder, splits)
+    splits = alternating_splits(images, n_folds=options.folds)
+    if splits:
+        write_splits(folder, splits)
     settings = _settings(options)
     for fold in range(options.folds):
         train_fold(options.work_dir, fold=fold, settings=settings, device=options.device)
     scores = _cross_validate(images, splits=splits, options=options)
-    first = trained_model_dir(options.work_dir) / "fold_0" / "checkpoint_final.pth"
     train_fold(
         options.work_dir,
         fold=FINAL_FOLD,
         settings=replace(settings, epochs=options.final_epochs),
         device=options.device,
-        warm_start=first if options.folds else None,
+        warm_start=_start_of_final(options),
     )
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images))
     return scores
 
 
+def _start_of_final(options: TrainOptions) -> Path | None:
+    if options.warm_start is None and options.folds:
+        return trained_model_dir(options.work_dir) / "fold_0" / "checkpoint_final.pth"
+    return options.warm_start
+
+
 def _training_images(options: TrainOptions) -> list[TrainingImage]:
     images = [TrainingImage(**asdict(series)) for series in find_labelled_series(options.data_dir)]
-    if options.folds and len(images) < 2 * options.folds:
+    n_cases = len({image.case for image in images})
+    if options.folds == 1:
+        raise UsageError(
+            "--folds 1",
+            reason="one fold leaves nothing to train on",
+            remedy="Give 2 or more, or 0 for no cross-validation",
+        )
+    if options.folds and n_cases < 2 * options.folds:
         raise UsageError(
             options.data_dir,
-            reason=f"{len(images)} labelled image(s) are too few for {options.folds} folds",
+            reason=f"{n_cases} labelled case(s) are too few for {options.folds} folds",
             remedy="Lower --folds, or add case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
     return images
@@ -151,29 +183,32 @@ def _cross_validate(
     by_key = {case_key(image): image for image in images}
     scores = []
     for fold, split in enumerate(splits):
-        spec = replace(read_model_spec(trained_model_dir(options.work_dir)), folds=(str(fold),))
-        segmenter = LiverSegmenter(spec, EngineOptions(device="auto"))
+        spec = read_model_spec(trained_model_dir(options.work_dir), folds=(str(fold),))
+        segmenter = LiverSegmenter(spec, EngineOptions(device=options.device))
         for key in split["val"]:
-            truth = load_labelled(by_key[key])
-            volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
-            found = measure(
-                segmenter.segment(volume).mask_zyx,
-                truth.labels_zyx == LIVER,
-                spacing_zyx_mm=truth.spacing_zyx_mm,
-            )
-            scores.append(
-                FoldScore(
-                    case=by_key[key].case,
-                    fold=fold,
-                    dice=round(found.dice, 4),
-                    hausdorff_mm=round(found.hausdorff_mm, 2),
-                    hausdorff95_mm=round(found.hausdorff95_mm, 2),
-                )
-            )
-            logger.info("fold %d, %s: Dice %.4f", fold, key, found.dice)
+            scores.append(_score(by_key[key], segmenter=segmenter, fold=fold))
+            logger.info("fold %d, %s: Dice %.4f", fold, key, scores[-1].dice)
     text = json.dumps([asdict(score) for score in scores], indent=1)
     write_text_atomic(options.work_dir / "cross_validation.json", text + "\n")
     return tuple(scores)
+
+
+def _score(image: TrainingImage, *, segmenter: LiverSegmenter, fold: int) -> FoldScore:
+    truth = load_labelled(image)
+    volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
+    found = segmenter.segment(volume).mask_zyx
+    metrics = measure(found, truth.labels_zyx == LIVER, spacing_zyx_mm=truth.spacing_zyx_mm)
+    distances = metrics.hausdorff_mm, metrics.hausdorff95_mm
+    if not found.any():
+        distances = (diagonal_mm(found.shape, spacing_zyx_mm=truth.spacing_zyx_mm),) * 2
+    return FoldScore(
+        case=image.case,
+        sequence=image.sequence,
+        fold=fold,
+        dice=round(metrics.dice, 4),
+        hausdorff_mm=round(distances[0], 2),
+        hausdorff95_mm=round(distances[1], 2),
+    )
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:
@@ -189,7 +224,8 @@ def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int
             "cross_validation_hausdorff_mm": float(np.mean([s.hausdorff_mm for s in scores])),
         }
     recipe = (
-        f"sslmedsam2 train: compact preset, {n_images} labelled images, {options.folds} folds of "
+        f"sslmedsam2 train: voxels of {_by(options.preset.spacing_zyx_mm)} mm, patches of "
+        f"{_by(options.preset.patch_zyx)}, {n_images} labelled images, {options.folds} folds of "
         f"{options.epochs} epochs, final network of {options.final_epochs} epochs, "
         f"{options.iterations_per_epoch} iterations each"
     )
@@ -208,3 +244,7 @@ def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int
             measured={name: round(value, 4) for name, value in measured.items()},
         ),
     )
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -92,10 +92,12 @@ def bright_liver(unit: Tensor, segmentation: Tensor) -> Tensor:
     Everything else is dimmed, so that no other organ keeps T2's brightness.
     """
     inside = segmentation == LIVER
-    dimmed = unit * _uniform(0.3, 0.8)
+    brightest_other = _uniform(0.3, 0.8)
+    dimmed = unit * brightest_other
     if not inside.any():
         return dimmed
-    return _repaint(dimmed, unit, inside, target=_uniform(0.65, 1.1), gain=_random_gain())
+    target = _uniform(max(0.65, brightest_other), 1.1)
+    return _repaint(dimmed, unit, inside, target=target, gain=_random_gain())
 
 
 def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_labels, read_volume
@@ -29,6 +31,12 @@ from sslmedsam2.refine.plans import (
     compact_plans,
     dataset_json,
 )
+from sslmedsam2.weights.manifest import sha256_file
+
+_INPUTS_NAME = "inputs.json"
+"""What a finished data set was made from; written last."""
+_SPLITS_NAME = "splits_final.json"
+_SAMPLED_VOXELS = 200_000
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +59,15 @@ class LabelledArray:
     image_zyx: npt.NDArray[np.float32]
     labels_zyx: npt.NDArray[np.int16]
     spacing_zyx_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What the plans take of one image: its grid, and a sample of its liver's intensities."""
+
+    shape_zyx: tuple[int, ...]
+    spacing_zyx_mm: tuple[float, float, float]
+    liver: npt.NDArray[np.float32]
 
 
 def case_key(series: TrainingImage) -> str:
@@ -108,13 +125,15 @@ def build_dataset(
 ) -> Path:
     """Write nnU-Net's preprocessed data set and return its folder.
 
-    Up-to-date cases are kept. ``dataset.json``, the plans and a fingerprint lie beside them, so
-    that nnU-Net's own trainer can work on the folder.
+    ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
+    trainer can work on the folder. A data set that was finished from the same files and preset is
+    kept as it is; an unfinished one is made anew.
 
     Raises
     ------
     UsageError
-        Fewer than two labelled images.
+        Fewer than two labelled images, or the folder holds a data set that was finished from
+        other files or another preset: what was trained on it must not be mixed with this one.
     InputError
         See :func:`load_labelled`.
     """
@@ -125,31 +144,68 @@ def build_dataset(
             remedy="Point at case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
     folder = preprocessed_dir / DATASET_NAME
+    inputs = _inputs(series, preset)
+    if _is_finished(folder, inputs):
+        logger.info("the %d preprocessed images are up to date", len(series))
+        return folder
     data_folder = folder / f"{PLANS_NAME}_{CONFIGURATION}"
-    data_folder.mkdir(parents=True, exist_ok=True)
-    loaded = {case_key(item): load_labelled(item) for item in series}
-    plans = _plans_for(list(loaded.values()), preset)
-    meta = dataset_json(n_cases=len(loaded), labels=TRAINED_LABELS)
+    # Anew: nnU-Net refuses to overwrite its arrays, and trains fold "all" on whatever lies here.
+    shutil.rmtree(data_folder, ignore_errors=True)
+    data_folder.mkdir(parents=True)
+    extents = [_extent(load_labelled(item)) for item in series]
+    plans = _plans_for(extents, preset)
+    meta = dataset_json(n_cases=len(series), labels=TRAINED_LABELS)
     _write_json(folder / "dataset.json", meta)
     _write_json(folder / f"{PLANS_NAME}.json", plans)
     _write_json(
         folder / "dataset_fingerprint.json",
         {
-            "spacings": [item.spacing_zyx_mm for item in loaded.values()],
-            "shapes_before_crop": [item.image_zyx.shape for item in loaded.values()],
+            "spacings": [extent.spacing_zyx_mm for extent in extents],
+            "shapes_before_crop": [extent.shape_zyx for extent in extents],
         },
     )
-    for key, item in loaded.items():
-        _preprocess(item, plans=plans, meta=meta, target=data_folder / key)
+    # Read once more, one at a time: a release does not fit into memory.
+    for item in series:
+        key = case_key(item)
+        _preprocess(load_labelled(item), plans=plans, meta=meta, target=data_folder / key)
         logger.info("preprocessed %s", key)
+    _write_json(folder / _INPUTS_NAME, inputs)
     return folder
 
 
-def _plans_for(items: Sequence[LabelledArray], preset: CompactPreset) -> dict[str, Any]:
-    foreground = np.concatenate([item.image_zyx[item.labels_zyx == LIVER] for item in items])
+def _inputs(series: Sequence[TrainingImage], preset: CompactPreset) -> dict[str, Any]:
+    """Return what decides a data set's content, as JSON reads it back."""
+    cases = {}
+    for item in series:
+        files = {"image": item.image_path, "mask": item.mask_path, "organs": item.organs_path}
+        cases[case_key(item)] = {role: sha256_file(path) for role, path in files.items() if path}
+    return json.loads(json.dumps({"preset": asdict(preset), "sha256": cases}))
+
+
+def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
+    path = folder / _INPUTS_NAME
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text(encoding="utf-8")) == inputs:
+        return True
+    raise UsageError(
+        folder,
+        reason="it was made from other images, masks or settings",
+        remedy="Choose another work directory, or remove that one to begin anew",
+    )
+
+
+def _extent(item: LabelledArray) -> _Extent:
+    liver = item.image_zyx[item.labels_zyx == LIVER]
+    step = max(1, liver.size // _SAMPLED_VOXELS)
+    return _Extent(item.image_zyx.shape, item.spacing_zyx_mm, liver[::step].copy())
+
+
+def _plans_for(extents: Sequence[_Extent], preset: CompactPreset) -> dict[str, Any]:
+    foreground = np.concatenate([extent.liver for extent in extents])
     low, median, high = np.percentile(foreground, [0.5, 50, 99.5])
-    median_shape = np.median([item.image_zyx.shape for item in items], axis=0)
-    median_spacing = np.median([item.spacing_zyx_mm for item in items], axis=0)
+    median_shape = np.median([extent.shape_zyx for extent in extents], axis=0)
+    median_spacing = np.median([extent.spacing_zyx_mm for extent in extents], axis=0)
     return compact_plans(
         preset,
         dataset_name=DATASET_NAME,
@@ -192,9 +248,6 @@ def _preprocess(
     patch = tuple(configuration.patch_size)
     blocks, chunks = comp_blosc2_params(data.shape, patch, data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch, seg.itemsize)
-    # nnU-Net refuses to overwrite its own compressed arrays.
-    for stale in target.parent.glob(f"{target.name}*"):
-        stale.unlink()
     nnUNetDatasetBlosc2.save_case(
         data,
         seg,
@@ -208,16 +261,44 @@ def _preprocess(
 
 
 def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -> None:
-    """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` a fold."""
-    _write_json(dataset_folder / "splits_final.json", list(splits))
+    """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` a fold.
+
+    Raises
+    ------
+    UsageError
+        Other splits are there already: a fold that was trained on them may have seen what it
+        would now be scored on.
+    """
+    path = dataset_folder / _SPLITS_NAME
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != list(splits):
+        raise UsageError(
+            path,
+            reason="the work directory is split into other folds",
+            remedy="Use as many folds as before, or another work directory",
+        )
+    _write_json(path, list(splits))
 
 
-def alternating_splits(keys: Sequence[str], *, n_folds: int) -> list[dict[str, list[str]]]:
-    """Deal sorted case keys out to folds in turn; each fold's hand is its validation set."""
-    ordered = sorted(keys)
-    hands = [ordered[fold::n_folds] for fold in range(n_folds)]
-    return [{"train": [key for key in ordered if key not in hand], "val": hand} for hand in hands]
+def alternating_splits(
+    images: Sequence[TrainingImage], *, n_folds: int
+) -> list[dict[str, list[str]]]:
+    """Deal sorted cases out to folds in turn; each fold's hand is its validation set.
+
+    All images of a case go to one hand: a network must not be scored on a patient that it has
+    seen in another sequence.
+    """
+    cases = sorted({image.case for image in images})
+    splits = []
+    for fold in range(n_folds):
+        hand = set(cases[fold::n_folds])
+        splits.append(
+            {
+                "train": sorted(case_key(image) for image in images if image.case not in hand),
+                "val": sorted(case_key(image) for image in images if image.case in hand),
+            }
+        )
+    return splits
 
 
 def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_text_atomic(path, json.dumps(content, indent=2) + "\n")

@@ -56,7 +56,9 @@ class TrainingSettings:
         Share of patches mirrored; small, because canonical orientation tells left from right and
         only a wrong header needs it.
     seed
-        Reseeds every epoch, so that an interrupted run draws the same patches when resumed.
+        Decides the first weights and reseeds every epoch, so that on a CPU a run that was
+        interrupted and resumed ends with the same weights as one that was not. On a GPU nnU-Net
+        loads patches in worker processes, whose order no seed decides.
     """
 
     epochs: int = 30
@@ -88,6 +90,16 @@ class LiverTrainer(nnUNetTrainer):
         self.initial_lr = settings.learning_rate
         self.weight_decay = settings.weight_decay
         self.save_every = 1
+
+    def initialize(self) -> None:
+        """Build network and optimiser as nnU-Net does, from seeded weights."""
+        self._reseed()
+        super().initialize()
+
+    def _reseed(self) -> None:
+        seed = self.settings.seed + 1000 * self.current_epoch
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
 
     def print_to_log_file(
         self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True
@@ -181,9 +193,7 @@ class LiverTrainer(nnUNetTrainer):
 
     def on_train_epoch_start(self) -> None:
         """Reseed by epoch number, then proceed as nnU-Net does."""
-        seed = self.settings.seed + 1000 * self.current_epoch
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        self._reseed()
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sslmedsam2.errors import ModelError
+from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.refine.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
+from sslmedsam2.weights.checkpoint import read_checkpoint
 
 if TYPE_CHECKING:
     from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
@@ -24,6 +25,18 @@ logger = logging.getLogger(__name__)
 
 Fold = int | str
 """A fold's number, or ``"all"`` for training on every case."""
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`UsageError` if a GPU is asked for and none is there."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda",
+            reason="no usable CUDA device is visible",
+            remedy="Train with --device cpu, or make a GPU visible",
+        )
 
 
 def preprocessed_dir(work_dir: Path) -> Path:
@@ -58,7 +71,7 @@ def train_fold(
     Raises
     ------
     ModelError
-        ``warm_start`` does not fit the network.
+        ``warm_start`` cannot be read or does not fit the network.
     """
     final = trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
     if final.is_file():
@@ -98,12 +111,12 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
 
 
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
-    import torch
-
-    content = torch.load(checkpoint, map_location="cpu", weights_only=False)
+    content = read_checkpoint(checkpoint)
+    # On a GPU the network is wrapped by torch.compile, which renames the weights.
+    network: Any = getattr(trainer.network, "_orig_mod", trainer.network)
     try:
-        trainer.network.load_state_dict(content["network_weights"])
-    except (KeyError, RuntimeError) as error:
+        network.load_state_dict(content["network_weights"])
+    except RuntimeError as error:
         raise ModelError(
             checkpoint,
             reason="its weights do not fit the network of this training",

@@ -1,0 +1,143 @@
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_training import PRESET, restored_environment, write_labelled_cases
+
+from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.refine.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.refine.trainer import TrainingSettings
+from sslmedsam2.refine.training import (
+    check_device,
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+)
+
+SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+
+_TRAIN_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
+from sslmedsam2.refine.training import train_fold
+
+class _Doomed(LiverTrainer):
+    def train_step(self, batch):
+        result = LiverTrainer.step(self, batch)
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+LiverTrainer.step, LiverTrainer.train_step = LiverTrainer.train_step, _Doomed.train_step
+settings = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+train_fold(Path(sys.argv[1]), fold=0, settings=settings, device="cpu")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    with restored_environment():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A work directory with preprocessed data and splits, and nothing trained."""
+    folder = tmp_path_factory.mktemp("training")
+    images = write_labelled_cases(folder / "data", count=2)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+    return folder
+
+
+@pytest.fixture
+def work_dir(data, tmp_path):
+    return shutil.copytree(data, tmp_path / "work")
+
+
+def _weights(checkpoint):
+    return torch.load(checkpoint, weights_only=False)["network_weights"]
+
+
+def _train(work_dir, **options):
+    return train_fold(work_dir, fold=0, settings=SETTINGS, device="cpu", **options)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_ends_like_an_uninterrupted_one(data, tmp_path):
+    whole, broken = (shutil.copytree(data, tmp_path / name) for name in ("whole", "broken"))
+    uninterrupted = _train(whole)
+
+    command = [sys.executable, "-c", _TRAIN_AND_DIE, str(broken)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    fold = trained_model_dir(broken) / "fold_0"
+    assert torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+    assert not (fold / "checkpoint_final.pth").exists()
+
+    resumed = _train(broken)
+    first, second = _weights(uninterrupted), _weights(resumed)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A work directory with a trained fold, and the fold's checkpoint."""
+    work_dir = tmp_path_factory.mktemp("trained") / "work"
+    return work_dir, _train(shutil.copytree(data, work_dir))
+
+
+def test_trained_fold_is_left_alone(trained):
+    work_dir, checkpoint = trained
+    written = checkpoint.stat().st_mtime_ns
+    names = {path.name for path in checkpoint.parent.iterdir()}
+
+    assert checkpoint == trained_model_dir(work_dir) / "fold_0" / "checkpoint_final.pth"
+    assert not any(name.endswith(".partial") for name in names)
+    assert "checkpoint_latest.pth" not in names
+    assert _train(work_dir) == checkpoint
+    assert checkpoint.stat().st_mtime_ns == written
+
+
+def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):
+    content = torch.load(trained[1], weights_only=False)
+    for tensor in content["network_weights"].values():
+        tensor.zero_()
+    torch.save(content, tmp_path / "zeros.pth")
+
+    # One step moves no weight far: what began at zero is still near it.
+    settings = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
+    warm = train_fold(
+        work_dir, fold=0, settings=settings, device="cpu", warm_start=tmp_path / "zeros.pth"
+    )
+    assert max(tensor.abs().max().item() for tensor in _weights(warm).values()) < 0.01
+    assert max(tensor.abs().max().item() for tensor in _weights(trained[1]).values()) > 0.1
+
+
+@pytest.mark.parametrize("damage", ["other_network", "no_checkpoint"])
+def test_warm_start_that_does_not_fit_is_refused(trained, work_dir, tmp_path, damage):
+    checkpoint = tmp_path / "start.pth"
+    if damage == "other_network":
+        content = torch.load(trained[1], weights_only=False)
+        content["network_weights"].popitem()
+        torch.save(content, checkpoint)
+    else:
+        checkpoint.write_bytes(b"nothing")
+
+    with pytest.raises(ModelError, match=r"start\.pth"):
+        _train(work_dir, warm_start=checkpoint)
+    assert not (trained_model_dir(work_dir) / "fold_0" / "checkpoint_final.pth").exists()
+
+
+def test_gpu_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    check_device("cpu")
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        check_device("cuda")

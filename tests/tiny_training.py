@@ -1,0 +1,77 @@
+"""A handful of labelled abdomens and a network small enough to train on them within seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
+
+from sslmedsam2.refine.dataset import TrainingImage
+from sslmedsam2.refine.plans import CompactPreset
+
+PRESET = CompactPreset(
+    spacing_zyx_mm=(14.0, 8.0, 8.0),
+    patch_zyx=(8, 32, 32),
+    features=(4, 6, 8),
+    strides_zyx=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+)
+SPLEEN = 4
+
+
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """Keep nnU-Net's settings, which live in the environment, from reaching other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("preprocessed", "results", "n_proc_DA", "compile"):
+            patch.setenv(f"nnUNet_{name}", "")
+        yield
+
+
+def write_labelled_case(
+    folder: Path,
+    *,
+    sequence: str = "T2",
+    seed: int = 0,
+    flips_zyx: tuple[int, ...] = (),
+    with_organs: bool = False,
+) -> TrainingImage:
+    """Write an abdomen with its liver mask, stored flipped along some of its axes.
+
+    The map of organs, if wanted, holds the liver and a block that stands for the spleen.
+    """
+    image, liver = abdomen(seed=seed)
+    organs = liver.copy()
+    organs[10:16, 30:40, 55:65] = SPLEEN
+    arrays = {sequence: image, f"mask_{sequence}": liver}
+    if with_organs:
+        arrays[f"organs_{sequence}"] = organs
+    affine = _flipped_affine(image.shape, flips_zyx)
+    for name, array in arrays.items():
+        dtype = np.int16 if name == sequence else np.uint8
+        stored = np.flip(array, flips_zyx)
+        write_scan(folder / f"{name}.nii.gz", stored, dtype=dtype, affine_ras=affine)
+    return TrainingImage(
+        case=folder.name,
+        sequence=sequence,
+        image_path=folder / f"{sequence}.nii.gz",
+        mask_path=folder / f"mask_{sequence}.nii.gz",
+        organs_path=folder / f"organs_{sequence}.nii.gz" if with_organs else None,
+    )
+
+
+def write_labelled_cases(folder: Path, *, count: int) -> list[TrainingImage]:
+    """Write that many different abdomens, called case1 and so on."""
+    return [write_labelled_case(folder / f"case{n}", seed=n) for n in range(1, count + 1)]
+
+
+def _flipped_affine(shape_zyx: tuple[int, ...], flips_zyx: tuple[int, ...]) -> np.ndarray:
+    affine = CANONICAL_AFFINE_RAS.copy()
+    for axis in flips_zyx:
+        column = 2 - axis
+        affine[:3, 3] += affine[:3, column] * (shape_zyx[axis] - 1)
+        affine[:3, column] *= -1
+    return affine
