@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="exact: nnU-Net's own result; fast: quicker arithmetic, air skipped.",
+    help="exact: nnU-Net's own result; fast: only the windows that the liver reaches into.",
 )
 @click.option(
     "--mirror/--no-mirror",

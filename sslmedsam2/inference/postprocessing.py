@@ -26,7 +26,7 @@ class Component:
 
 
 def keep_liver(mask_zyx: MaskZYX) -> Component:
-    """Keep the largest 26-connected component and fill the holes in it, slice by slice.
+    """Keep the largest component and fill the holes in it, slice by slice.
 
     Slice-wise filling also closes holes that are open at one end in 3-D; vessels that enter from
     the hilum are open within the slice and stay as they are. An empty mask is returned unchanged.
@@ -36,15 +36,31 @@ def keep_liver(mask_zyx: MaskZYX) -> Component:
     box = bounding_box(mask_zyx)
     if box is None:
         return Component(mask_zyx=mask_zyx, n_components=0)
-    labels, count = ndimage.label(mask_zyx[box], structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept = labels == sizes.argmax()
+    kept, count = _largest(mask_zyx[box])
     for plane in kept:
         ndimage.binary_fill_holes(plane, output=plane)
     cleaned = np.zeros_like(mask_zyx)
     cleaned[box] = kept
-    return Component(mask_zyx=cleaned, n_components=int(count))
+    return Component(mask_zyx=cleaned, n_components=count)
+
+
+def keep_largest(mask_zyx: MaskZYX) -> MaskZYX:
+    """Return the largest 26-connected component alone; an empty mask stays empty."""
+    cleaned = np.zeros_like(mask_zyx)
+    box = bounding_box(mask_zyx)
+    if box is not None:
+        cleaned[box], _ = _largest(mask_zyx[box])
+    return cleaned
+
+
+def _largest(mask_zyx: MaskZYX) -> tuple[npt.NDArray[np.bool_], int]:
+    """Return the largest 26-connected component of a mask, and how many there are."""
+    from scipy import ndimage
+
+    labels, count = ndimage.label(mask_zyx, structure=np.ones((3, 3, 3)))
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax(), int(count)
 
 
 def bounding_box(mask_zyx: MaskZYX) -> tuple[slice, slice, slice] | None:

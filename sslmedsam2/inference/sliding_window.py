@@ -9,16 +9,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.inference.postprocessing import keep_largest
+
 _GAUSSIAN_SIGMA = 1 / 8
 """Width of nnU-Net's importance weighting, as a share of the patch."""
 
+_WORTHWHILE_SHARE = 0.01
+"""A window is not run for less than this share of the liver."""
+
+_SURELY_BACKGROUND = np.float32(-20.0)
+
 Patch = npt.NDArray[np.float32]
+Box = tuple[slice, slice, slice]
 
 
 class MarginNetwork(Protocol):
@@ -37,46 +47,127 @@ def window_starts(size: int, *, patch: int, step: float) -> list[int]:
     return [int(np.round((size - patch) / (count - 1) * index)) for index in range(count)]
 
 
-def slide(
-    volume: npt.NDArray[np.float32],
-    networks: Sequence[MarginNetwork],
-    *,
-    patch_size: tuple[int, int, int],
-    step: float,
-    mirror_axes: tuple[int, ...],
-    batch_size: int,
-) -> npt.NDArray[np.float32]:
-    """Return the margin for each voxel of a prepared volume.
+@dataclass(frozen=True)
+class WindowPlan:
+    """How the windows are laid and run.
 
-    Parameters
+    Attributes
     ----------
-    volume
-        Any shape; padded with zeros around where it is smaller than the patch.
-    networks
-        The folds, whose margins are averaged.
+    patch_size
+        The network's input, along the volume's axes.
+    step
+        Largest distance between windows, as a share of the patch.
     mirror_axes
         Axes of the volume (0, 1, 2); every combination is predicted and averaged.
     batch_size
         Windows and their mirrors that go through a network together.
     """
-    padded, inner = _pad_to(volume, patch_size)
-    weights = gaussian(patch_size)
-    total = np.zeros(padded.shape, np.float32)
-    norm = np.zeros(padded.shape, np.float32)
-    flips = mirror_combinations(mirror_axes)
-    windows = list(_windows(padded.shape, patch_size, step))
-    share = np.float32(1 / (len(flips) * len(networks)))
-    tasks = [(window, flip) for window in windows for flip in flips]
-    for start in range(0, len(tasks), batch_size):
-        group = tasks[start : start + batch_size]
-        patches = np.stack([np.flip(padded[window], flip) for window, flip in group])[:, None]
-        for network in networks:
-            for (window, flip), margin in zip(group, network(patches)[:, 0], strict=True):
-                total[window] += np.flip(margin, flip) * (weights * share)
-    for window in windows:
-        norm[window] += weights
-    total /= norm
-    return np.ascontiguousarray(total[inner])
+
+    patch_size: tuple[int, int, int]
+    step: float
+    mirror_axes: tuple[int, ...]
+    batch_size: int
+
+
+def slide(
+    volume: npt.NDArray[np.float32], networks: Sequence[MarginNetwork], plan: WindowPlan
+) -> npt.NDArray[np.float32]:
+    """Return the margin for each voxel of a prepared volume, as nnU-Net computes it.
+
+    The volume may have any shape; it is padded with zeros where it is smaller than the patch. The
+    margins of the networks (the folds) are averaged.
+    """
+    canvas = _Canvas(volume, networks, plan)
+    canvas.run(canvas.windows)
+    return canvas.margin()
+
+
+def slide_from(
+    volume: npt.NDArray[np.float32],
+    networks: Sequence[MarginNetwork],
+    plan: WindowPlan,
+    *,
+    start: tuple[float, float, float],
+) -> npt.NDArray[np.float32]:
+    """Return the margin near the liver only, running no window that is not needed for it.
+
+    Only one connected liver is kept afterwards, so windows are run outwards from it: first the
+    one nearest to ``start`` (shares of the volume's axes), then each window into whose own cell,
+    the part of the volume it weighs most in, the liver seen so far reaches by more than a trifle.
+    Where no window finds liver, all of them are run. Voxels that no window covered count as
+    background for sure.
+    """
+    canvas = _Canvas(volume, networks, plan)
+    target = [share * size for share, size in zip(start, canvas.shape, strict=True)]
+    waiting = sorted(canvas.windows, key=lambda window: window.distance_to(target))
+    while waiting:
+        liver = canvas.liver()
+        seen = int(liver.sum())
+        enough = max(1.0, _WORTHWHILE_SHARE * seen)
+        reached = [window for window in waiting if liver[window.cell].sum() >= enough]
+        if seen and not reached:
+            break
+        group = reached or waiting[:1]
+        canvas.run(group)
+        waiting = [window for window in waiting if window not in group]
+    return canvas.margin()
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Where a patch lies, and its cell: the box in which no other window weighs more."""
+
+    place: Box
+    cell: Box
+
+    def distance_to(self, target: Sequence[float]) -> float:
+        centre = [(side.start + side.stop) / 2 for side in self.place]
+        return sum((a - b) ** 2 for a, b in zip(centre, target, strict=True))
+
+
+class _Canvas:
+    """The padded volume and the weighted margins gathered on it so far."""
+
+    def __init__(
+        self,
+        volume: npt.NDArray[np.float32],
+        networks: Sequence[MarginNetwork],
+        plan: WindowPlan,
+    ) -> None:
+        self._padded, self._inner = _pad_to(volume, plan.patch_size)
+        self._networks = networks
+        self._plan = plan
+        self._weights = gaussian(plan.patch_size)
+        self._total = np.zeros(self._padded.shape, np.float32)
+        self._norm = np.zeros(self._padded.shape, np.float32)
+        self.shape = self._padded.shape
+        self.windows = list(_windows(self.shape, plan.patch_size, plan.step))
+
+    def run(self, windows: Sequence[_Window]) -> None:
+        """Predict these windows and add them up."""
+        flips = mirror_combinations(self._plan.mirror_axes)
+        share = np.float32(1 / (len(flips) * len(self._networks)))
+        tasks = [(window.place, flip) for window in windows for flip in flips]
+        for start in range(0, len(tasks), self._plan.batch_size):
+            group = tasks[start : start + self._plan.batch_size]
+            patches = np.stack([np.flip(self._padded[place], flip) for place, flip in group])
+            for network in self._networks:
+                margins = network(patches[:, None])[:, 0]
+                for (place, flip), margin in zip(group, margins, strict=True):
+                    self._total[place] += np.flip(margin, flip) * (self._weights * share)
+        for window in windows:
+            self._norm[window.place] += self._weights
+
+    def liver(self) -> npt.NDArray[np.uint8]:
+        """Return the liver as the windows run so far see it."""
+        return keep_largest((self._total > 0).view(np.uint8))
+
+    def margin(self) -> npt.NDArray[np.float32]:
+        """Return the average margin of the volume without its padding."""
+        covered = self._norm > 0
+        total = np.divide(self._total, self._norm, out=self._total, where=covered)
+        total[~covered] = _SURELY_BACKGROUND
+        return np.ascontiguousarray(total[self._inner])
 
 
 def mirror_combinations(axes: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -109,14 +200,18 @@ def gaussian(patch_size: tuple[int, int, int]) -> npt.NDArray[np.float32]:
 
 def _windows(
     shape: tuple[int, ...], patch_size: tuple[int, int, int], step: float
-) -> Iterator[tuple[slice, slice, slice]]:
-    starts = [
-        window_starts(size, patch=patch, step=step)
-        for size, patch in zip(shape, patch_size, strict=True)
-    ]
-    for corner in itertools.product(*starts):
-        a, b, c = (slice(i, i + n) for i, n in zip(corner, patch_size, strict=True))
-        yield a, b, c
+) -> Iterator[_Window]:
+    sides = []
+    for size, patch in zip(shape, patch_size, strict=True):
+        starts = window_starts(size, patch=patch, step=step)
+        # Neighbours of one size weigh the same half-way between their centres.
+        borders = [0, *((a + b + patch) // 2 for a, b in pairwise(starts)), size]
+        cells = [slice(a, b) for a, b in pairwise(borders)]
+        sides.append(
+            [(slice(at, at + patch), cell) for at, cell in zip(starts, cells, strict=True)]
+        )
+    for (z, cell_z), (y, cell_y), (x, cell_x) in itertools.product(*sides):
+        yield _Window(place=(z, y, x), cell=(cell_z, cell_y, cell_x))
 
 
 def _pad_to(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sslmedsam2.inference.body import body_mask, in_plane_box, typical_liver
-from sslmedsam2.inference.postprocessing import bounding_box, keep_liver
+from sslmedsam2.inference.body import typical_liver
+from sslmedsam2.inference.postprocessing import bounding_box, keep_largest, keep_liver
 
 
 def ball(shape=(20, 24, 28), centre=(10, 12, 14), radius=6.0):
@@ -71,30 +71,12 @@ def test_the_bounding_box_is_tight():
     assert bounding_box(np.zeros((3, 3, 3), np.uint8)) is None
 
 
-def test_the_body_is_the_bright_region_without_noise_and_coils():
-    truth = ball((12, 60, 80), (6, 30, 40), 22).astype(bool)
-    image = np.random.default_rng(0).normal(0, 3, size=truth.shape) + 100 * truth
-    image[:, 2:5, 2:5] = 100
+def test_only_the_largest_component_is_kept_and_an_empty_mask_stays_empty():
+    mask = ball()
+    mask[0, 0, 0] = 1
 
-    found = body_mask(image.astype(np.float32))
-
-    assert (found == truth).mean() > 0.99
-    assert not found[:, :6, :6].any()
-
-
-def test_without_any_body_nothing_is_cut_away():
-    assert body_mask(np.zeros((4, 8, 8), np.float32)).all()
-
-
-def test_the_body_box_has_a_margin_and_all_slices():
-    mask = np.zeros((6, 20, 30), bool)
-    mask[2, 5:9, 28] = True
-
-    widened = np.zeros_like(mask)
-    widened[in_plane_box(mask, margin=3)] = True
-    expected = np.zeros_like(mask)
-    expected[:, 2:12, 25:30] = True
-    np.testing.assert_array_equal(widened, expected)
+    np.testing.assert_array_equal(keep_largest(mask), ball())
+    assert not keep_largest(np.zeros((3, 3, 3), np.uint8)).any()
 
 
 def test_the_typical_liver_lies_right_and_above_the_middle():

@@ -62,7 +62,7 @@ def test_the_liver_is_found_and_the_spot_dropped(make_segmenter, transpose):
 
 
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
-def test_fast_skips_the_air_and_finds_the_same_liver(make_segmenter, transpose):
+def test_fast_skips_windows_without_liver_and_finds_the_same_one(make_segmenter, transpose):
     array, _ = abdomen()
     wide = np.pad(array, ((0, 0), (40, 60), (70, 30)), constant_values=18.0)
     wide += np.random.default_rng(1).normal(0, 2, size=wide.shape).astype(np.float32)

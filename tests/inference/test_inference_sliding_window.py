@@ -10,9 +10,11 @@ from nnunetv2.inference.sliding_window_prediction import (
 )
 
 from sslmedsam2.inference.sliding_window import (
+    WindowPlan,
     gaussian,
     mirror_combinations,
     slide,
+    slide_from,
     window_starts,
 )
 
@@ -24,14 +26,11 @@ def image(shape):
 
 
 def run(volume, *networks, mirror_axes=(), batch_size=3):
-    return slide(
-        volume,
-        networks,
-        patch_size=PATCH,
-        step=0.5,
-        mirror_axes=mirror_axes,
-        batch_size=batch_size,
-    )
+    return slide(volume, networks, plan(mirror_axes=mirror_axes, batch_size=batch_size))
+
+
+def plan(*, mirror_axes=(), batch_size=3):
+    return WindowPlan(patch_size=PATCH, step=0.5, mirror_axes=mirror_axes, batch_size=batch_size)
 
 
 def test_windows_start_where_nnunets_do():
@@ -128,3 +127,52 @@ def test_small_volumes_are_padded_as_by_nnunet(shape):
     np.testing.assert_array_equal(seen[0], padded[tuple(slice(n) for n in PATCH)])
     assert result.shape == shape
     np.testing.assert_allclose(result, volume, atol=1e-6)
+
+
+class Counting:
+    """A network that gives its input back and counts the patches it saw."""
+
+    def __init__(self):
+        self.n_patches = 0
+
+    def __call__(self, patches):
+        self.n_patches += len(patches)
+        return patches
+
+
+def liver_like(box, shape=(16, 30, 40)):
+    margin = np.full(shape, -3.0, np.float32)
+    margin[box] = 3.0
+    return margin
+
+
+def test_growing_finds_a_liver_that_spans_many_windows_with_fewer_of_them():
+    volume = liver_like((slice(2, 14), slice(4, 26), slice(2, 12)))
+    everywhere, growing = Counting(), Counting()
+
+    expected = slide(volume, [everywhere], plan()) > 0
+    found = slide_from(volume, [growing], plan(), start=(0.5, 0.5, 0.2)) > 0
+
+    # Each window that would add less than a hundredth of the liver may be left out.
+    assert (found & expected).sum() > 0.95 * expected.sum()
+    assert not (found & ~expected).any()
+    assert growing.n_patches < 0.7 * everywhere.n_patches
+
+
+def test_growing_reaches_a_liver_far_from_where_it_starts():
+    volume = liver_like((slice(10, 15), slice(20, 28), slice(30, 38)))
+
+    found = slide_from(volume, [Counting()], plan(), start=(0.1, 0.1, 0.1)) > 0
+
+    np.testing.assert_array_equal(found, volume > 0)
+
+
+def test_growing_runs_every_window_where_there_is_no_liver():
+    volume = np.full((16, 30, 40), -3.0, np.float32)
+    everywhere, growing = Counting(), Counting()
+
+    slide(volume, [everywhere], plan())
+    margin = slide_from(volume, [growing], plan(), start=(0.5, 0.5, 0.5))
+
+    assert growing.n_patches == everywhere.n_patches
+    np.testing.assert_allclose(margin, volume, atol=1e-5)

@@ -1,0 +1,135 @@
+"""Accuracy of a training and of the shipped weights on real volumes.
+
+- T2 by cross-validation: each fold of a ``train`` work directory on the cases it never saw, in
+  their own contrast and with the contrast inverted (dark becomes bright, air stays dark).
+- Another contrast altogether: the shipped weights on ``totalseg_ct``, as stored and mirrored into
+  the opposite handedness.
+- The shipped weights on the phantoms of ``test_inputs/``.
+
+    python benchmarks/accuracy.py --work-dir WORK --json benchmarks/results/accuracy.json
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+from common import ROOT, parser, report, require_real_data
+
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.evaluation.metrics import measure
+from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.volume import CanonicalVolume
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.pipelines.evaluate import evaluate
+from sslmedsam2.pipelines.predict import PredictOptions, predict
+from sslmedsam2.refine.dataset import alternating_splits
+from sslmedsam2.refine.training import trained_model_dir
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--work-dir", type=Path, help="of a finished `train`, for the folds")
+    arguments.add_argument("--folds", type=int, default=2)
+    options = arguments.parse_args()
+    figures: dict[str, Any] = {}
+    if options.work_dir:
+        figures["cross_validation"] = cross_validation(options.work_dir, options.folds)
+    figures["totalseg_ct"] = other_contrast()
+    figures["phantoms"] = phantoms()
+    report(figures, options.json)
+
+
+def cross_validation(work_dir: Path, n_folds: int) -> dict[str, Any]:
+    series = {item.case: item for item in find_labelled_series(require_real_data("chaos_mr_t2"))}
+    spec = read_model_spec(trained_model_dir(work_dir))
+    rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
+    for fold, split in enumerate(alternating_splits(list(series), n_folds=n_folds)):
+        segmenter = LiverSegmenter(replace(spec, folds=(str(fold),)), EngineOptions())
+        for case in split["val"]:
+            volume, mask = canonical_pair(series[case].image_path, series[case].mask_path)
+            inverted = replace(volume, array_zyx=invert(volume.array_zyx))
+            for name, image in (("t2", volume), ("t2_inverted", inverted)):
+                found = measure(
+                    segmenter.segment(image).mask_zyx, mask, spacing_zyx_mm=image.spacing_zyx_mm
+                )
+                rows[name].append(
+                    {
+                        "case": case,
+                        "fold": fold,
+                        "dice": round(found.dice, 4),
+                        "hausdorff_mm": round(found.hausdorff_mm, 1),
+                        "hausdorff95_mm": round(found.hausdorff95_mm, 1),
+                    }
+                )
+    return {name: {**means(found), "cases": found} for name, found in rows.items()}
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        f"mean_{name}": round(float(np.mean([row[name] for row in rows])), 4)
+        for name in ("dice", "hausdorff_mm", "hausdorff95_mm")
+    }
+
+
+def canonical_pair(image: Path, mask: Path) -> tuple[CanonicalVolume, np.ndarray]:
+    from sslmedsam2.imaging.reading import read_volume
+
+    volume = to_canonical(read_volume(image))
+    return volume, apply_reorientation(read_mask(mask).array_zyx, volume.reorientation)
+
+
+def invert(array: np.ndarray) -> np.ndarray:
+    """Invert the tissue's contrast and leave air dark."""
+    low, high = np.quantile(array, [0.005, 0.995])
+    unit = np.clip((array - low) / (high - low), 0, 1)
+    air = np.clip(unit / 0.08, 0, 1)
+    return ((1 - unit) * air).astype(np.float32)
+
+
+def other_contrast() -> dict[str, Any]:
+    data = require_real_data("totalseg_ct")
+    series = find_labelled_series(data)[0]
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        folder = scratch / "mirrored" / series.case
+        folder.mkdir(parents=True)
+        for path in (series.image_path, series.mask_path):
+            image = nibabel.load(path)
+            turn = np.array([[0, -1], [1, 1], [2, 1]])
+            nibabel.save(image.as_reoriented(turn), folder / path.name)
+        return {
+            "as_stored": scored(data, scratch / "out_stored", references=data),
+            "other_handedness": scored(
+                scratch / "mirrored", scratch / "out", references=scratch / "mirrored"
+            ),
+        }
+
+
+def phantoms() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        inputs = ROOT / "test_inputs"
+        return scored(inputs / "images", Path(name), references=inputs / "references")
+
+
+def scored(inputs: Path, output: Path, *, references: Path) -> dict[str, Any]:
+    predict(PredictOptions(input_path=inputs, output_dir=output, previews=False))
+    rows = evaluate(predictions=output, references=references).rows
+    return {
+        f"{row.case} {row.sequence or ''}".strip(): {
+            "dice": round(row.metrics.dice, 4),
+            "hausdorff_mm": round(row.metrics.hausdorff_mm, 1),
+        }
+        for row in rows
+        if row.metrics is not None
+    }
+
+
+if __name__ == "__main__":
+    main()
