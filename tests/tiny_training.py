@@ -27,7 +27,7 @@ def restored_environment() -> Iterator[None]:
     """Keep nnU-Net's settings, which live in the environment, from reaching other tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("preprocessed", "results", "n_proc_DA", "compile"):
-            patch.setenv(f"nnUNet_{name}", "")
+            patch.setenv(f"nnUNet_{name}", "0")
         yield
 
 

@@ -11,6 +11,7 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.pipelines import train as pipeline
 from sslmedsam2.pipelines.train import TrainOptions, train
 from sslmedsam2.weights.locate import locate_models
 
@@ -109,6 +110,22 @@ def test_running_again_trains_nothing_anew(trained):
     with restored_environment():
         assert train(options) == scores
     assert _checkpoints(options) == before
+
+
+@pytest.mark.slow
+def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
+    options, scores = trained
+    # The command has no option for so small a network.
+    monkeypatch.setattr(pipeline, "train", lambda asked: train(replace(asked, preset=PRESET)))
+    arguments = ["--data", str(options.data_dir), "--work-dir", str(options.work_dir)]
+
+    with restored_environment():
+        assert main(["train", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{scores[0].case} T2: Dice {scores[0].dice:.4f}, Hausdorff ")
+    assert len(lines) == 5
+    mean = np.mean([score.dice for score in scores])
+    assert lines[-1] == f"mean Dice of 4 images by cross-validation: {mean:.4f}"
 
 
 @pytest.mark.slow
