@@ -22,8 +22,8 @@ from sslmedsam2.inference.postprocessing import keep_largest
 _GAUSSIAN_SIGMA = 1 / 8
 """Width of nnU-Net's importance weighting, as a share of the patch."""
 
-_WORTHWHILE_SHARE = 0.01
-"""A window is not run for less than this share of the liver."""
+_WORTHWHILE_SHARE = 0.005
+"""A window is not run while less than this share of its cell is liver."""
 
 _SURELY_BACKGROUND = np.float32(-20.0)
 
@@ -102,10 +102,8 @@ def slide_from(
     waiting = sorted(canvas.windows, key=lambda window: window.distance_to(target))
     while waiting:
         liver = canvas.liver()
-        seen = int(liver.sum())
-        enough = max(1.0, _WORTHWHILE_SHARE * seen)
-        reached = [window for window in waiting if liver[window.cell].sum() >= enough]
-        if seen and not reached:
+        reached = [w for w in waiting if liver[w.cell].mean() > _WORTHWHILE_SHARE]
+        if liver.any() and not reached:
             break
         group = reached or waiting[:1]
         canvas.run(group)
