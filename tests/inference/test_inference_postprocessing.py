@@ -71,6 +71,25 @@ def test_the_bounding_box_is_tight():
     assert bounding_box(np.zeros((3, 3, 3), np.uint8)) is None
 
 
+def test_of_two_large_components_the_one_on_the_patients_right_is_the_liver():
+    mask = np.zeros((10, 40, 60), np.uint8)
+    mask[2:8, 5:30, 3:20] = 1
+    mask[2:9, 5:30, 40:58] = 1
+
+    kept = keep_liver(mask)
+
+    assert kept.n_components == 2
+    assert kept.mask_zyx[..., :20].sum() == mask[..., :20].sum()
+    assert not kept.mask_zyx[..., 40:].any()
+
+
+def test_a_liver_alone_is_kept_wherever_it_lies():
+    mask = np.zeros((10, 40, 60), np.uint8)
+    mask[2:9, 5:30, 40:58] = 1
+
+    np.testing.assert_array_equal(keep_liver(mask).mask_zyx, mask)
+
+
 def test_only_the_largest_component_is_kept_and_an_empty_mask_stays_empty():
     mask = ball()
     mask[0, 0, 0] = 1
