@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
 from sslmedsam2.pipelines.evaluate import evaluate
 from sslmedsam2.pipelines.predict import PredictOptions, predict
-from sslmedsam2.refine.dataset import alternating_splits
+from sslmedsam2.refine.dataset import TrainingImage, alternating_splits, case_key
 from sslmedsam2.refine.training import trained_model_dir
 
 
@@ -47,11 +47,13 @@ def main() -> None:
 
 
 def cross_validation(work_dir: Path, n_folds: int) -> dict[str, Any]:
-    series = {item.case: item for item in find_labelled_series(require_real_data("chaos_mr_t2"))}
-    spec = read_model_spec(trained_model_dir(work_dir))
+    found = find_labelled_series(require_real_data("chaos_mr_t2"))
+    images = [TrainingImage(**asdict(item)) for item in found]
+    series = {case_key(image): image for image in images}
     rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
-    for fold, split in enumerate(alternating_splits(list(series), n_folds=n_folds)):
-        segmenter = LiverSegmenter(replace(spec, folds=(str(fold),)), EngineOptions())
+    for fold, split in enumerate(alternating_splits(images, n_folds=n_folds)):
+        spec = read_model_spec(trained_model_dir(work_dir), folds=(str(fold),))
+        segmenter = LiverSegmenter(spec, EngineOptions())
         for case in split["val"]:
             volume, mask = canonical_pair(series[case].image_path, series[case].mask_path)
             inverted = replace(volume, array_zyx=invert(volume.array_zyx))

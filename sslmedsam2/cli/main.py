@@ -35,6 +35,9 @@ _COMMANDS = {
     "evaluate": _LazyCommand(
         "sslmedsam2.cli.evaluate:evaluate", "Score predicted masks against references."
     ),
+    "report": _LazyCommand(
+        "sslmedsam2.cli.report:report", "Make a page that shows every result of a run."
+    ),
     "validate": _LazyCommand(
         "sslmedsam2.cli.validate:validate", "Check an output folder against the contract."
     ),

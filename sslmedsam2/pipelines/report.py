@@ -1,0 +1,281 @@
+"""``report``: make a page of a finished run, with every result to look at.
+
+The run's report names the series; their masks lie in the run's folder, their images in the input
+folder. Series are read one at a time, and one that cannot be read is shown with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract import names
+from sslmedsam2.contract.masks import MaskKey, find_references
+from sslmedsam2.contract.outputs import preview_path, report_path
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
+from sslmedsam2.evaluation.tables import ScoreRow
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
+from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.volume import MaskVolume, Volume
+from sslmedsam2.pipelines.evaluate import evaluate
+from sslmedsam2.reporting.page import (
+    VIEW_BUDGET_BYTES,
+    write_page,
+    write_preview_case,
+    write_volumes_case,
+)
+from sslmedsam2.reporting.page_data import PageEntry, PageScore, Shown, page_data, worst_first
+from sslmedsam2.reporting.page_volumes import reduce_for_view
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report
+
+_LOG = logging.getLogger(__name__)
+
+PAGE_FOLDER = "report"
+_LISTED_REFERENCES = 5
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What ``report`` is asked to do.
+
+    Attributes
+    ----------
+    run_dir
+        The output folder of ``predict``.
+    input_path
+        What ``predict`` was given as input; None to show previews in place of volumes.
+    references
+        Folder of reference masks, or None.
+    output_dir
+        Of the page; None for ``report`` in the run's folder.
+    """
+
+    run_dir: Path
+    input_path: Path | None = None
+    references: Path | None = None
+    output_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """Where the page is and what it shows, worst first."""
+
+    index_path: Path
+    entries: tuple[PageEntry, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK if every mask and image of the run could be read."""
+        problems = any(entry.problem for entry in self.entries)
+        return ExitCode.SOME_CASES_FAILED if problems else ExitCode.OK
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference's score, and where it lies if it is on the prediction's grid."""
+
+    name: str
+    score: PageScore
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a series' own script was made to hold; see ``PageEntry``."""
+
+    shown: Shown
+    note: str
+    problem: str | None = None
+
+
+def report(options: ReportOptions) -> WrittenPage:
+    """Write the page of a run; a series that cannot be read says so, and the others go on.
+
+    Raises
+    ------
+    NoInputError
+        There is no usable run report, no such input folder, or no references in their folder.
+    OutputError
+        The page cannot be written.
+    """
+    run = _load_run(options.run_dir)
+    input_dir = _input_dir(options.input_path)
+    references, notes = _references(options)
+    folder = options.output_dir or options.run_dir / PAGE_FOLDER
+    maker = _ViewMaker(options.run_dir, input_dir, folder)
+    entries = []
+    results = sorted(run.series, key=lambda result: result.key)
+    for number, result in enumerate(results, start=1):
+        reference = references.pop(_mask_key(result), None)
+        series_id = f"{number:04d}"
+        view = maker.make(series_id, result, reference_path=reference.path if reference else None)
+        if view.problem:
+            _LOG.warning("%s %s is not shown: %s", result.case, result.sequence, view.problem)
+        entries.append(
+            PageEntry(
+                series_id=series_id,
+                result=result,
+                shown=view.shown,
+                view_note=view.note,
+                problem=view.problem,
+                score=reference.score if reference else None,
+            )
+        )
+        _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
+    ordered = worst_first(entries)
+    notes = (*notes, *_left_over(references))
+    index = write_page(folder, page_data(run, ordered, notes=notes), title=options.run_dir.name)
+    return WrittenPage(index_path=index, entries=tuple(ordered))
+
+
+class _ViewMaker:
+    """Writes the script of each series with the best picture there is of it."""
+
+    def __init__(self, run_dir: Path, input_dir: Path | None, folder: Path) -> None:
+        self._run_dir = run_dir
+        self._input_dir = input_dir
+        self._folder = folder
+
+    def make(self, series_id: str, result: SeriesResult, *, reference_path: Path | None) -> _View:
+        """Write volumes, or else the preview, or else nothing."""
+        try:
+            mask = self._mask(result)
+            if self._input_dir is not None:
+                image = _read_image(self._input_dir / result.input_path)
+                return self._volumes(series_id, image, mask, reference_path=reference_path)
+        except InputError as error:
+            # That a series without a mask cannot be read is what the run itself reports.
+            problem = str(error) if result.output_path else None
+            return self._preview(series_id, result, note=str(error), problem=problem)
+        note = "Give --input to see the volumes." if result.output_path else ""
+        return self._preview(series_id, result, note=note)
+
+    def _mask(self, result: SeriesResult) -> MaskVolume | None:
+        return read_mask(self._run_dir / result.output_path) if result.output_path else None
+
+    def _volumes(
+        self,
+        series_id: str,
+        image: Volume,
+        mask: MaskVolume | None,
+        *,
+        reference_path: Path | None,
+    ) -> _View:
+        voxels = np.zeros_like(image.array_zyx, np.uint8) if mask is None else mask.array_zyx
+        if mask is not None:
+            _check_grid(mask, image)
+        volumes = reduce_for_view(
+            image,
+            voxels,
+            reference_zyx=read_mask(reference_path).array_zyx if reference_path else None,
+            budget_bytes=VIEW_BUDGET_BYTES,
+        )
+        write_volumes_case(self._folder, series_id, volumes)
+        return _View("volumes", volumes.note)
+
+    def _preview(
+        self, series_id: str, result: SeriesResult, *, note: str, problem: str | None = None
+    ) -> _View:
+        try:
+            png = preview_path(self._run_dir, _named(result)).read_bytes()
+        except (OSError, OutputError):
+            return _View("nothing", note, problem)
+        write_preview_case(self._folder, series_id, png)
+        return _View("preview", note, problem)
+
+
+def _load_run(run_dir: Path) -> RunReport:
+    path = report_path(run_dir)
+    if not path.is_file():
+        raise NoInputError(
+            run_dir,
+            reason=f"it holds no {path.name}" if run_dir.is_dir() else "there is no such folder",
+            remedy="Give the output folder of predict",
+        )
+    try:
+        return load_report(path)
+    except InputError as error:
+        raise NoInputError(
+            path, reason=error.reason, remedy="Run predict again with this version"
+        ) from error
+
+
+def _input_dir(path: Path | None) -> Path | None:
+    """Return the folder that the run's input names are relative to."""
+    if path is None or path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    raise NoInputError(
+        path,
+        reason="there is no such input folder",
+        remedy="Give the folder that predict was given, or leave --input out",
+    )
+
+
+def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tuple[str, ...]]:
+    """Score the references; return them by what they are masks of, and notes for the page."""
+    if options.references is None:
+        return {}, ()
+    files = {mask.key: mask for mask in find_references(options.references).masks}
+    try:
+        evaluation = evaluate(predictions=options.run_dir, references=options.references)
+    except NoInputError as error:
+        return {}, (f"Nothing was compared with the references: {error}",)
+    found = {}
+    for row in evaluation.rows:
+        key = names.identity_key(row.case), row.sequence
+        path = files[key].path if row.metrics else None
+        found[key] = _Reference(f"{row.case} {row.sequence or ''}".strip(), _score(row), path)
+    return found, tuple(str(problem) for problem in evaluation.problems)
+
+
+def _score(row: ScoreRow) -> PageScore:
+    metrics = row.metrics
+    if metrics is None:
+        return PageScore(None, None, row.reason)
+    distance = metrics.hausdorff_mm
+    return PageScore(metrics.dice, None if math.isnan(distance) else distance, row.reason)
+
+
+def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
+    if not references:
+        return ()
+    listed = sorted(reference.name for reference in references.values())
+    more = ", ..." if len(listed) > _LISTED_REFERENCES else ""
+    shown = ", ".join(listed[:_LISTED_REFERENCES])
+    return (f"{len(listed)} references belong to no series of this run: {shown}{more}",)
+
+
+def _named(result: SeriesResult) -> Series:
+    """Return the series as the contract knows it: unnamed sequences are None there."""
+    sequence = result.sequence if result.sequence in names.SEQUENCES else None
+    return Series(result.case, result.vendor, sequence, Path(result.input_path))
+
+
+def _mask_key(result: SeriesResult) -> MaskKey:
+    return names.identity_key(result.case), _named(result).sequence
+
+
+def _read_image(path: Path) -> Volume:
+    """Read an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
+    image = read_volume(path)
+    if not looks_like_hounsfield(image.array_zyx):
+        return image
+    return replace(image, array_zyx=window_hounsfield(image.array_zyx))
+
+
+def _check_grid(mask: MaskVolume, image: Volume) -> None:
+    if not same_grid(mask.geometry, image.geometry):
+        raise InputError(
+            image.source.path,
+            kind="geometry_mismatch",
+            reason="the mask of the run lies on another grid than this image",
+            remedy="Give the input that the run was made from",
+        )

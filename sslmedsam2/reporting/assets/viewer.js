@@ -1,0 +1,374 @@
+// The case view: loads a series' script when it is opened, and shows its volumes in NiiVue.
+"use strict";
+
+// Scripts in cases/ call deliver(); a page opened from a file may not fetch data, but may load
+// scripts. The last few series are kept, so that going back and forth is quick.
+const qcCases = (() => {
+  const KEPT = 6;
+  const known = new Map();
+  const waiting = new Map();
+
+  function addScript(source) {
+    return new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      script.src = source;
+      script.onload = () => { script.remove(); resolve(); };
+      script.onerror = () => { script.remove(); reject(new Error(`${source} is missing beside this page.`)); };
+      document.head.append(script);
+    });
+  }
+
+  function deliver(id, content) {
+    known.set(id, content);
+    if (known.size > KEPT) known.delete(known.keys().next().value);
+  }
+
+  async function load(id) {
+    if (!known.has(id)) {
+      if (!waiting.has(id)) waiting.set(id, addScript(`cases/${id}.js`).finally(() => waiting.delete(id)));
+      await waiting.get(id);
+    }
+    const content = known.get(id);
+    // Used last, forgotten last.
+    deliver(id, content);
+    return content;
+  }
+
+  return { deliver, load, addScript };
+})();
+
+const qcVolumes = (() => {
+  const { element } = qcTable;
+  // Orange, magenta and blue keep apart for colour-blind eyes. Labels: see page_volumes.py.
+  const COLOURS = { prediction: [255, 158, 46], extra: [235, 51, 148], missed: [48, 176, 255] };
+  const LABEL_COLOURS = {
+    prediction: [COLOURS.prediction, COLOURS.prediction, null],
+    reference: [COLOURS.missed, null, COLOURS.missed],
+    both: [COLOURS.prediction, COLOURS.extra, COLOURS.missed],
+  };
+  const LEGENDS = {
+    prediction: [["prediction", "Prediction"]],
+    reference: [["missed", "Reference"]],
+    both: [["prediction", "Both agree"], ["extra", "Prediction only"], ["missed", "Reference only"]],
+  };
+  // Azimuth and elevation of the eye: the patient faces it, turned a little, the liver in front.
+  const FROM_THE_FRONT = [160, 15];
+  // Depth, azimuth and elevation of the plane that cuts the image's front half off; masks stay.
+  const FRONT_CUT = [0, 180, 0];
+  const NO_CUT = [2, 0, 0];
+  let viewer = null;
+  let current = null;
+
+  async function start() {
+    if (viewer) return viewer;
+    if (!window.niivue) await qcCases.addScript("assets/niivue.umd.js");
+    if (!document.createElement("canvas").getContext("webgl2")) {
+      throw new Error("This browser offers no WebGL 2, which the volumes need.");
+    }
+    const made = new niivue.Niivue({
+      backColor: [0, 0, 0, 1],
+      crosshairColor: [0.45, 0.75, 1, 0.8],
+      crosshairWidth: 0.3,
+      dragAndDropEnabled: false,
+      isColorbar: false,
+      isOrientCube: false,
+      sagittalNoseLeft: true,
+      isRadiologicalConvention: true,
+      loadingText: "",
+      logLevel: "error",
+      multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
+      show3Dcrosshair: false,
+      viewModeHotKey: "",
+      clipPlaneHotKey: "",
+      cycleClipPlaneHotKey: "",
+      // Without a colour the cut surface shows the image.
+      clipPlaneColor: [0, 0, 0, 0],
+    });
+    await made.attachToCanvas(element("viewer"));
+    await made.setVolumeRenderIllumination(0.6);
+    made.setRenderAzimuthElevation(...FROM_THE_FRONT);
+    made.onLocationChange = (place) => { element("location").textContent = place.string; };
+    viewer = made;
+    return viewer;
+  }
+
+  function labelColours(mode) {
+    const shown = [null, ...LABEL_COLOURS[mode]];
+    const channel = (index) => shown.map((colour) => (colour ? colour[index] : 0));
+    return {
+      R: channel(0), G: channel(1), B: channel(2), A: shown.map((colour) => (colour ? 255 : 0)),
+      I: shown.map((_, index) => index), labels: shown.map(() => ""),
+    };
+  }
+
+  async function show(content, isWanted) {
+    const nv = await start();
+    const image = await niivue.NVImage.loadFromBase64({
+      base64: content.image, name: "image.nii.gz", colormap: "gray",
+      cal_min: content.window[0], cal_max: content.window[1],
+    });
+    const labels = await niivue.NVImage.loadFromBase64({ base64: content.labels, name: "labels.nii.gz" });
+    if (!isWanted()) return;
+    while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
+    current = { content, image, labels };
+    nv.addVolume(image);
+    nv.addVolume(labels);
+    nv.scene.crosshairPos = nv.mm2frac(content.focus);
+  }
+
+  function setMasks(mode) {
+    current.labels.setColormapLabel(labelColours(mode));
+    element("legend").replaceChildren(...LEGENDS[mode].map(([colour, words]) => {
+      const entry = qcTable.make("li");
+      const patch = qcTable.make("i");
+      patch.style.background = `rgb(${COLOURS[colour].join(",")})`;
+      entry.append(patch, words);
+      return entry;
+    }));
+    viewer.updateGLVolume();
+  }
+
+  function setOpacity(opacity) {
+    viewer.setOpacity(1, opacity);
+  }
+
+  function setWindow(low, high) {
+    current.image.cal_min = low;
+    current.image.cal_max = high;
+    viewer.updateGLVolume();
+  }
+
+  function setView(name) {
+    const types = {
+      all: viewer.sliceTypeMultiplanar, axial: viewer.sliceTypeAxial, coronal: viewer.sliceTypeCoronal,
+      sagittal: viewer.sliceTypeSagittal, render: viewer.sliceTypeRender,
+    };
+    viewer.setSliceType(types[name]);
+  }
+
+  function setCut(isCut) {
+    viewer.setClipPlane(isCut ? FRONT_CUT : NO_CUT);
+  }
+
+  return { show, setMasks, setOpacity, setWindow, setView, setCut, state: () => ({ viewer, current }) };
+})();
+
+const qcCaseView = (() => {
+  const { element, make, figure } = qcTable;
+  const dialog = element("case");
+  const GREY_LEVELS = 255;
+  let open = null;
+
+  const chosenMasks = () => document.querySelector('input[name="compare"]:checked').value;
+  const hasReference = (series) => series.dice !== null;
+
+  // Sliders fire faster than a large volume is redrawn: one redraw a frame.
+  function oncePerFrame(action) {
+    let asked = false;
+    return () => {
+      if (asked) return;
+      asked = true;
+      requestAnimationFrame(() => { asked = false; action(); });
+    };
+  }
+
+  function intensity(slider) {
+    const [low, high] = open.content.greyRange;
+    return low + ((high - low) * Number(element(slider).value)) / GREY_LEVELS;
+  }
+
+  function sliderPlace(value) {
+    const [low, high] = open.content.greyRange;
+    return Math.round((GREY_LEVELS * (value - low)) / (high - low));
+  }
+
+  const shortNumber = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
+
+  function tellSliders() {
+    element("opacity-value").textContent = `${element("opacity").value} %`;
+    element("low-value").textContent = shortNumber(intensity("low"));
+    element("high-value").textContent = shortNumber(intensity("high"));
+  }
+
+  const applyOpacity = oncePerFrame(() => {
+    if (open && open.content) qcVolumes.setOpacity(Number(element("opacity").value) / 100);
+  });
+  const applyWindow = oncePerFrame(() => {
+    if (open && open.content) qcVolumes.setWindow(intensity("low"), intensity("high"));
+  });
+
+  function moveWindow(moved) {
+    const [low, high] = [Number(element("low").value), Number(element("high").value)];
+    // Black stays below white: the other slider gives way.
+    if (low >= high) {
+      if (moved === "low") element("high").value = Math.min(low + 1, GREY_LEVELS);
+      else element("low").value = Math.max(high - 1, 0);
+    }
+    tellSliders();
+    applyWindow();
+  }
+
+  function resetDisplay() {
+    element("opacity").value = 45;
+    element("low").value = sliderPlace(open.content.window[0]);
+    element("high").value = sliderPlace(open.content.window[1]);
+    element("view").value = "all";
+    element("cut").checked = true;
+    document.querySelector('input[name="compare"][value="both"]').checked = true;
+    applyDisplay();
+  }
+
+  function applyDisplay() {
+    tellSliders();
+    qcVolumes.setView(element("view").value);
+    qcVolumes.setCut(element("cut").checked);
+    qcVolumes.setMasks(hasReference(open.series) ? chosenMasks() : "prediction");
+    applyOpacity();
+    applyWindow();
+  }
+
+  function say(message, alone) {
+    element("stage-message").textContent = message;
+    element("stage-message").classList.toggle("alone", alone);
+  }
+
+  function showNothing() {
+    element("viewer").hidden = true;
+    element("preview").hidden = true;
+    element("controls").hidden = true;
+    element("location").textContent = "";
+  }
+
+  async function showVolumes(content, isWanted) {
+    element("viewer").hidden = false;
+    await qcVolumes.show(content, isWanted);
+    if (!isWanted()) return;
+    open.content = content;
+    element("controls").hidden = false;
+    element("compare").hidden = !hasReference(open.series);
+    element("low").value = sliderPlace(content.window[0]);
+    element("high").value = sliderPlace(content.window[1]);
+    applyDisplay();
+    say("", false);
+  }
+
+  function showPreview(content) {
+    element("preview").src = content.preview;
+    element("preview").alt = `Three slices of ${open.series.case} ${open.series.sequence} with the mask's outline`;
+    element("preview").hidden = false;
+    say(open.series.problem || open.series.view_note, false);
+  }
+
+  async function showStage(series) {
+    const isWanted = () => open !== null && open.series === series;
+    showNothing();
+    if (series.shown === "nothing") {
+      say(series.problem || series.error || series.view_note || "There is nothing to show.", true);
+      return;
+    }
+    say("Loading ...", true);
+    try {
+      const content = await qcCases.load(series.id);
+      if (!isWanted()) return;
+      if (content.preview) showPreview(content);
+      else await showVolumes(content, isWanted);
+    } catch (error) {
+      if (!isWanted()) return;
+      showNothing();
+      say(error.message, true);
+    }
+  }
+
+  function facts(series) {
+    const stages = Object.entries(series.stages).map(([name, seconds]) => `${name} ${seconds.toFixed(1)}`);
+    const all = [
+      ["Vendor", series.vendor],
+      ["Liver", series.volume_ml === null ? null : `${figure(series.volume_ml, 0)} ml`],
+      ["Confidence", figure(series.confidence, 3)],
+      ["Components", series.components === null ? null : String(series.components)],
+      ["Dice", figure(series.dice, 4)],
+      ["Hausdorff", series.hausdorff_mm === null ? null : `${figure(series.hausdorff_mm, 1)} mm`],
+      ["Seconds", series.seconds === null ? null : `${figure(series.seconds, 1)} (${stages.join(", ")})`],
+      ["Image", series.geometry],
+      ["Input", series.input_path],
+      ["Mask", series.output_path],
+    ];
+    const list = make("dl");
+    for (const [name, value] of all) {
+      if (value) list.append(make("dt", "", name), make("dd", "", value));
+    }
+    return list;
+  }
+
+  function fillFindings(series) {
+    const parts = [];
+    for (const told of new Set([series.problem, series.error].filter(Boolean))) parts.push(make("p", "told-error", told));
+    if (series.warnings.length) {
+      const list = make("ul");
+      for (const warning of series.warnings) list.append(make("li", "", warning));
+      parts.push(make("h3", "", "Warnings"), list);
+    }
+    if (series.score_note) parts.push(make("h3", "", "Reference"), make("p", "", series.score_note));
+    parts.push(make("h3", "", "Figures"), facts(series));
+    if (series.view_note) parts.push(make("p", "small", series.view_note));
+    element("findings").replaceChildren(...parts);
+  }
+
+  function show(series) {
+    open = { series, content: null };
+    element("case-title").textContent = `${series.case} \u00b7 ${series.sequence}`;
+    element("case-status").replaceWith(Object.assign(qcTable.statusBadge(series), { id: "case-status" }));
+    const order = qcTable.shown();
+    const place = order.indexOf(series);
+    element("case-place").textContent = place < 0 ? "" : `${place + 1} of ${order.length}`;
+    element("case-previous").disabled = place <= 0;
+    element("case-next").disabled = place < 0 || place === order.length - 1;
+    fillFindings(series);
+    if (!dialog.open) dialog.showModal();
+    showStage(series);
+  }
+
+  function step(by) {
+    const order = qcTable.shown();
+    const next = order[order.indexOf(open.series) + by];
+    // Replaced, so that "back" leads to the table and not through every case.
+    if (next) { history.replaceState(null, "", `#series-${next.id}`); show(next); }
+  }
+
+  function followAddress() {
+    const series = qcTable.byId.get(location.hash.replace("#series-", ""));
+    if (series) show(series);
+    else if (dialog.open) dialog.close();
+  }
+
+  function onClosed() {
+    const { id } = open.series;
+    open = null;
+    if (location.hash) history.pushState(null, "", location.pathname + location.search);
+    qcTable.focus(id);
+  }
+
+  function onKey(event) {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const takesArrows = event.target.matches("input, select, canvas");
+    if (by && !takesArrows && !event.altKey && !event.ctrlKey && !event.metaKey) {
+      step(by);
+      event.preventDefault();
+    }
+  }
+
+  element("opacity").addEventListener("input", () => { tellSliders(); applyOpacity(); });
+  element("low").addEventListener("input", () => moveWindow("low"));
+  element("high").addEventListener("input", () => moveWindow("high"));
+  element("view").addEventListener("change", () => qcVolumes.setView(element("view").value));
+  element("cut").addEventListener("change", () => qcVolumes.setCut(element("cut").checked));
+  element("compare").addEventListener("change", () => qcVolumes.setMasks(chosenMasks()));
+  element("reset-view").addEventListener("click", resetDisplay);
+  element("case-previous").addEventListener("click", () => step(-1));
+  element("case-next").addEventListener("click", () => step(1));
+  element("case-close").addEventListener("click", () => dialog.close());
+  dialog.addEventListener("close", onClosed);
+  dialog.addEventListener("keydown", onKey);
+  window.addEventListener("hashchange", followAddress);
+  followAddress();
+})();

@@ -1,0 +1,109 @@
+"""Writing the QC page: an ``index.html`` that opens by double click, with no server.
+
+A page opened from a file may load scripts from beside it, but may not fetch data. So each series is
+a small script of its own, which the page adds when the series is opened:
+
+    index.html           the table and everything the run says, as JSON
+    assets/              style, script, and NiiVue with its licence
+    cases/0001.js        image and masks of one series, at most ``MAX_CASE_BYTES``
+
+Nothing of the input is ever markup: the page's script writes it as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from sslmedsam2.imaging.atomic import output_error, write_bytes_atomic, write_text_atomic
+from sslmedsam2.reporting.page_volumes import ViewVolumes
+
+INDEX_NAME = "index.html"
+MAX_CASE_BYTES = 2_000_000
+"""Largest size of a series' script."""
+
+VIEW_BUDGET_BYTES = (MAX_CASE_BYTES - 2_000) * 3 // 4
+"""What its volumes may take before base64 makes four characters of three bytes."""
+
+_ASSETS_FOLDER = "assets"
+_CASES_FOLDER = "cases"
+_TEMPLATE_NAME = "index.html"
+_COPIED_ASSETS = ("page.css", "table.js", "viewer.js", "niivue.umd.js", "NIIVUE-LICENSE.txt")
+_CASE_NAME = re.compile(r"\d{4,}\.js")
+
+
+def write_volumes_case(folder: Path, series_id: str, volumes: ViewVolumes) -> None:
+    """Write a series' script with its image and masks; raises OutputError."""
+    content = {
+        "image": _base64(volumes.image_nifti),
+        "labels": _base64(volumes.labels_nifti),
+        "focus": volumes.focus_ras_mm,
+        "greyRange": volumes.grey_range,
+        "window": volumes.window,
+    }
+    _write_case(folder, series_id, content)
+
+
+def write_preview_case(folder: Path, series_id: str, png: bytes) -> None:
+    """Write a series' script with its preview picture; raises OutputError."""
+    _write_case(folder, series_id, {"preview": "data:image/png;base64," + _base64(png)})
+
+
+def write_page(folder: Path, data: Any, *, title: str) -> Path:
+    """Write the assets and, last, the page itself; return the page's path.
+
+    Scripts of series that an earlier page had more of are removed.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    assets = resources.files(__package__) / _ASSETS_FOLDER
+    for name in _COPIED_ASSETS:
+        write_bytes_atomic(folder / _ASSETS_FOLDER / name, (assets / name).read_bytes())
+    template = Template((assets / _TEMPLATE_NAME).read_text(encoding="utf-8"))
+    index = folder / INDEX_NAME
+    write_text_atomic(index, template.substitute(title=html.escape(title), data=_script_json(data)))
+    _remove_other_cases(folder / _CASES_FOLDER, kept=_with_script(data))
+    return index
+
+
+def _write_case(folder: Path, series_id: str, content: dict[str, Any]) -> None:
+    # The id is the page's own, never a name from the input.
+    script = f"qcCases.deliver({json.dumps(series_id)}, {_json(content)});\n"
+    write_text_atomic(folder / _CASES_FOLDER / f"{series_id}.js", script)
+
+
+def _with_script(data: Any) -> set[str]:
+    return {f"{row['id']}.js" for row in data["series"] if row["shown"] != "nothing"}
+
+
+def _remove_other_cases(folder: Path, *, kept: set[str]) -> None:
+    if not folder.is_dir():
+        return
+    for path in folder.iterdir():
+        if _CASE_NAME.fullmatch(path.name) and path.name not in kept:
+            try:
+                path.unlink()
+            except OSError as error:
+                raise output_error(path, error) from error
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _script_json(value: Any) -> str:
+    """Return JSON that no HTML parser can take for the end of the script element around it."""
+    return _json(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,185 @@
+"""What the QC page says of a run and of each series, as plain data for its script.
+
+Worst first
+-----------
+Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
+within a status by doubt: the Dice against the reference, or without one the mean confidence, less
+0.1 for each flag. What the page itself could not read counts as failed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sslmedsam2.reporting.run_report import InputGeometry, RunReport, SeriesResult, SeriesStatus
+
+Shown = Literal["volumes", "preview", "nothing"]
+
+_STATUS_RANKS = {
+    SeriesStatus.FAILED: 0,
+    SeriesStatus.EMPTY: 1,
+    SeriesStatus.INTERRUPTED: 2,
+    SeriesStatus.FALLBACK: 3,
+    SeriesStatus.OK: 4,
+    SeriesStatus.SKIPPED_RESUME: 4,
+}
+_DOUBT_OF_A_FLAG = 0.1
+_SHOWN_HASH_DIGITS = 12
+# Warnings are written "name: sentence".
+_WARNING_NAME = re.compile(r"([a-z0-9_]+): ")
+_OTHER_WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class PageScore:
+    """The comparison of a mask with its reference; figures are None where not defined.
+
+    ``note`` says why, or what else is to be said.
+    """
+
+    dice: float | None
+    hausdorff_mm: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PageEntry:
+    """One series of the page.
+
+    Attributes
+    ----------
+    series_id
+        Names the series in the page's address and its script's file.
+    shown
+        What the series' own script holds for the viewer.
+    view_note
+        How the volumes were reduced, or why there are none.
+    problem
+        Why a mask that the run has written could not be read, or None.
+    score
+        Against the reference; None if there is none.
+    """
+
+    series_id: str
+    result: SeriesResult
+    shown: Shown = "nothing"
+    view_note: str = ""
+    problem: str | None = None
+    score: PageScore | None = None
+    flags: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Name the flags, which filters and the order go by."""
+        names = [_warning_name(warning) for warning in self.result.warnings]
+        if self.problem:
+            names.append("not_shown")
+        object.__setattr__(self, "flags", tuple(dict.fromkeys(names)))
+
+
+def worst_first(entries: Iterable[PageEntry]) -> list[PageEntry]:
+    """Sort the series as the module says; equal ones by case and sequence."""
+    return sorted(entries, key=_badness)
+
+
+def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[str]) -> Any:
+    """Return everything that the page shows but the pictures, ready for JSON.
+
+    Parameters
+    ----------
+    run
+        The run as reported.
+    entries
+        Its series in the order in which the page shows them.
+    notes
+        What is to be said of the page as a whole, such as references without a prediction.
+    """
+    rows = list(entries)
+    return {
+        "run": _run_facts(run),
+        "counts": {status: count for status, count in run.counts.items() if count},
+        "notes": list(notes),
+        "scored": any(entry.score is not None for entry in rows),
+        "series": [_row(entry) for entry in rows],
+    }
+
+
+def _badness(entry: PageEntry) -> tuple[int, float, tuple[str, str, str]]:
+    result = entry.result
+    rank = 0 if entry.problem else _STATUS_RANKS[result.status]
+    dice = entry.score.dice if entry.score else None
+    trust = dice if dice is not None else result.mean_foreground_confidence
+    quality = (1.0 if trust is None else trust) - _DOUBT_OF_A_FLAG * len(entry.flags)
+    return rank, quality, result.key
+
+
+def _row(entry: PageEntry) -> dict[str, Any]:
+    result, score = entry.result, entry.score
+    return {
+        "id": entry.series_id,
+        "case": result.case,
+        "sequence": result.sequence,
+        "vendor": result.vendor,
+        "status": result.status.value,
+        "flags": list(entry.flags),
+        "volume_ml": result.liver_volume_ml,
+        "confidence": result.mean_foreground_confidence,
+        "seconds": round(sum(result.seconds.values()), 2) if result.seconds else None,
+        "dice": score.dice if score else None,
+        "hausdorff_mm": score.hausdorff_mm if score else None,
+        "scored": score is not None,
+        "score_note": score.note if score else "",
+        "shown": entry.shown,
+        "view_note": entry.view_note,
+        "problem": entry.problem,
+        "error": result.error,
+        "warnings": list(result.warnings),
+        "stages": dict(result.seconds),
+        "components": result.components,
+        "touches_border": result.touches_border,
+        "peak_memory_mb": result.peak_memory_mb,
+        "input_path": result.input_path,
+        "output_path": result.output_path,
+        "geometry": None if result.geometry is None else _geometry_in_words(result.geometry),
+    }
+
+
+def _run_facts(run: RunReport) -> list[tuple[str, str]]:
+    """Return names and values for the summary, in the order in which they are shown."""
+    facts = [("Model", f"{model.name} ({_fingerprint(model.sha256)})") for model in run.models]
+    facts += [
+        ("Device", f"{run.device}, {run.backend}"),
+        ("Options", ", ".join(f"{k} {v}" for k, v in run.options.items() if v is not None)),
+        ("Started", run.started),
+        ("Ended", _ending(run)),
+        ("Software", f"{run.tool} {run.tool_version}"),
+        ("With", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _ending(run: RunReport) -> str:
+    if run.finished is None:
+        return "not ended: the run goes on, or was killed"
+    interrupted = ", interrupted" if run.interrupted else ""
+    return f"{run.finished}, exit code {run.exit_code}{interrupted}"
+
+
+def _fingerprint(sha256: Any) -> str:
+    """Name a model's weights by the beginning of their hashes."""
+    weights = [value for path, value in sorted(sha256.items()) if not path.endswith(".json")]
+    return ", ".join(f"sha256 {value[:_SHOWN_HASH_DIGITS]}" for value in weights or sha256.values())
+
+
+def _geometry_in_words(geometry: InputGeometry) -> str:
+    voxels = " x ".join(str(length) for length in geometry.shape_zyx[::-1])
+    sizes = " x ".join(f"{mm:.3g}" for mm in geometry.spacing_zyx_mm[::-1])
+    hand = ", left-handed" if geometry.left_handed else ""
+    return f"{voxels} voxels of {sizes} mm, {geometry.native_dtype}{hand}"
+
+
+def _warning_name(warning: str) -> str:
+    match = _WARNING_NAME.match(warning)
+    return match[1] if match else _OTHER_WARNING

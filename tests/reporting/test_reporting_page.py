@@ -1,0 +1,109 @@
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from qc_runs import HOSTILE_TEXT
+
+from sslmedsam2.errors import OutputError
+from sslmedsam2.reporting.page import (
+    MAX_CASE_BYTES,
+    VIEW_BUDGET_BYTES,
+    write_page,
+    write_preview_case,
+    write_volumes_case,
+)
+from sslmedsam2.reporting.page_volumes import ViewVolumes
+
+ASSETS = Path(str(resources.files("sslmedsam2.reporting") / "assets"))
+
+
+class Scripts(HTMLParser):
+    """Collects the scripts of a page, and their content, as a browser's parser sees them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scripts = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "script":
+            self.scripts.append([dict(attrs), ""])
+
+    def handle_data(self, data):
+        if self.lasttag == "script" and self.scripts:
+            self.scripts[-1][1] += data
+
+
+def page(folder, *, rows=(), title="run"):
+    return write_page(folder, {"series": list(rows)}, title=title)
+
+
+def parsed(path):
+    parser = Scripts()
+    parser.feed(path.read_text(encoding="utf-8"))
+    return parser.scripts
+
+
+def test_hostile_text_cannot_leave_its_script_element(tmp_path):
+    row = {"id": "0001", "shown": "nothing", "case": HOSTILE_TEXT, "error": "$title <!-- <script>"}
+    scripts = parsed(page(tmp_path, rows=[row]))
+    (data,) = [text for attributes, text in scripts if attributes.get("type")]
+    assert json.loads(data)["series"] == [row]
+    assert [attributes.get("src") for attributes, _ in scripts] == [
+        None,
+        "assets/table.js",
+        "assets/viewer.js",
+    ]
+
+
+def test_the_title_is_escaped(tmp_path):
+    text = page(tmp_path, title="a<b>$data").read_text(encoding="utf-8")
+    assert "a&lt;b&gt;$data" in text
+    assert "a<b>" not in text
+
+
+def test_everything_the_page_refers_to_lies_beside_it(tmp_path):
+    text = page(tmp_path).read_text(encoding="utf-8")
+    references = re.findall(r'(?:src|href)="([^"#]+)"', text)
+    assert len(references) == 3
+    assert all((tmp_path / name).is_file() for name in references)
+    assert (tmp_path / "assets" / "niivue.umd.js").is_file()
+    assert (tmp_path / "assets" / "NIIVUE-LICENSE.txt").is_file()
+
+
+def test_no_file_of_ours_names_an_external_address():
+    ours = [path for path in ASSETS.iterdir() if "niivue" not in path.name.lower()]
+    assert len(ours) == 5
+    assert not [path.name for path in ours if re.search(r"https?:|//\w+\.\w", path.read_text())]
+
+
+def test_the_viewer_is_the_pinned_one_and_the_assets_are_small():
+    digest = hashlib.sha256((ASSETS / "niivue.umd.js").read_bytes()).hexdigest()
+    assert digest in (ASSETS / "README.md").read_text(encoding="utf-8")
+    assert sum(path.stat().st_size for path in ASSETS.iterdir()) < 4_000_000
+
+
+def test_volumes_within_the_budget_make_a_script_within_the_limit(tmp_path):
+    halves = bytes(VIEW_BUDGET_BYTES // 2)
+    volumes = ViewVolumes(halves, halves, (1.5, -2.5, 3.5), (0.0, 1.0), (0.0, 1.0), "note")
+    write_volumes_case(tmp_path, "0001", volumes)
+    size = (tmp_path / "cases" / "0001.js").stat().st_size
+    assert 0.99 * MAX_CASE_BYTES < size <= MAX_CASE_BYTES
+
+
+def test_scripts_of_series_that_are_gone_are_removed_and_nothing_else(tmp_path):
+    for series_id in ("0001", "0002", "0003"):
+        write_preview_case(tmp_path, series_id, b"png")
+    (tmp_path / "cases" / "notes.js").write_text("mine")
+    page(tmp_path, rows=[{"id": "0001", "shown": "preview"}, {"id": "0002", "shown": "nothing"}])
+    assert {path.name for path in (tmp_path / "cases").iterdir()} == {"0001.js", "notes.js"}
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "report").write_text("a file")
+    with pytest.raises(OutputError, match="choose another output folder") as caught:
+        page(tmp_path / "report")
+    assert "\n" not in str(caught.value)

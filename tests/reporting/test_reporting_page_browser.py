@@ -1,0 +1,225 @@
+"""The page in a real Chromium: opened from a file, clicked, and its pixels looked at."""
+
+import io
+
+import numpy as np
+import pytest
+from headless_chromium import (
+    ARROW_DOWN,
+    ARROW_RIGHT,
+    ENTER,
+    ESCAPE,
+    Browser,
+    skip_without_chromium,
+)
+from PIL import Image
+from qc_runs import HOSTILE_CASE, HOSTILE_TEXT, QcRun
+
+from sslmedsam2.pipelines.report import ReportOptions, report
+
+# A browser that draws in software takes minutes on two cores.
+pytestmark = pytest.mark.slow
+
+WORST_FIRST = ["0009-A", "0001-A", HOSTILE_CASE, "0002-A"]
+IS_SHOWN = "document.getElementById('stage-message').textContent === ''"
+CASES = "return [...document.querySelectorAll('#rows a')].map((link) => link.textContent)"
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    skip_without_chromium()
+    qc = QcRun(tmp_path_factory.mktemp("qc"))
+    qc.add("0001-A", shift=4, mean_foreground_confidence=0.9)
+    qc.add("0002-A", "T1")
+    qc.add(HOSTILE_CASE, vendor=HOSTILE_TEXT, warnings=(f"low_confidence: {HOSTILE_TEXT}",))
+    lost = qc.add("0009-A", preview=True)
+    (qc.run / lost.output_path).unlink()
+    for case, sequence in (("0001-A", "GED4"), ("0002-A", "T1"), (HOSTILE_CASE, "GED4")):
+        qc.add_reference(case, sequence)
+    return report(ReportOptions(qc.run, qc.input, qc.references)).index_path
+
+
+@pytest.fixture(scope="module")
+def window(page, tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        browser.open(page)
+        yield browser
+
+
+@pytest.fixture
+def browser(window, page):
+    """The page, freshly opened; afterwards the console must hold no complaint."""
+    window.open(page.parent / "assets" / "page.css")
+    window.open(page)
+    window.complaints()
+    yield window
+    assert window.complaints() == []
+    assert window.run("return window.hacked") is None
+
+
+def open_case(browser, case):
+    place = browser.run(CASES).index(case) + 1
+    browser.click(f"#rows tr:nth-child({place}) td:nth-child(2)")
+
+
+def stage(browser):
+    """Return the viewer's pixels."""
+    box = browser.run(
+        "const b = document.getElementById('viewer').getBoundingClientRect();"
+        "return [b.left, b.top, b.right, b.bottom].map(Math.round)"
+    )
+    picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
+    return np.asarray(picture.crop(box)).astype(int)
+
+
+def coloured(pixels):
+    """Count the pixels that are not grey."""
+    return int(((pixels.max(axis=2) - pixels.min(axis=2)) > 40).sum())
+
+
+def slide(browser, name, value):
+    browser.run(
+        "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
+        "slider.dispatchEvent(new Event('input', {bubbles: true}))",
+        name,
+        value,
+    )
+    browser.run("return new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
+
+
+def test_the_table_lists_all_series_worst_first(browser):
+    assert browser.run(CASES) == WORST_FIRST
+    assert browser.run("return document.getElementById('shown-count').textContent") == (
+        "4 of 4 series"
+    )
+
+
+def test_hostile_names_are_shown_as_text(browser):
+    assert browser.run("return document.querySelectorAll('#rows img, #rows b').length") == 0
+    open_case(browser, HOSTILE_CASE)
+    browser.wait_for(IS_SHOWN)
+    title = browser.run("return document.getElementById('case-title').textContent")
+    assert title == f"{HOSTILE_CASE} · GED4"
+    assert (
+        browser.run("return document.getElementById('findings').textContent").count(HOSTILE_TEXT)
+        == 2
+    )
+
+
+def test_a_click_on_a_heading_sorts_and_a_filter_narrows(browser):
+    browser.click("th[data-name='Dice'] button")
+    assert browser.run(CASES)[0] == "0001-A"
+    browser.click("th[data-name='Dice'] button")
+    assert browser.run(CASES)[-2:] == ["0001-A", "0009-A"]
+    browser.run(
+        "const filter = document.getElementById('filter-sequence'); filter.value = 'T1';"
+        "filter.dispatchEvent(new Event('change'))"
+    )
+    assert browser.run(CASES) == ["0002-A"]
+    browser.click("#filters button[type=reset]")
+    browser.click("#worst-first")
+    browser.wait_for("document.querySelectorAll('#rows tr').length === 4")
+    assert browser.run(CASES) == WORST_FIRST
+
+
+def test_a_click_opens_a_case_and_its_mask_is_drawn(browser):
+    open_case(browser, "0001-A")
+    browser.wait_for(IS_SHOWN)
+    browser.wait_for("qcVolumes.state().viewer.volumes.length === 2")
+    pixels = stage(browser)
+    assert coloured(pixels) > 2000
+    assert np.count_nonzero(pixels.max(axis=2) > 60) > 20_000
+    assert "Dice" in browser.run("return document.getElementById('findings').textContent")
+
+
+def test_the_opacity_slider_fades_the_mask(browser):
+    open_case(browser, "0002-A")
+    browser.wait_for(IS_SHOWN)
+    slide(browser, "opacity", 80)
+    strong = coloured(stage(browser))
+    slide(browser, "opacity", 0)
+    assert coloured(stage(browser)) < strong / 4
+
+
+def test_the_contrast_sliders_change_the_image_and_black_stays_below_white(browser):
+    open_case(browser, "0002-A")
+    browser.wait_for(IS_SHOWN)
+    before = stage(browser).mean()
+    slide(browser, "high", 60)
+    assert stage(browser).mean() > before + 5
+    slide(browser, "low", 200)
+    low, high = browser.run("return ['low', 'high'].map((id) => document.getElementById(id).value)")
+    assert (low, high) == ("200", "201")
+
+
+def test_masks_can_be_shown_alone(browser):
+    open_case(browser, "0001-A")
+    browser.wait_for(IS_SHOWN)
+    legends = []
+    for choice in ("prediction", "reference", "both"):
+        browser.click(f"input[name=compare][value={choice}]")
+        legends.append(browser.run("return document.getElementById('legend').textContent"))
+    assert legends == ["Prediction", "Reference", "Both agreePrediction onlyReference only"]
+
+
+def test_a_case_that_cannot_be_shown_says_why_and_shows_its_preview(browser):
+    open_case(browser, "0009-A")
+    browser.wait_for("document.getElementById('preview').naturalWidth > 0")
+    message = browser.run("return document.getElementById('stage-message').textContent")
+    assert "the file does not exist" in message
+
+
+def test_the_keyboard_is_enough(browser):
+    focused = "return document.activeElement.textContent"
+    title = "return document.getElementById('case-title').textContent"
+    browser.run("document.querySelector('#rows a').focus()")
+    browser.press(ARROW_DOWN, ARROW_DOWN)
+    assert browser.run(focused) == WORST_FIRST[2]
+    browser.press(ENTER)
+    browser.wait_for(IS_SHOWN)
+    assert browser.run(title) == f"{HOSTILE_CASE} · GED4"
+    browser.press(ARROW_RIGHT)
+    browser.wait_for("document.getElementById('case-title').textContent.startsWith('0002-A')")
+    browser.wait_for(IS_SHOWN)
+    browser.press(ESCAPE)
+    browser.wait_for("!document.getElementById('case').open")
+    assert browser.run(focused) == "0002-A"
+
+
+def test_a_case_has_an_address_and_back_leads_to_the_table(browser):
+    browser.run("location.hash = 'series-0001'")
+    browser.wait_for("document.getElementById('case').open")
+    browser.run("history.back()")
+    browser.wait_for("!document.getElementById('case').open")
+
+
+def test_only_files_beside_the_page_are_asked_for(browser, page):
+    browser.requests()
+    browser.open(page, address="#series-0001")
+    browser.wait_for(IS_SHOWN)
+    asked = [address for address in browser.requests() if not address.startswith("data:")]
+    beside = page.parent.resolve().as_uri()
+    assert asked
+    assert [address for address in asked if not address.startswith(beside)] == []
+    cases = [address for address in asked if "/cases/" in address]
+    assert cases == [f"{beside}/cases/0001.js"]
+
+
+def test_a_script_that_was_left_behind_is_said_to_be_missing(browser, page, tmp_path):
+    copy = tmp_path / "index.html"
+    for name in ("page.css", "table.js", "viewer.js"):
+        target = tmp_path / "assets" / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes((page.parent / "assets" / name).read_bytes())
+    copy.write_bytes(page.read_bytes())
+    browser.open(copy, address="#series-0001")
+    browser.wait_for("document.getElementById('stage-message').textContent.includes('missing')")
+    assert all("ERR_FILE_NOT_FOUND" in complaint for complaint in browser.complaints())
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_follows_the_colour_scheme(page, tmp_path, dark):
+    with Browser(tmp_path, dark=dark) as other:
+        other.open(page)
+        picture = Image.open(io.BytesIO(other.screenshot())).convert("L")
+    assert (np.median(np.asarray(picture)) < 60) == dark
