@@ -269,7 +269,7 @@ def test_an_empty_prediction_is_a_status_of_its_own_where_no_fallback_is_wanted(
 def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, monkeypatch):
     path = workplace.add(CASE)
     monkeypatch.setattr(
-        LiverSegmenter, "_slide", lambda _self, prepared: np.full_like(prepared, -3.0)
+        LiverSegmenter, "_margin", lambda _self, prepared: np.full_like(prepared, -3.0)
     )
 
     ended = workplace.run()

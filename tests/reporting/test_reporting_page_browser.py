@@ -21,7 +21,10 @@ from sslmedsam2.pipelines.report import ReportOptions, report
 pytestmark = pytest.mark.slow
 
 WORST_FIRST = ["0009-A", "0001-A", HOSTILE_CASE, "0002-A"]
-IS_SHOWN = "document.getElementById('stage-message').textContent === ''"
+IS_SHOWN = (
+    "document.getElementById('case').open && "
+    "document.getElementById('stage-message').textContent === ''"
+)
 CASES = "return [...document.querySelectorAll('#rows a')].map((link) => link.textContent)"
 
 

@@ -58,6 +58,7 @@ const qcVolumes = (() => {
   const NO_CUT = [2, 0, 0];
   let viewer = null;
   let current = null;
+  let isCut = false;
 
   async function start() {
     if (viewer) return viewer;
@@ -101,56 +102,51 @@ const qcVolumes = (() => {
     };
   }
 
-  async function show(content, isWanted) {
+  // Drawing in 3-D is slow where there is no graphics card: everything is set before one drawing.
+  async function show(content, display, isWanted) {
     const nv = await start();
     const image = await niivue.NVImage.loadFromBase64({
       base64: content.image, name: "image.nii.gz", colormap: "gray",
-      cal_min: content.window[0], cal_max: content.window[1],
     });
     const labels = await niivue.NVImage.loadFromBase64({ base64: content.labels, name: "labels.nii.gz" });
     if (!isWanted()) return;
-    while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
-    current = { content, image, labels };
-    nv.addVolume(image);
-    nv.addVolume(labels);
+    current = { image, labels };
+    nv.volumes = [image];
     nv.scene.crosshairPos = nv.mm2frac(content.focus);
+    style(display);
+    nv.addVolume(labels);
   }
 
-  function setMasks(mode) {
-    current.labels.setColormapLabel(labelColours(mode));
-    element("legend").replaceChildren(...LEGENDS[mode].map(([colour, words]) => {
+  function style({ view, cut, masks, opacity, low, high }) {
+    current.image.cal_min = low;
+    current.image.cal_max = high;
+    current.labels.opacity = opacity;
+    current.labels.setColormapLabel(labelColours(masks));
+    viewer.opts.sliceType = {
+      all: viewer.sliceTypeMultiplanar, axial: viewer.sliceTypeAxial, coronal: viewer.sliceTypeCoronal,
+      sagittal: viewer.sliceTypeSagittal, render: viewer.sliceTypeRender,
+    }[view];
+    if (cut !== isCut) viewer.setClipPlane(cut ? FRONT_CUT : NO_CUT);
+    isCut = cut;
+    fillLegend(masks);
+  }
+
+  function restyle(display) {
+    style(display);
+    viewer.updateGLVolume();
+  }
+
+  function fillLegend(masks) {
+    element("legend").replaceChildren(...LEGENDS[masks].map(([colour, words]) => {
       const entry = qcTable.make("li");
       const patch = qcTable.make("i");
       patch.style.background = `rgb(${COLOURS[colour].join(",")})`;
       entry.append(patch, words);
       return entry;
     }));
-    viewer.updateGLVolume();
   }
 
-  function setOpacity(opacity) {
-    viewer.setOpacity(1, opacity);
-  }
-
-  function setWindow(low, high) {
-    current.image.cal_min = low;
-    current.image.cal_max = high;
-    viewer.updateGLVolume();
-  }
-
-  function setView(name) {
-    const types = {
-      all: viewer.sliceTypeMultiplanar, axial: viewer.sliceTypeAxial, coronal: viewer.sliceTypeCoronal,
-      sagittal: viewer.sliceTypeSagittal, render: viewer.sliceTypeRender,
-    };
-    viewer.setSliceType(types[name]);
-  }
-
-  function setCut(isCut) {
-    viewer.setClipPlane(isCut ? FRONT_CUT : NO_CUT);
-  }
-
-  return { show, setMasks, setOpacity, setWindow, setView, setCut, state: () => ({ viewer, current }) };
+  return { show, restyle, state: () => ({ viewer, current }) };
 })();
 
 const qcCaseView = (() => {
@@ -190,11 +186,19 @@ const qcCaseView = (() => {
     element("high-value").textContent = shortNumber(intensity("high"));
   }
 
-  const applyOpacity = oncePerFrame(() => {
-    if (open && open.content) qcVolumes.setOpacity(Number(element("opacity").value) / 100);
-  });
-  const applyWindow = oncePerFrame(() => {
-    if (open && open.content) qcVolumes.setWindow(intensity("low"), intensity("high"));
+  function display() {
+    return {
+      view: element("view").value,
+      cut: element("cut").checked,
+      masks: hasReference(open.series) ? chosenMasks() : "prediction",
+      opacity: Number(element("opacity").value) / 100,
+      low: intensity("low"),
+      high: intensity("high"),
+    };
+  }
+
+  const restyle = oncePerFrame(() => {
+    if (open && open.isReady) qcVolumes.restyle(display());
   });
 
   function moveWindow(moved) {
@@ -205,26 +209,22 @@ const qcCaseView = (() => {
       else element("low").value = Math.max(high - 1, 0);
     }
     tellSliders();
-    applyWindow();
+    restyle();
+  }
+
+  function resetWindow() {
+    element("low").value = sliderPlace(open.content.window[0]);
+    element("high").value = sliderPlace(open.content.window[1]);
+    tellSliders();
   }
 
   function resetDisplay() {
     element("opacity").value = 45;
-    element("low").value = sliderPlace(open.content.window[0]);
-    element("high").value = sliderPlace(open.content.window[1]);
     element("view").value = "all";
     element("cut").checked = true;
     document.querySelector('input[name="compare"][value="both"]').checked = true;
-    applyDisplay();
-  }
-
-  function applyDisplay() {
-    tellSliders();
-    qcVolumes.setView(element("view").value);
-    qcVolumes.setCut(element("cut").checked);
-    qcVolumes.setMasks(hasReference(open.series) ? chosenMasks() : "prediction");
-    applyOpacity();
-    applyWindow();
+    resetWindow();
+    restyle();
   }
 
   function say(message, alone) {
@@ -240,15 +240,15 @@ const qcCaseView = (() => {
   }
 
   async function showVolumes(content, isWanted) {
-    element("viewer").hidden = false;
-    await qcVolumes.show(content, isWanted);
-    if (!isWanted()) return;
     open.content = content;
+    element("viewer").hidden = false;
     element("controls").hidden = false;
     element("compare").hidden = !hasReference(open.series);
-    element("low").value = sliderPlace(content.window[0]);
-    element("high").value = sliderPlace(content.window[1]);
-    applyDisplay();
+    // Intensities differ between series; what else was chosen stays.
+    resetWindow();
+    await qcVolumes.show(content, display(), isWanted);
+    if (!isWanted()) return;
+    open.isReady = true;
     say("", false);
   }
 
@@ -315,7 +315,7 @@ const qcCaseView = (() => {
   }
 
   function show(series) {
-    open = { series, content: null };
+    open = { series, content: null, isReady: false };
     element("case-title").textContent = `${series.case} \u00b7 ${series.sequence}`;
     element("case-status").replaceWith(Object.assign(qcTable.statusBadge(series), { id: "case-status" }));
     const order = qcTable.shown();
@@ -357,12 +357,10 @@ const qcCaseView = (() => {
     }
   }
 
-  element("opacity").addEventListener("input", () => { tellSliders(); applyOpacity(); });
+  element("opacity").addEventListener("input", () => { tellSliders(); restyle(); });
   element("low").addEventListener("input", () => moveWindow("low"));
   element("high").addEventListener("input", () => moveWindow("high"));
-  element("view").addEventListener("change", () => qcVolumes.setView(element("view").value));
-  element("cut").addEventListener("change", () => qcVolumes.setCut(element("cut").checked));
-  element("compare").addEventListener("change", () => qcVolumes.setMasks(chosenMasks()));
+  for (const choice of ["view", "cut", "compare"]) element(choice).addEventListener("change", restyle);
   element("reset-view").addEventListener("click", resetDisplay);
   element("case-previous").addEventListener("click", () => step(-1));
   element("case-next").addEventListener("click", () => step(1));
