@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -130,7 +131,9 @@ def report(options: ReportOptions) -> WrittenPage:
         _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
     ordered = worst_first(entries)
     notes = (*notes, *_left_over(references))
-    index = write_page(folder, page_data(run, ordered, notes=notes), title=options.run_dir.name)
+    index = write_page(
+        folder, page_data(run, ordered, notes=notes), title=options.run_dir.resolve().name
+    )
     return WrittenPage(index_path=index, entries=tuple(ordered))
 
 
@@ -141,6 +144,7 @@ class _ViewMaker:
         self._run_dir = run_dir
         self._input_dir = input_dir
         self._folder = folder
+        self._folders = (run_dir, input_dir)
 
     def make(self, series_id: str, result: SeriesResult, *, reference_path: Path | None) -> _View:
         """Write volumes, or else the preview, or else nothing."""
@@ -151,8 +155,10 @@ class _ViewMaker:
                 return self._volumes(series_id, image, mask, reference_path=reference_path)
         except InputError as error:
             # That a series without a mask cannot be read is what the run itself reports.
-            problem = str(error) if result.output_path else None
-            return self._preview(series_id, result, note=str(error), problem=problem)
+            reason = _without_folders(str(error), self._folders)
+            if result.output_path:
+                return self._preview(series_id, result, note="", problem=reason)
+            return self._preview(series_id, result, note=reason)
         note = "Give --input to see the volumes." if result.output_path else ""
         return self._preview(series_id, result, note=note)
 
@@ -227,21 +233,25 @@ def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tupl
     try:
         evaluation = evaluate(predictions=options.run_dir, references=options.references)
     except NoInputError as error:
-        return {}, (f"Nothing was compared with the references: {error}",)
+        return {}, (f"Nothing was compared with the references: {error.reason}",)
+    folders = (options.run_dir, options.references)
     found = {}
     for row in evaluation.rows:
         key = names.identity_key(row.case), row.sequence
         path = files[key].path if row.metrics else None
-        found[key] = _Reference(f"{row.case} {row.sequence or ''}".strip(), _score(row), path)
-    return found, tuple(str(problem) for problem in evaluation.problems)
+        found[key] = _Reference(
+            f"{row.case} {row.sequence or ''}".strip(), _score(row, folders), path
+        )
+    problems = (_without_folders(str(problem), folders) for problem in evaluation.problems)
+    return found, tuple(problems)
 
 
-def _score(row: ScoreRow) -> PageScore:
-    metrics = row.metrics
+def _score(row: ScoreRow, folders: Iterable[Path]) -> PageScore:
+    metrics, note = row.metrics, _without_folders(row.reason, folders)
     if metrics is None:
-        return PageScore(None, None, row.reason)
+        return PageScore(None, None, note)
     distance = metrics.hausdorff_mm
-    return PageScore(metrics.dice, None if math.isnan(distance) else distance, row.reason)
+    return PageScore(metrics.dice, None if math.isnan(distance) else distance, note)
 
 
 def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
@@ -251,6 +261,14 @@ def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
     more = ", ..." if len(listed) > _LISTED_REFERENCES else ""
     shown = ", ".join(listed[:_LISTED_REFERENCES])
     return (f"{len(listed)} references belong to no series of this run: {shown}{more}",)
+
+
+def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
+    """Shorten paths to what follows the folder: the page tells nothing about the machine."""
+    for folder in folders:
+        if folder is not None:
+            text = text.replace(f"{folder}/", "")
+    return text
 
 
 def _named(result: SeriesResult) -> Series:

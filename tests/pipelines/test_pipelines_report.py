@@ -119,6 +119,20 @@ def test_a_missing_mask_is_shown_with_its_reason_and_the_others_go_on(qc):
     assert second.shown == "volumes"
 
 
+def test_the_page_tells_nothing_about_the_machine(qc, tmp_path):
+    lost = qc.add("0001-A")
+    (qc.run / lost.output_path).unlink()
+    moved = qc.add("0002-A")
+    write_scan(qc.input / moved.input_path, abdomen()[0][:-2])
+    write_scan(qc.references / "0003-A" / "mask_GED4.nii.gz", abdomen()[1] * 7.5, dtype=np.float32)
+    qc.add("0003-A")
+    qc.add_reference("0002-A")
+    qc.add_reference("0002-A").with_name("GED4_mask.nii.gz").write_bytes(b"")
+    page = made(qc, references=qc.references)
+    assert sum(entry.problem is not None for entry in page.entries) == 2
+    assert str(tmp_path) not in page.index_path.read_text(encoding="utf-8")
+
+
 def test_an_image_on_another_grid_than_its_mask_is_refused(qc):
     result = qc.add("0001-A")
     write_scan(qc.input / result.input_path, abdomen()[0][:-2])

@@ -80,6 +80,10 @@ def coloured(pixels):
     return int(((pixels.max(axis=2) - pixels.min(axis=2)) > 40).sum())
 
 
+def wait_for_redraw(browser):
+    browser.run("return new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
+
+
 def slide(browser, name, value):
     browser.run(
         "const slider = document.getElementById(arguments[0]); slider.value = arguments[1];"
@@ -87,7 +91,7 @@ def slide(browser, name, value):
         name,
         value,
     )
-    browser.run("return new Promise((done) => requestAnimationFrame(() => setTimeout(done, 100)))")
+    wait_for_redraw(browser)
 
 
 def test_the_table_lists_all_series_worst_first(browser):
@@ -161,6 +165,7 @@ def test_masks_can_be_shown_alone(browser):
     legends = []
     for choice in ("prediction", "reference", "both"):
         browser.click(f"input[name=compare][value={choice}]")
+        wait_for_redraw(browser)
         legends.append(browser.run("return document.getElementById('legend').textContent"))
     assert legends == ["Prediction", "Reference", "Both agreePrediction onlyReference only"]
 
