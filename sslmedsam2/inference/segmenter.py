@@ -16,7 +16,7 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX
 from sslmedsam2.inference.body import TYPICAL_CENTRE
 from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
-from sslmedsam2.inference.postprocessing import keep_liver
+from sslmedsam2.inference.postprocessing import keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import mask_from_margin, prepare
 from sslmedsam2.inference.sliding_window import WindowPlan, slide, slide_from
 
@@ -224,7 +224,8 @@ def _relaxed_margin(
     for multiple in _RELAXATION:
         place = max(0, margin.size - 1 - max(1, int(wanted * multiple)))
         threshold = np.partition(smooth, place, axis=None)[place]
-        region = keep_liver((smooth > threshold).astype(np.uint8)).mask_zyx
+        # On the model's axes, where right and left may be anywhere: size alone decides.
+        region = keep_largest((smooth > threshold).view(np.uint8))
         if region.sum() >= wanted:
             break
     return smooth - threshold
