@@ -26,7 +26,7 @@ from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.pipelines.evaluate import evaluate
 from sslmedsam2.pipelines.predict import PredictOptions, predict
 from sslmedsam2.refine.dataset import TrainingImage, alternating_splits, case_key
@@ -53,7 +53,7 @@ def cross_validation(work_dir: Path, n_folds: int) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
     for fold, split in enumerate(alternating_splits(images, n_folds=n_folds)):
         spec = read_model_spec(trained_model_dir(work_dir), folds=(str(fold),))
-        segmenter = LiverSegmenter(spec, EngineOptions())
+        segmenter = CanonicalSegmenter(spec, EngineOptions())
         for case in split["val"]:
             volume, mask = canonical_pair(series[case].image_path, series[case].mask_path)
             inverted = replace(volume, array_zyx=invert(volume.array_zyx))

@@ -19,10 +19,12 @@ def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
     return bool(np.quantile(array_zyx[::2, ::4, ::4], 0.02) <= _AIR_HU)
 
 
-def window_hounsfield(array_zyx: ArrayZYX) -> ArrayZYX:
-    """Clip a CT to the abdominal window.
+def window_if_hounsfield(array_zyx: ArrayZYX) -> tuple[ArrayZYX, bool]:
+    """Clip a CT to the abdominal window and leave an MR as it is; say whether it was clipped.
 
     Air at -1000 HU and bone would otherwise dominate the z-score and flatten the soft tissue to
     one grey.
     """
-    return np.clip(array_zyx, *ABDOMINAL_WINDOW_HU)
+    if not looks_like_hounsfield(array_zyx):
+        return array_zyx, False
+    return np.clip(array_zyx, *ABDOMINAL_WINDOW_HU), True

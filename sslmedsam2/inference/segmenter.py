@@ -65,7 +65,7 @@ class EngineOptions:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class CanonicalSegmentation:
     """A liver mask on the canonical grid, with what is worth knowing of its making.
 
     Attributes
@@ -90,7 +90,7 @@ class Segmentation:
     seconds: dict[str, float]
 
 
-class LiverSegmenter:
+class CanonicalSegmenter:
     """One loaded model. Not for use by several threads at once."""
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
@@ -112,7 +112,7 @@ class LiverSegmenter:
             spec, checkpoints, device=self.device, fast=self._fast
         )
 
-    def segment(self, volume: CanonicalVolume) -> Segmentation:
+    def segment(self, volume: CanonicalVolume) -> CanonicalSegmentation:
         """Segment one volume.
 
         Raises
@@ -134,7 +134,7 @@ class LiverSegmenter:
             if liver.n_components == 0:
                 likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
-        return Segmentation(
+        return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
             mean_confidence=_mean_confidence(margin),

@@ -21,7 +21,7 @@ from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import Device, EngineOptions, LiverSegmenter, Mode
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, Device, EngineOptions, Mode
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.resume import reusable_result
 from sslmedsam2.pipelines.series_work import (
@@ -144,17 +144,17 @@ class _Engine:
         sequences: Collection[str | None],
     ) -> None:
         chosen = {name: model_for_sequence(models, name or ANY_SEQUENCE) for name in sequences}
-        loaded: dict[Path, LiverSegmenter] = {}
+        loaded: dict[Path, CanonicalSegmenter] = {}
         for model in chosen.values() or models[:1]:
             if model.path not in loaded:
                 spec = read_model_spec(model.path, folds=model.folds)
-                loaded[model.path] = LiverSegmenter(spec, options)
+                loaded[model.path] = CanonicalSegmenter(spec, options)
         self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
         first = next(iter(loaded.values()))
         self.device = first.device
         self.backend = first.backend
 
-    def for_sequence(self, sequence: str | None) -> LiverSegmenter:
+    def for_sequence(self, sequence: str | None) -> CanonicalSegmenter:
         """Return the segmenter that serves one of the sequences."""
         return self._by_sequence[sequence]
 

@@ -21,7 +21,7 @@ from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.evaluation.tables import ScoreRow
 from sslmedsam2.imaging.geometry import same_grid
-from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
+from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.pipelines.evaluate import evaluate
@@ -284,9 +284,7 @@ def _mask_key(result: SeriesResult) -> MaskKey:
 def _read_image(path: Path) -> Volume:
     """Read an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
     image = read_volume(path)
-    if not looks_like_hounsfield(image.array_zyx):
-        return image
-    return replace(image, array_zyx=window_hounsfield(image.array_zyx))
+    return replace(image, array_zyx=window_if_hounsfield(image.array_zyx)[0])
 
 
 def _check_grid(mask: MaskVolume, image: Volume) -> None:

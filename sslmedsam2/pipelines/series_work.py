@@ -17,28 +17,22 @@ import numpy as np
 
 from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
-from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
-from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
+from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX
 from sslmedsam2.imaging.writing import MaskDtype, write_mask
 from sslmedsam2.inference.body import typical_liver
-from sslmedsam2.inference.segmenter import LiverSegmenter, Segmentation
+from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
+from sslmedsam2.pipelines.volume_work import ReadyVolume, judge, make_ready
 from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
 
 logger = logging.getLogger(__name__)
 
 UNNAMED_SEQUENCE = "unnamed"
-_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
-_LOW_CONFIDENCE = 0.8
 LARGEST_GUESS_VOXELS = 2**26
 """Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
 claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
-
-_HOUNSFIELD_NOTE = (
-    "hounsfield_window: the values look like CT and were clipped to the abdominal window"
-)
 
 
 @dataclass(frozen=True)
@@ -59,10 +53,8 @@ class Loaded:
     """A series as read, or the error that prevented it."""
 
     target: SeriesTarget
-    volume: Volume | None
-    canonical: CanonicalVolume | None
+    ready: ReadyVolume | None
     error: SslMedSam2Error | None
-    notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -71,7 +63,7 @@ class Segmented:
     """A loaded series with its segmentation; both may be missing where ``error`` says why."""
 
     loaded: Loaded
-    segmentation: Segmentation | None
+    segmentation: CanonicalSegmentation | None
     error: SslMedSam2Error | None
 
 
@@ -80,26 +72,20 @@ def load(target: SeriesTarget) -> Loaded:
     start = time.perf_counter()
     path = target.series.path
     try:
-        volume = read_volume(path)
-        canonical = to_canonical(volume)
+        ready = make_ready(read_volume(path))
     except SslMedSam2Error as error:
-        return Loaded(target, None, None, error)
+        return Loaded(target, None, error)
     except Exception as error:
-        return Loaded(target, None, None, _unforeseen(path, error))
-    notes = volume.repairs
-    if looks_like_hounsfield(canonical.array_zyx):
-        canonical = replace(canonical, array_zyx=window_hounsfield(canonical.array_zyx))
-        notes = (*notes, _HOUNSFIELD_NOTE)
-    seconds = {"read": round(time.perf_counter() - start, 4)}
-    return Loaded(target, volume, canonical, None, notes, seconds)
+        return Loaded(target, None, _unforeseen(path, error))
+    return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
 
 
-def segment(loaded: Loaded, segmenter: LiverSegmenter) -> Segmented:
+def segment(loaded: Loaded, segmenter: CanonicalSegmenter) -> Segmented:
     """Run the network; an unforeseen failure becomes this series' error."""
-    if loaded.canonical is None:
+    if loaded.ready is None:
         return Segmented(loaded, None, loaded.error)
     try:
-        return Segmented(loaded, segmenter.segment(loaded.canonical), None)
+        return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
     except SslMedSam2Error as error:
         return Segmented(loaded, None, error)
     except Exception as error:
@@ -134,7 +120,7 @@ def _written(work: Segmented) -> SeriesResult:
     return _write_typical_liver(work, work.error)
 
 
-def _written_without_liver(work: Segmented, found: Segmentation) -> SeriesResult:
+def _written_without_liver(work: Segmented, found: CanonicalSegmentation) -> SeriesResult:
     """Write the likeliest region where the network found no liver, or none if none is wanted."""
     path = work.loaded.target.series.path
     empty = SslMedSam2Error(
@@ -152,7 +138,8 @@ def _written_without_liver(work: Segmented, found: Segmentation) -> SeriesResult
 
 def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
     """Write the typical liver on the file's grid, if at least that can be read."""
-    grid = work.loaded.volume or _unread_grid(work.loaded.target.series.path)
+    ready = work.loaded.ready
+    grid = ready.volume if ready else _unread_grid(work.loaded.target.series.path)
     if grid is None:
         return _failed(work, cause)
     turn = reorientation_of(grid.geometry)
@@ -181,26 +168,21 @@ def _unread_grid(path: Path) -> MaskVolume | None:
 def _write(
     work: Segmented, mask_zyx: MaskZYX, *, status: SeriesStatus, reason: str | None
 ) -> SeriesResult:
-    loaded, found = work.loaded, work.segmentation
-    target, volume, canonical = loaded.target, loaded.volume, loaded.canonical
-    assert volume is not None
-    assert canonical is not None
+    target, ready, found = work.loaded.target, work.loaded.ready, work.segmentation
+    assert ready is not None
     assert found is not None
-    native = to_native(mask_zyx, canonical.reorientation)
-    write_mask(native, like=volume, path=target.mask_path, dtype=target.mask_dtype)
-    volume_ml = float(mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
-    touches = _touches_border(mask_zyx)
-    doubts = _doubts(found, volume_ml=volume_ml, touches_border=touches)
+    judged = judge(mask_zyx, ready, found)
+    write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     flags = ("FALLBACK",) if status is SeriesStatus.FALLBACK else ()
-    previewing = _preview(target, canonical, mask_zyx, flags=flags)
+    previewing = _preview(target, ready.canonical, mask_zyx, flags=flags)
     return replace(
         _result(work, status=status, error=reason),
         output_path=target.output_name,
-        liver_volume_ml=round(volume_ml, 1),
+        liver_volume_ml=round(judged.volume_ml, 1),
         components=found.n_components,
-        touches_border=touches,
+        touches_border=judged.touches_border,
         mean_foreground_confidence=_rounded(found.mean_confidence),
-        warnings=(*loaded.notes, *found.warnings, *doubts, *previewing),
+        warnings=(*judged.warnings, *previewing),
     )
 
 
@@ -231,7 +213,7 @@ def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
 def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> SeriesResult:
     """Return what is known of a series without its mask."""
     loaded = work.loaded
-    series = loaded.target.series
+    series, ready = loaded.target.series, loaded.ready
     stages = work.segmentation.seconds if work.segmentation is not None else {}
     return SeriesResult(
         case=series.case,
@@ -242,33 +224,14 @@ def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> Seri
         status=status,
         seconds={**loaded.seconds, **stages},
         peak_memory_mb=peak_memory_mb(),
-        warnings=loaded.notes,
+        warnings=ready.notes if ready else (),
         error=error,
-        geometry=None if loaded.volume is None else InputGeometry.of(loaded.volume),
+        geometry=InputGeometry.of(ready.volume) if ready else None,
     )
-
-
-def _doubts(found: Segmentation, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
-    """Name what a person should look at before trusting the mask."""
-    low, high = _PLAUSIBLE_LIVER_ML
-    doubts = []
-    if not low <= volume_ml <= high:
-        doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
-    if touches_border:
-        doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
-    confidence = found.mean_confidence
-    if confidence is not None and confidence < _LOW_CONFIDENCE:
-        doubts.append(f"low_confidence: mean foreground probability {confidence:.2f}")
-    return tuple(doubts)
 
 
 def _rounded(confidence: float | None) -> float | None:
     return None if confidence is None else round(confidence, 4)
-
-
-def _touches_border(mask_zyx: MaskZYX) -> bool:
-    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
-    return any(bool(face.any()) for face in faces)
 
 
 def peak_memory_mb() -> float:

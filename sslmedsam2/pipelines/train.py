@@ -40,7 +40,7 @@ from sslmedsam2.refine.training import (
 )
 
 if TYPE_CHECKING:
-    from sslmedsam2.inference.segmenter import LiverSegmenter
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter
     from sslmedsam2.refine.trainer import TrainingSettings
 
 logger = logging.getLogger(__name__)
@@ -178,13 +178,13 @@ def _cross_validate(
     options: TrainOptions,
 ) -> tuple[FoldScore, ...]:
     from sslmedsam2.inference.model_folder import read_model_spec
-    from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
     by_key = {case_key(image): image for image in images}
     scores = []
     for fold, split in enumerate(splits):
         spec = read_model_spec(trained_model_dir(options.work_dir), folds=(str(fold),))
-        segmenter = LiverSegmenter(spec, EngineOptions(device=options.device))
+        segmenter = CanonicalSegmenter(spec, EngineOptions(device=options.device))
         for key in split["val"]:
             scores.append(_score(by_key[key], segmenter=segmenter, fold=fold))
             logger.info("fold %d, %s: Dice %.4f", fold, key, scores[-1].dice)
@@ -193,7 +193,7 @@ def _cross_validate(
     return tuple(scores)
 
 
-def _score(image: TrainingImage, *, segmenter: LiverSegmenter, fold: int) -> FoldScore:
+def _score(image: TrainingImage, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
     truth = load_labelled(image)
     volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
     found = segmenter.segment(volume).mask_zyx

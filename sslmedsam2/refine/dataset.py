@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
-from sslmedsam2.imaging.intensity import looks_like_hounsfield, window_hounsfield
+from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_labels, read_volume
 from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER, TRAINED_LABELS
@@ -98,9 +98,7 @@ def load_labelled(series: TrainingImage) -> LabelledArray:
         organs = _labels_like(series.organs_path, volume.geometry.shape_zyx)
         other = (combined == 0) & (organs > LIVER)
         combined[other] = organs[other] + AUXILIARY_OFFSET
-    array = image.array_zyx
-    if looks_like_hounsfield(array):
-        array = window_hounsfield(array)
+    array, _ = window_if_hounsfield(image.array_zyx)
     return LabelledArray(
         image_zyx=array,
         labels_zyx=apply_reorientation(combined, image.reorientation),

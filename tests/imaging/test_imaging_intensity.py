@@ -7,7 +7,7 @@ import numpy as np
 from sslmedsam2.imaging.intensity import (
     ABDOMINAL_WINDOW_HU,
     looks_like_hounsfield,
-    window_hounsfield,
+    window_if_hounsfield,
 )
 
 
@@ -26,6 +26,14 @@ def test_air_makes_a_ct() -> None:
 def test_window_clips_air_and_bone_and_keeps_tissue() -> None:
     array = _abdomen(-1000, 60)
     array[0, 20, 20] = 1500
-    windowed = window_hounsfield(array)
+    windowed, clipped = window_if_hounsfield(array)
+    assert clipped
     assert (windowed.min(), windowed.max()) == ABDOMINAL_WINDOW_HU
     assert windowed[4, 30, 30] == 60
+
+
+def test_mr_is_left_as_it_is() -> None:
+    array = _abdomen(0, 600)
+    same, clipped = window_if_hounsfield(array)
+    assert same is array
+    assert not clipped

@@ -11,7 +11,7 @@ from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedLayerError
-from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
 PATCHES = np.random.default_rng(4).normal(size=(3, 1, *PATCH)).astype(np.float32)
@@ -101,7 +101,7 @@ def test_the_segmenter_falls_back_to_torch_where_openvino_cannot(tmp_path, caplo
         write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
     )
 
-    segmenter = LiverSegmenter(spec, EngineOptions(device="cpu"))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
 
     assert segmenter.backend == "torch fp32"
     assert "GELU" in caplog.text
@@ -117,7 +117,7 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(tmp_path):
     )
 
     with pytest.raises(UsageError, match="no usable CUDA device"):
-        LiverSegmenter(spec, EngineOptions(device="cuda"))
+        CanonicalSegmenter(spec, EngineOptions(device="cuda"))
 
 
 class SmallGpu(nn.Module):
@@ -178,7 +178,7 @@ def test_degradations_are_reported_once_with_the_series_that_met_them(tmp_path):
     spec = read_model_spec(
         write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
     )
-    segmenter = LiverSegmenter(spec, EngineOptions(device="cpu"))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
     segmenter._networks = [TorchMarginNetwork(SmallGpu(room=0), device="cpu")]
 
     first = segmenter.segment(canonical(PATCHES[0, 0] + 5))

@@ -24,7 +24,7 @@ from sslmedsam2.imaging.orientation import to_canonical
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.preprocessing import mask_from_margin, prepare
-from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.weights.locate import SHIPPED_DIR, locate_models
 
 SPACING_ZYX_MM = (6.5, 2.6, 2.2)
@@ -87,7 +87,7 @@ def nnunet_result(predictor, array_zyx, *, spacing_zyx_mm=SPACING_ZYX_MM):
 def engine_result(folder, array_zyx, *, mirror, spacing_zyx_mm=SPACING_ZYX_MM):
     """Return the margin and the mask before clean-up, and the backend's name."""
     spec = read_model_spec(folder)
-    segmenter = LiverSegmenter(spec, EngineOptions(device="cpu", mirror=mirror))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu", mirror=mirror))
     prepared = prepare(array_zyx, spacing_zyx_mm=spacing_zyx_mm, spec=spec)
     margin = segmenter._margin(prepared.patchable)
     return margin, mask_from_margin(margin, prepared), segmenter.backend

@@ -7,7 +7,7 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 
 def canonical(array):
@@ -24,7 +24,7 @@ def make_segmenter(tmp_path):
         folder = tmp_path / "model"
         if not folder.exists():
             bright_tissue_model(folder, threshold=threshold, transpose_forward=transpose)
-        return LiverSegmenter(
+        return CanonicalSegmenter(
             read_model_spec(folder), EngineOptions(device="cpu", mode=mode, mirror=False)
         )
 
@@ -121,8 +121,8 @@ def test_several_folds_are_loaded_and_averaged(tmp_path):
     folder = bright_tissue_model(tmp_path / "model", threshold=1.0, fold_1=50.0)
     array, _ = abdomen()
 
-    both = LiverSegmenter(read_model_spec(folder), EngineOptions(device="cpu"))
-    first = LiverSegmenter(read_model_spec(folder, folds=("0",)), EngineOptions(device="cpu"))
+    both = CanonicalSegmenter(read_model_spec(folder), EngineOptions(device="cpu"))
+    first = CanonicalSegmenter(read_model_spec(folder, folds=("0",)), EngineOptions(device="cpu"))
 
     assert first.segment(canonical(array)).n_components > 0
     assert both.segment(canonical(array)).n_components == 0

@@ -15,7 +15,7 @@ from tiny_models import bright_tissue_model
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.inference.segmenter import LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.pipelines.predict import PredictOptions, predict
 from sslmedsam2.pipelines.validate import validate
 from sslmedsam2.reporting.run_report import SeriesStatus
@@ -269,7 +269,7 @@ def test_an_empty_prediction_is_a_status_of_its_own_where_no_fallback_is_wanted(
 def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, monkeypatch):
     path = workplace.add(CASE)
     monkeypatch.setattr(
-        LiverSegmenter, "_margin", lambda _self, prepared: np.full_like(prepared, -3.0)
+        CanonicalSegmenter, "_margin", lambda _self, prepared: np.full_like(prepared, -3.0)
     )
 
     ended = workplace.run()
@@ -286,7 +286,7 @@ def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, 
 def test_a_failure_inside_the_network_stays_with_its_series(workplace, monkeypatch, error):
     for case in ("0001-A", "0002-A", "0003-A"):
         workplace.add(f"{case}/GED4.nii.gz")
-    whole, calls = LiverSegmenter.segment, []
+    whole, calls = CanonicalSegmenter.segment, []
 
     def failing_second(self, volume):
         calls.append(volume)
@@ -294,7 +294,7 @@ def test_a_failure_inside_the_network_stays_with_its_series(workplace, monkeypat
             raise error
         return whole(self, volume)
 
-    monkeypatch.setattr(LiverSegmenter, "segment", failing_second)
+    monkeypatch.setattr(CanonicalSegmenter, "segment", failing_second)
 
     ended = workplace.run()
 

@@ -7,7 +7,7 @@ from predict_samples import assert_valid_mask
 from tiny_models import bright_tissue_model
 
 from sslmedsam2.errors import ExitCode
-from sslmedsam2.inference.segmenter import LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.reporting.run_report import SeriesStatus
 
 CASES = ("0001-A", "0002-A", "0003-A")
@@ -33,7 +33,7 @@ def statuses(ended):
 def test_what_is_complete_is_kept_without_the_network(finished, monkeypatch):
     before = {case: mask_path(finished, case).stat().st_mtime_ns for case in CASES}
     first = {case: finished.run(resume=True).of(case) for case in CASES}
-    monkeypatch.delattr(LiverSegmenter, "segment")
+    monkeypatch.delattr(CanonicalSegmenter, "segment")
 
     ended = finished.run(resume=True)
 

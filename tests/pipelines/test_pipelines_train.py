@@ -10,7 +10,7 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import EngineOptions, LiverSegmenter
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.pipelines import train as pipeline
 from sslmedsam2.pipelines.train import TrainOptions, train
 from sslmedsam2.weights.locate import locate_models
@@ -90,7 +90,7 @@ def test_frozen_weights_verify_until_a_byte_changes(trained, capsys):
 @pytest.mark.slow
 def test_engine_of_predict_serves_the_frozen_weights(trained):
     (model,) = locate_models(trained[0].weights_dir)
-    segmenter = LiverSegmenter(
+    segmenter = CanonicalSegmenter(
         read_model_spec(model.path, folds=model.folds), EngineOptions(device="cpu")
     )
     image = abdomen()[0]
