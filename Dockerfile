@@ -19,16 +19,21 @@ ENV PATH=/opt/venv/bin:${PATH} \
 
 WORKDIR /app
 
-# The packages come before the code, so that a change of code does not install them again.
-COPY constraints.txt pyproject.toml ./
+# The packages come before the code, so that a change of code does not install them again. torch
+# comes first, because sam2 is built beside it; that build compiles nothing.
+COPY constraints.txt pyproject.toml requirements-sam2.txt ./
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf,required=false \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \
     && if [ -s /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi \
     && export PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt \
+        PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 SAM2_BUILD_CUDA=0 \
+    && pip install "$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)" \
+    && pip install --no-deps --no-build-isolation --require-hashes \
+        --requirement requirements-sam2.txt \
     && python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
         > /tmp/requirements.txt \
-    && pip install --no-cache-dir --disable-pip-version-check --requirement /tmp/requirements.txt \
+    && pip install --requirement /tmp/requirements.txt \
     && rm -rf /tmp/*
 
 COPY LICENSE entrypoint.py ./

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the project's own Python environment in .venv, with the exact packages of constraints.txt.
-# Safe to call at any time: it returns at once when nothing changed, updates when constraints.txt
-# or pyproject.toml changed, and rebuilds an environment that is broken, moved or half-made.
+# Safe to call at any time: it returns at once when nothing changed, updates when the pins or
+# pyproject.toml changed, and rebuilds an environment that is broken, moved or half-made.
 set -euo pipefail
 
 readonly OLDEST_MINOR=10 # Python 3.10
@@ -21,7 +21,7 @@ fail() {
 
 # Two lines: what the environment was made from, and where (its scripts hold absolute paths).
 wanted_stamp() {
-    cat constraints.txt pyproject.toml scripts/setup.sh | cksum
+    cat constraints.txt requirements-sam2.txt pyproject.toml scripts/setup.sh | cksum
     pwd -P
 }
 
@@ -86,6 +86,9 @@ fi
 say "installing PyTorch and the other packages (1 to 5 minutes the first time)"
 # torch first and alone: with it in place no other package's needs can choose another build of it.
 install "$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"
+# Then sam2, built beside that torch and held to its hash; its CUDA extension is not used.
+SAM2_BUILD_CUDA=0 install --no-deps --no-build-isolation --require-hashes \
+    --requirement requirements-sam2.txt
 install --editable '.[dev]'
 
 wanted_stamp >$STAMP
