@@ -30,6 +30,7 @@ ALLOWED = {
     "inference": _GROUND | {"weights"},
     "refine": _GROUND | {"weights", "inference"},
     "pipelines": _GROUND | _MIDDLE,
+    "api": _GROUND | _MIDDLE | {"pipelines"},
     "cli": _GROUND | _MIDDLE | {"pipelines"},
 }
 """Which rooms a room may import; its own modules and the package's version are free to all."""

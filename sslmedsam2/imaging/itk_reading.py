@@ -1,4 +1,4 @@
-"""MetaImage (.mha, .mhd) and NRRD files, by SimpleITK.
+"""MetaImage (.mha, .mhd) and NRRD files, and images in memory, by SimpleITK.
 
 SimpleITK is asked for the header first, so that what cannot be used is refused before its voxels
 are read. MetaImage needs two checks more: SimpleITK reports a missing data file as a missing
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import zlib
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
@@ -23,13 +24,16 @@ from sslmedsam2.imaging.stored import (
     spatial_shape_zyx,
     truncated,
 )
-from sslmedsam2.imaging.volume import Geometry, Source
+from sslmedsam2.imaging.volume import ArrayZYX, Geometry, Source
 
 _METAIMAGE_EXTENSIONS = (".mha", ".mhd")
 _MAX_HEADER_LINES = 1000
 _MAX_LINE_BYTES = 4096
 _PART_BYTES = 2**20
 _AUTODETECT_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
+
+_Header: TypeAlias = "sitk.ImageFileReader | sitk.Image"
+"""Both answer the same questions about shape and position."""
 
 
 def read_itk(path: Path, *, extension: str) -> StoredImage:
@@ -44,10 +48,9 @@ def read_itk(path: Path, *, extension: str) -> StoredImage:
         ``truncated_data``, ``corrupt_data``, or a kind of ``stored.py`` or ``geometry.py``.
     """
     reader = _open(path)
-    native_shape = tuple(int(length) for length in reader.GetSize())
-    shape_zyx = spatial_shape_zyx(path, native_shape)
-    dtype = _voxel_type(path, reader)
-    geometry, repairs = _geometry(path, reader, shape_zyx)
+    geometry, repairs = _geometry(path, reader)
+    native_shape = _native_shape(reader)
+    dtype = _voxel_type(path, reader.GetPixelID(), n_components=reader.GetNumberOfComponents())
     if extension in _METAIMAGE_EXTENSIONS:
         _check_metaimage_data(path, dtype.itemsize * int(np.prod(native_shape, dtype=np.int64)))
     try:
@@ -59,9 +62,35 @@ def read_itk(path: Path, *, extension: str) -> StoredImage:
             reason=f"the voxels cannot be read ({_last_line(error)})",
             remedy="Copy or export the file again",
         ) from error
-    voxels = np.array(sitk.GetArrayViewFromImage(image), dtype=np.float32).reshape(shape_zyx)
     source = Source(path=path, native_shape=native_shape, native_dtype=dtype, nifti_header=None)
-    return StoredImage(voxels, geometry, source, repairs)
+    return StoredImage(_voxels(image, geometry), geometry, source, repairs)
+
+
+def stored_from_itk(image: sitk.Image, *, name: Path) -> StoredImage:
+    """Take a SimpleITK image over as if it had been read from a file called ``name``.
+
+    Raises
+    ------
+    InputError
+        Of a kind of ``stored.py`` or ``geometry.py``.
+    """
+    geometry, repairs = _geometry(name, image)
+    n_components = image.GetNumberOfComponentsPerPixel()
+    dtype = _voxel_type(name, image.GetPixelID(), n_components=n_components)
+    source = Source(
+        path=name, native_shape=_native_shape(image), native_dtype=dtype, nifti_header=None
+    )
+    return StoredImage(_voxels(image, geometry), geometry, source, repairs)
+
+
+def _native_shape(image: _Header) -> tuple[int, ...]:
+    return tuple(int(length) for length in image.GetSize())
+
+
+def _voxels(image: sitk.Image, geometry: Geometry) -> ArrayZYX:
+    view = sitk.GetArrayViewFromImage(image)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(view, dtype=np.float32).reshape(geometry.shape_zyx)
 
 
 def _open(path: Path) -> sitk.ImageFileReader:
@@ -81,13 +110,12 @@ def _open(path: Path) -> sitk.ImageFileReader:
     return reader
 
 
-def _voxel_type(path: Path, reader: sitk.ImageFileReader) -> np.dtype:
-    pixel = reader.GetPixelID()
-    if reader.GetNumberOfComponents() > 1 and "complex" not in sitk.GetPixelIDValueAsString(pixel):
+def _voxel_type(path: Path, pixel: int, *, n_components: int) -> np.dtype:
+    if n_components > 1 and "complex" not in sitk.GetPixelIDValueAsString(pixel):
         raise InputError(
             path,
             kind="multi_channel",
-            reason=f"each voxel holds {reader.GetNumberOfComponents()} values",
+            reason=f"each voxel holds {n_components} values",
             remedy="Give an image with one number per voxel",
         )
     one_voxel = sitk.Image([1, 1], pixel)
@@ -96,19 +124,18 @@ def _voxel_type(path: Path, reader: sitk.ImageFileReader) -> np.dtype:
     return dtype
 
 
-def _geometry(
-    path: Path, reader: sitk.ImageFileReader, shape_zyx: tuple[int, int, int]
-) -> tuple[Geometry, tuple[str, ...]]:
+def _geometry(path: Path, header: _Header) -> tuple[Geometry, tuple[str, ...]]:
     """Take the spatial part of a header that may have a fourth axis of one element."""
-    axes = reader.GetDimension()
-    spacing_xyz = reader.GetSpacing()[:3]
+    shape_zyx = spatial_shape_zyx(path, _native_shape(header))
+    axes = header.GetDimension()
+    spacing_xyz = header.GetSpacing()[:3]
     check_spacing(path, spacing_xyz)
-    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(axes, axes)[:3, :3]
+    direction = np.array(header.GetDirection(), dtype=np.float64).reshape(axes, axes)[:3, :3]
     return geometry_from_steps(
         path,
         shape_zyx=shape_zyx,
         steps_xyz_mm=direction * np.array(spacing_xyz),
-        origin_xyz_mm=np.array(reader.GetOrigin()[:3], dtype=np.float64),
+        origin_xyz_mm=np.array(header.GetOrigin()[:3], dtype=np.float64),
     )
 
 

@@ -1,4 +1,4 @@
-"""The one way in: an image file becomes a ``Volume``, or an ``InputError`` that says why not."""
+"""The one way in: an image becomes a ``Volume``, or an ``InputError`` that says why not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import stat
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, NIFTI_EXTENSIONS, image_extension
-from sslmedsam2.imaging.itk_reading import read_itk
+from sslmedsam2.imaging.itk_reading import read_itk, stored_from_itk
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
@@ -31,7 +32,23 @@ def read_volume(path: Path) -> Volume:
         ``empty_file``. About the voxels: ``no_finite_voxels``, ``constant``. Others: see
         ``nifti_reading.py``, ``itk_reading.py``, ``stored.py`` and ``geometry.py``.
     """
-    stored = read_stored(path)
+    return _checked_volume(read_stored(path))
+
+
+def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volume:
+    """Take over a SimpleITK image as :func:`read_volume` does a file; ``name`` is for messages.
+
+    Raises
+    ------
+    InputError
+        About the voxels as :func:`read_volume`; others: see ``stored.py`` and ``geometry.py``.
+    """
+    return _checked_volume(stored_from_itk(image, name=Path(name)))
+
+
+def _checked_volume(stored: StoredImage) -> Volume:
+    """Mend or refuse voxels that are not finite, and refuse those that say nothing."""
+    path = stored.source.path
     voxels, repairs = _with_finite_voxels(path, stored.array_zyx)
     if voxels.min() == voxels.max():
         raise InputError(

@@ -78,6 +78,25 @@ def write_map(map_zyx: ArrayZYX, *, like: Volume | MaskVolume, path: Path) -> No
     )
 
 
+def to_itk(array_zyx: np.ndarray, *, geometry: Geometry, source: Source) -> sitk.Image:
+    """Return a SimpleITK image of an array that lies on the grid of an image as read.
+
+    Axes beyond the third, of one element each in ``source.native_shape``, are there again, with
+    spacing 1 and origin 0.
+    """
+    extra = len(source.native_shape) - 3
+    direction = np.eye(3 + extra)
+    direction[:3, :3] = geometry.direction_xyz
+    image = sitk.GetImageFromArray(
+        array_zyx.reshape(source.native_shape[::-1]).astype(array_zyx.dtype.newbyteorder("=")),
+        isVector=False,
+    )
+    image.SetSpacing([*geometry.spacing_zyx_mm[::-1], *[1.0] * extra])
+    image.SetOrigin([*geometry.origin_xyz_mm, *[0.0] * extra])
+    image.SetDirection(direction.ravel().tolist())
+    return image
+
+
 def _write(
     array_zyx: np.ndarray,
     *,
@@ -122,18 +141,9 @@ def _write(
 def _write_itk(
     array_zyx: np.ndarray, *, geometry: Geometry, source: Source, path: Path, partial: Path
 ) -> None:
-    """Write a compressed MetaImage or NRRD; axes beyond the third get spacing 1 and origin 0."""
-    extra = len(source.native_shape) - 3
-    direction = np.eye(3 + extra)
-    direction[:3, :3] = geometry.direction_xyz
+    """Write a compressed MetaImage or NRRD."""
     try:
-        image = sitk.GetImageFromArray(
-            array_zyx.reshape(source.native_shape[::-1]).astype(array_zyx.dtype.newbyteorder("=")),
-            isVector=False,
-        )
-        image.SetSpacing([*geometry.spacing_zyx_mm[::-1], *[1.0] * extra])
-        image.SetOrigin([*geometry.origin_xyz_mm, *[0.0] * extra])
-        image.SetDirection(direction.ravel().tolist())
+        image = to_itk(array_zyx, geometry=geometry, source=source)
         sitk.WriteImage(image, str(partial), useCompression=True)
     except (RuntimeError, TypeError, KeyError) as error:
         raise OutputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,13 @@ from sslmedsam2.inference.resampling import (
     make_resampler,
     resample,
     resample_above_zero,
+    resample_margin,
     resampled_shape,
 )
 
 _EPSILON = 1e-8
 Box = tuple[slice, slice, slice]
+_Voxel = TypeVar("_Voxel", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,23 @@ def prepare(
 
 def mask_from_margin(margin: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.uint8]:
     """Take a margin on the model's grid back to the original one; 1 where it is positive."""
-    permuted = np.zeros(prepared.permuted_shape, np.uint8)
-    permuted[prepared.crop] = resample_above_zero(margin, prepared.back)
+    return _uncropped(resample_above_zero(margin, prepared.back), prepared)
+
+
+def probability_from_margin(
+    margin: npt.NDArray[np.float32], prepared: Prepared
+) -> npt.NDArray[np.float32]:
+    """Take a margin back to the original grid as a probability; 0 where the image was cropped."""
+    from scipy import special
+
+    resampled = resample_margin(margin, prepared.back)
+    return _uncropped(special.expit(resampled, out=resampled), prepared)
+
+
+def _uncropped(array: npt.NDArray[_Voxel], prepared: Prepared) -> npt.NDArray[_Voxel]:
+    """Put a cropped array on the model's axes back into the original grid, amid zeros."""
+    permuted = np.zeros(prepared.permuted_shape, array.dtype)
+    permuted[prepared.crop] = array
     backward = np.argsort(prepared.transpose_forward)
     return np.ascontiguousarray(permuted.transpose(backward))
 

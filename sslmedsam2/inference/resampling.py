@@ -8,6 +8,7 @@ agree with nnU-Net's to rounding (see ``tests/inference/test_inference_resamplin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -98,11 +99,29 @@ def resample_above_zero(
 ) -> npt.NDArray[np.uint8]:
     """Return where the resampled ``margin`` is positive, never holding it as a whole.
 
-    One output slab along the first axis is in memory at a time. Linear rules only (nnU-Net's for
-    logits), for which no clipping is needed.
+    Linear rules only (nnU-Net's for logits), for which no clipping is needed.
     """
-    first, second, third = resampler.matrices
     out = np.empty(resampler.new_shape, np.uint8)
+    for plane, above in zip(_planes(margin, resampler), out, strict=True):
+        np.greater(plane, 0, out=above, casting="unsafe")
+    return out
+
+
+def resample_margin(
+    margin: npt.NDArray[np.float32], resampler: Resampler
+) -> npt.NDArray[np.float32]:
+    """Return the resampled ``margin``, positive exactly where :func:`resample_above_zero` says."""
+    out = np.empty(resampler.new_shape, np.float32)
+    for plane, resampled in zip(_planes(margin, resampler), out, strict=True):
+        resampled[:] = plane
+    return out
+
+
+def _planes(
+    margin: npt.NDArray[np.float32], resampler: Resampler
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the planes of the resampled margin along the first axis, one in memory at a time."""
+    first, second, third = resampler.matrices
     for index in range(resampler.new_shape[0]):
         if first is None:
             plane = margin[index]
@@ -113,8 +132,7 @@ def resample_above_zero(
             plane = second @ plane
         if third is not None:
             plane = plane @ third.T
-        np.greater(plane, 0, out=out[index], casting="unsafe")
-    return out
+        yield plane
 
 
 def _apply(

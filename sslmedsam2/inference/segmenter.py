@@ -13,11 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import UsageError
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX
+from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.body import TYPICAL_CENTRE
 from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import keep_largest, keep_liver
-from sslmedsam2.inference.preprocessing import mask_from_margin, prepare
+from sslmedsam2.inference.preprocessing import (
+    mask_from_margin,
+    prepare,
+    probability_from_margin,
+)
 from sslmedsam2.inference.sliding_window import WindowPlan, slide, slide_from
 
 logger = logging.getLogger(__name__)
@@ -78,6 +82,9 @@ class CanonicalSegmentation:
         Mean foreground probability over the voxels the network calls liver; None if it calls none.
     relaxed_mask_zyx
         Only where ``mask_zyx`` is empty: the likeliest region of a plausible size.
+    probability_zyx
+        Before clean-up: the logistic function of the margin, averaged over folds and mirrored
+        views as logits; None if it was not asked for.
     seconds
         By stage: ``prepare``, ``network``, ``finish``.
     """
@@ -86,6 +93,7 @@ class CanonicalSegmentation:
     n_components: int
     mean_confidence: float | None
     relaxed_mask_zyx: MaskZYX | None
+    probability_zyx: ArrayZYX | None
     warnings: tuple[str, ...]
     seconds: dict[str, float]
 
@@ -112,7 +120,9 @@ class CanonicalSegmenter:
             spec, checkpoints, device=self.device, fast=self._fast
         )
 
-    def segment(self, volume: CanonicalVolume) -> CanonicalSegmentation:
+    def segment(
+        self, volume: CanonicalVolume, *, with_probability: bool = False
+    ) -> CanonicalSegmentation:
         """Segment one volume.
 
         Raises
@@ -130,15 +140,18 @@ class CanonicalSegmenter:
         with _timed(seconds, "finish"):
             raw = mask_from_margin(margin, prepared)
             liver = keep_liver(raw)
-            relaxed = None
+            relaxed = probability = None
             if liver.n_components == 0:
                 likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
+            if with_probability:
+                probability = probability_from_margin(margin, prepared)
         return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
             mean_confidence=_mean_confidence(margin),
             relaxed_mask_zyx=relaxed,
+            probability_zyx=probability,
             warnings=self._drain_degradations(),
             seconds=seconds,
         )

@@ -1,7 +1,7 @@
 """``predict``: find the studies, segment each series, write masks, previews and the report.
 
-Reading ahead and writing behind happen in two threads, here and nowhere else: while the network
-works on one series, the next is read and the last is written. The report is rewritten after each
+While the network works on one series, the next is read and the last is written, in one thread
+each. The report is rewritten after each
 series, so that a kill loses nothing.
 """
 
@@ -23,10 +23,10 @@ from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, Device, EngineOptions, Mode
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.pipelines.read_ahead import read_ahead
 from sslmedsam2.pipelines.resume import reusable_result
 from sslmedsam2.pipelines.series_work import (
     UNNAMED_SEQUENCE,
-    Loaded,
     SeriesTarget,
     finish,
     load,
@@ -203,9 +203,11 @@ def _run(
             pending.append(target)
         else:
             recorder.add(kept)
-    with ThreadPoolExecutor(1, "reader") as reader, ThreadPoolExecutor(1, "writer") as writer:
+    with ThreadPoolExecutor(1, "writer") as writer:
         writing: Future[SeriesResult] | None = None
-        for loaded in _read_ahead(pending, reader, stop):
+        for loaded in read_ahead(pending, load):
+            if stop:
+                break
             segmenter = engine.for_sequence(loaded.target.series.sequence)
             work = segment(loaded, segmenter)
             # One write at a time: more would only hold more volumes in memory.
@@ -214,19 +216,6 @@ def _run(
             writing = writer.submit(finish, work)
         if writing is not None:
             recorder.add(writing.result())
-
-
-def _read_ahead(
-    targets: Sequence[SeriesTarget], reader: ThreadPoolExecutor, stop: StopRequest
-) -> Iterator[Loaded]:
-    """Yield the series as read, with the next one being read meanwhile."""
-    ahead: Future[Loaded] | None = None
-    for target in [*targets, None]:
-        current, ahead = ahead, reader.submit(load, target) if target is not None else None
-        if stop:
-            return
-        if current is not None:
-            yield current.result()
 
 
 def _targets(discovery: Discovery, options: PredictOptions) -> Iterator[SeriesTarget]:

@@ -80,6 +80,8 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
 
 def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
     """Name what a person should look at before trusting the mask."""
+    if volume_ml == 0:
+        return ("no_liver: the network found none; check that it is an abdominal scan",)
     low, high = _PLAUSIBLE_LIVER_ML
     doubts = []
     if not low <= volume_ml <= high:

@@ -12,6 +12,7 @@ from sslmedsam2.inference.resampling import (
     make_resampler,
     resample,
     resample_above_zero,
+    resample_margin,
     resampled_shape,
 )
 
@@ -91,3 +92,15 @@ def test_mask_is_where_nnunets_logits_are_positive(grid, order_z):
     assert mask.dtype == np.uint8
     assert decided.mean() > 0.99
     np.testing.assert_array_equal(mask[decided], reference[decided] > 0)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_margin_is_positive_exactly_where_the_mask_is(grid):
+    rule = Resampling(order=1, order_z=0, force_separate_z=None)
+    margin = noise(GRIDS[grid][0]) - 100
+
+    resampled = resample_margin(margin, resampler_for(grid, rule))
+
+    np.testing.assert_allclose(resampled, by_nnunet(margin, grid, rule), atol=1e-3)
+    mask = resample_above_zero(margin, resampler_for(grid, rule))
+    np.testing.assert_array_equal(resampled > 0, mask)
