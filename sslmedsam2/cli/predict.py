@@ -67,13 +67,20 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
 @click.option("--previews/--no-previews", default=True, show_default=True)
 @click.option(
+    "--report/--no-report",
+    "with_page",
+    default=False,
+    show_default=True,
+    help="Make a page of the results in the end, as the command report does.",
+)
+@click.option(
     "--mask-dtype",
     type=click.Choice(["uint8", "input"]),
     default="uint8",
     show_default=True,
     help="Voxel type of the masks; input: that of each image.",
 )
-def predict(**options: Any) -> int:
+def predict(*, with_page: bool, **options: Any) -> int:
     """Segment the liver in every study of a folder."""
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.pipelines.predict import PredictOptions
@@ -84,6 +91,8 @@ def predict(**options: Any) -> int:
     with _progress() as progress:
         report = run(PredictOptions(**options), on_result=_Teller(progress))
     _summarise(report, options["output_dir"])
+    if with_page and not report.interrupted:
+        _make_page(options)
     return report.exit_code or 0
 
 
@@ -125,6 +134,14 @@ class _Teller:
             "" if result.liver_volume_ml is None else f", {result.liver_volume_ml:.0f} ml",
             sum(result.seconds.values()),
         )
+
+
+def _make_page(options: dict[str, Any]) -> None:
+    from sslmedsam2.pipelines.report import ReportOptions, report_or_none
+
+    page = report_or_none(ReportOptions(options["output_dir"], options["input_path"]))
+    if page is not None:
+        click.echo(f"open {page.index_path} in a browser")
 
 
 def _summarise(report: RunReport, output_dir: Path) -> None:

@@ -137,6 +137,19 @@ def report(options: ReportOptions) -> WrittenPage:
     return WrittenPage(index_path=index, entries=tuple(ordered))
 
 
+def report_or_none(options: ReportOptions) -> WrittenPage | None:
+    """Write the page of a run that has just ended; None, and a warning, where that fails.
+
+    The masks are good without it, so that no error may reach the run.
+    """
+    try:
+        return report(options)
+    except Exception as error:
+        _LOG.warning("no page of the results: %s", error)
+        _LOG.debug("where the error arose", exc_info=True)
+        return None
+
+
 class _ViewMaker:
     """Writes the script of each series with the best picture there is of it."""
 

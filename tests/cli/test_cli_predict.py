@@ -88,6 +88,33 @@ def test_the_container_needs_no_arguments(folders, bright_model, monkeypatch):
     assert (folders[1] / "LiSeg_pred" / "0001-A" / "GED4_pred.nii.gz").is_file()
 
 
+def test_a_page_is_made_on_request_of_masks_that_stay_as_they_are(run, folders, capsys):
+    assert run() == ExitCode.OK
+    mask = folders[1] / "LiSeg_pred" / "0001-A" / "GED4_pred.nii.gz"
+    without_page = mask.read_bytes()
+    assert not (folders[1] / "report").exists()
+    assert run("--report") == ExitCode.OK
+
+    index = folders[1] / "report" / "index.html"
+    assert capsys.readouterr().out.splitlines()[-1] == f"open {index} in a browser"
+    assert "0001-A" in index.read_text()
+    assert (folders[1] / "report" / "cases" / "0001.js").stat().st_size > 10_000
+    assert mask.read_bytes() == without_page
+
+
+def test_a_page_that_cannot_be_written_costs_a_warning_only(run, folders, capsys):
+    folders[1].mkdir()
+    (folders[1] / "report").write_text("in the way")
+
+    assert run("--report") == ExitCode.OK
+
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 ok")
+    assert "in a browser" not in printed.out
+    assert "no page of the results: " in printed.err
+    assert (folders[1] / "LiSeg_pred" / "0001-A" / "GED4_pred.nii.gz").is_file()
+
+
 def test_resume_keeps_what_is_complete(run, capsys):
     assert run() == ExitCode.OK
     assert run("--resume") == ExitCode.OK
