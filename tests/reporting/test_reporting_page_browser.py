@@ -14,6 +14,7 @@ from headless_chromium import (
 )
 from PIL import Image
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT, QcRun
+from result_page import CASES, IS_SHOWN, coloured, open_case, stage
 
 from sslmedsam2.pipelines.report import ReportOptions, report
 
@@ -21,11 +22,6 @@ from sslmedsam2.pipelines.report import ReportOptions, report
 pytestmark = pytest.mark.slow
 
 WORST_FIRST = ["0009-A", "0001-A", HOSTILE_CASE, "0002-A"]
-IS_SHOWN = (
-    "document.getElementById('case').open && "
-    "document.getElementById('stage-message').textContent === ''"
-)
-CASES = "return [...document.querySelectorAll('#rows a')].map((link) => link.textContent)"
 
 
 @pytest.fixture(scope="module")
@@ -58,26 +54,6 @@ def browser(window, page):
     yield window
     assert window.complaints() == []
     assert window.run("return window.hacked") is None
-
-
-def open_case(browser, case):
-    place = browser.run(CASES).index(case) + 1
-    browser.click(f"#rows tr:nth-child({place}) td:nth-child(2)")
-
-
-def stage(browser):
-    """Return the viewer's pixels."""
-    box = browser.run(
-        "const b = document.getElementById('viewer').getBoundingClientRect();"
-        "return [b.left, b.top, b.right, b.bottom].map(Math.round)"
-    )
-    picture = Image.open(io.BytesIO(browser.screenshot())).convert("RGB")
-    return np.asarray(picture.crop(box)).astype(int)
-
-
-def coloured(pixels):
-    """Count the pixels that are not grey."""
-    return int(((pixels.max(axis=2) - pixels.min(axis=2)) > 40).sum())
 
 
 def wait_for_redraw(browser):
