@@ -1,0 +1,136 @@
+"""SAM2 networks as files: our compact one, and the official Hiera-T checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from sslmedsam2.errors import ModelError
+from sslmedsam2.fewshot.network import CompactArchitecture, build_compact, build_hiera_tiny
+from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.weights.manifest import sha256_file
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+COMPACT_SUFFIX: Final = ".safetensors"
+OFFICIAL_IMAGE_SIZE: Final = 512
+"""MedSAM2 was fine-tuned at this size, and the published method used it."""
+
+_ARCHITECTURE_KEY: Final = "architecture"
+_HIERA_TINY_KEY: Final = "maskmem_tpos_enc"
+
+
+@dataclass(frozen=True)
+class LoadedSam2:
+    """A frozen SAM2 in evaluation mode.
+
+    Attributes
+    ----------
+    name
+        The file's stem, for reports.
+    sha256
+        Of the file.
+    """
+
+    model: SAM2Base
+    name: str
+    sha256: str
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square slices that it is shown, in pixels."""
+        return self.model.image_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.model.device
+
+
+def save_compact(
+    model: SAM2Base,
+    path: Path,
+    *,
+    architecture: CompactArchitecture,
+    notes: Mapping[str, str],
+) -> None:
+    """Write a compact SAM2 in half precision, with its architecture and ``notes`` inside."""
+    from safetensors.torch import save_file
+
+    halves = {name: value.half().contiguous().cpu() for name, value in model.state_dict().items()}
+    metadata = {_ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(architecture)), **notes}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary:
+        save_file(halves, temporary, metadata=metadata)
+
+
+def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
+    """Load ``*.safetensors`` as a compact SAM2 and anything else as a Hiera-T checkpoint.
+
+    Raises
+    ------
+    ModelError
+        The file is missing, damaged, or holds another network.
+    """
+    if not path.is_file():
+        raise ModelError(
+            path,
+            reason="there is no such file",
+            remedy="Give a SAM2 checkpoint, or the name of one: see weights fetch --help",
+        )
+    load = _load_compact if path.suffix == COMPACT_SUFFIX else _load_hiera_tiny
+    model = load(path).to(device).eval().requires_grad_(False)
+    return LoadedSam2(model=model, name=path.stem, sha256=sha256_file(path))
+
+
+def _load_compact(path: Path) -> SAM2Base:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        fields = json.loads(metadata[_ARCHITECTURE_KEY])
+        fields["stages"] = tuple(fields["stages"])
+        model = build_compact(CompactArchitecture(**fields))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+    _fill(model, state, path)
+    return model
+
+
+def _load_hiera_tiny(path: Path) -> SAM2Base:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise _damaged(path, error) from error
+    state = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(state, dict) or _HIERA_TINY_KEY not in state:
+        raise _damaged(path, "it holds no SAM2 network")
+    model = build_hiera_tiny(OFFICIAL_IMAGE_SIZE)
+    _fill(model, state, path)
+    return model
+
+
+def _fill(model: SAM2Base, state: dict[str, Any], path: Path) -> None:
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, detail: object) -> ModelError:
+    first_line = str(detail).strip().splitlines()[0][:160] if str(detail).strip() else "no details"
+    return ModelError(
+        path,
+        reason=f"it is no SAM2.1 Hiera-T or compact checkpoint, or it is damaged ({first_line})",
+        remedy="Fetch it again with weights fetch, or restore the shipped file",
+    )

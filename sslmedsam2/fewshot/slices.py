@@ -1,0 +1,166 @@
+"""A volume as a stack of small square pictures, all cut the same way from the patient's body.
+
+SAM2 compares places within pictures, so slices of two patients must show the body at the same
+place and size: the crop follows the body's outline, and its sides are equal in millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume
+
+_MARGIN: Final = 1.04
+"""Side of the crop over the longer side of the body."""
+_PERCENTILES: Final = (0.5, 99.5)
+_SAMPLE: Final = 500_000
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The rectangle that pictures are cut from, in voxels of the canonical volume.
+
+    The picture's pixel centres are spread evenly from ``start`` over ``size``; the rectangle may
+    reach beyond the volume.
+    """
+
+    start_yx: tuple[float, float]
+    size_yx: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class SliceStack:
+    """``n`` pictures of a volume, foot to head.
+
+    Attributes
+    ----------
+    pictures
+        float32 ``(n, size, size)`` in [0, 1]; rows go from front to back, columns from the
+        patient's right to left.
+    frame
+        Where they were cut.
+    spacing_zyx_mm, shape_zyx
+        Of the canonical volume.
+    body_ends_z
+        First and last slice with enough body in it.
+    """
+
+    pictures: npt.NDArray[np.float32]
+    frame: Frame
+    spacing_zyx_mm: tuple[float, float, float]
+    shape_zyx: tuple[int, int, int]
+
+
+def unit_intensities(array_zyx: ArrayZYX) -> ArrayZYX:
+    """Scale the 0.5 to 99.5 percentiles of the voxels above zero to [0, 1] and clip the rest.
+
+    A CT is brought to the abdominal window first. An image of one value becomes all 0.
+    """
+    windowed, is_ct = window_if_hounsfield(array_zyx)
+    if is_ct:
+        windowed = windowed - windowed.min()
+    inside = windowed[windowed > 0]
+    if inside.size == 0:
+        return np.zeros_like(array_zyx)
+    step = max(1, inside.size // _SAMPLE)
+    low, high = np.percentile(inside[::step], _PERCENTILES)
+    if is_ct:
+        low = 0.0
+    if high <= low:
+        return np.zeros_like(array_zyx)
+    unit = np.clip((windowed - low) / (high - low), 0, 1, dtype=np.float32)
+    return np.where(windowed > 0, unit, 0)
+
+
+def body_frame(unit_zyx: ArrayZYX, spacing_zyx_mm: tuple[float, float, float]) -> Frame:
+    """Find the square, in millimetres, around the body as seen from head to foot."""
+    outline = _outline(unit_zyx)
+    rows, columns = np.flatnonzero(outline.any(1)), np.flatnonzero(outline.any(0))
+    spacing_yx = np.array(spacing_zyx_mm[1:])
+    low = np.array([rows[0], columns[0]], float)
+    high = np.array([rows[-1] + 1, columns[-1] + 1], float)
+    side_mm = _MARGIN * float(((high - low) * spacing_yx).max())
+    size = side_mm / spacing_yx
+    start = (low + high) / 2 - size / 2
+    return Frame((start[0], start[1]), (size[0], size[1]))
+
+
+def whole_frame(shape_zyx: tuple[int, int, int]) -> Frame:
+    """Return the whole slice, to be squashed into a square."""
+    return Frame((0.0, 0.0), (float(shape_zyx[1]), float(shape_zyx[2])))
+
+
+def _outline(unit_zyx: ArrayZYX) -> npt.NDArray[np.bool_]:
+    """Return where the body is in more than a few slices; everything, if that cannot be told."""
+    mean = unit_zyx.mean(0)
+    smooth = ndimage.gaussian_filter(mean, 2.0)
+    inside = smooth > 0.25 * np.percentile(smooth, 90)
+    labels, n = ndimage.label(inside)
+    if n == 0:
+        return np.ones_like(inside)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return labels == sizes.argmax()
+
+
+def cut_slices(
+    volume: CanonicalVolume, *, size: int, frame: Frame | None = None, unit: ArrayZYX | None = None
+) -> SliceStack:
+    """Cut all slices of a volume; ``frame`` None follows the body."""
+    if unit is None:
+        unit = unit_intensities(volume.array_zyx)
+    if frame is None:
+        frame = body_frame(unit, volume.spacing_zyx_mm)
+    z, y, x = unit.shape
+    return SliceStack(
+        pictures=cut(unit, frame, size=size),
+        frame=frame,
+        spacing_zyx_mm=volume.spacing_zyx_mm,
+        shape_zyx=(z, y, x),
+    )
+
+
+def cut(array_zyx: npt.NDArray, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:
+    """Sample ``(n, size, size)`` from a canonical array; averaging where it is finer.
+
+    Beyond the volume there is 0.
+    """
+    rows = _weights(frame.start_yx[0], frame.size_yx[0], array_zyx.shape[1], size)
+    columns = _weights(frame.start_yx[1], frame.size_yx[1], array_zyx.shape[2], size)
+    return np.einsum(
+        "py,zyx,qx->zpq", rows, array_zyx.astype(np.float32, copy=False), columns, optimize=True
+    ).astype(np.float32)
+
+
+def paste(pictures: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[np.float32]:
+    """Bring values of pictures ``(n, size, size)`` back to the canonical grid; 0 beyond."""
+    size = pictures.shape[-1]
+    _, height, width = stack.shape_zyx
+    frame = stack.frame
+    rows = _back_weights(frame.start_yx[0], frame.size_yx[0], height, size)
+    columns = _back_weights(frame.start_yx[1], frame.size_yx[1], width, size)
+    return np.einsum("yp,zpq,xq->zyx", rows, pictures, columns, optimize=True).astype(np.float32)
+
+
+def _weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
+    """Return ``(n_out, n_in)`` triangle weights: linear when enlarging, averaging when reducing."""
+    step = extent / n_out
+    centres = start + (np.arange(n_out) + 0.5) * step - 0.5
+    distance = np.abs(np.arange(n_in)[None] - centres[:, None]) / max(1.0, step)
+    weights = np.clip(1 - distance, 0, None)
+    # Not renormalised at the rim: there the picture fades to the 0 beyond.
+    return (weights / max(1.0, step)).astype(np.float32)
+
+
+def _back_weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
+    """Return ``(n_in, n_out)`` linear weights from picture pixels to voxels."""
+    step = extent / n_out
+    places = (np.arange(n_in) + 0.5 - start) / step - 0.5
+    distance = np.abs(np.arange(n_out)[None] - places[:, None])
+    return np.clip(1 - distance, 0, 1).astype(np.float32)

@@ -1,0 +1,121 @@
+"""The small interface behind which few-shot methods are exchanged, and what flows through it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, Geometry, MaskZYX
+
+StrategyName = Literal["retrieval", "random-insertion"]
+Verdict = Literal["accept", "doubtful", "reject"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """A labelled volume.
+
+    ``mask_zyx`` is 0 or 1 on the canonical grid of ``image``; ``geometry`` is the file's own and
+    places it in the patient.
+    """
+
+    name: str
+    case: str
+    image: CanonicalVolume
+    geometry: Geometry
+    mask_zyx: MaskZYX
+
+
+@dataclass(frozen=True)
+class Query:
+    """A volume to be segmented; ``geometry`` is the file's own."""
+
+    name: str
+    case: str
+    image: CanonicalVolume
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class SupportScore:
+    """What one support had to say about a query.
+
+    Attributes
+    ----------
+    weight
+        Its share of the result; the shares of all supports sum to 1.
+    similarity
+        Mean cosine of the aligned slices' descriptors.
+    agreement
+        Dice of its own mask with the result.
+    reverse_dice
+        Dice of its expert mask with what the result, used as a prompt, finds in it; None where
+        that was not tried.
+    """
+
+    name: str
+    weight: float
+    similarity: float
+    agreement: float
+    reverse_dice: float | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for or against a pseudo label without knowing the truth; each about 0 to 1.
+
+    Attributes
+    ----------
+    reverse_dice
+        Mean over supports, weighted.
+    agreement
+        Mean Dice of single supports' masks with the result.
+    object_score
+        Mean probability that the object is there, over slices of the result.
+    confidence
+        Mean probability inside the result.
+    plausibility
+        1 for a liver-sized single piece away from the volume's ends; less otherwise.
+    """
+
+    reverse_dice: float
+    agreement: float
+    object_score: float
+    confidence: float
+    plausibility: float
+
+
+@dataclass(frozen=True)
+class FewShotResult:
+    """A pseudo label on the query's canonical grid.
+
+    ``probability_zyx`` is float32 in [0, 1]; ``uncertainty_zyx`` the binary entropy of the
+    probability in bits, 0 to 1; ``mask_zyx`` the largest piece of probability over a half.
+    ``warnings`` begin with a stable name and a colon.
+    """
+
+    probability_zyx: ArrayZYX
+    uncertainty_zyx: ArrayZYX
+    mask_zyx: MaskZYX
+    evidence: Evidence
+    supports: tuple[SupportScore, ...]
+    encoder_calls: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+class Strategy(Protocol):
+    """A way from labelled volumes to a pseudo label; built once for a set of supports."""
+
+    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
+        """Segment one query, as if the support of name ``leave_out`` were not there.
+
+        The result depends on the query and the supports alone, never on earlier queries.
+
+        Raises
+        ------
+        InputError
+            The query holds nothing to segment.
+        """
+        ...

@@ -1,0 +1,371 @@
+"""Synthetic volumes to pretrain a compact SAM2 on: random anatomies, patients and contrasts.
+
+An *anatomy* is a body with fat, muscle and lobed organs at random places. Each *patient* is that
+anatomy with every organ moved, stretched and turned a little, and the whole warped. Each *contrast*
+gives every tissue a brightness and a texture. An *episode* asks what the network is asked later:
+here are slices of some patients with one organ's mask; find the organ in another patient.
+
+Nothing is taken from any image or mask, so that few-shot results on real organs stay free of
+training on them. Ideas: SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789) for random
+contrast, UniverSeg (Butoi et al. 2023, arXiv:2304.06131) for episodes of synthetic tasks.
+
+Coordinates are ``(x, y, z)`` in half widths of the picture: -1 to 1 across, z in the same unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as nnf
+
+_AIR, _FAT, _MUSCLE, _INNER = 0, 1, 2, 3
+_FIRST_ORGAN: Final = 4
+_ATTEMPTS: Final = 6
+_ENOUGH_PIXELS: Final = 0.002
+"""Share of the picture that an organ must cover to be worth asking for."""
+
+
+@dataclass(frozen=True)
+class SyntheticTask:
+    """How an episode is drawn; ranges are of uniform draws.
+
+    Attributes
+    ----------
+    image_size
+        Side of the square slices, in pixels.
+    n_organs
+        Fewest and most organs of an anatomy.
+    warp
+        Scale of the differences between patients; 1 is as different as adults are.
+    cross_contrast
+        Share of episodes in which the query has another contrast than its supports.
+    """
+
+    image_size: int = 128
+    n_organs: tuple[int, int] = (9, 24)
+    warp: float = 1.0
+    cross_contrast: float = 0.3
+
+
+@dataclass(frozen=True)
+class Episode:
+    """Support slices with masks, and neighbouring query slices of one patient.
+
+    ``*_images`` are ``(n, 1, size, size)`` in [0, 1]; ``*_masks`` the same, 0 or 1.
+    """
+
+    support_images: Tensor
+    support_masks: Tensor
+    query_images: Tensor
+    query_masks: Tensor
+
+
+@dataclass(frozen=True)
+class _Anatomy:
+    """Parts are ellipsoids; an organ is the smooth union of its parts."""
+
+    body_radii: Tensor
+    fat: float
+    muscle: float
+    centres: Tensor
+    radii: Tensor
+    turns: Tensor
+    organ_of_part: Tensor
+    n_organs: int
+
+
+class _Dice:
+    """Random draws from one generator, so that an episode follows from its seed alone."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=self.generator)
+
+    def number(self, low: float, high: float) -> float:
+        return self.uniform(low, high).item()
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+    def integer(self, low: int, high: int) -> int:
+        """Draw from ``low`` to ``high``, both included."""
+        return int(torch.randint(low, high + 1, (), generator=self.generator).item())
+
+    def chance(self, probability: float) -> bool:
+        return self.number(0, 1) < probability
+
+    def field(self, cells: int, size: int, channels: int = 1) -> Tensor:
+        """Return smooth noise of unit scale, ``(channels, size, size)``."""
+        coarse = self.normal(1, channels, cells, cells)
+        return nnf.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)[0]
+
+
+def draw_episode(task: SyntheticTask, *, seed: int, n_support: int, n_query: int) -> Episode:
+    """Draw one episode; the same arguments give the same tensors."""
+    dice = _Dice(seed)
+    for _ in range(_ATTEMPTS):
+        episode = _draw(task, dice, n_support=n_support, n_query=n_query)
+        if episode.support_masks.mean((1, 2, 3)).amax() > _ENOUGH_PIXELS:
+            break
+    return episode
+
+
+def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> Episode:
+    anatomy = _draw_anatomy(task, dice)
+    target = _draw_target(anatomy, dice)
+    at_z, reach_z = _extent(anatomy, target)
+    query_at = at_z + reach_z * dice.number(-0.85, 0.85) * (1.5 if dice.chance(0.2) else 1.0)
+    step = dice.number(0.02, 0.12) * (1 if dice.chance(0.5) else -1)
+    query_z = [query_at + step * k for k in range(n_query)]
+
+    contrast = _draw_contrast(anatomy, dice)
+    foreign = _draw_contrast(anatomy, dice) if dice.chance(task.cross_contrast) else contrast
+    similarity = dice.number(0.0, 1.0)
+    query_patient = _draw_patient(anatomy, task, dice)
+    query = _render(query_patient, _similar(foreign, dice, similarity), query_z, task, dice)
+
+    images, masks = [], []
+    share_patient = dice.chance(0.5)
+    patient, look = query_patient, contrast
+    for k in range(n_support):
+        from_query = foreign is contrast and dice.chance(0.08)
+        if from_query:
+            patient, look = query_patient, _similar(foreign, dice, similarity)
+        elif k == 0 or patient is query_patient or not (share_patient and dice.chance(0.5)):
+            patient = _draw_patient(anatomy, task, dice)
+            look = _similar(contrast, dice, similarity)
+        if dice.chance(0.12):
+            side = 1 if dice.chance(0.5) else -1
+            z = at_z + side * reach_z * dice.number(1.0, 1.6)
+        else:
+            z = query_at + reach_z * 0.25 * dice.normal(1).item()
+        image, labels = _render(patient, look, [z], task, dice)
+        images.append(image)
+        masks.append(labels == target)
+    flip = dice.chance(0.5)
+    parts = (torch.cat(images), torch.cat(masks).float(), query[0], (query[1] == target).float())
+    return Episode(*(part.flip(-1) if flip else part for part in parts))
+
+
+def _draw_anatomy(task: SyntheticTask, dice: _Dice) -> _Anatomy:
+    n_organs = dice.integer(*task.n_organs)
+    body = torch.tensor([dice.number(0.8, 1.0), dice.number(0.55, 0.9), 2.0])
+    centres, radii, organ_of_part = [], [], []
+    for organ in range(n_organs):
+        large = organ == 0 or dice.chance(0.12)
+        size = dice.number(0.25, 0.5) if large else math.exp(dice.number(-2.7, -1.1))
+        reach = 0.9 * torch.rand(1, generator=dice.generator).sqrt()
+        angle = dice.number(0, 2 * math.pi)
+        place = torch.tensor([math.cos(angle), math.sin(angle), 0.0]) * body * 0.8 * reach
+        place[2] = dice.number(-0.5, 0.5)
+        for part in range(dice.integer(1, 4) if large or dice.chance(0.5) else 1):
+            shrink = 1.0 if part == 0 else dice.number(0.35, 0.9)
+            radii.append(size * shrink * (0.35 * dice.normal(3)).exp())
+            centres.append(place + (size * 0.9 * dice.normal(3) if part else torch.zeros(3)))
+            organ_of_part.append(organ)
+    return _Anatomy(
+        body_radii=body,
+        fat=dice.number(0.0, 0.22),
+        muscle=dice.number(0.02, 0.15),
+        centres=torch.stack(centres),
+        radii=torch.stack(radii),
+        turns=_rotations(dice.normal(len(radii), 3) * 1.5),
+        organ_of_part=torch.tensor(organ_of_part),
+        n_organs=n_organs,
+    )
+
+
+def _draw_target(anatomy: _Anatomy, dice: _Dice) -> int:
+    """Choose an organ, large ones more often, and return its label."""
+    size = torch.zeros(anatomy.n_organs)
+    size.index_add_(0, anatomy.organ_of_part, anatomy.radii.mean(1))
+    weights = size.square() if dice.chance(0.75) else torch.ones_like(size)
+    organ = torch.multinomial(weights, 1, generator=dice.generator).item()
+    return _FIRST_ORGAN + int(organ)
+
+
+def _extent(anatomy: _Anatomy, target: int) -> tuple[float, float]:
+    """Return the middle and half height of an organ along z, roughly."""
+    part = anatomy.organ_of_part == target - _FIRST_ORGAN
+    reach = (anatomy.turns[part][:, 2].abs() * anatomy.radii[part]).sum(1) * 0.7
+    low = (anatomy.centres[part][:, 2] - reach).amin().item()
+    high = (anatomy.centres[part][:, 2] + reach).amax().item()
+    return (low + high) / 2, max((high - low) / 2, 0.02)
+
+
+def _rotations(vectors: Tensor) -> Tensor:
+    """Turn axis-angle vectors ``(n, 3)`` into matrices ``(n, 3, 3)``."""
+    x, y, z = vectors.unbind(1)
+    zero = torch.zeros_like(x)
+    skew = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).view(-1, 3, 3)
+    return torch.linalg.matrix_exp(skew)
+
+
+@dataclass(frozen=True)
+class _Patient:
+    anatomy: _Anatomy
+    affine: Tensor
+    shift: Tensor
+    displacement: Tensor
+    roughness: Tensor
+    hidden: Tensor
+    """Organs that this patient lacks."""
+
+
+def _draw_patient(anatomy: _Anatomy, task: SyntheticTask, dice: _Dice) -> _Patient:
+    warp = task.warp
+    n = anatomy.n_organs
+    of_part = anatomy.organ_of_part
+    own = replace(
+        anatomy,
+        body_radii=anatomy.body_radii * (0.06 * warp * dice.normal(3)).exp(),
+        fat=anatomy.fat * math.exp(0.4 * warp * dice.normal(1).item()),
+        centres=anatomy.centres + (0.06 * warp * dice.normal(n, 3))[of_part],
+        radii=anatomy.radii
+        * (0.13 * warp * dice.normal(n, 3)).exp()[of_part]
+        * (0.1 * warp * dice.normal(len(of_part), 3)).exp(),
+        turns=_rotations((0.2 * warp * dice.normal(n, 3))[of_part]) @ anatomy.turns,
+    )
+    stretch = torch.diag((0.08 * warp * dice.normal(3)).exp())
+    small = torch.tensor([0.3, 0.3, 1.0]) * 0.12 * warp * dice.normal(1, 3)
+    return _Patient(
+        anatomy=own,
+        affine=_rotations(small)[0] @ stretch,
+        shift=0.05 * warp * dice.normal(3),
+        displacement=0.06 * warp * dice.normal(1, 3, 4, 5, 5),
+        roughness=dice.number(0.02, 0.18) * dice.normal(1, 1, 10, 16, 16),
+        hidden=torch.rand(n, generator=dice.generator) < 0.06,
+    )
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """Per label: brightness, strength of three textures, vessels and spots."""
+
+    brightness: Tensor
+    texture: Tensor
+    vessels: Tensor
+    spots: Tensor
+    blur: float
+
+
+def _draw_contrast(anatomy: _Anatomy, dice: _Dice) -> _Contrast:
+    n_labels = _FIRST_ORGAN + anatomy.n_organs
+    brightness = dice.uniform(0.05, 1.0, n_labels)
+    # Many organs look alike; then only place and shape tell them apart.
+    for label in range(_MUSCLE, n_labels):
+        if dice.chance(0.3):
+            other = dice.integer(_MUSCLE, n_labels - 1)
+            brightness[label] = brightness[other] + 0.04 * dice.normal(1).item()
+    brightness[_AIR] = 0.0 if dice.chance(0.85) else dice.number(0.0, 1.0)
+    return _Contrast(
+        brightness=brightness,
+        texture=dice.uniform(0, 1, n_labels, 3) ** 2 * 0.18 * (brightness[:, None] > 0),
+        vessels=(0.35 * dice.normal(n_labels))
+        * (torch.rand(n_labels, generator=dice.generator) < 0.45)
+        * (brightness > 0),
+        spots=(0.4 * dice.normal(n_labels))
+        * (torch.rand(n_labels, generator=dice.generator) < 0.12),
+        blur=dice.number(0.3, 1.1),
+    )
+
+
+def _similar(contrast: _Contrast, dice: _Dice, similarity: float) -> _Contrast:
+    """Vary a contrast from patient to patient; ``similarity`` 1 varies it least."""
+    spread = 0.015 + 0.08 * (1 - similarity)
+    shifted = contrast.brightness + spread * dice.normal(len(contrast.brightness))
+    return replace(
+        contrast,
+        brightness=torch.where(contrast.brightness == 0, 0, shifted.clamp(0.02, 1.1)),
+        blur=contrast.blur * dice.number(0.8, 1.25),
+    )
+
+
+def _render(
+    patient: _Patient, contrast: _Contrast, slices_z: list[float], task: SyntheticTask, dice: _Dice
+) -> tuple[Tensor, Tensor]:
+    """Return images in [0, 1] and label maps, each ``(n, 1, size, size)``."""
+    labels = _label_maps(patient, slices_z, task.image_size)
+    bias = (dice.number(0, 0.3) * dice.field(3, task.image_size)).exp()
+    noise = dice.number(0.0, 0.07)
+    gamma = math.exp(0.25 * dice.normal(1).item())
+    painted = torch.stack([_paint(labels[k], contrast, dice) for k in range(len(slices_z))])
+    painted = _blurred(painted, contrast.blur) * bias
+    painted = (painted + noise * dice.normal(*painted.shape)).abs()
+    body = painted[labels > _AIR]
+    sample = body if body.numel() > 1 else painted.flatten()
+    ends = torch.tensor([dice.number(0.0, 0.02), dice.number(0.97, 1.0)])
+    low, high = torch.quantile(sample[:: max(1, sample.numel() // 5000)], ends)
+    low = low * dice.number(0.0, 1.0)
+    unit = ((painted - low) / (high - low).clamp_min(1e-4)).clamp(0, 1) ** gamma
+    return unit, labels
+
+
+def _label_maps(patient: _Patient, slices_z: list[float], size: int) -> Tensor:
+    """Evaluate the anatomy on planes of constant z; int64 ``(n, 1, size, size)``."""
+    half = size // 2
+    n = len(slices_z)
+    axis = (torch.arange(half) + 0.5) / half * 2 - 1
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    z = torch.tensor(slices_z).view(n, 1, 1).expand(n, half, half)
+    plain = torch.stack([x.expand(n, -1, -1), y.expand(n, -1, -1), z], -1)
+    there = plain[None].clamp(-1, 1)
+    moved = nnf.grid_sample(
+        patient.displacement, there, mode="bilinear", padding_mode="border", align_corners=True
+    )[0].permute(1, 2, 3, 0)
+    points = (plain + moved) @ patient.affine.T + patient.shift
+    anatomy = patient.anatomy
+
+    body = (points[..., :2].abs() / anatomy.body_radii[:2]).pow(2.4).sum(-1).pow(1 / 2.4)
+    scaled = (anatomy.turns / anatomy.radii[:, None]).permute(2, 0, 1)
+    local = scaled @ points.view(-1, 3).T - (scaled * anatomy.centres).sum(-1, keepdim=True)
+    part_level = local.square().sum(0).clamp_min(1e-6).sqrt()
+    organ_level = torch.zeros(anatomy.n_organs, part_level.shape[1])
+    organ_level.index_add_(0, anatomy.organ_of_part, (-8 * part_level.clamp_max(8)).exp())
+    organ_level = -(organ_level.clamp_min(1e-30)).log() / 8
+    organ_level[patient.hidden] = 9.0
+
+    levels = torch.cat([organ_level.view(-1, n, half, half), body[None]])
+    levels = nnf.interpolate(
+        levels.transpose(0, 1), size=(size, size), mode="bilinear", align_corners=False
+    )
+    rough = nnf.grid_sample(
+        patient.roughness, there, mode="bilinear", padding_mode="reflection", align_corners=True
+    )[0, 0]
+    rough = nnf.interpolate(rough[:, None], size=(size, size), mode="bilinear", align_corners=False)
+    organs, body = levels[:, :-1], levels[:, -1:]
+    nearest, which = (organs + rough).min(1, keepdim=True)
+    inner_edge = 1 - anatomy.fat - anatomy.muscle * (1 + 2 * rough)
+    labels = torch.full_like(which, _INNER)
+    labels = torch.where(nearest < 1, which + _FIRST_ORGAN, labels)
+    labels[body > inner_edge] = _MUSCLE
+    labels[body > 1 - anatomy.fat] = _FAT
+    labels[body > 1] = _AIR
+    return labels
+
+
+def _paint(labels: Tensor, contrast: _Contrast, dice: _Dice) -> Tensor:
+    """Give every tissue its brightness and texture; ``(1, size, size)``."""
+    size = labels.shape[-1]
+    textures = torch.stack(
+        [dice.field(6, size), dice.field(20, size), dice.field(size // 2, size)], -1
+    )
+    image = contrast.brightness[labels] + (contrast.texture[labels] * textures).sum(-1)
+    # Where smooth noise changes its sign there are curves, much like vessels in a cut.
+    curves = (1 - textures[..., 1].abs() / 0.16).clamp_min(0)
+    image = image + contrast.vessels[labels] * curves
+    return image + contrast.spots[labels] * (dice.field(12, size) > 1.1)
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    reach = torch.arange(-3, 4)
+    kernel = torch.exp(-0.5 * (reach / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    padded = nnf.pad(images, (3, 3, 3, 3), mode="replicate")
+    return nnf.conv2d(nnf.conv2d(padded, kernel), kernel.transpose(2, 3))
