@@ -35,7 +35,7 @@ class EncodedVolume:
 
     features: Features
     descriptors: npt.NDArray[np.float32]
-    z_mm: npt.NDArray[np.float64]
+    z_mm: npt.NDArray[np.floating]
 
     @property
     def n_slices(self) -> int:
@@ -50,7 +50,6 @@ class EncodedSupport:
     ``masks`` are 0 or 1, ``(n, size, size)``.
     """
 
-    name: str
     volume: EncodedVolume
     memory: Memory
     masks: npt.NDArray[np.float32]
@@ -60,6 +59,7 @@ class Encoder:
     """Runs the image encoder and counts its calls."""
 
     def __init__(self, sam2: LoadedSam2) -> None:
+        """Count from 0."""
         self.sam2 = sam2
         self.calls = 0
 
@@ -74,7 +74,7 @@ class Encoder:
         return EncodedVolume(
             features=features,
             descriptors=_descriptors(features),
-            z_mm=np.arange(len(shown)) * stack.spacing_zyx_mm[0],
+            z_mm=np.arange(len(stack.pictures)) * stack.spacing_zyx_mm[0],
         )
 
     @torch.inference_mode()

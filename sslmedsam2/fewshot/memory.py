@@ -42,7 +42,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Memory:
-    """What SAM2 keeps of ``n`` segmented slices: a map ``(n, c, h, w)`` and a pointer ``(n, d)``."""
+    """What SAM2 keeps of ``n`` segmented slices: maps ``(n, c, h, w)``, pointers ``(n, d)``."""
 
     spatial: Tensor
     pointer: Tensor
@@ -69,10 +69,14 @@ class Decoded:
 
 def encode_slices(model: SAM2Base, images: Tensor) -> Features:
     """Run the image encoder once on slices ``(n, 1, size, size)`` in [0, 1]."""
+    return Features(*model.forward_image(normalise(images))["backbone_fpn"])
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Make three normalised channels of grey ``(n, 1, size, size)`` in [0, 1]."""
     mean = images.new_tensor(_IMAGENET_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(_IMAGENET_STD).view(1, 3, 1, 1)
-    levels = model.forward_image((images - mean) / std)["backbone_fpn"]
-    return Features(*levels)
+    return (images - mean) / std
 
 
 def remember_prompts(model: SAM2Base, features: Features, masks: Tensor) -> Memory:

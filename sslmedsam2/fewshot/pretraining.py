@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sslmedsam2.fewshot.memory import (
     Decoded,
+    Memory,
     encode_slices,
     remember_decoded,
     remember_prompts,
@@ -159,6 +160,8 @@ def _train(
         num_workers=0 if device.type == "cpu" else 8,
     )
     for step, batch in enumerate(batches, first):
+        if _is_orphaned():
+            raise SystemExit(1)
         for group in optimiser.param_groups:
             group["lr"] = _learning_rate(settings, step)
         seen.append(_train_step(model, optimiser, batch, device=device, step=step))
@@ -184,6 +187,12 @@ def _train(
             saved = time.monotonic()
     if meeting is not None:
         dist.destroy_process_group()
+
+
+def _is_orphaned() -> bool:
+    """Tell whether the process that started this one was killed."""
+    parent = torch.multiprocessing.parent_process()
+    return parent is not None and not parent.is_alive()
 
 
 def _learning_rate(settings: PretrainSettings, step: int) -> float:
@@ -245,7 +254,7 @@ def _episode_loss(model: SAM2Base, batch: Episode, *, chained: bool) -> Tensor:
         decoded = segment(model, features[n_prompts:], prompted[each])
         return _loss(decoded, batch.query_masks.flatten(0, 1))
     of_query = torch.arange(n * n_query, device=images.device).view(n, n_query) + n_prompts
-    recent: tuple[tuple[int, object], ...] = ()
+    recent: tuple[tuple[int, Memory], ...] = ()
     losses = []
     for k in range(n_query):
         here = features[of_query[:, k]]

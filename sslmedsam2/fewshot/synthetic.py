@@ -25,7 +25,7 @@ from torch.nn import functional as nnf
 _AIR, _FAT, _MUSCLE, _INNER = 0, 1, 2, 3
 _FIRST_ORGAN: Final = 4
 _ATTEMPTS: Final = 6
-_ENOUGH_PIXELS: Final = 0.002
+_ENOUGH_PIXELS: Final = 0.008
 """Share of the picture that an organ must cover to be worth asking for."""
 
 
@@ -46,9 +46,9 @@ class SyntheticTask:
     """
 
     image_size: int = 128
-    n_organs: tuple[int, int] = (9, 24)
+    n_organs: tuple[int, int] = (7, 18)
     warp: float = 1.0
-    cross_contrast: float = 0.3
+    cross_contrast: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
 
     contrast = _draw_contrast(anatomy, dice)
     foreign = _draw_contrast(anatomy, dice) if dice.chance(task.cross_contrast) else contrast
-    similarity = dice.number(0.0, 1.0)
+    similarity = 1 - dice.number(0.0, 1.0) ** 2
     query_patient = _draw_patient(anatomy, task, dice)
     query = _render(query_patient, _similar(foreign, dice, similarity), query_z, task, dice)
 
@@ -134,7 +134,7 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
     share_patient = dice.chance(0.5)
     patient, look = query_patient, contrast
     for k in range(n_support):
-        from_query = foreign is contrast and dice.chance(0.08)
+        from_query = foreign is contrast and dice.chance(0.1)
         if from_query:
             patient, look = query_patient, _similar(foreign, dice, similarity)
         elif k == 0 or patient is query_patient or not (share_patient and dice.chance(0.5)):
@@ -144,7 +144,7 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
             side = 1 if dice.chance(0.5) else -1
             z = at_z + side * reach_z * dice.number(1.0, 1.6)
         else:
-            z = query_at + reach_z * 0.25 * dice.normal(1).item()
+            z = query_at + reach_z * 0.15 * dice.normal(1).item()
         image, labels = _render(patient, look, [z], task, dice)
         images.append(image)
         masks.append(labels == target)
@@ -159,7 +159,7 @@ def _draw_anatomy(task: SyntheticTask, dice: _Dice) -> _Anatomy:
     centres, radii, organ_of_part = [], [], []
     for organ in range(n_organs):
         large = organ == 0 or dice.chance(0.12)
-        size = dice.number(0.25, 0.5) if large else math.exp(dice.number(-2.7, -1.1))
+        size = dice.number(0.28, 0.55) if large else math.exp(dice.number(-2.2, -1.0))
         reach = 0.9 * torch.rand(1, generator=dice.generator).sqrt()
         angle = dice.number(0, 2 * math.pi)
         place = torch.tensor([math.cos(angle), math.sin(angle), 0.0]) * body * 0.8 * reach
@@ -185,7 +185,7 @@ def _draw_target(anatomy: _Anatomy, dice: _Dice) -> int:
     """Choose an organ, large ones more often, and return its label."""
     size = torch.zeros(anatomy.n_organs)
     size.index_add_(0, anatomy.organ_of_part, anatomy.radii.mean(1))
-    weights = size.square() if dice.chance(0.75) else torch.ones_like(size)
+    weights = size.square() if dice.chance(0.9) else torch.ones_like(size)
     organ = torch.multinomial(weights, 1, generator=dice.generator).item()
     return _FIRST_ORGAN + int(organ)
 
@@ -239,8 +239,8 @@ def _draw_patient(anatomy: _Anatomy, task: SyntheticTask, dice: _Dice) -> _Patie
         affine=_rotations(small)[0] @ stretch,
         shift=0.05 * warp * dice.normal(3),
         displacement=0.06 * warp * dice.normal(1, 3, 4, 5, 5),
-        roughness=dice.number(0.02, 0.18) * dice.normal(1, 1, 10, 16, 16),
-        hidden=torch.rand(n, generator=dice.generator) < 0.06,
+        roughness=dice.number(0.02, 0.13) * dice.normal(1, 1, 10, 16, 16),
+        hidden=torch.rand(n, generator=dice.generator) < 0.03,
     )
 
 
@@ -266,7 +266,7 @@ def _draw_contrast(anatomy: _Anatomy, dice: _Dice) -> _Contrast:
     brightness[_AIR] = 0.0 if dice.chance(0.85) else dice.number(0.0, 1.0)
     return _Contrast(
         brightness=brightness,
-        texture=dice.uniform(0, 1, n_labels, 3) ** 2 * 0.18 * (brightness[:, None] > 0),
+        texture=dice.uniform(0, 1, n_labels, 3) ** 2 * 0.13 * (brightness[:, None] > 0),
         vessels=(0.35 * dice.normal(n_labels))
         * (torch.rand(n_labels, generator=dice.generator) < 0.45)
         * (brightness > 0),

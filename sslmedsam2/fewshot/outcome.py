@@ -1,0 +1,137 @@
+"""From the supports' opinions to a pseudo label: mask, uncertainty, and what speaks for it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from sslmedsam2.fewshot.slices import SliceStack, paste
+from sslmedsam2.fewshot.strategy import Evidence, FewShotResult, SupportScore
+from sslmedsam2.imaging.volume import MaskZYX
+
+_LIVER_ML: Final = (500.0, 4000.0)
+"""Volumes outside this range are rare in adults."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one support makes of a query.
+
+    Attributes
+    ----------
+    probability
+        ``(n, h, w)``, at any resolution.
+    object_score
+        ``(n,)``, the probability that the slice holds the object.
+    weight, similarity, reverse_dice
+        See :class:`~sslmedsam2.fewshot.strategy.SupportScore`; ``weight`` in any unit.
+    """
+
+    name: str
+    probability: npt.NDArray[np.float32]
+    object_score: npt.NDArray[np.float32]
+    weight: float = 1.0
+    similarity: float = 0.0
+    reverse_dice: float | None = None
+
+
+def name_seed(*parts: object) -> int:
+    """Return a seed that follows from names alone, in any order of work and on any machine."""
+    digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
+
+
+def conclude(
+    stack: SliceStack,
+    opinions: Sequence[Opinion],
+    *,
+    probability: npt.NDArray[np.float32],
+    encoder_calls: int,
+    seconds: Mapping[str, float],
+) -> FewShotResult:
+    """Bring the fused ``probability`` ``(n, h, w)`` to the volume's grid and weigh the evidence."""
+    on_grid = paste(probability, stack).clip(0, 1)
+    mask, n_pieces = largest_piece(on_grid > 0.5)
+    total = sum(opinion.weight for opinion in opinions)
+    decided = probability > 0.5
+    scores = tuple(
+        SupportScore(
+            name=opinion.name,
+            weight=opinion.weight / total,
+            similarity=opinion.similarity,
+            agreement=mask_dice(opinion.probability > 0.5, decided),
+            reverse_dice=opinion.reverse_dice,
+        )
+        for opinion in opinions
+    )
+    present = decided.any((1, 2))
+    object_score = np.average(
+        [opinion.object_score for opinion in opinions],
+        axis=0,
+        weights=[opinion.weight for opinion in opinions],
+    )
+    reverse = [score.reverse_dice for score in scores if score.reverse_dice is not None]
+    evidence = Evidence(
+        reverse_dice=float(np.mean(reverse)) if reverse else 0.0,
+        agreement=float(np.mean([score.agreement for score in scores])),
+        object_score=float(object_score[present].mean()) if present.any() else 0.0,
+        confidence=float(on_grid[mask > 0].mean()) if mask.any() else 0.0,
+        plausibility=plausibility(mask, n_pieces=n_pieces, spacing_zyx_mm=stack.spacing_zyx_mm),
+    )
+    warnings = () if mask.any() else ("empty: no slice shows the object",)
+    return FewShotResult(
+        probability_zyx=on_grid,
+        uncertainty_zyx=entropy_bits(on_grid),
+        mask_zyx=mask,
+        evidence=evidence,
+        supports=scores,
+        encoder_calls=encoder_calls,
+        seconds=dict(seconds),
+        warnings=warnings,
+    )
+
+
+def largest_piece(mask_zyx: npt.NDArray[np.bool_]) -> tuple[MaskZYX, int]:
+    """Return the largest connected piece and how many pieces of note there were.
+
+    A piece of note has at least a fiftieth of the largest one's voxels.
+    """
+    labels, n = ndimage.label(mask_zyx)
+    if n == 0:
+        return np.zeros(mask_zyx.shape, np.uint8), 0
+    sizes = np.bincount(labels.ravel())[1:]
+    mask = (labels == sizes.argmax() + 1).astype(np.uint8)
+    return mask, int((sizes >= sizes.max() / 50).sum())
+
+
+def entropy_bits(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the entropy of yes-or-no at each probability, 0 to 1 bit."""
+    p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
+    return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).astype(np.float32)
+
+
+def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """Return the Dice overlap; 1 for two empty masks."""
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
+def plausibility(
+    mask_zyx: MaskZYX, *, n_pieces: int, spacing_zyx_mm: tuple[float, float, float]
+) -> float:
+    """Say how much a mask looks like a liver by size, pieces and place; 0 to 1."""
+    if not mask_zyx.any():
+        return 0.0
+    volume_ml = float(mask_zyx.sum()) * float(np.prod(spacing_zyx_mm)) / 1000
+    low, high = _LIVER_ML
+    size = min(1.0, volume_ml / low, high / volume_ml)
+    pieces = 1.0 / max(1, n_pieces) ** 0.25
+    # A liver that is cut off by the scan's ends is only partly there to be judged.
+    cut_off = float(mask_zyx[[0, -1]].any()) * 0.2
+    return size * pieces * (1 - cut_off)

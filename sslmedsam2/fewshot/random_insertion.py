@@ -1,0 +1,165 @@
+"""The published procedure, as a baseline: supports inserted into the query at random places.
+
+Each support volume is put, whole, between two slices of the query; its slices with liver are mask
+prompts, and SAM2 tracks from the first of them to the last slice, and again back to the first
+(Gong & Chen 2025, arXiv:2512.11548, as their scripts run it). The mean over all supports and places
+is the result. Differences from those scripts: a slice is encoded once in each run rather than up
+to twice, places are drawn from a seed and the query's name rather than from a shared generator,
+and fewer places are drawn where there are fewer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.memory import normalise
+from sslmedsam2.fewshot.outcome import Opinion, conclude, name_seed
+from sslmedsam2.fewshot.settings import FewShotSettings
+from sslmedsam2.fewshot.slices import cut, cut_slices, whole_frame
+from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
+
+N_PLACES: Final = 5
+
+
+class RandomInsertion:
+    """Tracks through every support, inserted at several places of the query."""
+
+    def __init__(
+        self,
+        settings: FewShotSettings,
+        sam2: LoadedSam2,
+        supports: Sequence[Support],
+        *,
+        scratch_dir: Path,  # noqa: ARG002 - nothing is kept between queries
+    ) -> None:
+        """Cut the supports' slices; they are encoded anew for each query, as published."""
+        self._settings = settings
+        self._sam2 = sam2
+        self._supports = [
+            (support.name, *_pictures_and_masks(support, sam2.image_size)) for support in supports
+        ]
+
+    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
+        """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
+        start = time.perf_counter()
+        size = self._sam2.image_size
+        stack = cut_slices(query.image, size=size, frame=whole_frame(query.image.array_zyx.shape))
+        if not stack.pictures.any():
+            raise InputError(
+                query.name,
+                kind="empty_image",
+                reason="all its voxels have the same value",
+                remedy="Check the export of this volume",
+            )
+        calls = 0
+        opinions = []
+        for name, pictures, masks in self._supports:
+            if name == leave_out:
+                continue
+            runs = []
+            for place in self._places(query.name, name, len(stack.pictures)):
+                frames = np.concatenate([stack.pictures[:place], pictures, stack.pictures[place:]])
+                probability, scores = _track(self._sam2, frames, masks, place=place)
+                calls += len(frames)
+                runs.append((probability, scores))
+            opinions.append(
+                Opinion(
+                    name=name,
+                    probability=np.mean([probability for probability, _ in runs], axis=0),
+                    object_score=np.mean([scores for _, scores in runs], axis=0),
+                )
+            )
+        seconds = {"segment": round(time.perf_counter() - start, 3)}
+        return conclude(
+            stack,
+            opinions,
+            probability=np.mean([opinion.probability for opinion in opinions], axis=0),
+            encoder_calls=calls,
+            seconds=seconds,
+        )
+
+    def _places(self, query: str, support: str, n_slices: int) -> list[int]:
+        seed = name_seed(self._settings.seed, query, support)
+        generator = np.random.default_rng(seed)
+        n_places = min(N_PLACES, n_slices + 1)
+        return sorted(generator.choice(n_slices + 1, n_places, replace=False).tolist())
+
+
+def _pictures_and_masks(
+    support: Support, size: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    frame = whole_frame(support.image.array_zyx.shape)
+    stack = cut_slices(support.image, size=size, frame=frame)
+    masks = cut(support.mask_zyx, frame, size=size) > 0.5
+    return stack.pictures, masks.astype(np.float32)
+
+
+@torch.inference_mode()
+def _track(
+    sam2: LoadedSam2, frames: npt.NDArray[np.float32], masks: npt.NDArray[np.float32], *, place: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the query slices' probabilities ``(n, size, size)`` and object probabilities."""
+    model = sam2.model
+    encoded = [_encode(sam2, frame) for frame in frames]
+    prompted = {place + k: masks[k] for k in range(len(masks)) if masks[k].any()}
+    output: dict[str, dict[int, Any]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+
+    def step(index: int, *, mask: npt.NDArray | None = None, reverse: bool = False) -> Any:
+        features, positions, sizes = encoded[index]
+        return model.track_step(
+            frame_idx=index,
+            is_init_cond_frame=mask is not None,
+            current_vision_feats=features,
+            current_vision_pos_embeds=positions,
+            feat_sizes=sizes,
+            point_inputs=None,
+            mask_inputs=None
+            if mask is None
+            else torch.from_numpy(mask)[None, None].to(sam2.device),
+            output_dict=output,
+            num_frames=len(frames),
+            track_in_reverse=reverse,
+        )
+
+    for index, mask in prompted.items():
+        output["cond_frame_outputs"][index] = step(index, mask=mask)
+    n_query = len(frames) - len(masks)
+    probability = np.zeros((n_query, sam2.image_size, sam2.image_size), np.float32)
+    scores = np.zeros(n_query, np.float32)
+    for order, reverse in _directions(min(prompted), len(frames)):
+        output["non_cond_frame_outputs"] = {}
+        for index in order:
+            if index in prompted:
+                continue
+            found = step(index, reverse=reverse)
+            output["non_cond_frame_outputs"][index] = found
+            if place <= index < place + len(masks):
+                continue
+            at = index if index < place else index - len(masks)
+            probability[at] = found["pred_masks_high_res"][0, 0].float().sigmoid().cpu().numpy()
+            scores[at] = found["object_score_logits"].float().sigmoid().item()
+    return probability, scores
+
+
+def _directions(first: int, n_frames: int) -> Iterator[tuple[range, bool]]:
+    yield range(first, n_frames), False
+    yield range(first, -1, -1), True
+
+
+def _encode(
+    sam2: LoadedSam2, picture: npt.NDArray[np.float32]
+) -> tuple[list[Tensor], list[Tensor], list[tuple[int, int]]]:
+    image = torch.from_numpy(picture)[None, None].to(sam2.device)
+    backbone = sam2.model.forward_image(normalise(image))
+    _, features, positions, sizes = sam2.model._prepare_backbone_features(backbone)
+    return features, positions, sizes

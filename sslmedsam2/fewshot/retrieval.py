@@ -1,0 +1,277 @@
+"""Few-shot segmentation by retrieval: every slice is shown the supports' slices of its height.
+
+Each slice of a data set is encoded once. A query slice attends to one aligned slice of each
+support, all slices of the query in one batch: by each support alone, which tells how far they
+agree, and by all together, which lets SAM2 weigh them itself. Both are averaged as probabilities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as nnf
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.fewshot.alignment import align
+from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
+from sslmedsam2.fewshot.harmonise import AS_IS, appearances, body_quantiles
+from sslmedsam2.fewshot.memory import Memory, segment
+from sslmedsam2.fewshot.outcome import Opinion, conclude, mask_dice
+from sslmedsam2.fewshot.physical import on_query_grid
+from sslmedsam2.fewshot.settings import FewShotSettings
+from sslmedsam2.fewshot.slices import SliceStack, cut, cut_slices, unit_intensities
+from sslmedsam2.fewshot.store import SupportStore, content_key
+from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX
+
+_BATCH: Final = 16
+_TOGETHER_AT_MOST: Final = 8
+"""Conditioning frames of the joint pass; the network is trained with up to eight."""
+_LEAST_COVERED: Final = 0.5
+"""Share of the query's slices that the patient's other sequence must reach."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """A support as one query sees it.
+
+    ``memory`` gives the memory of each query slice's partner, and ``partners`` which support slice
+    that is. ``share`` is its weight beside the other supports.
+    """
+
+    name: str
+    support: Callable[[], EncodedSupport]
+    partners: npt.NDArray[np.int64]
+    similarity: float
+    share: float = 1.0
+
+    def memory(self) -> Memory:
+        """Return one memory for each query slice."""
+        return self.support().memory[torch.from_numpy(self.partners)]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A query in one appearance, segmented."""
+
+    appearance: str
+    opinions: list[Opinion]
+    probability: npt.NDArray[np.float32]
+
+    @property
+    def credit(self) -> float:
+        """How well it leads back to the supports' masks, or how well they agree."""
+        reverse = [o.reverse_dice for o in self.opinions if o.reverse_dice is not None]
+        return float(np.mean(reverse)) if reverse else _agreement(self.opinions, self.probability)
+
+
+class Retrieval:
+    """Aligned support slices as memories; see the module's text."""
+
+    def __init__(
+        self,
+        settings: FewShotSettings,
+        sam2: LoadedSam2,
+        supports: Sequence[Support],
+        *,
+        scratch_dir: Path,
+    ) -> None:
+        """Encode every support slice and make its memory, once."""
+        self._settings = settings
+        self._encoder = Encoder(sam2)
+        self._store = SupportStore(
+            scratch_dir, limit_bytes=settings.memory_limit_mb * 2**20, device=sam2.device
+        )
+        self._supports = list(supports)
+        stacks = {support.name: self._cut(support.image) for support in supports}
+        self._key_of = {
+            support.name: self._encode_support(support, stacks[support.name])
+            for support in supports
+        }
+        self._centre = np.concatenate(
+            [self._store.get(key).volume.descriptors for key in self._key_of.values()]
+        ).mean(0)
+        self._contrast = body_quantiles([stack.pictures for stack in stacks.values()])
+
+    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
+        """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
+        start = time.perf_counter()
+        calls_before = self._encoder.calls
+        stack = self._cut(query.image)
+        if not stack.pictures.any():
+            raise InputError(
+                query.name,
+                kind="empty_image",
+                reason="all its voxels have the same value",
+                remedy="Check the export of this volume",
+            )
+        supports = [support for support in self._supports if support.name != leave_out]
+        shown = self._appearances(stack)
+        attempts = [
+            self._attempt(query, replace(stack, pictures=pictures), supports, appearance=name)
+            for name, pictures in shown.items()
+        ]
+        best = max(attempts, key=lambda attempt: attempt.credit)
+        result = conclude(
+            stack,
+            best.opinions,
+            probability=best.probability,
+            encoder_calls=self._encoder.calls - calls_before,
+            seconds={"segment": round(time.perf_counter() - start, 3)},
+        )
+        if best.appearance != AS_IS:
+            note = (
+                f"harmonised: the query was repainted to the supports' contrast ({best.appearance})"
+            )
+            result = replace(result, warnings=(*result.warnings, note))
+        return result
+
+    def _appearances(self, stack: SliceStack) -> Mapping[str, npt.NDArray[np.float32]]:
+        if not self._settings.harmonise:
+            return {AS_IS: stack.pictures}
+        return appearances(stack.pictures, self._contrast)
+
+    def _cut(self, image: CanonicalVolume) -> SliceStack:
+        return cut_slices(image, size=self._encoder.sam2.image_size)
+
+    def _attempt(
+        self, query: Query, stack: SliceStack, supports: Sequence[Support], *, appearance: str
+    ) -> _Attempt:
+        volume = self._encoder.volume(stack)
+        views = [self._view(query, stack, volume, support) for support in supports]
+        opinions = [self._ask(volume, view) for view in views]
+        together = self._ask_together(volume, views)
+        probability = np.mean([_mean(opinions), together], axis=0, dtype=np.float32)
+        if self._settings.reverse:
+            opinions = self._question(volume, views, opinions, probability)
+        return _Attempt(appearance, opinions, probability)
+
+    def _encode_support(self, support: Support, stack: SliceStack) -> str:
+        masks = self._cut_mask(support.mask_zyx, stack)
+        key = content_key(stack.pictures, masks)
+        if key not in self._store:
+            self._store.put(key, self._encoded(stack, masks))
+        return key
+
+    def _encoded(self, stack: SliceStack, masks: npt.NDArray[np.float32]) -> EncodedSupport:
+        volume = self._encoder.volume(stack)
+        return EncodedSupport(volume, self._encoder.remember(volume, masks), masks)
+
+    def _cut_mask(self, mask_zyx: MaskZYX, stack: SliceStack) -> npt.NDArray[np.float32]:
+        size = self._encoder.sam2.image_size
+        return (cut(mask_zyx, stack.frame, size=size) > 0.5).astype(np.float32)
+
+    def _view(
+        self, query: Query, stack: SliceStack, volume: EncodedVolume, support: Support
+    ) -> _View:
+        if support.case == query.case:
+            own = self._own_view(query, stack, support)
+            if own is not None:
+                return own
+        key = self._key_of[support.name]
+        partners, similarity = align(volume, self._store.get(key).volume, centre=self._centre)
+        return _View(support.name, partial(self._store.get, key), partners, similarity)
+
+    def _own_view(self, query: Query, stack: SliceStack, support: Support) -> _View | None:
+        """Show the patient's other sequence where the scanner saw it; None if that is elsewhere."""
+        image_zyx, mask_zyx = on_query_grid(support, query)
+        pictures = cut(unit_intensities(image_zyx), stack.frame, size=stack.pictures.shape[-1])
+        covered = np.flatnonzero(pictures.any((1, 2)))
+        if len(covered) < _LEAST_COVERED * len(pictures) or not mask_zyx.any():
+            return None
+        masks = self._cut_mask(mask_zyx, stack)
+        encoded = self._encoded(replace(stack, pictures=pictures), masks)
+        nearest = np.abs(np.arange(len(pictures))[:, None] - covered[None]).argmin(1)
+        others = max(1, len(self._supports) - 1)
+        return _View(support.name, lambda: encoded, covered[nearest], 1.0, share=float(others))
+
+    def _ask(self, volume: EncodedVolume, view: _View) -> Opinion:
+        """Segment every slice by one support alone."""
+        probability, object_score = self._segment(volume, [view.memory()])
+        return Opinion(
+            view.name, probability, object_score, weight=view.share, similarity=view.similarity
+        )
+
+    def _ask_together(
+        self, volume: EncodedVolume, views: Sequence[_View]
+    ) -> npt.NDArray[np.float32]:
+        """Segment every slice by the most similar supports at once."""
+        best = sorted(views, key=lambda view: -view.similarity)[:_TOGETHER_AT_MOST]
+        return self._segment(volume, [view.memory() for view in best])[0]
+
+    def _question(
+        self,
+        volume: EncodedVolume,
+        views: Sequence[_View],
+        opinions: Sequence[Opinion],
+        probability: npt.NDArray[np.float32],
+    ) -> list[Opinion]:
+        """Let the result segment each support back, and note how well it does.
+
+        Reverse classification accuracy: a wrong mask leads back to wrong masks.
+        """
+        size = self._encoder.sam2.image_size
+        masks = nnf.interpolate(
+            torch.from_numpy(probability)[:, None], size=(size, size), mode="bilinear"
+        )[:, 0].numpy()
+        result = self._encoder.remember(volume, (masks > 0.5).astype(np.float32))
+        questioned = []
+        for view, opinion in zip(views, opinions, strict=True):
+            support = view.support()
+            back = _inverse(view.partners, support.volume.n_slices)
+            found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
+            expected = nnf.interpolate(
+                torch.from_numpy(support.masks)[:, None], size=found.shape[1:], mode="area"
+            )[:, 0].numpy()
+            seen = np.isin(np.arange(support.volume.n_slices), view.partners)
+            questioned.append(
+                replace(opinion, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
+            )
+        return questioned
+
+    @torch.inference_mode()
+    def _segment(
+        self, volume: EncodedVolume, memories: Sequence[Memory]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Return probabilities ``(n, h, w)`` and object scores ``(n,)``.
+
+        Each of the ``memories`` has one entry a slice; a slice attends to all of its entries.
+        """
+        spatial = torch.stack([memory.spatial for memory in memories], 1)
+        pointer = torch.stack([memory.pointer for memory in memories], 1)
+        probability, scores = [], []
+        for start in range(0, volume.n_slices, _BATCH):
+            part = slice(start, start + _BATCH)
+            prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
+            decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
+            probability.append(decoded.logits[:, 0].float().sigmoid().cpu())
+            scores.append(decoded.object_logit.float().sigmoid().cpu())
+        return torch.cat(probability).numpy(), torch.cat(scores).numpy()
+
+
+def _mean(opinions: Sequence[Opinion]) -> npt.NDArray[np.float32]:
+    weights = np.array([opinion.weight for opinion in opinions], np.float32)
+    total = sum(
+        weight * opinion.probability for weight, opinion in zip(weights, opinions, strict=True)
+    )
+    return (total / weights.sum()).astype(np.float32)
+
+
+def _agreement(opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]) -> float:
+    decided = probability > 0.5
+    return float(np.mean([mask_dice(opinion.probability > 0.5, decided) for opinion in opinions]))
+
+
+def _inverse(partners: npt.NDArray[np.int64], n_support: int) -> npt.NDArray[np.int64]:
+    """Return the query slice for each support slice: the one whose partner lies nearest."""
+    distance = np.abs(np.arange(n_support)[:, None] - partners[None])
+    return distance.argmin(1)
