@@ -37,6 +37,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     && rm -rf /tmp/*
 
 COPY LICENSE entrypoint.py ./
+# With what `weights fetch` has put into weights/sam2/, whose terms then hold for the image too.
 COPY weights/ weights/
 COPY sslmedsam2/ sslmedsam2/
 

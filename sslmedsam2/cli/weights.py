@@ -1,18 +1,24 @@
-"""``weights``: list the models that would be used, and verify them."""
+"""``weights``: list the models that would be used, verify them, fetch official SAM2 checkpoints."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.logging_setup import terminal_console
+from sslmedsam2.weights.catalogue import FETCHED_DIR, OFFICIAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sslmedsam2.weights.catalogue import CatalogueEntry
     from sslmedsam2.weights.locate import ModelLocation
 
 _MODEL_OPTION = click.option(
@@ -26,7 +32,7 @@ _MODEL_OPTION = click.option(
 
 @click.group()
 def weights() -> None:
-    """List and verify model weights."""
+    """List, verify and fetch model weights."""
 
 
 @weights.command("list", cls=ConfiguredCommand)
@@ -58,6 +64,88 @@ def verify_models(model_dir: Path | None) -> None:
                 remedy="Verify a folder that has a manifest.json",
             )
         click.echo(f"{model.name}: {len(model.files)} files unchanged ({_size(model)})")
+
+
+@weights.command("fetch", cls=ConfiguredCommand)
+@click.argument("name", type=click.Choice(list(OFFICIAL)))
+@click.option(
+    "--to",
+    "to_dir",
+    type=click.Path(path_type=Path),
+    default=FETCHED_DIR,
+    help="Folder to put it in.  [default: sam2, beside the models that ship]",
+)
+@click.option(
+    "--from",
+    "source",
+    metavar="URL|FILE",
+    help="A mirror's copy, or a file that was downloaded elsewhere.  [default: its publisher]",
+)
+@click.option("--accept-licence", is_flag=True, help="Agree to the terms without being asked.")
+def fetch_official(name: str, to_dir: Path, source: str | None, accept_licence: bool) -> None:
+    """Fetch an official SAM2 checkpoint, whole and unchanged or not at all.
+
+    Goes on where an earlier attempt stopped. The file is compared with its published size and
+    SHA-256; its terms are shown first and stored beside it.
+    """
+    from sslmedsam2.weights.fetch import fetch
+
+    entry = OFFICIAL[name]
+    click.echo(_terms(entry), err=True)
+    if entry.licence.must_be_accepted and not accept_licence:
+        _ask_to_accept(entry)
+    with _progress(entry) as progress:
+        path = fetch(entry, to_dir=to_dir, source=source, progress=progress)
+    click.echo(path)
+
+
+def _terms(entry: CatalogueEntry) -> str:
+    licence = entry.licence
+    return (
+        f"{entry.name}: {entry.file_name}, {entry.size_bytes / 1e6:.1f} MB,"
+        f" revision {entry.revision[:12]}\n"
+        f"Licence: {licence.name}. {licence.summary} See {licence.url}"
+    )
+
+
+def _ask_to_accept(entry: CatalogueEntry) -> None:
+    from sslmedsam2.errors import UsageError
+
+    if sys.stdin.isatty() and click.confirm("Do you accept these terms?", err=True):
+        return
+    raise UsageError(
+        entry.name,
+        reason=f"its terms were not accepted ({entry.licence.name})",
+        remedy=f"Read {entry.licence.url} and, if you agree, give --accept-licence",
+    )
+
+
+@contextmanager
+def _progress(entry: CatalogueEntry) -> Iterator[Callable[[int], None] | None]:
+    """Show a bar on a terminal; elsewhere say nothing while bytes arrive."""
+    console = terminal_console()
+    if console is None:
+        yield None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(entry.name, total=entry.size_bytes)
+        yield lambda n_bytes: bar.update(task, completed=n_bytes)
 
 
 def _as_table(model: ModelLocation) -> dict[str, Any]:

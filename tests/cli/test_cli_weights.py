@@ -1,12 +1,18 @@
 import hashlib
+import io
 import json
+import os
+import pty
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
+from sslmedsam2.weights.catalogue import OFFICIAL
 from sslmedsam2.weights.layout import checkpoint_file, model_files
 from sslmedsam2.weights.manifest import (
     Manifest,
@@ -16,6 +22,7 @@ from sslmedsam2.weights.manifest import (
     write_manifest,
 )
 
+ENTRYPOINT = Path(__file__).parents[2] / "entrypoint.py"
 CARD = ModelCard(
     training_data="none", recipe="none", licence="Apache-2.0", created="2026-01-31", measured={}
 )
@@ -77,13 +84,88 @@ def test_verify_does_not_vouch_for_a_model_without_manifest(weights_dir, capsys)
     assert "nothing to compare it with" in capsys.readouterr().err
 
 
-def test_listing_and_verifying_import_no_heavy_library(weights_dir):
+def test_commands_import_no_heavy_library(weights_dir):
     code = (
         "import sys; from sslmedsam2.cli.main import main\n"
         f"assert main(['weights', 'verify', '--model', {str(weights_dir)!r}]) == 0\n"
-        "heavy = {'torch', 'numpy', 'nnunetv2', 'SimpleITK'} & set(sys.modules)\n"
+        "fetch = ['weights', 'fetch', 'medsam2', '--accept-licence', '--from', 'absent']\n"
+        f"assert main([*fetch, '--to', {str(weights_dir)!r}]) == 4\n"
+        "heavy = {'torch', 'numpy', 'nnunetv2', 'SimpleITK', 'rich'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
     assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def small_official(monkeypatch):
+    """Put small files in the place of the official ones; return their content."""
+    content = b"tensors"
+    catalogue = {
+        name: replace(
+            entry, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), urls=()
+        )
+        for name, entry in OFFICIAL.items()
+    }
+    monkeypatch.setattr("sslmedsam2.cli.weights.OFFICIAL", catalogue)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "file_name", "terms", "accepting"),
+    [
+        ("sam2.1-hiera-tiny", "sam2.1_hiera_tiny.pt", "Apache-2.0", []),
+        ("medsam2", "MedSAM2_latest.pt", "research and education only", ["--accept-licence"]),
+    ],
+)
+def test_fetch_shows_the_terms_and_writes_the_path(
+    small_official, tmp_path, capsys, name, file_name, terms, accepting
+):
+    (tmp_path / "copy.pt").write_bytes(small_official)
+    source, folder = str(tmp_path / "copy.pt"), tmp_path / "sam2"
+
+    command = ["weights", "fetch", name, "--from", source, "--to", str(folder), *accepting]
+    assert main(command) == ExitCode.OK
+
+    told = capsys.readouterr()
+    assert told.out == f"{folder / file_name}\n"
+    assert f"Licence: {terms}" in told.err
+    assert (folder / file_name).read_bytes() == small_official
+
+
+@pytest.mark.usefixtures("small_official")
+def test_fetch_off_a_terminal_wants_restrictive_terms_accepted_first(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["weights", "fetch", "medsam2", "--to", str(tmp_path)]) == ExitCode.USAGE
+
+    told = capsys.readouterr().err
+    assert "error: medsam2: its terms were not accepted (research and education only)" in told
+    assert "--accept-licence" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", ExitCode.MODEL_INVALID), ("n", ExitCode.USAGE)])
+def test_fetch_on_a_terminal_asks_and_obeys(tmp_path, answer, code):
+    (tmp_path / "copy.pt").write_bytes(b"not the official file")
+    ours, terminal = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    places = ["--to", str(tmp_path), "--from", str(tmp_path / "copy.pt")]
+    run = subprocess.run(
+        [sys.executable, str(ENTRYPOINT), "weights", "fetch", "medsam2", *places],
+        stdin=terminal,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    os.close(terminal)
+    os.close(ours)
+
+    assert run.returncode == code, run.stderr
+    assert "Do you accept these terms?" in run.stderr
+    assert ("has 21 bytes where medsam2 has" in run.stderr) == (answer == "y")
+
+
+def test_fetch_of_an_unknown_name_lists_the_known_ones(capsys):
+    assert main(["weights", "fetch", "sam3"]) == ExitCode.USAGE
+    assert "medsam2" in capsys.readouterr().err
