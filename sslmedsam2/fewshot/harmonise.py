@@ -7,7 +7,7 @@ here: the caller asks which one leads back to the supports' masks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Final
 
 import numpy as np
@@ -27,9 +27,9 @@ _SAME_CONTRAST: Final = 0.06
 volumes of one scanner it is 0.02 to 0.05, to the same volume inverted 0.2 and more."""
 
 
-def body_quantiles(stacks: Sequence[Pictures]) -> Quantiles:
+def body_quantiles(pictures: Pictures) -> Quantiles:
     """Return 65 evenly spaced quantiles of the pixels that are not air; zeros if all are air."""
-    inside = np.concatenate([stack[stack > _AIR_BELOW] for stack in stacks])
+    inside = pictures[pictures > _AIR_BELOW]
     return np.quantile(inside, _LEVELS) if inside.size else np.zeros(len(_LEVELS))
 
 
@@ -43,7 +43,7 @@ def appearances(pictures: Pictures, reference: Quantiles) -> Mapping[str, Pictur
 
     A query of the supports' own contrast is left as it is.
     """
-    own = body_quantiles([pictures])
+    own = body_quantiles(pictures)
     if contrast_distance(own, reference) <= _SAME_CONTRAST:
         return {AS_IS: pictures}
     inverted = np.where(pictures > _AIR_BELOW, 1 - pictures, pictures)
@@ -56,6 +56,6 @@ def appearances(pictures: Pictures, reference: Quantiles) -> Mapping[str, Pictur
 
 def _matched(pictures: Pictures, reference: Quantiles) -> Pictures:
     """Send the body's intensities where the reference has the same share of them."""
-    own = body_quantiles([pictures])
+    own = body_quantiles(pictures)
     inside = pictures > _AIR_BELOW
     return np.where(inside, np.interp(pictures, own, reference), pictures).astype(np.float32)

@@ -23,7 +23,7 @@ from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.alignment import align
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
-from sslmedsam2.fewshot.harmonise import AS_IS, appearances, body_quantiles
+from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
 from sslmedsam2.fewshot.memory import Memory, segment
 from sslmedsam2.fewshot.outcome import Opinion, conclude, mask_dice
 from sslmedsam2.fewshot.physical import on_query_grid
@@ -38,6 +38,16 @@ _TOGETHER_AT_MOST: Final = 8
 """Conditioning frames of the joint pass; the network is trained with up to eight."""
 _LEAST_COVERED: Final = 0.5
 """Share of the query's slices that the patient's other sequence must reach."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A support and what is kept of it at hand; the rest is in the store under ``key``."""
+
+    support: Support
+    key: str
+    mean_descriptor: npt.NDArray[np.float32]
+    contrast: Quantiles
 
 
 @dataclass(frozen=True)
@@ -91,16 +101,16 @@ class Retrieval:
         self._store = SupportStore(
             scratch_dir, limit_bytes=settings.memory_limit_mb * 2**20, device=sam2.device
         )
-        self._supports = list(supports)
-        stacks = {support.name: self._cut(support.image) for support in supports}
-        self._key_of = {
-            support.name: self._encode_support(support, stacks[support.name])
-            for support in supports
-        }
-        self._centre = np.concatenate(
-            [self._store.get(key).volume.descriptors for key in self._key_of.values()]
-        ).mean(0)
-        self._contrast = body_quantiles([stack.pictures for stack in stacks.values()])
+        self._supports: dict[str, _Known] = {}
+        for support in sorted(supports, key=lambda support: support.name):
+            stack = self._cut(support.image)
+            key = self._encode_support(support, stack)
+            self._supports[support.name] = _Known(
+                support=support,
+                key=key,
+                mean_descriptor=self._store.get(key).volume.descriptors.mean(0),
+                contrast=body_quantiles(stack.pictures),
+            )
 
     def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
@@ -114,8 +124,8 @@ class Retrieval:
                 reason="all its voxels have the same value",
                 remedy="Check the export of this volume",
             )
-        supports = [support for support in self._supports if support.name != leave_out]
-        shown = self._appearances(stack)
+        supports = [known for name, known in self._supports.items() if name != leave_out]
+        shown = self._appearances(stack, supports)
         attempts = [
             self._attempt(query, replace(stack, pictures=pictures), supports, appearance=name)
             for name, pictures in shown.items()
@@ -135,22 +145,31 @@ class Retrieval:
             result = replace(result, warnings=(*result.warnings, note))
         return result
 
-    def _appearances(self, stack: SliceStack) -> Mapping[str, npt.NDArray[np.float32]]:
+    def _appearances(
+        self, stack: SliceStack, supports: Sequence[_Known]
+    ) -> Mapping[str, npt.NDArray[np.float32]]:
         if not self._settings.harmonise:
             return {AS_IS: stack.pictures}
-        return appearances(stack.pictures, self._contrast)
+        reference = np.mean([known.contrast for known in supports], axis=0)
+        return appearances(stack.pictures, reference)
 
     def _cut(self, image: CanonicalVolume) -> SliceStack:
         return cut_slices(image, size=self._encoder.sam2.image_size)
 
     def _attempt(
-        self, query: Query, stack: SliceStack, supports: Sequence[Support], *, appearance: str
+        self, query: Query, stack: SliceStack, supports: Sequence[_Known], *, appearance: str
     ) -> _Attempt:
         volume = self._encoder.volume(stack)
-        views = [self._view(query, stack, volume, support) for support in supports]
+        centre = np.mean([known.mean_descriptor for known in supports], axis=0)
+        others = len(supports) - 1
+        views = [
+            self._own_view(query, stack, known.support, others=others)
+            or self._view(volume, known, centre=centre)
+            for known in supports
+        ]
         opinions = [self._ask(volume, view) for view in views]
         together = self._ask_together(volume, views)
-        probability = np.mean([_mean(opinions), together], axis=0, dtype=np.float32)
+        probability = np.stack([_mean(opinions), together]).mean(axis=0, dtype=np.float32)
         if self._settings.reverse:
             opinions = self._question(volume, views, opinions, probability)
         return _Attempt(appearance, opinions, probability)
@@ -171,18 +190,18 @@ class Retrieval:
         return (cut(mask_zyx, stack.frame, size=size) > 0.5).astype(np.float32)
 
     def _view(
-        self, query: Query, stack: SliceStack, volume: EncodedVolume, support: Support
+        self, volume: EncodedVolume, known: _Known, *, centre: npt.NDArray[np.float32]
     ) -> _View:
-        if support.case == query.case:
-            own = self._own_view(query, stack, support)
-            if own is not None:
-                return own
-        key = self._key_of[support.name]
-        partners, similarity = align(volume, self._store.get(key).volume, centre=self._centre)
-        return _View(support.name, partial(self._store.get, key), partners, similarity)
+        encoded = self._store.get(known.key)
+        partners, similarity = align(volume, encoded.volume, centre=centre)
+        return _View(known.support.name, partial(self._store.get, known.key), partners, similarity)
 
-    def _own_view(self, query: Query, stack: SliceStack, support: Support) -> _View | None:
+    def _own_view(
+        self, query: Query, stack: SliceStack, support: Support, *, others: int
+    ) -> _View | None:
         """Show the patient's other sequence where the scanner saw it; None if that is elsewhere."""
+        if support.case != query.case:
+            return None
         image_zyx, mask_zyx = on_query_grid(support, query)
         pictures = cut(unit_intensities(image_zyx), stack.frame, size=stack.pictures.shape[-1])
         covered = np.flatnonzero(pictures.any((1, 2)))
@@ -191,8 +210,8 @@ class Retrieval:
         masks = self._cut_mask(mask_zyx, stack)
         encoded = self._encoded(replace(stack, pictures=pictures), masks)
         nearest = np.abs(np.arange(len(pictures))[:, None] - covered[None]).argmin(1)
-        others = max(1, len(self._supports) - 1)
-        return _View(support.name, lambda: encoded, covered[nearest], 1.0, share=float(others))
+        share = float(max(1, others))
+        return _View(support.name, lambda: encoded, covered[nearest], similarity=1.0, share=share)
 
     def _ask(self, volume: EncodedVolume, view: _View) -> Opinion:
         """Segment every slice by one support alone."""
