@@ -67,7 +67,7 @@ class PretrainSettings:
     task: SyntheticTask = field(default_factory=SyntheticTask)
     steps: int = 8000
     learning_rate: float = 1e-3
-    slices_per_step: int = 56
+    slices_per_step: int = 42
     seed: int = 0
     processes: int = 1
     save_every_s: float = 120.0
@@ -218,8 +218,8 @@ def _train_step(
     batch = Episode(*(getattr(batch, name).to(device, non_blocking=True) for name in _PARTS))
     # On a CPU without AMX, bfloat16 makes attention's backward pass slower than float32.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        # Every second step lets a query remember its own neighbours, as propagation does.
-        loss = _episode_loss(model, batch, chained=step % 2 == 1)
+        # Every fourth step lets a query remember its own neighbours, as tracking does.
+        loss = _episode_loss(model, batch, chained=step % 4 == 3)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     _share_gradients(model)

@@ -40,14 +40,15 @@ class SyntheticTask:
     n_organs
         Fewest and most organs of an anatomy.
     warp
-        Scale of the differences between patients; 1 is as different as adults are.
+        Least and greatest scale of the differences between patients; 1 is as different as adults
+        are. From easy episodes the network learns to compare at all.
     cross_contrast
         Share of episodes in which the query has another contrast than its supports.
     """
 
     image_size: int = 128
     n_organs: tuple[int, int] = (7, 18)
-    warp: float = 1.0
+    warp: tuple[float, float] = (0.1, 1.0)
     cross_contrast: float = 0.15
 
 
@@ -124,10 +125,11 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
     step = dice.number(0.02, 0.12) * (1 if dice.chance(0.5) else -1)
     query_z = [query_at + step * k for k in range(n_query)]
 
+    warp = dice.number(*task.warp)
     contrast = _draw_contrast(anatomy, dice)
     foreign = _draw_contrast(anatomy, dice) if dice.chance(task.cross_contrast) else contrast
-    similarity = 1 - dice.number(0.0, 1.0) ** 2
-    query_patient = _draw_patient(anatomy, task, dice)
+    similarity = 1 - warp * dice.number(0.0, 1.0)
+    query_patient = _draw_patient(anatomy, warp, dice)
     query = _render(query_patient, _similar(foreign, dice, similarity), query_z, task, dice)
 
     images, masks = [], []
@@ -138,13 +140,13 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
         if from_query:
             patient, look = query_patient, _similar(foreign, dice, similarity)
         elif k == 0 or patient is query_patient or not (share_patient and dice.chance(0.5)):
-            patient = _draw_patient(anatomy, task, dice)
+            patient = _draw_patient(anatomy, warp, dice)
             look = _similar(contrast, dice, similarity)
         if dice.chance(0.12):
             side = 1 if dice.chance(0.5) else -1
             z = at_z + side * reach_z * dice.number(1.0, 1.6)
         else:
-            z = query_at + reach_z * 0.15 * dice.normal(1).item()
+            z = query_at + reach_z * 0.2 * warp * dice.normal(1).item()
         image, labels = _render(patient, look, [z], task, dice)
         images.append(image)
         masks.append(labels == target)
@@ -218,8 +220,7 @@ class _Patient:
     """Organs that this patient lacks."""
 
 
-def _draw_patient(anatomy: _Anatomy, task: SyntheticTask, dice: _Dice) -> _Patient:
-    warp = task.warp
+def _draw_patient(anatomy: _Anatomy, warp: float, dice: _Dice) -> _Patient:
     n = anatomy.n_organs
     of_part = anatomy.organ_of_part
     own = replace(
@@ -240,7 +241,7 @@ def _draw_patient(anatomy: _Anatomy, task: SyntheticTask, dice: _Dice) -> _Patie
         shift=0.05 * warp * dice.normal(3),
         displacement=0.06 * warp * dice.normal(1, 3, 4, 5, 5),
         roughness=dice.number(0.02, 0.13) * dice.normal(1, 1, 10, 16, 16),
-        hidden=torch.rand(n, generator=dice.generator) < 0.03,
+        hidden=torch.rand(n, generator=dice.generator) < 0.04 * warp,
     )
 
 
