@@ -11,7 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "sslmedsam2"
 _GROUND = {"errors", "imaging"}
 _MIDDLE = {
     "contract",
+    "dicom",
     "evaluation",
+    "fewshot",
     "inference",
     "phantom",
     "refine",
@@ -22,12 +24,15 @@ ALLOWED = {
     "errors": set(),
     "imaging": {"errors"},
     "contract": _GROUND,
+    # Another way to find studies: its series are the contract's.
+    "dicom": _GROUND | {"contract"},
     "evaluation": _GROUND,
     "phantom": _GROUND,
     "reporting": _GROUND,
     "weights": _GROUND,
     # A model folder's layout and checkpoints are the business of weights alone.
     "inference": _GROUND | {"weights"},
+    "fewshot": _GROUND | {"weights"},
     "refine": _GROUND | {"weights", "inference"},
     "pipelines": _GROUND | _MIDDLE,
     "api": _GROUND | _MIDDLE | {"pipelines"},
@@ -35,9 +40,19 @@ ALLOWED = {
 }
 """Which rooms a room may import; its own modules and the package's version are free to all."""
 
-WITHOUT_TORCH = ("errors", "imaging", "contract", "cli")
+WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "cli")
 TORCH = {"torch", "nnunetv2", "batchgenerators", "batchgeneratorsv2"}
-SLOW_TO_IMPORT = TORCH | {"SimpleITK", "nibabel", "scipy", "skimage", "matplotlib", "openvino"}
+SLOW_TO_IMPORT = TORCH | {
+    "SimpleITK",
+    "highdicom",
+    "matplotlib",
+    "nibabel",
+    "openvino",
+    "pydicom",
+    "sam2",
+    "scipy",
+    "skimage",
+}
 
 
 def imported_modules(module: Path, *, root: Path, top_level_only: bool = False) -> set[str]:

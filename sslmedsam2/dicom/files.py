@@ -1,0 +1,73 @@
+"""Which files of a tree are DICOM: told by their content, since their names say nothing.
+
+Imports no DICOM package: a folder of NIfTI files costs one short read for each file that is not
+named like a volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sslmedsam2.contract.names import is_hidden, split_volume_name
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER, PREVIEW_FOLDER
+from sslmedsam2.contract.walk import walk
+from sslmedsam2.dicom.outputs import SEG_FOLDER
+
+_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
+_PREAMBLE_BYTES = 128
+_MARKER = b"DICM"
+_DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
+
+
+@dataclass(frozen=True)
+class DicomFiles:
+    """The files of a tree that concern DICOM, sorted by path.
+
+    Attributes
+    ----------
+    root
+        The folder they lie in.
+    files
+        Those that begin as a DICOM file does.
+    impostors
+        Those that are only named like one: damaged, empty or not to be read.
+    """
+
+    root: Path
+    files: tuple[Path, ...]
+    impostors: tuple[Path, ...]
+
+
+def find_dicom_files(input_path: Path) -> DicomFiles:
+    """List the DICOM files below a folder, or the one that a path names.
+
+    A path that does not exist gives no files.
+    """
+    if input_path.is_file():
+        candidates = [input_path]
+        root = input_path.parent
+    elif input_path.is_dir():
+        folders = walk(input_path, skipped_names=_OWN_OUTPUT).folders
+        candidates = [path for folder in folders for path in folder.others]
+        root = input_path
+    else:
+        return DicomFiles(input_path, (), ())
+    candidates = [path for path in candidates if split_volume_name(path.name) is None]
+    files = [path for path in candidates if _is_dicom(path)]
+    known = set(files)
+    impostors = [path for path in candidates if path not in known and _is_named_so(path)]
+    return DicomFiles(root, tuple(sorted(files)), tuple(sorted(impostors)))
+
+
+def _is_dicom(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_PREAMBLE_BYTES + len(_MARKER))
+    except OSError:
+        return False
+    return start[_PREAMBLE_BYTES:] == _MARKER
+
+
+def _is_named_so(path: Path) -> bool:
+    return path.suffix.lower() in _DICOM_SUFFIXES and not is_hidden(path.name)

@@ -1,0 +1,250 @@
+"""DICOM headers to frames, alike for files of one image and for enhanced multi-frame ones.
+
+An attribute is looked up in a list of data sets, from the most special to the most general: for a
+frame of an enhanced file its own functional groups, the shared ones, then the file's top level.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+
+from sslmedsam2.dicom.model import IMAGE_MODALITIES, Frame
+from sslmedsam2.errors import InputError
+
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+_CAPTURE_CLASSES = "1.2.840.10008.5.1.4.1.1.7"
+_TEXT_KEYWORDS = (
+    "SeriesDescription",
+    "ProtocolName",
+    "SequenceName",
+    "PulseSequenceName",
+)
+# Where makers kept the b-value before the standard had a place for it: group, creator, element.
+# GE adds a multiple of 10**9 to it. All may write 0 into images that are no diffusion images.
+_PRIVATE_B_VALUES = (
+    (0x0019, "SIEMENS MR HEADER", 0x0C),
+    (0x0043, "GEMS_PARM_01", 0x39),
+    (0x2001, "Philips Imaging DD 001", 0x03),
+)
+_GE_B_OFFSET = 1e9
+_B_IN_SEQUENCE_NAME = re.compile(r"(?:^|[\s_*])(?:ep|re|qd)_b(\d+)")
+
+
+def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
+    """Read the header of a file; the pixels stay on disk.
+
+    A file that is no MR or CT image gives one frame that says what it is. A ``DICOMDIR`` gives
+    none.
+
+    Parameters
+    ----------
+    name
+        What an error calls the file.
+
+    Raises
+    ------
+    InputError
+        Of kind ``corrupt_dicom`` if the header cannot be read or does not say to which study and
+        series the file belongs.
+    """
+    # A damaged header can raise anything, and the message may quote what it held.
+    try:
+        with path.open("rb") as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            remaining = path.stat().st_size - file.tell()
+        if str(dataset.get("SOPClassUID", "")) == _DIRECTORY_CLASS or _is_directory(dataset):
+            return ()
+        return tuple(_frames(path, dataset, pixel_bytes=remaining))
+    except Exception as error:
+        raise InputError(
+            name,
+            kind="corrupt_dicom",
+            reason=f"the DICOM header cannot be read ({type(error).__name__})",
+            remedy="Export the file again, or remove it",
+        ) from None
+
+
+def scopes_of(dataset: Dataset, index: int | None) -> list[Dataset]:
+    """Return the data sets in which to look up attributes of a frame, most special first."""
+    groups = []
+    if index is not None:
+        per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+        if per_frame:
+            groups.append(per_frame[index])
+        groups.extend((dataset.get("SharedFunctionalGroupsSequence") or [])[:1])
+    items = [element.value[0] for group in groups for element in group if _is_filled(element)]
+    return [*items, dataset]
+
+
+def find(scopes: Iterable[Dataset], *keywords: str) -> Any:
+    """Return the first value of one of the keywords that is not empty, or None."""
+    for keyword in keywords:
+        for scope in scopes:
+            value = scope.get(keyword)
+            if value is not None and value != "":
+                return value
+    return None
+
+
+def _is_directory(dataset: Dataset) -> bool:
+    meta = getattr(dataset, "file_meta", None)
+    return meta is not None and str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY_CLASS
+
+
+def _is_filled(element: Any) -> bool:
+    return element.VR == "SQ" and bool(element.value)
+
+
+def _frames(path: Path, dataset: Dataset, *, pixel_bytes: int) -> Iterable[Frame]:
+    """Make one frame, or as many as an MR or CT file announces."""
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
+        if not dataset.get(keyword):
+            raise ValueError(keyword)
+    announced = int(dataset.get("NumberOfFrames") or 1)
+    per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
+    is_multi = str(dataset.get("Modality")) in IMAGE_MODALITIES and (
+        announced > 1 or per_frame is not None
+    )
+    is_truncated = pixel_bytes < _announced_bytes(dataset, announced)
+    for index in range(announced) if is_multi else [None]:
+        yield _frame(path, dataset, index, is_truncated=is_truncated)
+
+
+def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: bool) -> Frame:
+    scopes = scopes_of(dataset, index)
+    description = str(dataset.get("SeriesDescription") or "").strip().lower()
+    texts = (str(find([dataset], keyword) or "") for keyword in _TEXT_KEYWORDS)
+    return Frame(
+        path=path,
+        index=index,
+        sop_uid=str(dataset.SOPInstanceUID),
+        study_uid=str(dataset.StudyInstanceUID),
+        series_uid=str(dataset.SeriesInstanceUID),
+        series_number=_whole(dataset.get("SeriesNumber")),
+        modality=str(dataset.get("Modality") or "?").upper(),
+        image_type=_image_type(scopes),
+        rows=int(dataset.get("Rows") or 0),
+        columns=int(dataset.get("Columns") or 0),
+        is_colour=int(dataset.get("SamplesPerPixel") or 1) > 1,
+        is_capture=str(dataset.get("SOPClassUID", "")).startswith(_CAPTURE_CLASSES),
+        is_truncated=is_truncated,
+        dtype=_dtype(dataset),
+        spacing_yx_mm=_numbers(find(scopes, "PixelSpacing"), count=2),
+        orientation=_numbers(find(scopes, "ImageOrientationPatient"), count=6),
+        position_xyz_mm=_numbers(find(scopes, "ImagePositionPatient"), count=3),
+        b_value=_b_value(scopes),
+        echo_time_ms=_number(find(scopes, "EffectiveEchoTime", "EchoTime")),
+        repetition_time_ms=_number(find(scopes, "RepetitionTime")),
+        is_gradient_echo=_is_gradient_echo(scopes),
+        temporal_position=_whole(
+            find(scopes, "TemporalPositionIndex", "TemporalPositionIdentifier")
+        ),
+        acquisition_number=_whole(find(scopes, "FrameAcquisitionNumber", "AcquisitionNumber")),
+        acquired_s=_seconds(scopes),
+        contrast_agent=_contrast_agent(dataset),
+        text=" ".join(texts).lower(),
+        description=description,
+    )
+
+
+def _announced_bytes(dataset: Dataset, frames: int) -> int:
+    """Return how many bytes are to follow: the pixels with their tag, type and length.
+
+    0 where the pixels are compressed, so that nobody can tell, and where there are none.
+    """
+    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    bits = int(dataset.get("BitsAllocated") or 0) * int(dataset.get("SamplesPerPixel") or 1)
+    pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * frames
+    if syntax is None or syntax.is_encapsulated or syntax.is_deflated or not pixels:
+        return 0
+    return pixels * bits // 8 + (8 if syntax.is_implicit_VR else 12)
+
+
+def _image_type(scopes: list[Dataset]) -> tuple[str, ...]:
+    """Return the values of the frame's own type where it has one, else of the file's."""
+    value = find(scopes, "FrameType", "ImageType")
+    if value is None:
+        return ()
+    values = [value] if isinstance(value, str) else list(value)
+    return tuple(str(item).strip().upper() for item in values)
+
+
+def _dtype(dataset: Dataset) -> np.dtype:
+    """Return the stored type; 16 bits unsigned where the header does not say."""
+    kind = "i" if int(dataset.get("PixelRepresentation") or 0) else "u"
+    size = {8: 1, 32: 4}.get(int(dataset.get("BitsAllocated") or 16), 2)
+    return np.dtype(f"{kind}{size}")
+
+
+def _b_value(scopes: list[Dataset]) -> float | None:
+    standard = _number(find(scopes, "DiffusionBValue"))
+    if standard is not None:
+        return standard
+    root = scopes[-1]
+    for group, creator, element in _PRIVATE_B_VALUES:
+        try:
+            value = root.private_block(group, creator)[element].value
+        except KeyError:
+            continue
+        first = _number(value if isinstance(value, (str, bytes)) else _first(value))
+        if first is not None and first > 0:
+            return first % _GE_B_OFFSET
+    named = _B_IN_SEQUENCE_NAME.search(str(root.get("SequenceName") or "").lower())
+    return float(named[1]) if named else None
+
+
+def _is_gradient_echo(scopes: list[Dataset]) -> bool:
+    pulse = str(find(scopes, "EchoPulseSequence") or "").upper()
+    scanning = find(scopes, "ScanningSequence") or ""
+    kinds = {scanning} if isinstance(scanning, str) else set(scanning)
+    return pulse == "GRADIENT" or ("GR" in kinds and "SE" not in kinds)
+
+
+def _contrast_agent(dataset: Dataset) -> str:
+    agent = str(dataset.get("ContrastBolusAgent") or "").strip().lower()
+    if not agent and dataset.get("ContrastBolusAgentSequence"):
+        item = dataset.ContrastBolusAgentSequence[0]
+        agent = str(item.get("CodeMeaning") or "agent").strip().lower()
+    return "" if agent in ("no", "none", "n/a", "-") else agent
+
+
+def _seconds(scopes: list[Dataset]) -> float | None:
+    """Return the time of acquisition in seconds since midnight."""
+    moment = str(find(scopes, "FrameAcquisitionDateTime", "AcquisitionDateTime") or "")[8:]
+    moment = str(find(scopes, "AcquisitionTime") or "") or moment
+    moment = moment or str(find(scopes, "ContentTime") or "")
+    match = re.match(r"(\d\d):?(\d\d):?(\d\d(?:\.\d+)?)", moment)
+    return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
+
+
+def _first(value: Any) -> Any:
+    return value[0] if isinstance(value, Sequence) and value else value
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole(value: Any) -> int | None:
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _numbers(value: Any, *, count: int) -> tuple[Any, ...] | None:
+    """Return exactly ``count`` finite numbers, or None."""
+    if value is None or isinstance(value, str):
+        return None
+    found = [_number(item) for item in value]
+    return tuple(found) if len(found) == count and None not in found else None

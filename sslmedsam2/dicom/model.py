@@ -1,0 +1,169 @@
+"""What flows through the room: images as their headers describe them, volumes, and the table.
+
+``repr`` of these leaves out what could name a patient: paths, identifiers and free text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from sslmedsam2.imaging.volume import Geometry
+
+IMAGE_MODALITIES = ("MR", "CT")
+
+Use = Literal["segment", "left_out", "unusable"]
+"""``left_out``: nothing is wrong with it; ``unusable``: it should have been a volume."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One two-dimensional image: a file, or a frame of a multi-frame file.
+
+    Attributes
+    ----------
+    path, index
+        The file, and the frame's place in it from 0; ``index`` is None in a file of one image.
+    modality
+        DICOM's code, such as MR.
+    is_capture
+        A picture of a screen or a scanned page.
+    is_truncated
+        The file ends before its last pixel.
+    image_type
+        Values of ImageType (or FrameType) in upper case.
+    spacing_yx_mm
+        Between rows, then between columns, as PixelSpacing has it.
+    orientation
+        LPS direction cosines of a row, then of a column.
+    position_xyz_mm
+        LPS position of the first pixel's centre.
+    b_value
+        Diffusion weighting in s/mm2; None if nothing says that it is a diffusion image.
+    acquired_s
+        When it was acquired, in seconds since midnight.
+    contrast_agent, text, description
+        Free text in lower case; ``text`` holds all descriptions. Never to be shown.
+    """
+
+    path: Path = field(repr=False)
+    index: int | None
+    sop_uid: str = field(repr=False)
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    series_number: int | None
+    modality: str
+    image_type: tuple[str, ...]
+    rows: int
+    columns: int
+    is_colour: bool
+    is_capture: bool
+    is_truncated: bool
+    dtype: np.dtype
+    spacing_yx_mm: tuple[float, float] | None
+    orientation: tuple[float, ...] | None
+    position_xyz_mm: tuple[float, float, float] | None
+    b_value: float | None
+    echo_time_ms: float | None
+    repetition_time_ms: float | None
+    is_gradient_echo: bool
+    temporal_position: int | None
+    acquisition_number: int | None
+    acquired_s: float | None
+    contrast_agent: str = field(repr=False)
+    text: str = field(repr=False)
+    description: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class DicomVolume:
+    """Images that are one volume, in the order of the array's z axis.
+
+    Attributes
+    ----------
+    case, series
+        Neutral names, see ``names.py``; ``series`` ends in ``.2`` and so on where a series holds
+        several volumes.
+    geometry
+        Right-handed: z grows along the normal of the slices.
+    repairs
+        What was mended about the geometry.
+    """
+
+    case: str
+    series: str
+    frames: tuple[Frame, ...] = field(repr=False)
+    geometry: Geometry
+    repairs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What logs and reports call it."""
+        return f"{self.case}/{self.series}"
+
+
+@dataclass(frozen=True)
+class SeriesRow:
+    """One line of the table of what a tree holds.
+
+    Attributes
+    ----------
+    case, series
+        Neutral names; ``series`` of a damaged file is the file's.
+    sequence
+        The guess, or what the sequence map says; None if it stands for none.
+    reason
+        Why it is taken for that sequence, left out or unusable; holds no text of the files.
+    images
+        How many images it consists of.
+    """
+
+    case: str
+    series: str
+    sequence: str | None
+    use: Use
+    reason: str
+    images: int
+
+
+@dataclass(frozen=True)
+class NamedVolume:
+    """A volume to segment, with its line in the table."""
+
+    volume: DicomVolume
+    row: SeriesRow
+
+
+@dataclass(frozen=True)
+class DicomDiscovery:
+    """What a tree of DICOM files holds.
+
+    Attributes
+    ----------
+    volumes
+        To segment; at most one for each sequence of a case.
+    rows
+        One for each volume, and for each series or file that is none; sorted by case and series.
+    places
+        For the eyes of who holds the files only: SeriesInstanceUID, description and folder of
+        each named series, or the path of a damaged file, by ``(case, series)``.
+    notes
+        Other things to know, such as entries of the sequence map that fit nothing.
+    """
+
+    volumes: tuple[NamedVolume, ...]
+    rows: tuple[SeriesRow, ...]
+    places: dict[tuple[str, str], str] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What made a mask: the model's name and the SHA-256 of each of its files."""
+
+    model: str
+    sha256: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,175 @@
+"""A liver mask as a DICOM Segmentation object that refers to the images it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+
+from sslmedsam2 import __version__
+from sslmedsam2.dicom.model import Algorithm, DicomVolume
+from sslmedsam2.errors import OutputError
+from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.imaging.volume import MaskZYX
+
+LIVER = Code("10200004", "SCT", "Liver")
+_ORGAN = Code("123037004", "SCT", "Anatomical structure")
+_MAKER = "SSL-MedSAM2"
+_SERIES_OFFSET = 9000
+"""Added to the number of the source series, to sort behind what the scanner made."""
+
+
+def write_dicom_seg(
+    mask_zyx: MaskZYX, *, volume: DicomVolume, path: Path, algorithm: Algorithm
+) -> None:
+    """Write a mask as a binary DICOM-SEG and read it back, voxel by voxel, before it is renamed.
+
+    Patient and study are repeated from the images, as a PACS needs them to file the object.
+
+    Parameters
+    ----------
+    mask_zyx
+        0 and 1, on the grid of ``volume``; not empty.
+
+    Raises
+    ------
+    OutputError
+        It cannot be made, written or read back; nothing is left behind then.
+    ValueError
+        The mask has another shape than the volume.
+    """
+    if mask_zyx.shape != volume.geometry.shape_zyx:
+        raise ValueError(f"shape {mask_zyx.shape} is not the volume's")
+    # The library checks the images' own attributes, and its messages may quote them.
+    try:
+        sources = _sources(volume)
+        segmentation = _segmentation(mask_zyx, volume, sources, algorithm)
+        _restore_frame_numbers(segmentation, volume)
+        content = BytesIO()
+        segmentation.save_as(content)
+    except Exception as error:
+        raise OutputError(
+            path,
+            reason=f"a DICOM-SEG cannot be made of these images ({type(error).__name__})",
+            remedy="Use the NIfTI mask, or check the images with a DICOM validator",
+        ) from None
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.getvalue())
+        if not _holds(partial, mask_zyx, volume):
+            raise OutputError(
+                path,
+                reason="what was written reads back differently",
+                remedy="Check the output disk, and report this if it happens again",
+            )
+
+
+def read_dicom_seg(path: Path, *, volume: DicomVolume) -> MaskZYX:
+    """Read a DICOM-SEG onto the grid of the volume it refers to, by the images it names.
+
+    Slices that it does not store are empty.
+    """
+    segmentation = hd.seg.segread(path)
+    indices = _frame_indices(volume)
+    if indices:
+        found = segmentation.get_pixels_by_source_frame(
+            volume.frames[0].sop_uid,
+            [index + 1 for index in indices],
+            ignore_spatial_locations=True,
+            assert_missing_frames_are_empty=True,
+        )
+    else:
+        found = segmentation.get_pixels_by_source_instance(
+            [frame.sop_uid for frame in volume.frames],
+            ignore_spatial_locations=True,
+            assert_missing_frames_are_empty=True,
+        )
+    return found[..., 0].astype(np.uint8)
+
+
+def _holds(path: Path, mask_zyx: MaskZYX, volume: DicomVolume) -> bool:
+    """Tell whether a file reads back as a mask."""
+    try:
+        return np.array_equal(read_dicom_seg(path, volume=volume), mask_zyx)
+    except (ValueError, RuntimeError, KeyError, AttributeError):
+        return False
+
+
+def _sources(volume: DicomVolume) -> Sequence[Dataset]:
+    """Read the headers of the images again, in the volume's order.
+
+    A multi-frame file is reduced to the volume's frames: it may hold others at the same places,
+    to which the mask does not refer.
+    """
+    paths = dict.fromkeys(frame.path for frame in volume.frames)
+    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    indices = _frame_indices(volume)
+    if indices:
+        [source] = sources
+        groups = source.PerFrameFunctionalGroupsSequence
+        source.PerFrameFunctionalGroupsSequence = [groups[index] for index in indices]
+        source.NumberOfFrames = len(indices)
+    return sources
+
+
+def _frame_indices(volume: DicomVolume) -> list[int]:
+    """Return which frames of a multi-frame file the slices are; empty for files of one image."""
+    return [frame.index for frame in volume.frames if frame.index is not None]
+
+
+def _restore_frame_numbers(segmentation: Dataset, volume: DicomVolume) -> None:
+    """Let the references say the frames' numbers in the file instead of in its reduced header."""
+    indices = _frame_indices(volume)
+    for group in segmentation.PerFrameFunctionalGroupsSequence if indices else ():
+        for derivation in group.DerivationImageSequence:
+            for source in derivation.SourceImageSequence:
+                source.ReferencedFrameNumber = indices[int(source.ReferencedFrameNumber) - 1] + 1
+
+
+def _segmentation(
+    mask_zyx: MaskZYX, volume: DicomVolume, sources: Sequence[Dataset], algorithm: Algorithm
+) -> hd.seg.Segmentation:
+    identification = hd.AlgorithmIdentificationSequence(
+        name=f"{_MAKER} liver",
+        family=codes.cid7162.ArtificialIntelligence,
+        version=__version__,
+        source=_MAKER,
+        parameters={
+            "model": algorithm.model,
+            **{f"sha256 {name}": value for name, value in algorithm.sha256.items()},
+        },
+    )
+    description = hd.seg.SegmentDescription(
+        segment_number=1,
+        segment_label="Liver",
+        segmented_property_category=_ORGAN,
+        segmented_property_type=LIVER,
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=identification,
+        tracking_uid=hd.UID(),
+        tracking_id="Liver",
+    )
+    number = volume.frames[0].series_number
+    return hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=mask_zyx,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[description],
+        series_instance_uid=hd.UID(),
+        series_number=_SERIES_OFFSET + max(number or 0, 0),
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer=_MAKER,
+        manufacturer_model_name="sslmedsam2",
+        software_versions=__version__,
+        device_serial_number="0",
+        content_label="LIVER",
+        content_description="Liver, segmented automatically",
+        series_description="Liver segmentation (automatic)",
+    )

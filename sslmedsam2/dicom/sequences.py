@@ -1,0 +1,304 @@
+"""What a volume's header says of its sequence: a guess with its reason, for one volume alone.
+
+The names are the challenge's: ``T1`` is before contrast, ``GED1`` to ``GED3`` are the arterial,
+portal venous and transitional phase, ``GED4`` is the hepatobiliary phase. Reasons quote numbers
+and the words of the lists below, never the header's own text.
+
+Words beat physics, since hospitals name phases and no tag does. What is T1-weighted, has had
+contrast and names no phase is left to ``phases.py``, which looks at the whole study.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from sslmedsam2.dicom.model import IMAGE_MODALITIES, Frame
+from sslmedsam2.dicom.stacks import normal_of
+
+Kind = Literal["sequence", "post_contrast", "unnamed", "left_out"]
+
+_DWI_RANGE = (600.0, 1000.0)
+_DWI_BEST = 800.0
+_T2_FROM_TE_MS = 60.0
+_T1_BELOW_TE_MS = 12.0
+_T1_BELOW_TR_MS = 800.0
+_MRCP_FROM_TE_MS = 400.0
+HEPATOBILIARY_FROM_MIN = 10.0
+_TRANSITIONAL_FROM_MIN = 2.0
+_AXIAL_COSINE = 0.8
+
+_LOCALIZER = ("localizer", "localiser", "loc", "scout", "survey", "3plane", "3 plane", "topogram")
+_DERIVED_TYPES = {
+    "ADC": "an ADC map",
+    "EADC": "an ADC map",
+    "FA": "an anisotropy map",
+    "SUB": "a subtraction",
+    "SUBTRACT": "a subtraction",
+    "SUBTRACTION": "a subtraction",
+    "MIP": "a projection",
+    "MNIP": "a projection",
+    "MINIP": "a projection",
+    "PROJECTION IMAGE": "a projection",
+    "MPR": "a reformat",
+    "REFORMATTED": "a reformat",
+    "RESAMPLED": "a reformat",
+    "T1 MAP": "a parameter map",
+    "T2 MAP": "a parameter map",
+    "R2 MAP": "a parameter map",
+    "R2_STAR MAP": "a parameter map",
+    "T2_STAR MAP": "a parameter map",
+    "FAT_FRACTION": "a parameter map",
+    "P": "a phase image",
+    "PHASE MAP": "a phase image",
+    "R": "a real image",
+    "REAL": "a real image",
+    "I": "an imaginary image",
+    "IMAGINARY": "an imaginary image",
+    "F": "a fat image",
+    "FAT": "a fat image",
+}
+_DERIVED_WORDS = {
+    "adc": "an ADC map",
+    "eadc": "an ADC map",
+    "sub": "a subtraction",
+    "subtraction": "a subtraction",
+    "mip": "a projection",
+    "minip": "a projection",
+    "mpr": "a reformat",
+    "t1 map": "a parameter map",
+    "t2 map": "a parameter map",
+    "pdff": "a parameter map",
+    "fat fraction": "a parameter map",
+    "screenshot": "a picture of a screen",
+}
+_DIFFUSION = ("dwi", "diff", "diffusion", "ep2d diff", "resolve", "tracew", "ivim")
+_BEFORE_CONTRAST = (
+    "pre",
+    "precontrast",
+    "pre contrast",
+    "native",
+    "nativ",
+    "unenhanced",
+    "non contrast",
+    "without contrast",
+    "ohne km",
+)
+_PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("GED4", ("hepatobiliary", "hepatobiliar", "hepato biliary", "hbp", "hb phase", "ged4")),
+    ("GED1", ("arterial", "arteriell", "arterielle", "art", "hap", "ged1")),
+    (
+        "GED2",
+        (
+            "portal",
+            "portalvenous",
+            "portalvenoes",
+            "portovenous",
+            "pvp",
+            "pv",
+            "venous",
+            "venoes",
+            "ven",
+            "ged2",
+        ),
+    ),
+    ("GED3", ("transitional", "equilibrium", "delayed", "delay", "late", "interstitial", "ged3")),
+)
+_AFTER_CONTRAST = (
+    "post",
+    "postcontrast",
+    "km",
+    "gd",
+    "gad",
+    "primovist",
+    "eovist",
+    "gadoxetate",
+    "contrast",
+    "dynamic",
+    "dyn",
+)
+_T2_WORDS = ("t2", "t2w", "t2wi", "haste", "ssfse", "sshtse", "blade", "propeller")
+_T1_WORDS = (
+    "t1",
+    "t1w",
+    "t1wi",
+    "vibe",
+    "lava",
+    "thrive",
+    "ethrive",
+    "starvibe",
+    "quick3d",
+    "flash",
+    "fl2d",
+    "fl3d",
+    "spgr",
+    "fspgr",
+    "dixon",
+    "mdixon",
+    "tfe",
+    "twist",
+)
+_MRCP_WORDS = ("mrcp", "cholangio", "cholangiography")
+_STEADY_WORDS = ("trufi", "trufisp", "fiesta", "bffe", "b ffe", "bssfp", "truefisp")
+_MINUTES = re.compile(r"\b(\d{1,2}) ?(?:min|mins|minutes|minuten)\b")
+_B_WORD = re.compile(r"\bb ?(\d{2,4})\b")
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What a volume is taken for.
+
+    Attributes
+    ----------
+    kind
+        ``post_contrast``: T1-weighted after contrast, phase not named; ``unnamed``: an image of
+        no sequence of the challenge; ``left_out``: not an image to segment.
+    sequence
+        For kind ``sequence``.
+    penalty
+        Orders rivals for one sequence within a study: less is better.
+    """
+
+    kind: Kind
+    reason: str
+    sequence: str | None = None
+    penalty: float = 0.0
+
+
+def exclusion_of(frame: Frame) -> str | None:
+    """Say why images of this kind are never segmented unless the user insists; else None."""
+    if frame.modality not in IMAGE_MODALITIES:
+        return f"modality {_code(frame.modality)} is neither MR nor CT"
+    if not (frame.rows and frame.columns):
+        return "it holds no pixels"
+    if frame.is_capture:
+        return "a picture of a screen or a page"
+    if frame.is_colour:
+        return "a colour image"
+    words = _words(frame.text)
+    if "LOCALIZER" in frame.image_type or _first_word(words, _LOCALIZER):
+        return "a localizer"
+    derived = next((_DERIVED_TYPES[v] for v in frame.image_type[2:] if v in _DERIVED_TYPES), None)
+    word = _first_word(words, tuple(_DERIVED_WORDS))
+    if derived or word:
+        return derived or _DERIVED_WORDS[word or ""]
+    if frame.image_type[:2] == ("DERIVED", "SECONDARY"):
+        return "a derived image (image type DERIVED, SECONDARY)"
+    return None
+
+
+def guess_sequence(frame: Frame) -> Guess:
+    """Guess what a volume is from its first frame's header."""
+    if frame.modality == "CT":
+        return Guess("unnamed", "CT, which is no sequence of the challenge")
+    words = _words(frame.text)
+    diffusion = _guess_diffusion(frame, words)
+    if diffusion is not None:
+        return diffusion
+    named = _guess_phase(words)
+    if named is not None and not _first_word(words, _T2_WORDS):
+        return _ranked(Guess("sequence", named[1], named[0]), frame)
+    return _ranked(_guess_weighting(frame, words), frame)
+
+
+def has_contrast(frame: Frame) -> str | None:
+    """Say what tells that contrast agent had been given, or None if nothing does."""
+    if frame.contrast_agent:
+        return "a contrast agent is recorded"
+    word = _first_word(_words(frame.text), _AFTER_CONTRAST)
+    return f"the description says '{word}'" if word else None
+
+
+def _guess_diffusion(frame: Frame, words: str) -> Guess | None:
+    word = _first_word(words, _DIFFUSION)
+    in_words = _B_WORD.search(words)
+    b_value = frame.b_value
+    if not b_value and in_words and (word or b_value == 0):
+        b_value = float(in_words[1])
+    if not (word or b_value):
+        return None
+    if b_value is None:
+        reason = f"the description says '{word}'; the b-value is not known"
+        return _ranked(Guess("sequence", reason, "DWI_800", penalty=_DWI_BEST), frame)
+    if not _DWI_RANGE[0] <= b_value <= _DWI_RANGE[1]:
+        low, high = _DWI_RANGE
+        reason = f"a diffusion image at b = {b_value:g} s/mm2, outside {low:g} to {high:g}"
+        return Guess("left_out", reason)
+    return _ranked(
+        Guess(
+            "sequence", f"b = {b_value:g} s/mm2", "DWI_800", penalty=abs(b_value - _DWI_BEST) / 100
+        ),
+        frame,
+    )
+
+
+def _guess_phase(words: str) -> tuple[str, str] | None:
+    """Find the phase that a description names: (sequence, reason)."""
+    minutes = _MINUTES.search(words)
+    if minutes and float(minutes[1]) >= _TRANSITIONAL_FROM_MIN:
+        late = float(minutes[1]) >= HEPATOBILIARY_FROM_MIN
+        return "GED4" if late else "GED3", f"the description says {int(minutes[1])} min"
+    for sequence, phase_words in _PHASES:
+        word = _first_word(words, phase_words)
+        if word:
+            return sequence, f"the description says '{word}'"
+    return None
+
+
+def _guess_weighting(frame: Frame, words: str) -> Guess:
+    """Tell T1 from T2 by words, else by echo and repetition time."""
+    te, tr = frame.echo_time_ms, frame.repetition_time_ms
+    if _first_word(words, _MRCP_WORDS) or (te is not None and te >= _MRCP_FROM_TE_MS):
+        return Guess("unnamed", "an image of the bile ducts (MRCP)")
+    if _first_word(words, _STEADY_WORDS):
+        return Guess("unnamed", "a steady-state image, neither T1- nor T2-weighted")
+    word = _first_word(words, _T2_WORDS)
+    if word:
+        return Guess("sequence", f"the description says '{word}'", "T2")
+    word = _first_word(words, _T1_WORDS)
+    short = te is not None and tr is not None and te < _T1_BELOW_TE_MS and tr < _T1_BELOW_TR_MS
+    if word or (frame.is_gradient_echo and short):
+        reason = f"the description says '{word}'" if word else f"gradient echo, {_times(frame)}"
+        if _first_word(words, _BEFORE_CONTRAST):
+            return Guess("sequence", f"{reason} and that it is before contrast", "T1")
+        if has_contrast(frame):
+            return Guess("post_contrast", f"{reason}; {has_contrast(frame)}")
+        return Guess("sequence", f"{reason}; nothing tells of contrast agent", "T1", penalty=0.5)
+    if te is not None and te >= _T2_FROM_TE_MS and not frame.is_gradient_echo:
+        return Guess("sequence", f"spin echo, {_times(frame)}", "T2", penalty=0.5)
+    return Guess("unnamed", "the header tells of no sequence of the challenge")
+
+
+def _ranked(guess: Guess, frame: Frame) -> Guess:
+    """Add to the penalty what makes a volume a worse representative of its sequence."""
+    types = set(frame.image_type)
+    penalty = guess.penalty
+    penalty += 10 * (abs(float(normal_of(frame)[2])) < _AXIAL_COSINE if frame.orientation else 1)
+    # Of Dixon's images the water image looks like an ordinary fat-saturated one.
+    penalty += 2 * bool(types & {"IN_PHASE", "IP", "OPP_PHASE", "OUT_PHASE", "OP"})
+    penalty += 1 * (frame.image_type[:1] == ("DERIVED",))
+    return Guess(guess.kind, guess.reason, guess.sequence, penalty)
+
+
+def _words(text: str) -> str:
+    """Return letters and digits with single spaces between and around them."""
+    return f" {' '.join(re.findall(r'[a-z0-9]+', text))} "
+
+
+def _first_word(words: str, wanted: tuple[str, ...]) -> str | None:
+    return next((word for word in wanted if f" {word} " in words), None)
+
+
+def _times(frame: Frame) -> str:
+    def shown(value: float | None) -> str:
+        return "unknown" if value is None else f"{np.round(value, 1):g} ms"
+
+    return f"TE {shown(frame.echo_time_ms)}, TR {shown(frame.repetition_time_ms)}"
+
+
+def _code(modality: str) -> str:
+    """Return a DICOM code, or a question mark for what is none and might be anything."""
+    return modality if re.fullmatch(r"[A-Z]{2,16}", modality) else "?"

@@ -1,0 +1,98 @@
+"""The frames of a series to stacks: images of one size and orientation, one at each position."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.dicom.model import Frame
+
+_SAME_DIRECTION = 1e-2
+"""Largest difference of a direction cosine (half a degree) within a stack."""
+
+_SAME_SPACING = 1e-3
+"""Largest relative difference of pixel spacings within a stack."""
+
+SAME_PLACE_MM = 1e-2
+"""Slices nearer to each other than this lie at the same place."""
+
+_DIVIDERS: tuple[Callable[[Frame], Any], ...] = (
+    lambda frame: frame.image_type,
+    # Some makers give no b-value to the images without diffusion weighting.
+    lambda frame: -1.0 if frame.b_value is None else frame.b_value,
+    lambda frame: frame.echo_time_ms,
+    lambda frame: frame.temporal_position,
+    lambda frame: frame.acquisition_number,
+    lambda frame: frame.acquired_s,
+)
+"""What tells volumes of one series apart, in the order in which it is tried."""
+
+
+def split_series(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Divide the frames of a series into stacks: largest group first, then by dividing value.
+
+    A stack that still holds several images at one place could not be divided further.
+    """
+    groups = sorted(_alike(frames), key=len, reverse=True)
+    return [stack for group in groups for stack in _divide(group)]
+
+
+def normal_of(frame: Frame) -> npt.NDArray[np.float64]:
+    """Return the unit vector along which the slices of a right-handed stack follow."""
+    assert frame.orientation is not None
+    row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
+    return np.cross(row, column)
+
+
+def most_at_one_place(frames: Sequence[Frame]) -> int:
+    """Return how many frames share a position along the normal; 1 in a volume."""
+    if any(frame.position_xyz_mm is None or frame.orientation is None for frame in frames):
+        return 1
+    positions = np.array([frame.position_xyz_mm for frame in frames], dtype=np.float64)
+    heights = np.sort(positions @ normal_of(frames[0]))
+    places = np.cumsum(np.diff(heights, prepend=heights[0]) > SAME_PLACE_MM)
+    return int(np.bincount(places).max())
+
+
+def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Group frames of one size, spacing and orientation."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        home = next((group for group in groups if _is_alike(group[0], frame)), None)
+        if home is None:
+            groups.append([frame])
+        else:
+            home.append(frame)
+    return groups
+
+
+def _is_alike(one: Frame, other: Frame) -> bool:
+    def near(
+        first: Sequence[float] | None, second: Sequence[float] | None, *, rtol: float, atol: float
+    ) -> bool:
+        if first is None or second is None:
+            return first is second
+        return bool(np.allclose(first, second, rtol=rtol, atol=atol))
+
+    return (
+        (one.rows, one.columns, one.is_colour) == (other.rows, other.columns, other.is_colour)
+        and near(one.spacing_yx_mm, other.spacing_yx_mm, rtol=_SAME_SPACING, atol=0)
+        and near(one.orientation, other.orientation, rtol=0, atol=_SAME_DIRECTION)
+    )
+
+
+def _divide(group: list[Frame]) -> list[list[Frame]]:
+    """Divide a group until no part holds two images at one place, if that can be done."""
+    crowd = most_at_one_place(group)
+    for value_of in _DIVIDERS if crowd > 1 else ():
+        parts: dict[Any, list[Frame]] = defaultdict(list)
+        for frame in group:
+            parts[value_of(frame)].append(frame)
+        # More values than images at a place: a value for each image, which divides nothing.
+        if None not in parts and 1 < len(parts) <= crowd:
+            return [stack for value in sorted(parts) for stack in _divide(parts[value])]
+    return [group]

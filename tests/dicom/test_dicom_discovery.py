@@ -1,0 +1,257 @@
+"""A messy tree of DICOM files to the right table, and nothing of a patient in it."""
+
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from dicom_samples import (
+    CORONAL,
+    PATIENT_ID,
+    PATIENT_NAME,
+    edit,
+    write_enhanced,
+    write_report_object,
+    write_series,
+)
+from tiny_scans import abdomen
+
+from sslmedsam2.contract.names import PREDICTED_SEQUENCES
+from sslmedsam2.dicom.discovery import NO_STUDY, discover, find_volumes
+from sslmedsam2.dicom.files import find_dicom_files
+from sslmedsam2.dicom.names import case_name
+from sslmedsam2.dicom.sequence_map import parse_sequence_map
+from sslmedsam2.errors import UsageError
+
+ARRAY = abdomen()[0][:10, :16, :16]
+
+
+def found(folder, *, table=None, sequences=PREDICTED_SEQUENCES):
+    files = find_dicom_files(folder)
+    return discover(files, sequences=sequences, sequence_map=parse_sequence_map(table or {}))
+
+
+def rows(discovery):
+    """Return the table without its hashes: number, sequence, use and reason of each row."""
+    return [(row.series.split("-")[0], row.sequence, row.use, row.reason) for row in discovery.rows]
+
+
+def test_a_messy_tree_gives_the_right_table(tmp_path):
+    write_series(tmp_path / PATIENT_NAME / "mixed", ARRAY, number=3)
+    write_series(tmp_path / PATIENT_NAME / "loc", ARRAY[:3], number=1, description="loc")
+    write_series(
+        tmp_path / PATIENT_NAME / "hbp", ARRAY, number=5, description="vibe 20min", skipped=(4,)
+    )
+    write_series(
+        tmp_path / PATIENT_NAME / "adc", ARRAY, number=7, description="dwi",
+        ImageType=["DERIVED", "PRIMARY", "ADC"],
+    )  # fmt: skip
+    write_series(tmp_path / "other", ARRAY, study="2", number=5, description="vibe 20min")
+    write_report_object(tmp_path / "other" / "sr", study="2")
+    (tmp_path / PATIENT_NAME / "IM77").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    (tmp_path / PATIENT_NAME / f"{PATIENT_NAME}.dcm").write_bytes(b"")
+
+    discovery = found(tmp_path)
+
+    first, second = sorted({row.case for row in discovery.rows} - {NO_STUDY})
+    table = {
+        case: [line for line, row in zip(rows(discovery), discovery.rows, strict=True)
+               if row.case == case]
+        for case in (NO_STUDY, first, second)
+    }  # fmt: skip
+    assert {(number, use, reason) for number, _, use, reason in table[NO_STUDY]} == {
+        ("file", "unusable", "it is named like DICOM and does not begin so"),
+        ("file", "unusable", "the DICOM header cannot be read (ValueError)"),
+    }
+    missing = "1 slice is missing, the first after slice 4 of 9"
+    assert sorted([table[first], table[second]], key=len) == [
+        [
+            ("5", "GED4", "segment", "the description says 20 min"),
+            ("x", None, "left_out", "modality SR is neither MR nor CT"),
+        ],
+        [
+            ("1", None, "left_out", "a localizer"),
+            ("3", "T2", "segment", "the description says 't2'"),
+            ("5", "GED4", "unusable", missing),
+            ("7", None, "left_out", "an ADC map"),
+        ],
+    ]
+    assert sorted(named.row.sequence for named in discovery.volumes) == ["GED4", "T2"]
+
+
+def test_nothing_in_a_discovery_shows_a_patient(tmp_path):
+    folder = tmp_path / PATIENT_NAME
+    write_series(folder, ARRAY, description=f"t2 {PATIENT_NAME}", ContrastBolusAgent=PATIENT_ID)
+    (folder / "IM1").write_bytes(b"\0" * 128 + b"DICM" + PATIENT_NAME.encode())
+
+    discovery = found(tmp_path)
+
+    shown = repr(discovery) + repr([asdict(row) for row in discovery.rows])
+    for secret in (PATIENT_NAME, PATIENT_NAME.lower(), PATIENT_ID, PATIENT_ID.lower()):
+        assert secret not in shown
+    # Who holds the files can have them named.
+    assert any(PATIENT_NAME in place for place in discovery.places.values())
+
+
+def test_names_are_stable_and_tell_studies_apart(tmp_path):
+    for place in ("here", "there"):
+        write_series(tmp_path / place / "x", ARRAY, study="1")
+    write_series(tmp_path / "there" / "y", ARRAY, study="2")
+
+    [here] = found(tmp_path / "here").volumes
+    there = {named.volume.case for named in found(tmp_path / "there").volumes}
+
+    assert here.volume.case in there
+    assert len(there) == 2
+    assert here.volume.case == case_name(here.volume.frames[0].study_uid)
+
+
+def test_copies_of_an_image_count_once(tmp_path):
+    for path in write_series(tmp_path / "a", ARRAY):
+        (tmp_path / f"copy-{path.name}").write_bytes(path.read_bytes())
+
+    [named] = found(tmp_path).volumes
+
+    assert named.row.images == len(ARRAY)
+
+
+def test_one_volume_is_chosen_for_a_sequence_and_the_others_say_so(tmp_path):
+    write_series(tmp_path / "cor", ARRAY, number=2, description="t2 cor", orientation=CORONAL)
+    write_series(tmp_path / "few", ARRAY[:8], number=3, description="t2 tra")
+    write_series(tmp_path / "many", ARRAY, number=4, description="t2 tra fs")
+
+    discovery = found(tmp_path)
+
+    [chosen] = discovery.volumes
+    assert chosen.volume.series.startswith("4-")
+    others = [row for row in discovery.rows if row.use == "left_out"]
+    assert [row.series[:2] for row in others] == ["2-", "3-"]
+    for row in others:
+        assert row.reason == f"the description says 't2'; T2 is taken from {chosen.volume.series}"
+
+
+def test_a_broken_volume_makes_way_for_a_whole_one(tmp_path):
+    write_series(tmp_path / "best", ARRAY, number=2, skipped=(5,))
+    write_series(tmp_path / "cor", ARRAY, number=3, orientation=CORONAL)
+
+    discovery = found(tmp_path)
+
+    assert [row.use for row in discovery.rows] == ["unusable", "segment"]
+
+
+def test_sequences_that_are_not_asked_for_are_left_out(tmp_path):
+    write_series(tmp_path, ARRAY, description="vibe arterial")
+
+    assert rows(found(tmp_path))[0][2:] == (
+        "left_out",
+        "the description says 'arterial'; GED1 is not asked for",
+    )
+    assert len(found(tmp_path, sequences=("GED1",)).volumes) == 1
+
+
+def test_few_images_are_no_volume(tmp_path):
+    write_series(tmp_path, ARRAY[:5])
+
+    assert rows(found(tmp_path)) == [
+        ("3", None, "left_out", "fewer than 6 images that could be one volume")
+    ]
+
+
+def test_every_volume_of_an_enhanced_file_has_its_own_name(tmp_path):
+    write_enhanced(tmp_path / "enh", {50.0: ARRAY, 800.0: ARRAY, 1500.0: ARRAY})
+
+    discovery = found(tmp_path)
+    [named] = discovery.volumes
+
+    assert named.row.sequence == "DWI_800"
+    assert named.volume.series.endswith(".2")
+    assert len(find_volumes(find_dicom_files(tmp_path))) == 3
+    assert named.volume.name in find_volumes(find_dicom_files(tmp_path))
+
+
+@pytest.mark.parametrize("key", ["uid", "description", "series", "full"])
+def test_the_map_overrules_the_guess_by_any_name_of_a_series(tmp_path, key):
+    write_series(tmp_path, ARRAY, description="My Own NAME", series_uid="1.2.3.4")
+    [named] = found(tmp_path).volumes
+    assert named.row.sequence is None
+    volume = named.volume
+    keys = {"uid": "1.2.3.4", "description": "my own name", "series": volume.series,
+            "full": volume.name}  # fmt: skip
+
+    [mapped] = found(tmp_path, table={keys[key]: "ged-4"}).volumes
+
+    assert (mapped.row.sequence, mapped.row.reason) == ("GED4", "named by the sequence map")
+
+
+def test_the_map_skips_keeps_unnamed_and_saves_derived_images(tmp_path):
+    write_series(tmp_path / "a", ARRAY, number=1, description="t2 one")
+    write_series(tmp_path / "b", ARRAY, number=2, description="t2 two")
+    derived = ["DERIVED", "SECONDARY"]
+    write_series(tmp_path / "c", ARRAY, number=3, description="t1", ImageType=derived)
+
+    discovery = found(tmp_path, table={"t2 one": "skip", "t2 two": "unnamed", "t1": "T1"})
+
+    assert [(row.sequence, row.use) for row in discovery.rows] == [
+        (None, "left_out"),
+        (None, "segment"),
+        ("T1", "segment"),
+    ]
+
+
+def test_of_a_mapped_series_the_volume_that_looks_the_part_is_taken(tmp_path):
+    write_enhanced(tmp_path / "enh", {50.0: ARRAY, 900.0: ARRAY}, description="liver")
+    [named] = found(tmp_path).volumes
+
+    [mapped] = found(tmp_path, table={"liver": "DWI_800"}).volumes
+
+    assert mapped.volume.name == named.volume.name
+    assert mapped.volume.frames[0].b_value == 900
+
+
+def test_entries_that_fit_nothing_are_counted_and_not_quoted(tmp_path):
+    write_series(tmp_path, ARRAY)
+
+    notes = found(tmp_path, table={PATIENT_NAME: "skip"}).notes
+
+    assert notes == ("sequence map: 1 of its entries fit no series",)
+
+
+@pytest.mark.parametrize("value", ["GED9", "", 4, None, ["T1"]])
+def test_a_map_to_something_else_is_a_usage_error(value):
+    with pytest.raises(UsageError, match="--sequence-map, entry 2: its value is not a sequence"):
+        parse_sequence_map({"fine": "T1", PATIENT_NAME: value})
+
+
+def test_series_of_other_orientation_inside_one_series_are_left_out(tmp_path):
+    write_series(tmp_path / "a", ARRAY, series_uid="1.2.3")
+    write_series(tmp_path / "b", ARRAY[:2], series_uid="1.2.3", orientation=CORONAL)
+
+    assert [(row.use, row.images) for row in found(tmp_path).rows] == [
+        ("left_out", 2),
+        ("segment", 10),
+    ]
+
+
+def test_a_file_cut_short_makes_its_series_unusable(tmp_path):
+    paths = write_series(tmp_path, ARRAY)
+    paths[-1].write_bytes(paths[-1].read_bytes()[:-10])
+
+    assert rows(found(tmp_path)) == [
+        ("3", "T2", "unusable", "1 of its 10 images end before their last pixel")
+    ]
+
+
+def test_a_directory_file_is_passed_over(tmp_path):
+    paths = write_series(tmp_path, ARRAY)
+    directory = tmp_path / "DICOMDIR"
+    directory.write_bytes(paths[0].read_bytes())
+    edit(directory, SOPClassUID="1.2.840.10008.1.3.10")
+
+    assert [row.images for row in found(tmp_path).rows] == [10]
+
+
+def test_colour_images_are_left_out_even_by_map(tmp_path):
+    for path in write_series(tmp_path, np.repeat(ARRAY, 3, axis=2), description="rgb"):
+        edit(path, SamplesPerPixel=3, Columns=16, PhotometricInterpretation="RGB")
+
+    for table in ({}, {"rgb": "T1"}):
+        assert rows(found(tmp_path, table=table)) == [("3", None, "left_out", "a colour image")]

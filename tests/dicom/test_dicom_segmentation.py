@@ -1,0 +1,131 @@
+"""Masks as DICOM-SEG: equal to the voxel, coded, and tied to the images and the weights."""
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from dicom_samples import CORONAL, PATIENT_NAME, edit, write_enhanced, write_series
+from tiny_scans import abdomen
+
+from sslmedsam2 import __version__
+from sslmedsam2.dicom.discovery import find_volumes
+from sslmedsam2.dicom.files import find_dicom_files
+from sslmedsam2.dicom.model import Algorithm
+from sslmedsam2.dicom.segmentation import read_dicom_seg, write_dicom_seg
+from sslmedsam2.errors import OutputError
+from sslmedsam2.imaging.geometry import affine_lps
+
+ARRAY, LIVER = (array[4:16, 10:40, 8:50] for array in abdomen())
+ALGORITHM = Algorithm("tiny", {"plans.json": "a" * 64, "fold_0/checkpoint_final.pth": "b" * 64})
+
+
+@pytest.fixture
+def volume(tmp_path):
+    """Return the one volume of a series, its files in no order."""
+    write_series(tmp_path / "series", ARRAY, number=7, orientation=CORONAL)
+    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+    return found
+
+
+@pytest.fixture
+def written(volume, tmp_path):
+    path = tmp_path / "out" / "seg.dcm"
+    write_dicom_seg(LIVER, volume=volume, path=path, algorithm=ALGORITHM)
+    return path
+
+
+def test_a_mask_reads_back_equal_by_the_images_it_names(volume, written):
+    assert 0 < LIVER.sum() < LIVER.size
+    assert np.array_equal(read_dicom_seg(written, volume=volume), LIVER)
+    assert [path.name for path in written.parent.iterdir()] == ["seg.dcm"]
+
+
+def test_a_mask_lies_where_its_images_lie(volume, written):
+    found = hd.seg.segread(written).get_volume(combine_segments=True)
+
+    liver_zyx = np.argwhere(LIVER)
+    expected = np.c_[liver_zyx[:, ::-1], np.ones(len(liver_zyx))] @ affine_lps(volume.geometry).T
+    places = np.argwhere(found.array)
+    reached = np.c_[places, np.ones(len(places))] @ found.affine.T
+
+    def ordered(points):
+        return np.array(sorted(map(tuple, np.round(points[:, :3], 3))))
+
+    assert np.allclose(ordered(reached), ordered(expected), atol=2e-3)
+
+
+def test_the_object_says_what_it_is_and_what_made_it(written):
+    dataset = pydicom.dcmread(written)
+    [segment] = dataset.SegmentSequence
+    [kind] = segment.SegmentedPropertyTypeCodeSequence
+    [algorithm] = segment.SegmentationAlgorithmIdentificationSequence
+
+    assert (dataset.Modality, dataset.SegmentationType) == ("SEG", "BINARY")
+    assert (kind.CodeValue, kind.CodingSchemeDesignator) == ("10200004", "SCT")
+    assert segment.SegmentAlgorithmType == "AUTOMATIC"
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == (
+        "SSL-MedSAM2 liver",
+        __version__,
+    )
+    assert "b" * 64 in algorithm.AlgorithmParameters
+    assert "tiny" in algorithm.AlgorithmParameters
+    assert dataset.SeriesNumber == 9007
+
+
+def test_the_object_belongs_to_the_study_and_names_every_source_image(volume, written):
+    dataset, source = pydicom.dcmread(written), pydicom.dcmread(volume.frames[0].path)
+    for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "PatientID"):
+        assert dataset[keyword].value == source[keyword].value
+    assert str(dataset.PatientName).startswith(PATIENT_NAME)
+    assert dataset.SeriesInstanceUID != source.SeriesInstanceUID
+
+    [series] = dataset.ReferencedSeriesSequence
+    named = {item.ReferencedSOPInstanceUID for item in series.ReferencedInstanceSequence}
+    assert series.SeriesInstanceUID == source.SeriesInstanceUID
+    assert named == {frame.sop_uid for frame in volume.frames}
+
+
+def test_an_enhanced_source_is_referred_to_frame_by_frame(tmp_path):
+    write_enhanced(tmp_path / "enhanced", {50.0: ARRAY, 800.0: ARRAY})
+    volumes = find_volumes(find_dicom_files(tmp_path))
+    [volume] = [one for one in volumes.values() if one.frames[0].b_value == 800]
+    [other] = [one for one in volumes.values() if one is not volume]
+    path = tmp_path / "seg.dcm"
+
+    write_dicom_seg(LIVER, volume=volume, path=path, algorithm=ALGORITHM)
+
+    assert np.array_equal(read_dicom_seg(path, volume=volume), LIVER)
+    referred = {
+        source.ReferencedFrameNumber
+        for group in pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+        for derivation in group.DerivationImageSequence
+        for source in derivation.SourceImageSequence
+    }
+    slices = np.flatnonzero(LIVER.any(axis=(1, 2)))
+    assert referred == {volume.frames[place].index + 1 for place in slices}
+    assert not referred & {frame.index + 1 for frame in other.frames}
+
+
+def test_images_that_no_object_can_be_made_of_are_an_error_that_quotes_nothing(volume, tmp_path):
+    edit(volume.frames[2].path, FrameOfReferenceUID="1.2.3", PatientID=PATIENT_NAME)
+
+    with pytest.raises(OutputError) as caught:
+        write_dicom_seg(LIVER, volume=volume, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+    assert "a DICOM-SEG cannot be made of these images" in str(caught.value)
+    assert PATIENT_NAME not in str(caught.value)
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error(volume, tmp_path):
+    (tmp_path / "out").write_text("in the way")
+
+    with pytest.raises(OutputError, match="A part of the path is a file"):
+        write_dicom_seg(
+            LIVER, volume=volume, path=tmp_path / "out" / "seg.dcm", algorithm=ALGORITHM
+        )
+
+
+def test_a_mask_of_another_shape_is_refused(volume, tmp_path):
+    with pytest.raises(ValueError, match="is not the volume's"):
+        write_dicom_seg(LIVER[1:], volume=volume, path=tmp_path / "x.dcm", algorithm=ALGORITHM)
