@@ -101,11 +101,11 @@ def _config_option() -> click.Option:
 
 def _apply_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        ctx.default_map = _option_values(ctx, _load_table(path), path=path)
+        ctx.default_map = _option_values(ctx, load_table(path), path=path)
 
 
-def _load_table(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
+def load_table(path: Path) -> dict[str, Any]:
+    """Read a TOML or JSON file that holds a table, such as a configuration.
 
     Raises
     ------
@@ -122,11 +122,11 @@ def _load_table(path: Path) -> dict[str, Any]:
         table = load(path)
     except (ValueError, OSError) as error:
         raise UsageError(
-            path, reason=f"cannot be read as configuration ({error})", remedy="Correct the file"
+            path, reason=f"cannot be read as a table ({error})", remedy="Correct the file"
         ) from error
     if not isinstance(table, dict):
         raise UsageError(
-            path, reason="does not hold a table of options", remedy='Write {"option": value, ...}'
+            path, reason="does not hold a table", remedy='Write {"name": value, ...}'
         )
     return table
 

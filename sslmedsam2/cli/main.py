@@ -32,6 +32,7 @@ _COMMANDS = {
     "predict": _LazyCommand(
         "sslmedsam2.cli.predict:predict", "Segment the liver in every study of a folder."
     ),
+    "dicom": _LazyCommand("sslmedsam2.cli.dicom:dicom", "List what a folder of DICOM files holds."),
     "evaluate": _LazyCommand(
         "sslmedsam2.cli.evaluate:evaluate", "Score predicted masks against references."
     ),
@@ -46,6 +47,14 @@ _COMMANDS = {
     ),
     "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List and verify model weights."),
     "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled studies."),
+    "pseudo-label": _LazyCommand(
+        "sslmedsam2.cli.pseudo_label:pseudo_label",
+        "Label volumes without masks from a few that have one.",
+    ),
+    "pretrain-sam2": _LazyCommand(
+        "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
+        "Train the compact SAM2 on synthetic volumes.",
+    ),
     "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Make synthetic test studies."),
 }
 _DEFAULT_COMMAND = "predict"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("/input"),
     show_default=True,
-    help="Folder of studies, flat folder of volumes, or one volume.",
+    help="Folder of studies or of DICOM files, flat folder of volumes, or one volume.",
 )
 @click.option(
     "--output",
@@ -80,6 +80,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Voxel type of the masks; input: that of each image.",
 )
+@click.option(
+    "--sequence-map",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML or JSON: which sequence a DICOM series is, where the guess is wrong.",
+)
+@click.option(
+    "--dicom-seg/--no-dicom-seg",
+    default=True,
+    show_default=True,
+    help="Write a DICOM-SEG beside each mask of a DICOM series.",
+)
 def predict(*, with_page: bool, **options: Any) -> int:
     """Segment the liver in every study of a folder."""
     from sslmedsam2.contract.names import parse_sequence_list
@@ -88,6 +99,8 @@ def predict(*, with_page: bool, **options: Any) -> int:
 
     if options["sequences"] is not None:
         options["sequences"] = parse_sequence_list(options["sequences"])
+    if options["sequence_map"] is not None:
+        options["sequence_map"] = load_table(options["sequence_map"])
     with _progress() as progress:
         report = run(PredictOptions(**options), on_result=_Teller(progress))
     _summarise(report, options["output_dir"])

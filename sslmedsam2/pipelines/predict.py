@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
-from sslmedsam2.contract.studies import Discovery, find_studies
+from sslmedsam2.contract.series import Series
+from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
+from sslmedsam2.dicom.outputs import seg_path
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, Device, EngineOptions, Mode
+from sslmedsam2.pipelines.dicom_output import DicomTarget
+from sslmedsam2.pipelines.inputs import Inputs, dicom_input_name, dicom_series, find_inputs
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.read_ahead import read_ahead
 from sslmedsam2.pipelines.resume import reusable_result
@@ -33,6 +37,7 @@ from sslmedsam2.pipelines.series_work import (
     segment,
 )
 from sslmedsam2.reporting.run_report import (
+    DicomRecord,
     ModelRecord,
     RunReport,
     SeriesResult,
@@ -69,6 +74,10 @@ class PredictOptions:
         Keep what an earlier run with the same model and options has completed.
     mask_dtype
         ``uint8``, or ``input`` for the voxel type of each image.
+    sequence_map
+        From DICOM series to sequences, see :mod:`sslmedsam2.dicom.sequence_map`.
+    dicom_seg
+        Write a DICOM-SEG beside the mask of each DICOM series.
     """
 
     input_path: Path
@@ -82,6 +91,8 @@ class PredictOptions:
     resume: bool = False
     previews: bool = True
     mask_dtype: MaskDtype = "uint8"
+    sequence_map: Mapping[str, Any] | None = None
+    dicom_seg: bool = True
 
 
 def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> RunReport:
@@ -96,15 +107,18 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
     ModelError
         No usable model was found.
     UsageError
-        The device is not there.
+        The device is not there, the sequence map is wrong, or there is nothing but DICOM and the
+        packages that read it are missing.
     OutputError
         The output folder cannot be written.
     """
-    discovery = find_studies(options.input_path, sequences=options.sequences)
-    for note in discovery.notes:
+    inputs = find_inputs(
+        options.input_path, sequences=options.sequences, sequence_map=options.sequence_map
+    )
+    for note in inputs.notes:
         logger.info(note)
     models = locate_models(options.model_dir)
-    targets = [target for target in _targets(discovery, options) if _is_served(target, models)]
+    targets = list(_targets(inputs, options, models))
     engine = _Engine(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
@@ -116,14 +130,17 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
         device=engine.device,
         backend=engine.backend,
         options=_recorded_options(options),
+        dicom=tuple(DicomRecord(**asdict(row)) for row in inputs.dicom_rows),
     )
-    total = len(targets) + len(discovery.problems)
+    problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
+    problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
+    total = len(targets) + len(problems)
     recorder = _Recorder(report, report_path(options.output_dir), total=total, listener=on_result)
-    for problem in discovery.problems:
-        recorder.add(_problem_result(problem, options))
+    for problem in problems:
+        recorder.add(problem)
     if not targets:
         recorder.end(ExitCode.NO_VALID_INPUT)
-        raise _no_input(discovery, options)
+        raise _no_input(inputs, options)
     with stop_on_signals() as stop:
         _run(targets, engine=engine, recorder=recorder, previous=previous, stop=stop)
         return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
@@ -218,19 +235,47 @@ def _run(
             recorder.add(writing.result())
 
 
-def _targets(discovery: Discovery, options: PredictOptions) -> Iterator[SeriesTarget]:
-    for study in discovery.studies:
+def _targets(
+    inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]
+) -> Iterator[SeriesTarget]:
+    """Yield what there is to do: what the contract's rules find, then the DICOM series."""
+    for study in inputs.studies.studies:
         for series in study.series:
-            path = mask_path(options.output_dir, series)
-            yield SeriesTarget(
-                series=series,
-                input_name=_input_name(series.path, options),
-                mask_path=path,
-                preview_path=preview_path(options.output_dir, series) if options.previews else None,
-                output_name=path.relative_to(options.output_dir).as_posix(),
-                mask_dtype=options.mask_dtype,
-                fallback=options.on_failure == "fallback",
-            )
+            target = _target(series, _input_name(series.path, options), options)
+            if _is_served(target, models):
+                yield target
+    for named in inputs.dicom.volumes if inputs.dicom else ():
+        volume = named.volume
+        target = _target(dicom_series(named), dicom_input_name(volume.case, volume.series), options)
+        if _is_served(target, models):
+            model = model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
+            yield replace(target, dicom=_dicom_target(volume, target.series, model, options))
+
+
+def _target(series: Series, input_name: str, options: PredictOptions) -> SeriesTarget:
+    path = mask_path(options.output_dir, series)
+    return SeriesTarget(
+        series=series,
+        input_name=input_name,
+        mask_path=path,
+        preview_path=preview_path(options.output_dir, series) if options.previews else None,
+        output_name=path.relative_to(options.output_dir).as_posix(),
+        mask_dtype=options.mask_dtype,
+        fallback=options.on_failure == "fallback",
+    )
+
+
+def _dicom_target(
+    volume: DicomVolume, series: Series, model: ModelLocation, options: PredictOptions
+) -> DicomTarget:
+    record = _record(model)
+    path = seg_path(options.output_dir, series) if options.dicom_seg else None
+    return DicomTarget(
+        volume=volume,
+        seg_path=path,
+        seg_name=path.relative_to(options.output_dir).as_posix() if path else None,
+        algorithm=Algorithm(record.name, record.sha256),
+    )
 
 
 def _is_served(target: SeriesTarget, models: Sequence[ModelLocation]) -> bool:
@@ -262,6 +307,25 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
     )
 
 
+def _unusable_result(row: SeriesRow) -> SeriesResult:
+    """Report a DICOM series or file that should have been a volume and is none."""
+    error = InputError(
+        f"{row.case}/{row.series}",
+        kind="unusable_dicom",
+        reason=row.reason,
+        remedy="Find it with 'sslmedsam2 dicom --identify' and export it again",
+    )
+    return SeriesResult(
+        case=row.case,
+        vendor=None,
+        sequence=row.sequence or UNNAMED_SEQUENCE,
+        input_path=dicom_input_name(row.case, row.series),
+        output_path=None,
+        status=SeriesStatus.FAILED,
+        error=str(error),
+    )
+
+
 def _previous_report(options: PredictOptions) -> RunReport | None:
     if not options.resume:
         return None
@@ -277,10 +341,14 @@ def _previous_report(options: PredictOptions) -> RunReport | None:
 
 
 def _recorded_options(options: PredictOptions) -> dict[str, object]:
-    """Return the options that decide the result; folders are the caller's own business."""
+    """Return the options that decide the masks; folders are the caller's own business.
+
+    So is the sequence map, whose keys may say something of a patient; what it led to is in the
+    report's list of DICOM series.
+    """
     recorded = asdict(options)
-    for folder in ("input_path", "output_dir", "model_dir", "resume"):
-        del recorded[folder]
+    for name in ("input_path", "output_dir", "model_dir", "resume", "sequence_map", "dicom_seg"):
+        del recorded[name]
     return recorded
 
 
@@ -298,10 +366,12 @@ def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
     return ExitCode.SOME_CASES_FAILED
 
 
-def _no_input(discovery: Discovery, options: PredictOptions) -> SslMedSam2Error:
-    reasons = [problem.reason for problem in discovery.problems] or list(discovery.notes)
+def _no_input(inputs: Inputs, options: PredictOptions) -> SslMedSam2Error:
+    reasons = [problem.reason for problem in inputs.studies.problems]
+    reasons += [f"{row.case}/{row.series}: {row.reason}" for row in inputs.dicom_rows]
+    reasons = reasons or list(inputs.notes)
     return NoInputError(
         options.input_path,
         reason="no volume can be used" + (f" ({reasons[0]})" if reasons else ""),
-        remedy="Mount case folders with GED4.nii.gz and the like, or plain volumes",
+        remedy="Mount case folders with GED4.nii.gz and the like, plain volumes or DICOM series",
     )

@@ -22,9 +22,10 @@ from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.evaluation.tables import ScoreRow
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import window_if_hounsfield
-from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.pipelines.evaluate import evaluate
+from sslmedsam2.pipelines.inputs import InputImages
 from sslmedsam2.reporting.page import (
     VIEW_BUDGET_BYTES,
     write_page,
@@ -155,7 +156,7 @@ class _ViewMaker:
 
     def __init__(self, run_dir: Path, input_dir: Path | None, folder: Path) -> None:
         self._run_dir = run_dir
-        self._input_dir = input_dir
+        self._images = None if input_dir is None else InputImages(input_dir)
         self._folder = folder
         self._folders = (run_dir, input_dir)
 
@@ -163,8 +164,8 @@ class _ViewMaker:
         """Write volumes, or else the preview, or else nothing."""
         try:
             mask = self._mask(result)
-            if self._input_dir is not None:
-                image = _read_image(self._input_dir / result.input_path)
+            if self._images is not None:
+                image = _as_seen(self._images.read(result.input_path))
                 return self._volumes(series_id, image, mask, reference_path=reference_path)
         except InputError as error:
             # That a series without a mask cannot be read is what the run itself reports.
@@ -294,9 +295,8 @@ def _mask_key(result: SeriesResult) -> MaskKey:
     return names.identity_key(result.case), _named(result).sequence
 
 
-def _read_image(path: Path) -> Volume:
-    """Read an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
-    image = read_volume(path)
+def _as_seen(image: Volume) -> Volume:
+    """Return an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
     return replace(image, array_zyx=window_if_hounsfield(image.array_zyx)[0])
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
-from sslmedsam2.imaging.reading import read_grid, read_mask
-from sslmedsam2.pipelines.series_work import SeriesTarget
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.pipelines.series_work import SeriesTarget, read_target_grid
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
 
 logger = logging.getLogger(__name__)
@@ -47,11 +47,20 @@ def _same_making(previous: RunReport, report: RunReport) -> bool:
 def _still_valid(target: SeriesTarget, result: SeriesResult) -> SeriesResult | None:
     try:
         mask = read_mask(target.mask_path)
-        image = read_grid(target.series.path)
+        image = read_target_grid(target)
     except InputError as error:
         logger.info("done again: %s", error)
         return None
     if not mask.array_zyx.any() or not same_grid(mask.geometry, image.geometry):
         logger.info("done again: %s is empty or on another grid", target.output_name)
         return None
+    if _lacks_seg(target, result):
+        logger.info("done again: %s has no DICOM-SEG", target.output_name)
+        return None
     return replace(result, status=SeriesStatus.SKIPPED_RESUME)
+
+
+def _lacks_seg(target: SeriesTarget, result: SeriesResult) -> bool:
+    """Tell whether a DICOM-SEG is wanted that an earlier run has not written."""
+    path = target.dicom.seg_path if target.dicom else None
+    return path is not None and not (result.dicom_seg_path and path.is_file())

@@ -19,10 +19,11 @@ from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import MaskDtype, write_mask
 from sslmedsam2.inference.body import typical_liver
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
+from sslmedsam2.pipelines.dicom_output import DicomTarget, write_seg
 from sslmedsam2.pipelines.volume_work import ReadyVolume, judge, make_ready
 from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
@@ -37,7 +38,15 @@ claims more and cannot be read: its header is likelier wrong, and memory is spen
 
 @dataclass(frozen=True)
 class SeriesTarget:
-    """One series and where its results go; ``preview_path`` is None without previews."""
+    """One series and where its results go.
+
+    Attributes
+    ----------
+    preview_path
+        None without previews.
+    dicom
+        None unless it is a DICOM series; then ``series.path`` is no path but its neutral name.
+    """
 
     series: Series
     input_name: str
@@ -46,6 +55,7 @@ class SeriesTarget:
     output_name: str
     mask_dtype: MaskDtype
     fallback: bool
+    dicom: DicomTarget | None = None
 
 
 @dataclass(frozen=True)
@@ -72,12 +82,29 @@ def load(target: SeriesTarget) -> Loaded:
     start = time.perf_counter()
     path = target.series.path
     try:
-        ready = make_ready(read_volume(path))
+        ready = make_ready(_read_image(target))
     except SslMedSam2Error as error:
         return Loaded(target, None, error)
     except Exception as error:
         return Loaded(target, None, _unforeseen(path, error))
     return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
+
+
+def _read_image(target: SeriesTarget) -> Volume:
+    if target.dicom is None:
+        return read_volume(target.series.path)
+    from sslmedsam2.dicom.reading import read_dicom
+
+    return read_dicom(target.dicom.volume)
+
+
+def read_target_grid(target: SeriesTarget) -> MaskVolume:
+    """Return an empty mask on a series' grid; raises InputError if that cannot be read."""
+    if target.dicom is None:
+        return read_grid(target.series.path)
+    from sslmedsam2.dicom.reading import dicom_grid
+
+    return dicom_grid(target.dicom.volume)
 
 
 def segment(loaded: Loaded, segmenter: CanonicalSegmenter) -> Segmented:
@@ -139,7 +166,7 @@ def _written_without_liver(work: Segmented, found: CanonicalSegmentation) -> Ser
 def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
     """Write the typical liver on the file's grid, if at least that can be read."""
     ready = work.loaded.ready
-    grid = ready.volume if ready else _unread_grid(work.loaded.target.series.path)
+    grid = ready.volume if ready else _unread_grid(work.loaded.target)
     if grid is None:
         return _failed(work, cause)
     turn = reorientation_of(grid.geometry)
@@ -147,19 +174,22 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
     mask = to_native(typical_liver((z, y, x)), turn)
     target = work.loaded.target
     write_mask(mask, like=grid, path=target.mask_path, dtype=target.mask_dtype)
+    seg = write_seg(target.dicom, mask, is_guess=True)
     voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
     outcome = f"{cause} A liver of typical place and size was written instead."
+    result = _result(work, status=SeriesStatus.FALLBACK, error=outcome)
     return replace(
-        _result(work, status=SeriesStatus.FALLBACK, error=outcome),
+        result,
+        warnings=(*result.warnings, *seg.warnings),
         output_path=target.output_name,
         liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
     )
 
 
-def _unread_grid(path: Path) -> MaskVolume | None:
-    """Return the grid of a file whose voxels could not be read, if it can be relied on."""
+def _unread_grid(target: SeriesTarget) -> MaskVolume | None:
+    """Return the grid of a series whose voxels could not be read, if it can be relied on."""
     try:
-        grid = read_grid(path)
+        grid = read_target_grid(target)
     except InputError:
         return None
     return grid if grid.array_zyx.size <= LARGEST_GUESS_VOXELS else None
@@ -173,7 +203,9 @@ def _write(
     assert found is not None
     judged = judge(mask_zyx, ready, found)
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
-    flags = ("FALLBACK",) if status is SeriesStatus.FALLBACK else ()
+    is_guess = status is SeriesStatus.FALLBACK
+    seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
+    flags = ("FALLBACK",) if is_guess else ()
     previewing = _preview(target, ready.canonical, mask_zyx, flags=flags)
     return replace(
         _result(work, status=status, error=reason),
@@ -182,7 +214,8 @@ def _write(
         components=found.n_components,
         touches_border=judged.touches_border,
         mean_foreground_confidence=_rounded(found.mean_confidence),
-        warnings=(*judged.warnings, *previewing),
+        warnings=(*judged.warnings, *seg.warnings, *previewing),
+        dicom_seg_path=seg.name,
     )
 
 

@@ -96,6 +96,8 @@ class SeriesResult:
         Repairs and doubts, in plain words.
     error
         One line, or None.
+    dicom_seg_path
+        Of the DICOM-SEG, relative to the run's folder; None if none was written.
     geometry
         Of the input; None if it could not be read.
     """
@@ -115,11 +117,36 @@ class SeriesResult:
     warnings: tuple[str, ...] = ()
     error: str | None = None
     geometry: InputGeometry | None = None
+    dicom_seg_path: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
         """What identifies the series within a run."""
         return self.case, self.sequence, self.input_path
+
+
+@dataclass(frozen=True)
+class DicomRecord:
+    """What a DICOM series of the input was taken for, under its neutral name.
+
+    Attributes
+    ----------
+    sequence
+        The guess, or the user's word; None if it stands for none.
+    use
+        ``segment``, ``left_out`` or ``unusable``.
+    reason
+        Why.
+    images
+        How many images it consists of.
+    """
+
+    case: str
+    series: str
+    sequence: str | None
+    use: str
+    reason: str
+    images: int
 
 
 @dataclass(frozen=True)
@@ -135,7 +162,8 @@ class RunReport:
     """Everything needed to understand a run and to do it again.
 
     ``started`` and ``finished`` are ISO 8601 times in UTC; ``finished`` and ``exit_code`` are None
-    while the run goes on, and stay so if it was killed.
+    while the run goes on, and stay so if it was killed. ``dicom`` lists every DICOM series of the
+    input, those that were left out included.
     """
 
     models: tuple[ModelRecord, ...]
@@ -147,6 +175,7 @@ class RunReport:
     exit_code: int | None = None
     interrupted: bool = False
     series: tuple[SeriesResult, ...] = ()
+    dicom: tuple[DicomRecord, ...] = ()
     tool: str = "sslmedsam2"
     tool_version: str = __version__
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -168,7 +197,12 @@ class RunReport:
 
 
 def start_report(
-    *, models: tuple[ModelRecord, ...], device: str, backend: str, options: Mapping[str, Any]
+    *,
+    models: tuple[ModelRecord, ...],
+    device: str,
+    backend: str,
+    options: Mapping[str, Any],
+    dicom: tuple[DicomRecord, ...] = (),
 ) -> RunReport:
     """Open the report of a run that begins now."""
     return RunReport(
@@ -177,6 +211,7 @@ def start_report(
         backend=backend,
         options=options,
         started=utc_now(),
+        dicom=dicom,
         versions=installed_versions(),
     )
 
@@ -225,6 +260,7 @@ def load_report(path: Path) -> RunReport:
             raise ValueError(f"schema version {version}, not {SCHEMA_VERSION}")
         del document["counts"]
         document["models"] = tuple(ModelRecord(**model) for model in document["models"])
+        document["dicom"] = tuple(DicomRecord(**row) for row in document.get("dicom", ()))
         document["series"] = tuple(_series(entry) for entry in document["series"])
         return RunReport(**document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -105,7 +105,7 @@ def test_toml_is_read(probe, config):
         ({"batch": True}, "not a value for --batch"),
         ({"mirror": "perhaps"}, "not a valid boolean"),
         ({"mode": {"name": "fast"}}, "not a value for --mode"),
-        (["mode", "fast"], "table of options"),
+        (["mode", "fast"], "does not hold a table"),
         ("{", "cannot be read"),
     ],
 )

@@ -1,0 +1,91 @@
+"""The command ``dicom``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand, load_table
+
+if TYPE_CHECKING:
+    from sslmedsam2.dicom.model import SeriesRow
+
+_HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path),
+    default=Path("/input"),
+    show_default=True,
+    help="Folder of DICOM files, or one file.",
+)
+@click.option("--sequences", help="Which predict would segment.  [default: GED4,T1,T2,DWI_800]")
+@click.option(
+    "--sequence-map",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="TOML or JSON: which sequence a series is, where the guess is wrong.",
+)
+@click.option(
+    "--identify",
+    is_flag=True,
+    help="Also print SeriesInstanceUID, description and folder, which may name patients.",
+)
+def dicom(
+    input_path: Path, sequences: str | None, sequence_map: Path | None, identify: bool
+) -> None:
+    """List what a folder of DICOM files holds, and what predict would do with each series.
+
+    Nothing is segmented or written. Names are neutral, as in predict's report; --identify tells
+    which series they stand for.
+    """
+    from sslmedsam2.contract.names import parse_sequence_list
+    from sslmedsam2.errors import NoInputError
+    from sslmedsam2.pipelines.inputs import find_inputs
+
+    inputs = find_inputs(
+        input_path,
+        sequences=None if sequences is None else parse_sequence_list(sequences),
+        sequence_map=None if sequence_map is None else load_table(sequence_map),
+    )
+    if inputs.dicom is None:
+        raise NoInputError(
+            input_path,
+            reason="there is no DICOM file that can be read",
+            remedy="Give a folder of DICOM files; their names do not matter",
+        )
+    click.echo(_table(inputs.dicom.rows, inputs.dicom.places if identify else {}))
+    for note in inputs.dicom.notes:
+        click.echo(f"note: {note}")
+
+
+def _table(rows: tuple[SeriesRow, ...], places: dict[tuple[str, str], str]) -> str:
+    """Lay the rows out in columns, each followed by its place where that is to be shown."""
+    cells = [
+        (
+            row.case,
+            row.series,
+            str(row.images),
+            row.sequence or "-",
+            row.use.replace("_", " "),
+            row.reason,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
+    lines = [_line(_HEADINGS, widths)]
+    for row, texts in zip(rows, cells, strict=True):
+        lines.append(_line(texts, widths))
+        place = places.get((row.case, row.series.partition(".")[0]))
+        if place:
+            lines.append(f"    {place}")
+    return "\n".join(lines)
+
+
+def _line(texts: tuple[str, ...], widths: list[int]) -> str:
+    columns = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
+    return "  ".join(columns).rstrip()

@@ -1,0 +1,171 @@
+"""What an input path holds: studies by the contract's rules, and DICOM series.
+
+pydicom is imported only where there are DICOM files. What is said of those names no file of
+theirs: see :mod:`sslmedsam2.dicom.names`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sslmedsam2.contract.names import PREDICTED_SEQUENCES
+from sslmedsam2.contract.series import Series
+from sslmedsam2.contract.studies import Discovery, find_studies
+from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
+from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
+from sslmedsam2.dicom.sequence_map import parse_sequence_map
+from sslmedsam2.dicom.support import require_dicom
+from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.reading import read_volume
+from sslmedsam2.imaging.volume import Volume
+
+logger = logging.getLogger(__name__)
+
+DICOM_SCHEME = "dicom:"
+"""Begins the input name of a DICOM series; the rest is its neutral name."""
+
+_NOTHING = Discovery(studies=(), problems=(), layout="empty", notes=())
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``dicom`` is None where there is none, or where it cannot be read and is not alone."""
+
+    studies: Discovery
+    dicom: DicomDiscovery | None
+
+    @property
+    def dicom_rows(self) -> tuple[SeriesRow, ...]:
+        """What became of every DICOM series."""
+        return self.dicom.rows if self.dicom else ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user might want to know and nobody has to act on."""
+        if self.dicom is None:
+            return self.studies.notes
+        left_out = (
+            f"{row.case}/{row.series} is left out: {row.reason}"
+            for row in self.dicom.rows
+            if row.use == "left_out"
+        )
+        return (*self.studies.notes, *self.dicom.notes, *left_out)
+
+
+def find_inputs(
+    input_path: Path,
+    *,
+    sequences: tuple[str, ...] | None,
+    sequence_map: Mapping[str, Any] | None = None,
+) -> Inputs:
+    """List everything below a path that may be segmented.
+
+    Raises
+    ------
+    NoInputError
+        As :func:`find_studies`.
+    UsageError
+        The sequence map holds something else than sequences; or there is nothing but DICOM and
+        the packages that read it are not installed.
+    """
+    mapping = parse_sequence_map(sequence_map or {})
+    files = find_dicom_files(input_path)
+    if not files.files:
+        studies = find_studies(input_path, sequences=sequences)
+        return Inputs(replace(studies, notes=(*_missing_dicom(files), *studies.notes)), None)
+    studies = _NOTHING
+    if input_path.is_dir():
+        studies = _beside(files, find_studies(input_path, sequences=sequences))
+    try:
+        require_dicom()
+    except UsageError as error:
+        if not studies.studies:
+            raise
+        logger.warning("%d DICOM files are left alone: %s", len(files.files), error)
+        return Inputs(studies, None)
+    from sslmedsam2.dicom.discovery import discover
+
+    found = discover(files, sequences=sequences or PREDICTED_SEQUENCES, sequence_map=mapping)
+    return Inputs(studies, found)
+
+
+def dicom_input_name(case: str, series: str) -> str:
+    """Return what a report calls the input of a DICOM series."""
+    return f"{DICOM_SCHEME}{case}/{series}"
+
+
+def dicom_series(named: NamedVolume) -> Series:
+    """Return a DICOM volume as the contract's series.
+
+    One that stands for no sequence is a case by itself, as a file of unknown name is.
+    """
+    volume, sequence = named.volume, named.row.sequence
+    case = volume.case if sequence else f"{volume.case}_{volume.series}"
+    return Series(case=case, vendor=None, sequence=sequence, path=Path(volume.name))
+
+
+class InputImages:
+    """Reads the images of a run again, by the input names of its report."""
+
+    def __init__(self, input_dir: Path) -> None:
+        """Remember the folder; nothing is read yet."""
+        self._input_dir = input_dir
+        self._dicom: dict[str, DicomVolume] | None = None
+
+    def read(self, input_name: str) -> Volume:
+        """Read an image.
+
+        Raises
+        ------
+        InputError
+            It is not there or cannot be read.
+        UsageError
+            It is DICOM, and the packages that read it are not installed.
+        """
+        if not input_name.startswith(DICOM_SCHEME):
+            return read_volume(self._input_dir / input_name)
+        name = input_name.removeprefix(DICOM_SCHEME)
+        volume = self._volumes().get(name)
+        if volume is None:
+            raise InputError(
+                name,
+                kind="missing_series",
+                reason="there is no such DICOM volume",
+                remedy="Give the input that the run was made from",
+            )
+        from sslmedsam2.dicom.reading import read_dicom
+
+        return read_dicom(volume)
+
+    def _volumes(self) -> dict[str, DicomVolume]:
+        if self._dicom is None:
+            require_dicom()
+            from sslmedsam2.dicom.discovery import find_volumes
+
+            self._dicom = find_volumes(find_dicom_files(self._input_dir))
+        return self._dicom
+
+
+def _missing_dicom(files: DicomFiles) -> tuple[str, ...]:
+    """Note files that are only named like DICOM."""
+    count = len(files.impostors)
+    return (f"{count} files are named like DICOM and do not begin so",) if count else ()
+
+
+def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
+    """Drop what the contract's rules say of DICOM files and of the folders that hold them."""
+    folders = {folder for path in files.files for folder in path.parents}
+    named = {str(path) for path in files.files}
+    return replace(
+        studies,
+        problems=tuple(
+            problem
+            for problem in studies.problems
+            if not (problem.kind == "empty_case" and Path(problem.subject) in folders)
+        ),
+        notes=tuple(note for note in studies.notes if note.partition(": ")[0] not in named),
+    )
