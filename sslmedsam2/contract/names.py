@@ -26,7 +26,9 @@ _SEQUENCE_PATTERNS = (
 # After DWI only a separator, or a b-value, may follow: "DWIGHT" is a person.
 _DWI = re.compile(r"DWI(?:[ _-].*|B?\d.*)?", re.IGNORECASE)
 _DWI_800 = re.compile(r"DWI[ _-]?B?[ _-]?800", re.IGNORECASE)
-_MASK_PREFIX = re.compile(r"(mask|organs)[ _-]", re.IGNORECASE)
+PROBABILITY_PREFIX = "probability_"
+UNCERTAINTY_PREFIX = "uncertainty_"
+_MASK_PREFIX = re.compile(r"(mask|organs|probability|uncertainty)[ _-]", re.IGNORECASE)
 _MASK_SUFFIX = re.compile(r"[ _-](mask|seg|pred)$", re.IGNORECASE)
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
@@ -46,7 +48,7 @@ class SequenceName:
 
 @dataclass(frozen=True)
 class MaskName:
-    """A mask's stem: what kind of mask it is, and the name of the image it belongs to."""
+    """The stem of a mask or map: of what kind it is, and the name of the image it belongs to."""
 
     kind: str
     image_stem: str
@@ -75,7 +77,11 @@ def is_hidden(name: str) -> bool:
 
 
 def parse_mask_stem(stem: str) -> MaskName | None:
-    """Recognise ``mask_X``, ``organs_X``, ``X_mask``, ``X_seg`` and ``X_pred``; else None."""
+    """Recognise masks and maps of an image ``X`` by their names; None for any other.
+
+    They are ``mask_X``, ``organs_X``, ``probability_X``, ``uncertainty_X``, ``X_mask``, ``X_seg``
+    and ``X_pred``.
+    """
     prefix = _MASK_PREFIX.match(stem)
     if prefix:
         return MaskName(kind=prefix[1].lower(), image_stem=stem[prefix.end() :])
