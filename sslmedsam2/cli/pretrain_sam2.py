@@ -1,0 +1,54 @@
+"""The command ``pretrain-sam2``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--work-dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where the training lives; run again to go on after a stop.",
+)
+@click.option(
+    "--output",
+    "output_path",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The finished network, *.safetensors, for pseudo-label --sam2.",
+)
+@click.option(
+    "--steps", type=click.IntRange(1), default=8000, show_default=True, help="Optimiser steps."
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(64),
+    default=128,
+    show_default=True,
+    help="Side of the slices, in pixels; a multiple of 32.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Share each step between so many processes; on a CPU as many as it has cores is fastest.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
+)
+def pretrain_sam2(**options: Any) -> None:
+    """Train the compact SAM2 from scratch, on synthetic volumes only."""
+    from sslmedsam2.pipelines.pretrain_sam2 import PretrainOptions
+    from sslmedsam2.pipelines.pretrain_sam2 import pretrain_sam2 as run
+
+    path = run(PretrainOptions(**options))
+    click.echo(f"wrote {path}; use it with pseudo-label --sam2 {path}")

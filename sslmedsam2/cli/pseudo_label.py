@@ -1,0 +1,125 @@
+"""The command ``pseudo-label``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+
+if TYPE_CHECKING:
+    from sslmedsam2.pipelines.pseudo_label import PseudoLabelSummary
+    from sslmedsam2.pipelines.pseudo_label_records import PseudoLabelRecord
+
+_LOG = logging.getLogger(__name__)
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--support",
+    "support_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz: a few labelled volumes.",
+)
+@click.option(
+    "--query",
+    "query_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Volumes to label, of any sequence and vendor, in any layout that predict reads.",
+)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where masks, maps, records and pictures go; not inside the query folder.",
+)
+@click.option(
+    "--sam2",
+    default="compact",
+    show_default=True,
+    help="The shipped 'compact', 'sam2.1-hiera-tiny' or 'medsam2' after weights fetch, or a path.",
+)
+@click.option("--sequences", help="Of the queries.  [default: GED4,T1,T2,DWI_800]")
+@click.option(
+    "--strategy",
+    type=click.Choice(["retrieval", "random-insertion"]),
+    default="retrieval",
+    show_default=True,
+    help="retrieval: this project's; random-insertion: the published procedure, far slower.",
+)
+@click.option(
+    "--harmonise/--no-harmonise",
+    default=True,
+    show_default=True,
+    help="Bring supports to the query's contrast where it differs.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random-insertion."
+)
+@click.option(
+    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
+)
+@click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
+@click.option("--shard", help="Do a part of the queries: 2/8 is the second of eight.")
+def pseudo_label(
+    *,
+    strategy: str,
+    harmonise: bool,
+    seed: int,
+    sequences: str | None,
+    shard: str | None,
+    **options: Any,
+) -> int:
+    """Label volumes without masks from a few that have one, by a frozen SAM2.
+
+    Each pseudo label carries an estimate of its Dice and a verdict: accept, doubtful or reject.
+    """
+    from sslmedsam2.contract.names import parse_sequence_list
+    from sslmedsam2.contract.pseudo_labels import parse_shard
+    from sslmedsam2.fewshot.settings import FewShotSettings
+    from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions
+    from sslmedsam2.pipelines.pseudo_label import pseudo_label as run
+
+    summary = run(
+        PseudoLabelOptions(
+            **options,
+            sequences=None if sequences is None else parse_sequence_list(sequences),
+            shard=None if shard is None else parse_shard(shard),
+            settings=FewShotSettings(
+                strategy="retrieval" if strategy == "retrieval" else "random-insertion",
+                harmonise=harmonise,
+                seed=seed,
+            ),
+        ),
+        on_record=_tell,
+    )
+    _summarise(summary)
+    return summary.exit_code
+
+
+def _tell(record: PseudoLabelRecord, done: int, total: int) -> None:
+    estimate = "" if record.estimated_dice is None else f", Dice about {record.estimated_dice:.2f}"
+    _LOG.info(
+        "%d/%d %s %s: %s%s, %.1f s",
+        done,
+        total,
+        record.case,
+        record.sequence or "",
+        record.verdict or "failed",
+        estimate,
+        sum(record.seconds.values()),
+    )
+
+
+def _summarise(summary: PseudoLabelSummary) -> None:
+    counts = ", ".join(f"{count} {word}" for word, count in summary.counts.items() if count)
+    interrupted = "interrupted after: " if summary.interrupted else ""
+    left_out = len(summary.support_errors)
+    note = f"; {left_out} labelled volume(s) left out" if left_out else ""
+    click.echo(f"{interrupted}{counts or 'nothing to do'}{note}; see {summary.table_path}")

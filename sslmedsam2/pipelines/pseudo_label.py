@@ -1,0 +1,384 @@
+"""``pseudo-label``: a few labelled volumes and a frozen SAM2 label the volumes that have no mask.
+
+First each labelled volume is segmented by all others: that tells what the estimates of reliability
+are worth here. Then come the queries, in sorted order; while SAM2 works on one, the next is read
+and the last is written. A query's record is written when all else of it is, so that a kill loses
+nothing that was finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from sslmedsam2 import __version__
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.pseudo_labels import (
+    CALIBRATION_NAME,
+    Shard,
+    pseudo_label_paths,
+    run_record_path,
+)
+from sslmedsam2.contract.queries import Queries, find_queries
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
+from sslmedsam2.fewshot.build import build_strategy
+from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
+from sslmedsam2.fewshot.settings import FewShotSettings
+from sslmedsam2.fewshot.strategy import Strategy
+from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.pipelines.pseudo_label_calibration import (
+    CalibrationRun,
+    read_calibration,
+    run_calibration,
+    write_calibration,
+)
+from sslmedsam2.pipelines.pseudo_label_inputs import CheckedSupports, check_supports, find_sam2
+from sslmedsam2.pipelines.pseudo_label_records import Making, PseudoLabelRecord, write_table
+from sslmedsam2.pipelines.pseudo_label_work import (
+    Labeller,
+    QueryTarget,
+    load,
+    reusable_record,
+)
+from sslmedsam2.pipelines.read_ahead import read_ahead
+from sslmedsam2.pipelines.torch_device import Device, choose_device
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_EFFECT: Final = ("memory_limit_mb",)
+"""Settings that change no pseudo label."""
+
+OnRecord = Callable[[PseudoLabelRecord, int, int], None]
+"""Called with each query's record, how many are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class PseudoLabelOptions:
+    """What ``pseudo-label`` is asked to do.
+
+    Attributes
+    ----------
+    support_dir
+        Case folders with ``<SEQ>.nii.gz`` and ``mask_<SEQ>.nii.gz``.
+    query_dir
+        Volumes to label, in any layout that ``predict`` reads.
+    sam2
+        ``compact``, the name of an official checkpoint that was fetched, or a path.
+    sequences
+        Of the queries; canonical names, None for those that the challenge scores.
+    resume
+        Keep what an earlier run has completed in the same way.
+    shard
+        Label this part of the queries only; None for all. Shards may share ``output_dir``.
+    """
+
+    support_dir: Path
+    query_dir: Path
+    output_dir: Path
+    sam2: str
+    sequences: tuple[str, ...] | None = None
+    settings: FewShotSettings = field(default_factory=FewShotSettings)
+    device: Device = "auto"
+    resume: bool = False
+    shard: Shard | None = None
+
+
+@dataclass(frozen=True)
+class PseudoLabelSummary:
+    """How a run went.
+
+    Attributes
+    ----------
+    records
+        Of this run's queries; those that an earlier run had completed are counted in ``kept``.
+    problems
+        What should have been a query and cannot be.
+    support_errors
+        A line for each labelled volume that had to be left out.
+    """
+
+    records: tuple[PseudoLabelRecord, ...]
+    kept: int
+    problems: tuple[PseudoLabelRecord, ...]
+    support_errors: tuple[str, ...]
+    table_path: Path
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command ends with."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        failed = self.problems or self.support_errors or any(r.error for r in self.records)
+        return ExitCode.SOME_CASES_FAILED if failed else ExitCode.OK
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pseudo labels there are of each verdict, and how many failed."""
+        words = [record.verdict or "failed" for record in (*self.records, *self.problems)]
+        return {word: words.count(word) for word in ("accept", "doubtful", "reject", "failed")}
+
+
+def pseudo_label(
+    options: PseudoLabelOptions, *, on_record: OnRecord | None = None
+) -> PseudoLabelSummary:
+    """Label every query below ``options.query_dir``.
+
+    A query that fails never stops the others, nor does a labelled volume that cannot be used; the
+    summary's ``exit_code`` says whether there were any.
+
+    Raises
+    ------
+    NoInputError
+        There is no labelled volume that can be used, or no query.
+    InputError
+        The support folder leaves in doubt which mask belongs to which image.
+    ModelError
+        There is no such SAM2, or it is damaged.
+    UsageError
+        The device is not there, or the output would lie among the queries.
+    OutputError
+        The output folder cannot be written.
+    """
+    _check_output_dir(options)
+    device = choose_device(options.device)
+    labelled = find_labelled_series(options.support_dir)
+    queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
+    for note in queries.notes:
+        logger.info(note)
+    targets = [_target(series, options) for series in queries.series]
+    if not targets:
+        raise _no_query(queries, options)
+    sam2 = load_sam2(find_sam2(options.sam2), device=device)
+    checked = check_supports(options.support_dir, labelled)
+    run = _Run(options, sam2, checked, queries, listener=on_record)
+    part = targets if options.shard is None else options.shard.of(targets)
+    with stop_on_signals() as stop:
+        return run.work(part, stop)
+
+
+class _Run:
+    """One run: what all queries have in common, and what has come of them so far."""
+
+    def __init__(
+        self,
+        options: PseudoLabelOptions,
+        sam2: LoadedSam2,
+        checked: CheckedSupports,
+        queries: Queries,
+        *,
+        listener: OnRecord | None,
+    ) -> None:
+        self._options = options
+        self._sam2 = sam2
+        self._supports = checked.supports
+        self._support_errors = tuple(str(problem) for problem in checked.problems)
+        self._problems = tuple(_problem_record(error, options) for error in queries.problems)
+        self._listener = listener
+        self._started = _now()
+        self._making = _making(options.settings, sam2, checked)
+        self._records: list[PseudoLabelRecord] = []
+        self._n_queries = 0
+        self._kept = 0
+        self._seconds: dict[str, float] = {}
+
+    def work(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
+        """Label the targets, until done or stopped, and sum up."""
+        self._n_queries = len(targets)
+        for problem in self._problems:
+            logger.error(problem.error)
+        self._write_run_record(None)
+        pending = [target for target in targets if not self._keep(target)]
+        if pending:
+            with _scratch_folder(self._options.output_dir) as scratch_dir:
+                self._label(pending, stop, scratch_dir=scratch_dir)
+        summary = PseudoLabelSummary(
+            records=tuple(self._records),
+            kept=self._kept,
+            problems=self._problems,
+            support_errors=self._support_errors,
+            table_path=write_table(self._options.output_dir, problems=self._problems),
+            interrupted=bool(stop),
+        )
+        self._write_run_record(summary)
+        return summary
+
+    def _keep(self, target: QueryTarget) -> bool:
+        """Take over what an earlier run has completed, if that is wanted and still stands."""
+        record = reusable_record(target, self._making) if self._options.resume else None
+        if record is None:
+            return False
+        self._kept += 1
+        self._add(record)
+        return True
+
+    def _label(
+        self, targets: Sequence[QueryTarget], stop: StopRequest, *, scratch_dir: Path
+    ) -> None:
+        """Stream the queries through reader, network and writer until done or stopped."""
+        with self._timed("supports"):
+            strategy = build_strategy(
+                self._options.settings, self._sam2, self._supports, scratch_dir=scratch_dir
+            )
+        with self._timed("calibration"):
+            calibrated = self._calibrate(strategy, stop)
+        if calibrated is None:
+            return
+        labeller = Labeller(
+            strategy,
+            calibrated.calibration,
+            supports=self._supports,
+            making=self._making,
+            device=self._sam2.device.type,
+        )
+        with ThreadPoolExecutor(1, "writer") as writer:
+            writing: Future[PseudoLabelRecord] | None = None
+            for loaded in read_ahead(targets, load):
+                if stop:
+                    break
+                work = labeller.segment(loaded)
+                # One write at a time: more would only hold more volumes in memory.
+                if writing is not None:
+                    self._add(writing.result())
+                writing = writer.submit(labeller.finish, work)
+            if writing is not None:
+                self._add(writing.result())
+
+    def _calibrate(self, strategy: Strategy, stop: StopRequest) -> CalibrationRun | None:
+        path, key = self._options.output_dir / CALIBRATION_NAME, self._making.key
+        if self._options.resume or self._options.shard is not None:
+            earlier = read_calibration(path, key=key)
+            if earlier is not None:
+                return earlier
+        calibrated = run_calibration(strategy, self._supports, key=key, stop=stop)
+        if calibrated is not None:
+            write_calibration(calibrated, path)
+        return calibrated
+
+    def _add(self, record: PseudoLabelRecord) -> None:
+        self._records.append(record)
+        if record.error is not None:
+            logger.error(record.error)
+        if self._listener is not None:
+            self._listener(record, len(self._records), self._n_queries)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[stage] = round(time.perf_counter() - start, 3)
+
+    def _write_run_record(self, summary: PseudoLabelSummary | None) -> None:
+        """Write what was asked for and, with a ``summary``, how it went."""
+        content: dict[str, Any] = {
+            "tool_version": __version__,
+            "started": self._started,
+            "finished": None,
+            "options": _recorded_options(self._options),
+            "device": self._sam2.device.type,
+            "making": asdict(self._making),
+            "support_errors": self._support_errors,
+            "query_problems": [problem.error for problem in self._problems],
+            "queries": self._n_queries,
+        }
+        if summary is not None:
+            content |= {
+                "finished": _now(),
+                "interrupted": summary.interrupted,
+                "exit_code": int(summary.exit_code),
+                "counts": summary.counts,
+                "kept": summary.kept,
+                "seconds": self._seconds,
+            }
+        path = run_record_path(self._options.output_dir, self._options.shard)
+        write_text_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def _check_output_dir(options: PseudoLabelOptions) -> None:
+    """Refuse an output folder whose files the next run would find among its queries."""
+    output, root = options.output_dir.resolve(), options.query_dir.resolve()
+    if root in (output, *output.parents):
+        raise UsageError(
+            options.output_dir,
+            reason=f"the output would lie among the queries in {options.query_dir}",
+            remedy="Choose an output folder beside the query folder",
+        )
+
+
+def _making(settings: FewShotSettings, sam2: LoadedSam2, checked: CheckedSupports) -> Making:
+    chosen = {name: v for name, v in asdict(settings).items() if name not in _WITHOUT_EFFECT}
+    return Making(__version__, sam2.name, sam2.sha256, chosen, checked.supports.sha256)
+
+
+def _target(series: Series, options: PseudoLabelOptions) -> QueryTarget:
+    return QueryTarget(
+        series=series,
+        image_name=_image_name(series.path, options),
+        paths=pseudo_label_paths(options.output_dir, series),
+    )
+
+
+def _image_name(path: Path, options: PseudoLabelOptions) -> str:
+    base = options.query_dir if options.query_dir.is_dir() else options.query_dir.parent
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoLabelRecord:
+    """Note what discovery could not make a query of: a case folder, or a file in one."""
+    path = Path(problem.subject)
+    is_file = split_volume_name(path.name) is not None
+    return PseudoLabelRecord(
+        case=path.parent.name if is_file else path.name,
+        sequence=path.name if is_file else None,
+        vendor=None,
+        image=_image_name(path, options),
+        error=str(problem),
+    )
+
+
+@contextmanager
+def _scratch_folder(output_dir: Path) -> Iterator[Path]:
+    """Give a folder on the output's disk that is gone in the end."""
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(
+            dir=output_dir, prefix=".scratch-", ignore_cleanup_errors=True
+        )
+    except OSError as error:
+        raise output_error(output_dir, error) from error
+    with folder as name:
+        yield Path(name)
+
+
+def _no_query(queries: Queries, options: PseudoLabelOptions) -> NoInputError:
+    reasons = [*map(str, queries.problems), *queries.notes]
+    return NoInputError(
+        options.query_dir,
+        reason="there is no volume to label" + (f" ({reasons[0]})" if reasons else ""),
+        remedy="Give case folders with GED4.nii.gz and the like, or plain volumes",
+    )
+
+
+def _recorded_options(options: PseudoLabelOptions) -> dict[str, Any]:
+    """Return the options but for the folders, which are the caller's own business."""
+    recorded = asdict(options)
+    for name in ("support_dir", "query_dir", "output_dir"):
+        del recorded[name]
+    return recorded
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

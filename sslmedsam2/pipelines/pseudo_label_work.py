@@ -1,0 +1,284 @@
+"""What happens to one query, in three steps that overlap between queries.
+
+``load`` (reader thread) -> ``Labeller.segment`` (main thread, the network) -> ``Labeller.finish``
+(writer thread). Each step takes the former one's frozen result; an error travels along as data, so
+that it stays with its query.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
+from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
+from sslmedsam2.fewshot.strategy import FewShotResult, Query, Strategy
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import to_canonical, to_native
+from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume
+from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.pipelines.pseudo_label_inputs import SupportFiles
+from sslmedsam2.pipelines.pseudo_label_records import (
+    Making,
+    PseudoLabelRecord,
+    read_record,
+    write_record,
+)
+from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.weights.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QueryTarget:
+    """One query and where its pseudo label goes; ``image_name`` is relative to the query folder."""
+
+    series: Series
+    image_name: str
+    paths: PseudoLabelPaths
+
+    @property
+    def name(self) -> str:
+        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        return "/".join(filter(None, (self.series.case, self.series.sequence)))
+
+    @property
+    def blank(self) -> PseudoLabelRecord:
+        """A record that only says what the query is."""
+        series = self.series
+        return PseudoLabelRecord(series.case, series.sequence, series.vendor, self.image_name)
+
+
+@dataclass(frozen=True)
+class LoadedQuery:
+    """A query as read, or the error that prevented it."""
+
+    target: QueryTarget
+    image_sha256: str | None = None
+    volume: Volume | None = None
+    canonical: CanonicalVolume | None = None
+    error: SslMedSam2Error | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegmentedQuery:
+    """A loaded query with its result; None where ``error`` says why."""
+
+    loaded: LoadedQuery
+    result: FewShotResult | None
+    error: SslMedSam2Error | None
+    warnings: tuple[str, ...] = ()
+
+
+def load(target: QueryTarget) -> LoadedQuery:
+    """Read a query and turn it to the canonical orientation."""
+    start = time.perf_counter()
+    path = target.series.path
+    try:
+        volume = read_volume(path)
+        canonical, sha256 = to_canonical(volume), sha256_file(path)
+    except SslMedSam2Error as error:
+        return LoadedQuery(target, error=error)
+    except Exception as error:
+        return LoadedQuery(target, error=_unforeseen(target, error))
+    seconds = {"read": round(time.perf_counter() - start, 4)}
+    return LoadedQuery(target, sha256, volume, canonical, seconds=seconds)
+
+
+class Labeller:
+    """A few-shot strategy with its calibration: turns loaded queries into files and records."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        calibration: Calibration,
+        *,
+        supports: SupportFiles,
+        making: Making,
+        device: str,
+    ) -> None:
+        """Take the strategy, and what every record has to say about it."""
+        self._strategy = strategy
+        self._calibration = calibration
+        self._supports = supports
+        self._making = making
+        self._device = device
+
+    def segment(self, loaded: LoadedQuery) -> SegmentedQuery:
+        """Run the network; an unforeseen failure becomes this query's error."""
+        if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
+            return SegmentedQuery(loaded, None, loaded.error)
+        target = loaded.target
+        twin = self._supports.with_image(loaded.image_sha256)
+        warnings = (f"labelled: the same image as support {twin}, which was left out",)
+        query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
+        try:
+            if twin is not None and len(self._supports) == 1:
+                raise _only_itself(target)
+            result = self._strategy.segment(query, leave_out=twin)
+        except SslMedSam2Error as error:
+            return SegmentedQuery(loaded, None, error)
+        except Exception as error:
+            return SegmentedQuery(loaded, None, _unforeseen(target, error))
+        return SegmentedQuery(loaded, result, None, warnings if twin else ())
+
+    def finish(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        """Write what there is, and last the record; raises OutputError if that cannot be written.
+
+        Of a query that failed, no earlier result is left either: it would have no record.
+        """
+        start = time.perf_counter()
+        target = work.loaded.target
+        try:
+            record = self._written(work)
+        except SslMedSam2Error as error:
+            record = replace(self._record(work), error=str(error))
+        except Exception as error:
+            record = replace(self._record(work), error=str(_unforeseen(target, error)))
+        if record.error is not None:
+            _remove_files(target.paths)
+        seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
+        record = replace(record, seconds=seconds)
+        write_record(record, target.paths.record)
+        return record
+
+    def _written(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        loaded, result = work.loaded, work.result
+        if result is None or loaded.volume is None or loaded.canonical is None:
+            assert work.error is not None
+            raise work.error
+        volume, canonical, paths = loaded.volume, loaded.canonical, loaded.target.paths
+        turn = canonical.reorientation
+        write_mask(to_native(result.mask_zyx, turn), like=volume, path=paths.mask)
+        write_map(to_native(result.probability_zyx, turn), like=volume, path=paths.probability)
+        write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
+        reliability = judge(result.evidence, self._calibration)
+        drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
+        volume_ml = float(result.mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
+        low, high = reliability.interval
+        return replace(
+            self._record(work),
+            verdict=reliability.verdict,
+            estimated_dice=round(reliability.estimated_dice, 4),
+            interval=(round(low, 4), round(high, 4)),
+            volume_ml=round(volume_ml, 1),
+            encoder_calls=result.encoder_calls,
+            warnings=(*volume.repairs, *work.warnings, *result.warnings, *drawing),
+            evidence=asdict(result.evidence),
+            supports=tuple(asdict(score) for score in result.supports),
+            calibration=asdict(self._calibration),
+        )
+
+    def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        """Return what is known of a query without its result."""
+        loaded = work.loaded
+        stages = {} if work.result is None else work.result.seconds
+        return replace(
+            loaded.target.blank,
+            key=_key(loaded.target, loaded.image_sha256, self._making),
+            seconds={**loaded.seconds, **stages},
+            device=self._device,
+            making=self._making,
+        )
+
+
+def reusable_record(target: QueryTarget, making: Making) -> PseudoLabelRecord | None:
+    """Return the record of an earlier run if its pseudo label still stands, else None.
+
+    It stands if it was made in the same way from the same image, without an error, and all its
+    files are there, the mask readable and on the grid of its image.
+    """
+    paths = target.paths
+    if not paths.record.is_file():
+        return None
+    record = read_record(paths.record)
+    if record is None or record.error is not None:
+        return None
+    try:
+        if record.key != _key(target, sha256_file(target.series.path), making):
+            logger.info(
+                "%s is done again: its image or the way it is made has changed", target.name
+            )
+            return None
+        mask, image = read_mask(paths.mask), read_grid(target.series.path)
+    except (InputError, OSError) as error:
+        logger.info("%s is done again: %s", target.name, error)
+        return None
+    if not same_grid(mask.geometry, image.geometry):
+        logger.info("%s is done again: its mask lies on another grid", target.name)
+        return None
+    if not (paths.probability.is_file() and paths.uncertainty.is_file()):
+        logger.info("%s is done again: a map is missing", target.name)
+        return None
+    return record
+
+
+def _key(target: QueryTarget, image_sha256: str | None, making: Making) -> str | None:
+    return None if image_sha256 is None else making.key_of(target.name, image_sha256)
+
+
+def _remove_files(paths: PseudoLabelPaths) -> None:
+    for path in (paths.mask, paths.probability, paths.uncertainty, paths.preview):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # The record says that there is no pseudo label, whatever lies beside it.
+        logger.warning("%s cannot be removed (%s)", path, error.strerror)
+
+
+def _preview(
+    target: QueryTarget,
+    canonical: CanonicalVolume,
+    mask_zyx: MaskZYX,
+    *,
+    reliability: Reliability,
+) -> tuple[str, ...]:
+    """Draw the preview; return a warning if that fails, for the mask is good."""
+    array, _ = window_if_hounsfield(canonical.array_zyx)
+    low, high = reliability.interval
+    estimate = f"Dice about {reliability.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
+    try:
+        write_preview(
+            array,
+            mask_zyx,
+            spacing_zyx_mm=canonical.spacing_zyx_mm,
+            path=target.paths.preview,
+            title=f"{target.name}   {estimate}",
+            flags=(reliability.verdict.upper(),),
+        )
+    except OutputError as error:
+        return (f"no_preview: {error}",)
+    return ()
+
+
+def _only_itself(target: QueryTarget) -> InputError:
+    return InputError(
+        target.series.path,
+        kind="labelled_query",
+        reason="it is itself the only labelled volume",
+        remedy="Add other labelled volumes, or leave this query out",
+    )
+
+
+def _unforeseen(target: QueryTarget, error: Exception) -> SslMedSam2Error:
+    logger.debug("unforeseen error", exc_info=error)
+    detail = " ".join(str(error).split())[:200] or "no details"
+    return SslMedSam2Error(
+        target.series.path,
+        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
+        remedy="Run again with --verbose and report the traceback",
+    )
