@@ -1,0 +1,74 @@
+import pytest
+
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.errors import NoInputError
+
+
+def touch(root, *files):
+    for file in files:
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def found(root, support, **options):
+    queries = find_queries(root, labelled=find_labelled_series(support), **options)
+    assert not queries.problems
+    return [(series.case, series.sequence) for series in queries.series]
+
+
+@pytest.fixture
+def support(tmp_path):
+    touch(tmp_path / "support", "1001-A-S1/GED4.nii.gz", "1001-A-S1/mask_GED4.nii.gz")
+    return tmp_path / "support"
+
+
+def test_volumes_of_any_layout_are_queries_by_case_and_processing_order(tmp_path, support):
+    touch(tmp_path / "q", "Vendor_C/0002-C/T2WI.nii.gz", "Vendor_C/0002-C/GED4.nii.gz")
+    touch(tmp_path / "q", "0001-B1/T1.nii.gz", "odd/scan.mha")
+
+    assert found(tmp_path / "q", support) == [
+        ("0001-B1", "T1"),
+        ("0002-C", "GED4"),
+        ("0002-C", "T2"),
+        ("odd_scan", None),
+    ]
+
+
+def test_sequences_choose_among_the_named(tmp_path, support):
+    touch(tmp_path / "q", "0001-A/T1.nii.gz", "0001-A/GED1.nii.gz", "0002-A/T2.nii.gz")
+
+    assert found(tmp_path / "q", support, sequences=("GED1", "T2")) == [
+        ("0001-A", "GED1"),
+        ("0002-A", "T2"),
+    ]
+
+
+def test_a_mask_beside_a_query_is_passed_over(tmp_path, support):
+    touch(tmp_path / "q", "0001-A/T2.nii.gz", "0001-A/mask_T2.nii.gz")
+
+    assert found(tmp_path / "q", support) == [("0001-A", "T2")]
+
+
+def test_a_labelled_image_is_no_query_whichever_way_it_is_reached(tmp_path, support):
+    touch(support, "1001-A-S1/T2.nii.gz", "0005-A/GED4.nii.gz")
+    (tmp_path / "q").mkdir()
+    (tmp_path / "q" / "linked").symlink_to(support, target_is_directory=True)
+
+    expected = [("0005-A", "GED4"), ("1001-A-S1", "T2")]
+    assert found(support, support) == expected
+    assert found(support.parent / "support" / "..", support) == expected
+    assert found(tmp_path / "q", support) == expected
+
+
+def test_what_was_left_out_is_noted(support):
+    queries = find_queries(support, labelled=find_labelled_series(support))
+
+    assert queries.series == ()
+    assert any("needs no pseudo label" in note for note in queries.notes)
+
+
+def test_a_missing_folder_is_an_error(tmp_path):
+    with pytest.raises(NoInputError):
+        find_queries(tmp_path / "none", labelled=())
