@@ -1,12 +1,14 @@
 """Which slice of a support shows what a slice of the query shows.
 
-Slices follow each other in the body, so one offset along the body's axis is sought for a pair of
-volumes rather than a best match for each slice: single slices of two abdomens are easily mistaken,
-whole stacks are not.
+Single slices of two abdomens are easily mistaken for each other, and so are whole stacks. But the
+supports' masks say where their organ begins and ends, so all supports can be laid over each other
+first; then one position of the query is sought that suits them all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,40 +18,84 @@ from sslmedsam2.fewshot.encoded import EncodedVolume
 
 _LEAST_OVERLAP: Final = 0.6
 """Share of the shorter stack that must have a partner."""
+_LEAST_VOTERS: Final = 0.5
+"""Share of the supports that must overlap that much."""
+_STEP_MM: Final = 4.0
 
 
-def slice_similarity(
-    query: EncodedVolume, support: EncodedVolume, *, centre: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return the cosine of descriptors, ``(n_query, n_support)``, seen from ``centre``."""
-    return _unit(query.descriptors - centre) @ _unit(support.descriptors - centre).T
+@dataclass(frozen=True)
+class Place:
+    """Where a support's organ lies along the body: its middle, and from end to end."""
+
+    middle_mm: float
+    height_mm: float
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The support slice for each query slice, ``(n_query,)``, and their mean similarity."""
+
+    indices: npt.NDArray[np.int64]
+    similarity: float
+
+
+def find_place(masks: npt.NDArray[np.float32], z_mm: npt.NDArray[np.floating]) -> Place:
+    """Return where the organ of masks ``(n, h, w)`` lies along ``z_mm``, ``(n,)``."""
+    inside = z_mm[np.flatnonzero(masks.any((1, 2)))]
+    return Place(float(inside[0] + inside[-1]) / 2, max(float(inside[-1] - inside[0]), 1.0))
 
 
 def align(
-    query: EncodedVolume, support: EncodedVolume, *, centre: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int64], float]:
-    """Return the partner of each query slice, ``(n_query,)``, and the mean similarity of partners.
+    query: EncodedVolume,
+    supports: Sequence[tuple[EncodedVolume, Place]],
+    *,
+    centre: npt.NDArray[np.float32],
+) -> list[Partners]:
+    """Find partners in all supports for one position of the query's organ.
 
-    Slices beyond the support's ends get its end slices, which show what lies there best.
+    ``centre`` is what all descriptors have in common. Each support is stretched along z so that
+    its organ has the supports' mean height. Slices beyond a support's ends get its end slices.
     """
-    similarity = slice_similarity(query, support, centre=centre)
-    step_mm = min(_step(query), _step(support)) / 2
-    reach_mm = max(query.z_mm[-1], support.z_mm[-1])
-    least = _LEAST_OVERLAP * min(query.n_slices, support.n_slices)
-    best_score, best_partners = -np.inf, np.zeros(query.n_slices, np.int64)
-    for offset_mm in np.arange(-reach_mm, reach_mm + step_mm, step_mm):
-        partners = np.rint((query.z_mm + offset_mm) / _step(support)).astype(np.int64)
-        inside = (partners >= 0) & (partners < support.n_slices)
-        if inside.sum() < least:
+    height_mm = float(np.mean([place.height_mm for _, place in supports]))
+    similarities = [
+        _unit(query.descriptors - centre) @ _unit(support.descriptors - centre).T
+        for support, _ in supports
+    ]
+    best_score, best = (
+        -np.inf,
+        [Partners(np.zeros(query.n_slices, np.int64), -1.0) for _ in supports],
+    )
+    for middle_mm in np.arange(query.z_mm[0], query.z_mm[-1] + _STEP_MM, _STEP_MM):
+        found = [
+            _partners(query, support, place, similarity, middle_mm=middle_mm, height_mm=height_mm)
+            for (support, place), similarity in zip(supports, similarities, strict=True)
+        ]
+        votes = [partners.similarity for partners in found if partners.similarity > -1]
+        if len(votes) < _LEAST_VOTERS * len(supports):
             continue
-        score = float(similarity[np.flatnonzero(inside), partners[inside]].mean())
-        if score > best_score:
-            best_score, best_partners = score, partners
-    return best_partners.clip(0, support.n_slices - 1), best_score
+        if np.mean(votes) > best_score:
+            best_score, best = float(np.mean(votes)), found
+    return best
 
 
-def _step(volume: EncodedVolume) -> float:
-    return float(volume.z_mm[1] - volume.z_mm[0]) if volume.n_slices > 1 else 1.0
+def _partners(
+    query: EncodedVolume,
+    support: EncodedVolume,
+    place: Place,
+    similarity: npt.NDArray[np.float32],
+    *,
+    middle_mm: float,
+    height_mm: float,
+) -> Partners:
+    """Pair slices as if the query's organ were at ``middle_mm``; similarity -1 for no overlap."""
+    z_mm = place.middle_mm + (query.z_mm - middle_mm) * place.height_mm / height_mm
+    step_mm = float(support.z_mm[1] - support.z_mm[0]) if support.n_slices > 1 else 1.0
+    indices = np.rint(z_mm / step_mm).astype(np.int64)
+    inside = (indices >= 0) & (indices < support.n_slices)
+    mean = -1.0
+    if inside.sum() >= _LEAST_OVERLAP * min(query.n_slices, support.n_slices):
+        mean = float(similarity[np.flatnonzero(inside), indices[inside]].mean())
+    return Partners(indices.clip(0, support.n_slices - 1), mean)
 
 
 def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as nnf
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.fewshot.alignment import align
+from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
@@ -46,6 +46,7 @@ class _Known:
 
     support: Support
     key: str
+    place: Place
     mean_descriptor: npt.NDArray[np.float32]
     contrast: Quantiles
 
@@ -105,10 +106,12 @@ class Retrieval:
         for support in sorted(supports, key=lambda support: support.name):
             stack = self._cut(support.image)
             key = self._encode_support(support, stack)
+            encoded = self._store.get(key)
             self._supports[support.name] = _Known(
                 support=support,
                 key=key,
-                mean_descriptor=self._store.get(key).volume.descriptors.mean(0),
+                place=find_place(encoded.masks, encoded.volume.z_mm),
+                mean_descriptor=encoded.volume.descriptors.mean(0),
                 contrast=body_quantiles(stack.pictures),
             )
 
@@ -160,12 +163,16 @@ class Retrieval:
         self, query: Query, stack: SliceStack, supports: Sequence[_Known], *, appearance: str
     ) -> _Attempt:
         volume = self._encoder.volume(stack)
-        centre = np.mean([known.mean_descriptor for known in supports], axis=0)
+        aligned = align(
+            volume,
+            [(self._store.get(known.key).volume, known.place) for known in supports],
+            centre=np.mean([known.mean_descriptor for known in supports], axis=0),
+        )
         others = len(supports) - 1
         views = [
             self._own_view(query, stack, known.support, others=others)
-            or self._view(volume, known, centre=centre)
-            for known in supports
+            or self._view(known, partners)
+            for known, partners in zip(supports, aligned, strict=True)
         ]
         opinions = [self._ask(volume, view) for view in views]
         together = self._ask_together(volume, views)
@@ -176,6 +183,13 @@ class Retrieval:
 
     def _encode_support(self, support: Support, stack: SliceStack) -> str:
         masks = self._cut_mask(support.mask_zyx, stack)
+        if not masks.any():
+            raise InputError(
+                support.name,
+                kind="empty_mask",
+                reason="its mask holds no liver, or less than a pixel of the network's pictures",
+                remedy="Remove the case from the labelled folder, or mend its mask",
+            )
         key = content_key(stack.pictures, masks)
         if key not in self._store:
             self._store.put(key, self._encoded(stack, masks))
@@ -189,12 +203,9 @@ class Retrieval:
         size = self._encoder.sam2.image_size
         return (cut(mask_zyx, stack.frame, size=size) > 0.5).astype(np.float32)
 
-    def _view(
-        self, volume: EncodedVolume, known: _Known, *, centre: npt.NDArray[np.float32]
-    ) -> _View:
-        encoded = self._store.get(known.key)
-        partners, similarity = align(volume, encoded.volume, centre=centre)
-        return _View(known.support.name, partial(self._store.get, known.key), partners, similarity)
+    def _view(self, known: _Known, partners: Partners) -> _View:
+        encoded = partial(self._store.get, known.key)
+        return _View(known.support.name, encoded, partners.indices, partners.similarity)
 
     def _own_view(
         self, query: Query, stack: SliceStack, support: Support, *, others: int

@@ -42,13 +42,18 @@ class SyntheticTask:
     warp
         Least and greatest scale of the differences between patients; 1 is as different as adults
         are. From easy episodes the network learns to compare at all.
+    roaming
+        Share of episodes in which bodies lie anywhere, turned and mirrored, so that only looks tell
+        organs apart. Without them the network learns to copy places and never looks.
     cross_contrast
-        Share of episodes in which the query has another contrast than its supports.
+        Share of the other episodes in which the query has another contrast than its supports;
+        there only places tell.
     """
 
     image_size: int = 128
     n_organs: tuple[int, int] = (7, 18)
     warp: tuple[float, float] = (0.1, 1.0)
+    roaming: float = 0.5
     cross_contrast: float = 0.15
 
 
@@ -126,10 +131,13 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
     query_z = [query_at + step * k for k in range(n_query)]
 
     warp = dice.number(*task.warp)
-    contrast = _draw_contrast(anatomy, dice)
-    foreign = _draw_contrast(anatomy, dice) if dice.chance(task.cross_contrast) else contrast
+    roaming = dice.chance(task.roaming)
+    contrast = _draw_contrast(anatomy, dice, distinct=roaming)
+    foreign = contrast
+    if not roaming and dice.chance(task.cross_contrast):
+        foreign = _draw_contrast(anatomy, dice, distinct=False)
     similarity = 1 - warp * dice.number(0.0, 1.0)
-    query_patient = _draw_patient(anatomy, warp, dice)
+    query_patient = _draw_patient(anatomy, warp, dice, roaming=roaming)
     query = _render(query_patient, _similar(foreign, dice, similarity), query_z, task, dice)
 
     images, masks = [], []
@@ -140,7 +148,7 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
         if from_query:
             patient, look = query_patient, _similar(foreign, dice, similarity)
         elif k == 0 or patient is query_patient or not (share_patient and dice.chance(0.5)):
-            patient = _draw_patient(anatomy, warp, dice)
+            patient = _draw_patient(anatomy, warp, dice, roaming=roaming)
             look = _similar(contrast, dice, similarity)
         if dice.chance(0.12):
             side = 1 if dice.chance(0.5) else -1
@@ -220,7 +228,7 @@ class _Patient:
     """Organs that this patient lacks."""
 
 
-def _draw_patient(anatomy: _Anatomy, warp: float, dice: _Dice) -> _Patient:
+def _draw_patient(anatomy: _Anatomy, warp: float, dice: _Dice, *, roaming: bool) -> _Patient:
     n = anatomy.n_organs
     of_part = anatomy.organ_of_part
     own = replace(
@@ -235,10 +243,16 @@ def _draw_patient(anatomy: _Anatomy, warp: float, dice: _Dice) -> _Patient:
     )
     stretch = torch.diag((0.08 * warp * dice.normal(3)).exp())
     small = torch.tensor([0.3, 0.3, 1.0]) * 0.12 * warp * dice.normal(1, 3)
+    affine, shift = _rotations(small)[0] @ stretch, 0.05 * warp * dice.normal(3)
+    if roaming:
+        turn = _rotations(torch.tensor([[0.0, 0.0, 0.35 * dice.normal(1).item()]]))[0]
+        mirror = torch.tensor([-1.0 if dice.chance(0.3) else 1.0 for _ in range(2)] + [1.0])
+        affine = torch.diag(mirror) @ turn @ torch.diag((0.15 * dice.normal(3)).exp()) @ affine
+        shift = shift + 0.2 * dice.normal(3) * torch.tensor([1.0, 1.0, 0.0])
     return _Patient(
         anatomy=own,
-        affine=_rotations(small)[0] @ stretch,
-        shift=0.05 * warp * dice.normal(3),
+        affine=affine,
+        shift=shift,
         displacement=0.06 * warp * dice.normal(1, 3, 4, 5, 5),
         roughness=dice.number(0.02, 0.13) * dice.normal(1, 1, 10, 16, 16),
         hidden=torch.rand(n, generator=dice.generator) < 0.04 * warp,
@@ -256,12 +270,15 @@ class _Contrast:
     blur: float
 
 
-def _draw_contrast(anatomy: _Anatomy, dice: _Dice) -> _Contrast:
+def _draw_contrast(anatomy: _Anatomy, dice: _Dice, *, distinct: bool) -> _Contrast:
     n_labels = _FIRST_ORGAN + anatomy.n_organs
     brightness = dice.uniform(0.05, 1.0, n_labels)
+    if distinct:
+        order = torch.randperm(n_labels, generator=dice.generator)
+        brightness = 0.05 + 0.95 * (order + dice.uniform(0, 1, n_labels)) / n_labels
     # Many organs look alike; then only place and shape tell them apart.
     for label in range(_MUSCLE, n_labels):
-        if dice.chance(0.3):
+        if not distinct and dice.chance(0.3):
             other = dice.integer(_MUSCLE, n_labels - 1)
             brightness[label] = brightness[other] + 0.04 * dice.normal(1).item()
     brightness[_AIR] = 0.0 if dice.chance(0.85) else dice.number(0.0, 1.0)
