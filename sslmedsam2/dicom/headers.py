@@ -63,11 +63,11 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
         if str(dataset.get("SOPClassUID", "")) == _DIRECTORY_CLASS or _is_directory(dataset):
             return ()
         return tuple(_frames(path, dataset, pixel_bytes=remaining))
-    except Exception as error:
+    except Exception:
         raise InputError(
             name,
             kind="corrupt_dicom",
-            reason=f"the DICOM header cannot be read ({type(error).__name__})",
+            reason="the DICOM header cannot be read, or names no study",
             remedy="Export the file again, or remove it",
         ) from None
 

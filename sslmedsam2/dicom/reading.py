@@ -94,6 +94,8 @@ def _read_file(path: Path, frames: list[Frame]) -> list[_Pixels]:
         # No plug-in for this compression. ITK brings its own decoders, and rescales by itself.
         if frames[0].index is not None:
             raise
+        # It would warn on stderr, and name the file.
+        sitk.ProcessObject.SetGlobalWarningDisplay(False)
         return [sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0].astype(np.float32)]
     if stored.ndim == 2:
         stored = stored[None]

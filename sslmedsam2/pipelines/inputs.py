@@ -17,7 +17,7 @@ from sslmedsam2.contract.series import Series
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
-from sslmedsam2.dicom.sequence_map import parse_sequence_map
+from sslmedsam2.dicom.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.reading import read_volume
@@ -76,7 +76,8 @@ def find_inputs(
     files = find_dicom_files(input_path)
     if not files.files:
         studies = find_studies(input_path, sequences=sequences)
-        return Inputs(replace(studies, notes=(*_missing_dicom(files), *studies.notes)), None)
+        notes = (*_missing_dicom(files, mapping), *studies.notes)
+        return Inputs(replace(studies, notes=notes), None)
     studies = _NOTHING
     if input_path.is_dir():
         studies = _beside(files, find_studies(input_path, sequences=sequences))
@@ -150,10 +151,14 @@ class InputImages:
         return self._dicom
 
 
-def _missing_dicom(files: DicomFiles) -> tuple[str, ...]:
-    """Note files that are only named like DICOM."""
-    count = len(files.impostors)
-    return (f"{count} files are named like DICOM and do not begin so",) if count else ()
+def _missing_dicom(files: DicomFiles, mapping: SequenceMap) -> tuple[str, ...]:
+    """Note what a user who expects DICOM should know where there is none."""
+    notes = []
+    if files.impostors:
+        notes.append(f"{len(files.impostors)} files are named like DICOM and do not begin so")
+    if mapping.entries:
+        notes.append("the sequence map is of no use: there is no DICOM file")
+    return tuple(notes)
 
 
 def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
@@ -167,5 +172,10 @@ def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
             for problem in studies.problems
             if not (problem.kind == "empty_case" and Path(problem.subject) in folders)
         ),
-        notes=tuple(note for note in studies.notes if note.partition(": ")[0] not in named),
+        # Where the contract's rules find nothing, all they can say is of folders of DICOM files.
+        notes=tuple(
+            note
+            for note in studies.notes
+            if studies.studies and note.partition(": ")[0] not in named
+        ),
     )

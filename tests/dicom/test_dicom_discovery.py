@@ -60,7 +60,7 @@ def test_a_messy_tree_gives_the_right_table(tmp_path):
     }  # fmt: skip
     assert {(number, use, reason) for number, _, use, reason in table[NO_STUDY]} == {
         ("file", "unusable", "it is named like DICOM and does not begin so"),
-        ("file", "unusable", "the DICOM header cannot be read (ValueError)"),
+        ("file", "unusable", "the DICOM header cannot be read, or names no study"),
     }
     missing = "1 slice is missing, the first after slice 4 of 9"
     assert sorted([table[first], table[second]], key=len) == [

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from dicom_samples import PATIENT_ID, PATIENT_NAME, write_enhanced, write_series
+from tiny_models import bright_tissue_model
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.cli.main import main
@@ -104,7 +105,7 @@ def test_a_messy_tree_is_segmented_where_it_can_be_and_reported_elsewhere(place)
     failed = [result for result in report.series if result.status is SeriesStatus.FAILED]
     assert sorted(result.error.split(": ")[1].split(".")[0] for result in failed) == [
         "1 slice is missing, the first after slice 9 of 25",
-        "the DICOM header cannot be read (ValueError)",
+        "the DICOM header cannot be read, or names no study",
     ]
     uses = sorted(row.use for row in report.dicom)
     assert uses == ["left_out"] * 2 + ["segment"] * 3 + ["unusable"] * 2
@@ -123,6 +124,8 @@ def test_no_patient_is_named_in_logs_report_or_page(place, capfd):
 
     place.predict("--verbose", "--report", "--previews")
 
+    segs = {name.rsplit("/", 1)[1] for name in place.files() if name.endswith(".dcm")}
+    assert segs == {"T2_seg.dcm", "T1_seg.dcm"}
     printed = capfd.readouterr()
     texts = [printed.out, printed.err, *sorted(place.files())]
     texts += [
@@ -173,11 +176,11 @@ def test_a_series_of_no_sequence_is_a_case_by_itself(place):
     assert_round_trip(place, result)
 
 
-def test_a_guess_is_never_written_as_dicom_seg(place):
-    noise = np.random.default_rng(0).normal(100, 1, ARRAY.shape)
-    write_series(place.input, np.where(np.indices(ARRAY.shape)[2] < 70, noise, 0), **GED4)
+def test_a_guess_is_never_written_as_dicom_seg(place, tmp_path):
+    write_series(place.input, ARRAY, **GED4)
+    hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
 
-    place.predict()
+    assert place.predict("--model", str(hopeless)) == ExitCode.SOME_CASES_FAILED
 
     [result] = place.report.series
     assert result.status is SeriesStatus.FALLBACK
