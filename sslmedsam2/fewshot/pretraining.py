@@ -65,8 +65,8 @@ class PretrainSettings:
 
     architecture: CompactArchitecture = field(default_factory=CompactArchitecture)
     task: SyntheticTask = field(default_factory=SyntheticTask)
-    steps: int = 8000
-    learning_rate: float = 1e-3
+    steps: int = 5000
+    learning_rate: float = 3e-4
     slices_per_step: int = 42
     seed: int = 0
     processes: int = 1

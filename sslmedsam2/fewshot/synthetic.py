@@ -51,8 +51,8 @@ class SyntheticTask:
     """
 
     image_size: int = 128
-    n_organs: tuple[int, int] = (7, 18)
-    warp: tuple[float, float] = (0.1, 1.0)
+    n_organs: tuple[int, int] = (3, 14)
+    warp: tuple[float, float] = (0.05, 1.0)
     roaming: float = 0.5
     cross_contrast: float = 0.15
 
@@ -130,7 +130,8 @@ def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> 
     step = dice.number(0.02, 0.12) * (1 if dice.chance(0.5) else -1)
     query_z = [query_at + step * k for k in range(n_query)]
 
-    warp = dice.number(*task.warp)
+    least, greatest = task.warp
+    warp = least + (greatest - least) * dice.number(0, 1) ** 1.5
     roaming = dice.chance(task.roaming)
     contrast = _draw_contrast(anatomy, dice, distinct=roaming)
     foreign = contrast
