@@ -55,11 +55,14 @@ def conclude(
     encoder_calls: int,
     seconds: Mapping[str, float],
 ) -> FewShotResult:
-    """Bring the fused ``probability`` ``(n, h, w)`` to the volume's grid and weigh the evidence."""
+    """Bring the fused ``probability`` to the volume's grid and weigh the evidence.
+
+    It is ``(n, size, size)``, as fine as the opinions' maps or a multiple of that.
+    """
     on_grid = paste(probability, stack).clip(0, 1)
     mask, n_pieces = largest_piece(on_grid > 0.5)
     total = sum(opinion.weight for opinion in opinions)
-    decided = probability > 0.5
+    decided = shrink(probability, opinions[0].probability.shape[-1]) > 0.5
     scores = tuple(
         SupportScore(
             name=opinion.name,
@@ -95,6 +98,13 @@ def conclude(
         seconds=dict(seconds),
         warnings=warnings,
     )
+
+
+def shrink(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """Average square maps ``(n, s, s)`` down to ``(n, size, size)``; ``s`` is a multiple."""
+    n, side, _ = maps.shape
+    factor = side // size
+    return maps.reshape(n, size, factor, size, factor).mean((2, 4))
 
 
 def largest_piece(mask_zyx: npt.NDArray[np.bool_]) -> tuple[MaskZYX, int]:

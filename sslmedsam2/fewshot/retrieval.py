@@ -21,11 +21,12 @@ from torch.nn import functional as nnf
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place
+from sslmedsam2.fewshot.appearance import refine_by_intensity
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
 from sslmedsam2.fewshot.memory import Memory, segment
-from sslmedsam2.fewshot.outcome import Opinion, conclude, mask_dice
+from sslmedsam2.fewshot.outcome import Opinion, conclude, mask_dice, shrink
 from sslmedsam2.fewshot.physical import on_query_grid
 from sslmedsam2.fewshot.settings import FewShotSettings
 from sslmedsam2.fewshot.slices import SliceStack, cut, cut_slices, unit_intensities
@@ -177,6 +178,9 @@ class Retrieval:
         opinions = [self._ask(volume, view) for view in views]
         together = self._ask_together(volume, views)
         probability = np.stack([_mean(opinions), together]).mean(axis=0, dtype=np.float32)
+        probability = _enlarge(probability, self._encoder.sam2.image_size)
+        if self._settings.refine:
+            probability = refine_by_intensity(probability, stack.pictures)
         if self._settings.reverse:
             opinions = self._question(volume, views, opinions, probability)
         return _Attempt(appearance, opinions, probability)
@@ -249,19 +253,13 @@ class Retrieval:
 
         Reverse classification accuracy: a wrong mask leads back to wrong masks.
         """
-        size = self._encoder.sam2.image_size
-        masks = nnf.interpolate(
-            torch.from_numpy(probability)[:, None], size=(size, size), mode="bilinear"
-        )[:, 0].numpy()
-        result = self._encoder.remember(volume, (masks > 0.5).astype(np.float32))
+        result = self._encoder.remember(volume, (probability > 0.5).astype(np.float32))
         questioned = []
         for view, opinion in zip(views, opinions, strict=True):
             support = view.support()
             back = _inverse(view.partners, support.volume.n_slices)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
-            expected = nnf.interpolate(
-                torch.from_numpy(support.masks)[:, None], size=found.shape[1:], mode="area"
-            )[:, 0].numpy()
+            expected = shrink(support.masks, found.shape[-1])
             seen = np.isin(np.arange(support.volume.n_slices), view.partners)
             questioned.append(
                 replace(opinion, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
@@ -288,6 +286,12 @@ class Retrieval:
         return torch.cat(probability).numpy(), torch.cat(scores).numpy()
 
 
+def _enlarge(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """Scale maps ``(n, h, w)`` to ``(n, size, size)``, linearly."""
+    tensor = torch.from_numpy(maps)[:, None]
+    return nnf.interpolate(tensor, size=(size, size), mode="bilinear")[:, 0].numpy()
+
+
 def _mean(opinions: Sequence[Opinion]) -> npt.NDArray[np.float32]:
     weights = np.array([opinion.weight for opinion in opinions], np.float32)
     total = sum(
@@ -297,7 +301,7 @@ def _mean(opinions: Sequence[Opinion]) -> npt.NDArray[np.float32]:
 
 
 def _agreement(opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]) -> float:
-    decided = probability > 0.5
+    decided = shrink(probability, opinions[0].probability.shape[-1]) > 0.5
     return float(np.mean([mask_dice(opinion.probability > 0.5, decided) for opinion in opinions]))
 
 

@@ -17,6 +17,8 @@ class FewShotSettings:
         ``retrieval`` is this project's; ``random-insertion`` the published procedure.
     harmonise
         Bring supports to the query's contrast where it differs.
+    refine
+        Correct the result by the query's own intensities.
     reverse
         Let the result segment the supports back, to weigh them and to judge the result.
     seed
@@ -27,6 +29,7 @@ class FewShotSettings:
 
     strategy: StrategyName = "retrieval"
     harmonise: bool = True
+    refine: bool = True
     reverse: bool = True
     seed: int = 0
     memory_limit_mb: int = 2048
