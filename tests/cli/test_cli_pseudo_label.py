@@ -1,0 +1,99 @@
+"""The command ``pseudo-label``: options in, exit code and one summary line out."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pseudo_label_samples import Workplace, small_sam2
+
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import ExitCode
+
+REPOSITORY = Path(__file__).parents[2]
+HEAVY = ("torch", "sam2", "numpy", "nibabel", "SimpleITK", "scipy")
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """One labelled volume, two queries and a small SAM2."""
+    place = Workplace(tmp_path, small_sam2(tmp_path / "small.safetensors"))
+    place.add_support("1001-A-S1")
+    place.add_query("0001-A/T2.nii.gz", n_slices=3)
+    place.add_query("0002-A/T2.nii.gz", n_slices=3)
+    return place
+
+
+@pytest.fixture
+def run(workplace):
+    """Run the command on the workplace."""
+
+    def call(*args):
+        return main(
+            ["pseudo-label", "--support", str(workplace.support), "--query", str(workplace.query),
+             "--output", str(workplace.output), "--sam2", str(workplace.sam2), "--device", "cpu",
+             *args]
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_good_run_ends_with_0_and_says_where_to_look(run, workplace, capsys):
+    assert run() == ExitCode.OK
+
+    printed = capsys.readouterr()
+    assert printed.out.strip() == f"2 reject; see {workplace.output / 'pseudo_labels.csv'}"
+    assert "2/2 0002-A T2: reject, Dice about" in printed.err
+
+
+def test_options_reach_the_run_also_from_a_file(run, workplace, tmp_path):
+    config = tmp_path / "options.json"
+    config.write_text(json.dumps({"harmonise": False, "seed": 3, "sequences": ["T2", "T1"]}))
+
+    assert run("--config", str(config), "--shard", "2/2", "--resume") == ExitCode.OK
+
+    options = json.loads((workplace.output / "run_2_of_2.json").read_text())["options"]
+    assert options["settings"]["harmonise"] is False
+    assert options["settings"]["seed"] == 3
+    assert options["sequences"] == ["T1", "T2"]
+    assert options["resume"] is True
+    assert workplace.paths("0002-A").mask.is_file()
+    assert not workplace.paths("0001-A").mask.exists()
+
+
+def test_what_was_left_out_is_in_the_summary(run, workplace, capsys):
+    (workplace.add_support("1002-A-S1") / "mask_GED4.nii.gz").write_bytes(b"nothing")
+    (workplace.query / "0001-A" / "T2.nii.gz").write_bytes(b"nothing")
+
+    assert run() == ExitCode.SOME_CASES_FAILED
+
+    assert "1 reject, 1 failed; 1 labelled volume(s) left out; see" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args", [["--shard", "3/2"], ["--sequences", "T9"], ["--strategy", "none"], ["--seed", "-1"]]
+)
+def test_wrong_options_end_with_2(run, workplace, args):
+    assert run(*args) == ExitCode.USAGE
+    assert not workplace.output.exists()
+
+
+def test_a_checkpoint_that_is_not_there_ends_with_4(run, tmp_path):
+    assert run("--sam2", str(tmp_path / "none.pt")) == ExitCode.MODEL_INVALID
+
+
+@pytest.mark.parametrize("command", ["pseudo-label", "pretrain-sam2"])
+def test_help_imports_no_heavy_package(command):
+    code = (
+        "import sys\n"
+        "from sslmedsam2.cli.main import main\n"
+        f"assert main(['{command}', '--help']) == 0\n"
+        f"print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
