@@ -45,7 +45,7 @@ _COMMANDS = {
     "package": _LazyCommand(
         "sslmedsam2.cli.package:package", "Pack an output folder as a submission zip."
     ),
-    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List and verify model weights."),
+    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List, verify and fetch weights."),
     "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled studies."),
     "pseudo-label": _LazyCommand(
         "sslmedsam2.cli.pseudo_label:pseudo_label",
