@@ -1,32 +1,50 @@
 """What mkdocs does beyond its configuration: pages that lie elsewhere in the repository.
 
-In the repository such links lead to the files themselves; in the guide, to a page made of each.
+Where a page links out of ``docs/``, to a model card or a table of results, the link leads to the
+file itself in the repository; in the guide it leads to a page made of the file.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PAGES = {
-    "benchmarks/RESULTS.md": "results.md",
-    "weights/MODEL_CARD.md": "model_card.md",
-    "LICENSE": "LICENSE",
-}
+_LINK = re.compile(r"\]\(\.\./([^)#]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the files to the guide."""
-    for path, page in PAGES.items():
-        files.append(File.generated(config, page, abs_src_path=str(REPOSITORY / path)))
+    """Add what the pages link to, if it is there; mkdocs tells of what is not."""
+    pages = [page for page in files.documentation_pages() if "/" not in page.src_uri]
+    targets = {path for page in pages for path in _LINK.findall(page.content_string)}
+    for path in sorted(targets):
+        source = REPOSITORY / path
+        if source.is_file():
+            files.append(
+                File.generated(
+                    config,
+                    _page_name(path),
+                    abs_src_path=str(source),
+                    inclusion=InclusionLevel.NOT_IN_NAV,
+                )
+            )
     return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     """Lead links out of ``docs/`` to the pages made of their targets."""
-    for path, page in PAGES.items():
-        markdown = markdown.replace(f"](../{path})", f"]({page})")
-    return markdown
+    if "/" in page.file.src_uri:
+        return markdown
+
+    def led(link: re.Match[str]) -> str:
+        name = _page_name(link[1])
+        return f"]({name}" if name in files.src_uris else link[0]
+
+    return _LINK.sub(led, markdown)
+
+
+def _page_name(path: str) -> str:
+    return path.replace("/", "-")
