@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -53,6 +54,14 @@ class LoadedSam2:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.model.device
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Compute without gradients, and in bfloat16 where a GPU has it."""
+        device = self.device.type
+        in_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
+            yield
 
 
 def save_compact(

@@ -63,31 +63,28 @@ class Encoder:
         self.sam2 = sam2
         self.calls = 0
 
-    @torch.inference_mode()
-    def volume(
-        self, stack: SliceStack, pictures: npt.NDArray[np.float32] | None = None
-    ) -> EncodedVolume:
+    def volume(self, stack: SliceStack) -> EncodedVolume:
         """Encode each slice once."""
-        shown = stack.pictures if pictures is None else pictures
-        features = self._features(shown)
-        self.calls += len(shown)
+        with self.sam2.computing():
+            features = self._features(stack.pictures)
+        self.calls += len(stack.pictures)
         return EncodedVolume(
             features=features,
             descriptors=_descriptors(features),
             z_mm=np.arange(len(stack.pictures)) * stack.spacing_zyx_mm[0],
         )
 
-    @torch.inference_mode()
     def remember(self, volume: EncodedVolume, masks: npt.NDArray[np.float32]) -> Memory:
         """Make the memory of every slice with its mask ``(n, size, size)``."""
-        parts = [
-            remember_prompts(
-                self.sam2.model,
-                volume.features[start : start + _BATCH],
-                self._on_device(masks[start : start + _BATCH]),
-            )
-            for start in range(0, len(masks), _BATCH)
-        ]
+        with self.sam2.computing():
+            parts = [
+                remember_prompts(
+                    self.sam2.model,
+                    volume.features[start : start + _BATCH],
+                    self._on_device(masks[start : start + _BATCH]),
+                )
+                for start in range(0, len(masks), _BATCH)
+            ]
         return Memory(
             torch.cat([part.spatial for part in parts]), torch.cat([part.pointer for part in parts])
         )

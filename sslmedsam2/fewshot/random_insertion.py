@@ -69,7 +69,8 @@ class RandomInsertion:
             runs = []
             for place in self._places(query.name, name, len(stack.pictures)):
                 frames = np.concatenate([stack.pictures[:place], pictures, stack.pictures[place:]])
-                probability, scores = _track(self._sam2, frames, masks, place=place)
+                with self._sam2.computing():
+                    probability, scores = _track(self._sam2, frames, masks, place=place)
                 calls += len(frames)
                 runs.append((probability, scores))
             opinions.append(
@@ -104,7 +105,6 @@ def _pictures_and_masks(
     return stack.pictures, masks.astype(np.float32)
 
 
-@torch.inference_mode()
 def _track(
     sam2: LoadedSam2, frames: npt.NDArray[np.float32], masks: npt.NDArray[np.float32], *, place: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

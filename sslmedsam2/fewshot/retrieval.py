@@ -266,7 +266,6 @@ class Retrieval:
             )
         return questioned
 
-    @torch.inference_mode()
     def _segment(
         self, volume: EncodedVolume, memories: Sequence[Memory]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -280,7 +279,8 @@ class Retrieval:
         for start in range(0, volume.n_slices, _BATCH):
             part = slice(start, start + _BATCH)
             prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
-            decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
+            with self._encoder.sam2.computing():
+                decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
             probability.append(decoded.logits[:, 0].float().sigmoid().cpu())
             scores.append(decoded.object_logit.float().sigmoid().cpu())
         return torch.cat(probability).numpy(), torch.cat(scores).numpy()

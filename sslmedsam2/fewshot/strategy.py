@@ -68,7 +68,7 @@ class Evidence:
     Attributes
     ----------
     reverse_dice
-        Mean over supports, weighted.
+        Mean over supports; 0 where it was not tried.
     agreement
         Mean Dice of single supports' masks with the result.
     object_score
