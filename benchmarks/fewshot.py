@@ -104,7 +104,7 @@ def answer(
         for case in queries:
             start = time.perf_counter()
             asked = Query(case.name, case.name, case.image, case.geometry)
-            found = strategy.segment(asked, leave_out=case.name if leave_out else None)
+            found = strategy.segment(asked, leave_out_case=case.name if leave_out else None)
             seconds = time.perf_counter() - start
             scores = measure(
                 found.mask_zyx, case.mask_zyx, spacing_zyx_mm=case.image.spacing_zyx_mm

@@ -125,9 +125,7 @@ def load_table(path: Path) -> dict[str, Any]:
             path, reason=f"cannot be read as a table ({error})", remedy="Correct the file"
         ) from error
     if not isinstance(table, dict):
-        raise UsageError(
-            path, reason="does not hold a table", remedy='Write {"name": value, ...}'
-        )
+        raise UsageError(path, reason="does not hold a table", remedy='Write {"name": value, ...}')
     return table
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.checks import check_masks, check_pictures
 from sslmedsam2.fewshot.memory import normalise
 from sslmedsam2.fewshot.outcome import Opinion, conclude, name_seed
 from sslmedsam2.fewshot.settings import FewShotSettings
@@ -29,6 +30,16 @@ from sslmedsam2.fewshot.slices import cut, cut_slices, whole_frame
 from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
 
 N_PLACES: Final = 5
+
+
+@dataclass(frozen=True)
+class _CutSupport:
+    """A support's pictures and masks, both ``(n, size, size)``."""
+
+    name: str
+    case: str
+    pictures: npt.NDArray[np.float32]
+    masks: npt.NDArray[np.float32]
 
 
 class RandomInsertion:
@@ -45,37 +56,34 @@ class RandomInsertion:
         """Cut the supports' slices; they are encoded anew for each query, as published."""
         self._settings = settings
         self._sam2 = sam2
-        self._supports = [
-            (support.name, *_pictures_and_masks(support, sam2.image_size)) for support in supports
-        ]
+        self._supports = sorted(
+            (_cut_support(support, sam2.image_size) for support in supports),
+            key=lambda support: support.name,
+        )
 
-    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
+    def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
         start = time.perf_counter()
         size = self._sam2.image_size
         stack = cut_slices(query.image, size=size, frame=whole_frame(query.image.array_zyx.shape))
-        if not stack.pictures.any():
-            raise InputError(
-                query.name,
-                kind="empty_image",
-                reason="all its voxels have the same value",
-                remedy="Check the export of this volume",
-            )
+        check_pictures(stack, name=query.name)
         calls = 0
         opinions = []
-        for name, pictures, masks in self._supports:
-            if name == leave_out:
+        for support in self._supports:
+            if support.case == leave_out_case:
                 continue
             runs = []
-            for place in self._places(query.name, name, len(stack.pictures)):
-                frames = np.concatenate([stack.pictures[:place], pictures, stack.pictures[place:]])
+            for place in self._places(query.name, support.name, len(stack.pictures)):
+                frames = np.concatenate(
+                    [stack.pictures[:place], support.pictures, stack.pictures[place:]]
+                )
                 with self._sam2.computing():
-                    probability, scores = _track(self._sam2, frames, masks, place=place)
+                    probability, scores = _track(self._sam2, frames, support.masks, place=place)
                 calls += len(frames)
                 runs.append((probability, scores))
             opinions.append(
                 Opinion(
-                    name=name,
+                    name=support.name,
                     probability=np.mean([probability for probability, _ in runs], axis=0),
                     object_score=np.mean([scores for _, scores in runs], axis=0),
                 )
@@ -96,13 +104,12 @@ class RandomInsertion:
         return sorted(generator.choice(n_slices + 1, n_places, replace=False).tolist())
 
 
-def _pictures_and_masks(
-    support: Support, size: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _cut_support(support: Support, size: int) -> _CutSupport:
     frame = whole_frame(support.image.array_zyx.shape)
     stack = cut_slices(support.image, size=size, frame=frame)
-    masks = cut(support.mask_zyx, frame, size=size) > 0.5
-    return stack.pictures, masks.astype(np.float32)
+    masks = (cut(support.mask_zyx, frame, size=size) > 0.5).astype(np.float32)
+    check_masks(masks, name=support.name)
+    return _CutSupport(support.name, support.case, stack.pictures, masks)
 
 
 def _track(

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as nnf
 
-from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place
 from sslmedsam2.fewshot.appearance import refine_by_intensity
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.checks import check_masks, check_pictures
 from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
 from sslmedsam2.fewshot.memory import Memory, segment
@@ -43,9 +43,14 @@ _LEAST_COVERED: Final = 0.5
 
 @dataclass(frozen=True)
 class _Known:
-    """A support and what is kept of it at hand; the rest is in the store under ``key``."""
+    """A support and what is kept of it at hand.
 
-    support: Support
+    The rest is in the store under ``key``, and in the supports at ``index``.
+    """
+
+    name: str
+    case: str
+    index: int
     key: str
     place: Place
     mean_descriptor: npt.NDArray[np.float32]
@@ -103,32 +108,18 @@ class Retrieval:
         self._store = SupportStore(
             scratch_dir, limit_bytes=settings.memory_limit_mb * 2**20, device=sam2.device
         )
-        self._supports: dict[str, _Known] = {}
-        for support in sorted(supports, key=lambda support: support.name):
-            stack = self._cut(support.image)
-            key = self._encode_support(support, stack)
-            encoded = self._store.get(key)
-            self._supports[support.name] = _Known(
-                support=support,
-                key=key,
-                place=find_place(encoded.masks, encoded.volume.z_mm),
-                mean_descriptor=encoded.volume.descriptors.mean(0),
-                contrast=body_quantiles(stack.pictures),
-            )
+        # Kept as they came: they may be read from disk, one at a time.
+        self._supports = supports
+        known = [self._know(index, support) for index, support in enumerate(supports)]
+        self._known = sorted(known, key=lambda known: known.name)
 
-    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
+    def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
         start = time.perf_counter()
         calls_before = self._encoder.calls
         stack = self._cut(query.image)
-        if not stack.pictures.any():
-            raise InputError(
-                query.name,
-                kind="empty_image",
-                reason="all its voxels have the same value",
-                remedy="Check the export of this volume",
-            )
-        supports = [known for name, known in self._supports.items() if name != leave_out]
+        check_pictures(stack, name=query.name)
+        supports = [known for known in self._known if known.case != leave_out_case]
         shown = self._appearances(stack, supports)
         attempts = [
             self._attempt(query, replace(stack, pictures=pictures), supports, appearance=name)
@@ -171,8 +162,7 @@ class Retrieval:
         )
         others = len(supports) - 1
         views = [
-            self._own_view(query, stack, known.support, others=others)
-            or self._view(known, partners)
+            self._own_view(query, stack, known, others=others) or self._view(known, partners)
             for known, partners in zip(supports, aligned, strict=True)
         ]
         opinions = [self._ask(volume, view) for view in views]
@@ -185,15 +175,23 @@ class Retrieval:
             opinions = self._question(volume, views, opinions, probability)
         return _Attempt(appearance, opinions, probability)
 
+    def _know(self, index: int, support: Support) -> _Known:
+        stack = self._cut(support.image)
+        key = self._encode_support(support, stack)
+        encoded = self._store.get(key)
+        return _Known(
+            name=support.name,
+            case=support.case,
+            index=index,
+            key=key,
+            place=find_place(encoded.masks, encoded.volume.z_mm),
+            mean_descriptor=encoded.volume.descriptors.mean(0),
+            contrast=body_quantiles(stack.pictures),
+        )
+
     def _encode_support(self, support: Support, stack: SliceStack) -> str:
         masks = self._cut_mask(support.mask_zyx, stack)
-        if not masks.any():
-            raise InputError(
-                support.name,
-                kind="empty_mask",
-                reason="its mask holds no liver, or less than a pixel of the network's pictures",
-                remedy="Remove the case from the labelled folder, or mend its mask",
-            )
+        check_masks(masks, name=support.name)
         key = content_key(stack.pictures, masks)
         if key not in self._store:
             self._store.put(key, self._encoded(stack, masks))
@@ -209,14 +207,15 @@ class Retrieval:
 
     def _view(self, known: _Known, partners: Partners) -> _View:
         encoded = partial(self._store.get, known.key)
-        return _View(known.support.name, encoded, partners.indices, partners.similarity)
+        return _View(known.name, encoded, partners.indices, partners.similarity)
 
     def _own_view(
-        self, query: Query, stack: SliceStack, support: Support, *, others: int
+        self, query: Query, stack: SliceStack, known: _Known, *, others: int
     ) -> _View | None:
         """Show the patient's other sequence where the scanner saw it; None if that is elsewhere."""
-        if support.case != query.case:
+        if known.case != query.case:
             return None
+        support = self._supports[known.index]
         image_zyx, mask_zyx = on_query_grid(support, query)
         pictures = cut(unit_intensities(image_zyx), stack.frame, size=stack.pictures.shape[-1])
         covered = np.flatnonzero(pictures.any((1, 2)))
@@ -226,7 +225,7 @@ class Retrieval:
         encoded = self._encoded(replace(stack, pictures=pictures), masks)
         nearest = np.abs(np.arange(len(pictures))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
-        return _View(support.name, lambda: encoded, covered[nearest], similarity=1.0, share=share)
+        return _View(known.name, lambda: encoded, covered[nearest], similarity=1.0, share=share)
 
     def _ask(self, volume: EncodedVolume, view: _View) -> Opinion:
         """Segment every slice by one support alone."""

@@ -108,8 +108,8 @@ class FewShotResult:
 class Strategy(Protocol):
     """A way from labelled volumes to a pseudo label; built once for a set of supports."""
 
-    def segment(self, query: Query, *, leave_out: str | None = None) -> FewShotResult:
-        """Segment one query, as if the support of name ``leave_out`` were not there.
+    def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
+        """Segment one query, as if the supports of one case were not there.
 
         The result depends on the query and the supports alone, never on earlier queries.
 

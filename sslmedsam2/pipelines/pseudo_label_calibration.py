@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sslmedsam2.errors import SslMedSam2Error
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
-from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy, Support
+from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.pipelines.interrupt import StopRequest
+from sslmedsam2.pipelines.pseudo_label_inputs import SupportFiles
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ class CalibrationRun:
 
 
 def run_calibration(
-    strategy: Strategy, supports: Sequence[Support], *, key: str, stop: StopRequest
+    strategy: Strategy, supports: SupportFiles, *, key: str, stop: StopRequest
 ) -> CalibrationRun | None:
-    """Segment each support by all others and compare; None if a stop was asked for meanwhile.
+    """Segment each support by all other patients' and compare; None if a stop was asked for.
 
-    A single support leaves nothing to learn from; the calibration then says so.
+    A single patient leaves nothing to learn from; the calibration then says so.
     """
-    if len(supports) < 2:
-        logger.warning("one labelled volume cannot tell how good pseudo labels are: none accepted")
+    if len(supports.cases) < 2:
+        logger.warning("one labelled patient cannot tell how good pseudo labels are: none accepted")
         return CalibrationRun(key, calibrate([]), ())
     known: dict[str, tuple[Evidence, float]] = {}
     for support in supports:
@@ -66,7 +66,7 @@ def run_calibration(
             return None
         query = Query(support.name, support.case, support.image, support.geometry)
         try:
-            found = strategy.segment(query, leave_out=support.name)
+            found = strategy.segment(query, leave_out_case=support.case)
         except SslMedSam2Error as error:
             logger.error("left out of the calibration: %s", error)
             continue

@@ -57,9 +57,17 @@ class SupportFiles(Sequence[Support]):
         chosen = self._series[index]
         return SupportFiles(chosen, {name: self.sha256[name] for name in map(support_name, chosen)})
 
-    def with_image(self, sha256: str) -> str | None:
-        """Return the name of the support whose image file has this hash, if there is one."""
-        return next((name for name, own in self.sha256.items() if own["image"] == sha256), None)
+    @property
+    def cases(self) -> frozenset[str]:
+        """The patients."""
+        return frozenset(series.case for series in self._series)
+
+    def case_with_image(self, sha256: str) -> str | None:
+        """Return the case of the support whose image file has this hash, if there is one."""
+        for series in self._series:
+            if self.sha256[support_name(series)]["image"] == sha256:
+                return series.case
+        return None
 
 
 @dataclass(frozen=True)

@@ -119,13 +119,13 @@ class Labeller:
         if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
             return SegmentedQuery(loaded, None, loaded.error)
         target = loaded.target
-        twin = self._supports.with_image(loaded.image_sha256)
-        warnings = (f"labelled: the same image as support {twin}, which was left out",)
+        twin = self._supports.case_with_image(loaded.image_sha256)
+        warnings = (f"labelled: the same image as a support's; case {twin} was left out of them",)
         query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
         try:
-            if twin is not None and len(self._supports) == 1:
+            if twin is not None and self._supports.cases == {twin}:
                 raise _only_itself(target)
-            result = self._strategy.segment(query, leave_out=twin)
+            result = self._strategy.segment(query, leave_out_case=twin)
         except SslMedSam2Error as error:
             return SegmentedQuery(loaded, None, error)
         except Exception as error:
