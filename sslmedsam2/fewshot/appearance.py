@@ -30,8 +30,10 @@ def refine_by_intensity(
 ) -> npt.NDArray[np.float32]:
     """Return corrected probabilities; both arrays are ``(n, size, size)``, pictures in [0, 1].
 
-    Where nothing is probably inside, the probabilities come back smoothed and otherwise unchanged.
+    Where nothing is probably inside, there is nothing to learn from and they come back as they are.
     """
+    if not (probability > 0.5).any():
+        return probability
     bins = np.clip(ndimage.gaussian_filter(pictures, (0.5, 0.8, 0.8)) * _BINS, 0, _BINS - 1)
     bins = bins.astype(np.int64)
     body = pictures > _AIR_BELOW

@@ -90,11 +90,13 @@ def remember_prompts(model: SAM2Base, features: Features, masks: Tensor) -> Memo
         prompt = nnf.interpolate(
             prompt, size=model.sam_prompt_encoder.mask_input_size, mode="bilinear", antialias=True
         )
-    decoded = _decode(model, features, features.coarse + _no_memory(model), mask_prompt=prompt)
+    decoded = _decode(model, features, features.coarse, mask_prompt=prompt)
     logits = (2 * masks - 1) * _PROMPT_LOGIT
+    # As SAM2 does it: by what the decoder thinks, and then by what the mask says.
+    pointer = _gate_pointer(model, decoded.pointer, decoded.object_logit[:, None] > 0)
     return Memory(
         spatial=_remember(model, features, logits, present),
-        pointer=_gate_pointer(model, decoded.pointer, present.to(masks.dtype)),
+        pointer=_gate_pointer(model, pointer, present),
     )
 
 
@@ -106,7 +108,7 @@ def remember_decoded(model: SAM2Base, features: Features, decoded: Decoded) -> M
     logits = torch.where(present[..., None, None], logits, -_PROMPT_LOGIT)
     return Memory(
         spatial=_remember(model, features, logits, present),
-        pointer=_gate_pointer(model, decoded.pointer, present.to(decoded.pointer.dtype)),
+        pointer=_gate_pointer(model, decoded.pointer, present),
     )
 
 
@@ -131,7 +133,8 @@ def segment(
     frames += [(steps, memory.spatial) for steps, memory in recent]
     tokens = [spatial.flatten(2).permute(2, 0, 1) for _, spatial in frames]
     places = [
-        (position + model.maskmem_tpos_enc[model.num_maskmem - steps - 1]).expand(-1, n, -1)
+        # The last place in time is the prompted slices', the others are counted from the nearest.
+        (position + model.maskmem_tpos_enc[steps - 1]).expand(-1, n, -1)
         for steps, _ in frames
     ]
     pointers = list(prompted.pointer.view(n, k, -1).unbind(1))
@@ -170,10 +173,6 @@ def _image_position(model: SAM2Base, coarse: Tensor) -> Tensor:
     return position.to(coarse.dtype).flatten(2).permute(2, 0, 1).expand(-1, coarse.shape[0], -1)
 
 
-def _no_memory(model: SAM2Base) -> Tensor:
-    return model.no_mem_embed.view(1, -1, 1, 1)
-
-
 def _decode(
     model: SAM2Base, features: Features, embedding: Tensor, mask_prompt: Tensor | None = None
 ) -> Decoded:
@@ -202,7 +201,8 @@ def _decode(
 
 
 def _gate_pointer(model: SAM2Base, pointer: Tensor, present: Tensor) -> Tensor:
-    return present * pointer + (1 - present) * model.no_obj_ptr
+    share = present.to(pointer.dtype)
+    return share * pointer + (1 - share) * model.no_obj_ptr
 
 
 def _remember(model: SAM2Base, features: Features, logits: Tensor, present: Tensor) -> Tensor:

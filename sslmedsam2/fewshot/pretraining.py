@@ -65,7 +65,7 @@ class PretrainSettings:
 
     architecture: CompactArchitecture = field(default_factory=CompactArchitecture)
     task: SyntheticTask = field(default_factory=SyntheticTask)
-    steps: int = 4300
+    steps: int = 3800
     learning_rate: float = 3e-4
     slices_per_step: int = 42
     seed: int = 0

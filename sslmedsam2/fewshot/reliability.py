@@ -88,7 +88,8 @@ def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
     low, high = np.clip([estimate - reach, estimate + reach], 0, 1)
     estimate = float(np.clip(estimate, 0, 1))
     verdict: Verdict = "doubtful"
-    if estimate < _REJECT_BELOW:
+    # Supports that find nothing agree perfectly.
+    if estimate < _REJECT_BELOW or evidence.confidence == 0:
         verdict = "reject"
     elif estimate >= _ACCEPT_ABOVE and calibration.n_cases > 0:
         verdict = "accept"

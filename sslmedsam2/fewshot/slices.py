@@ -149,13 +149,18 @@ def paste(pictures: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[n
 
 
 def _weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
-    """Return ``(n_out, n_in)`` triangle weights: linear when enlarging, averaging when reducing."""
+    """Return ``(n_out, n_in)`` triangle weights: linear when enlarging, averaging when reducing.
+
+    A pixel's weights sum to 1 over an endless volume; at the rim a picture fades to the 0 beyond.
+    """
     step = extent / n_out
+    reach = max(1.0, step)
     centres = start + (np.arange(n_out) + 0.5) * step - 0.5
-    distance = np.abs(np.arange(n_in)[None] - centres[:, None]) / max(1.0, step)
-    weights = np.clip(1 - distance, 0, None)
-    # Not renormalised at the rim: there the picture fades to the 0 beyond.
-    return (weights / max(1.0, step)).astype(np.float32)
+    beyond = int(np.ceil(reach + max(0.0, -centres[0], centres[-1] - n_in)))
+    voxels = np.arange(-beyond, n_in + beyond)
+    weights = np.clip(1 - np.abs(voxels[None] - centres[:, None]) / reach, 0, None)
+    weights /= weights.sum(1, keepdims=True)
+    return weights[:, beyond : beyond + n_in].astype(np.float32)
 
 
 def _back_weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:

@@ -62,9 +62,6 @@ def test_a_prompted_slice_is_remembered_as_sam2_remembers_it(model, images, mask
     torch.testing.assert_close(ours.spatial, theirs["maskmem_features"], **CLOSE)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="remember_prompts adds no_mem_embed, SAM2's _use_mask_as_output does not"
-)
 @torch.no_grad()
 def test_a_prompted_slice_has_sam2s_pointer(model, images, masks):
     ours = memory.remember_prompts(model, memory.encode_slices(model, images[:1]), masks[:1])
@@ -72,9 +69,6 @@ def test_a_prompted_slice_has_sam2s_pointer(model, images, masks):
     torch.testing.assert_close(ours.pointer, theirs["obj_ptr"], **CLOSE)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="SAM2 also gates a prompted slice's pointer by the decoder's object score"
-)
 @torch.no_grad()
 def test_a_prompt_that_the_decoder_doubts_has_sam2s_pointer(model, images, masks):
     with leaning_towards(model, ABSENT):
@@ -121,9 +115,6 @@ def test_several_conditioning_frames_give_sam2s_own_mask(tiny_sam2, images, mask
     torch.testing.assert_close(ours.logits, theirs["pred_masks"], **CLOSE)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="SAM2 gives s steps ago maskmem_tpos_enc[s - 1], segment the mirrored place"
-)
 @torch.no_grad()
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "backward"])
 def test_recent_slices_have_their_place_in_time(model, images, masks, reverse):
