@@ -14,7 +14,7 @@ from tiny_sam2 import ABSENT, leaning_towards, make_query
 from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.random_insertion import N_PLACES
 
-N_SUPPORT, N_QUERY = 4, 5
+N_SUPPORT, N_QUERY = 3, 2
 GRID = short_grid(N_SUPPORT)
 QUERY = make_query("q/T2", seed=9, geometry=short_grid(N_QUERY))
 
@@ -40,12 +40,12 @@ def test_a_result_is_sound(result):
     assert {round(support.weight, 6) for support in result.supports} == {round(1 / 3, 6)}
 
 
-def test_each_support_is_tracked_at_each_place(tiny_sam2, strategy, result):
+def test_each_support_is_tracked_at_every_place_there_is(tiny_sam2, strategy, result):
     with counted_slices(tiny_sam2) as seen:
         again = strategy.segment(QUERY)
     assert seen == [again.encoder_calls]
     assert result.encoder_calls == again.encoder_calls
-    assert result.encoder_calls == 3 * N_PLACES * (N_SUPPORT + N_QUERY)
+    assert result.encoder_calls == 3 * (N_QUERY + 1) * (N_SUPPORT + N_QUERY)
 
 
 def test_earlier_queries_leave_no_trace(strategy, result):
@@ -58,24 +58,18 @@ def test_the_order_of_supports_does_not_matter(tiny_sam2, tmp_path_factory, resu
     assert_same_result(_build(tiny_sam2, shuffled, tmp_path_factory).segment(QUERY), result)
 
 
-def test_the_order_of_supports_matters_by_rounding_at_most(tiny_sam2, tmp_path_factory, result):
-    shuffled = [supports_of(GRID)[k] for k in (2, 0, 1)]
-    other = _build(tiny_sam2, shuffled, tmp_path_factory).segment(QUERY)
-    np.testing.assert_allclose(other.probability_zyx, result.probability_zyx, atol=1e-6)
-
-
 def test_leaving_a_support_out_is_never_having_had_it(tiny_sam2, tmp_path_factory, strategy):
     without = _build(tiny_sam2, supports_of(GRID)[1:], tmp_path_factory).segment(QUERY)
     assert_same_result(strategy.segment(QUERY, leave_out_case="s1"), without)
 
 
-def test_places_follow_from_seed_and_name(tiny_sam2, tmp_path_factory):
-    few, query = supports_of(short_grid(2))[:1], make_query("q/T2", seed=9, geometry=short_grid(8))
-    base = _build(tiny_sam2, few, tmp_path_factory).segment(query)
-    same = _build(tiny_sam2, few, tmp_path_factory, seed=0).segment(query)
-    other = _build(tiny_sam2, few, tmp_path_factory, seed=1).segment(query)
-    assert_same_result(base, same)
-    assert not np.array_equal(base.probability_zyx, other.probability_zyx)
+def test_some_places_of_a_long_query_are_drawn_by_the_seed(tiny_sam2, tmp_path_factory):
+    support, query = supports_of(short_grid(2))[:1], make_query("q", seed=9, geometry=short_grid(8))
+    one, other = (
+        _build(tiny_sam2, support, tmp_path_factory, seed=seed).segment(query) for seed in (0, 1)
+    )
+    assert one.encoder_calls == other.encoder_calls == N_PLACES * (2 + 8)
+    assert not np.array_equal(one.probability_zyx, other.probability_zyx)
 
 
 @pytest.mark.parametrize("n_slices", [1, 3])

@@ -49,13 +49,7 @@ def test_coarser_pictures_bring_probabilities_back_to_the_right_place():
     assert mask_dice(paste(quarter, stack) > 0.5, support.mask_zyx > 0) > 0.9
 
 
-@pytest.mark.parametrize(
-    "geometry",
-    [
-        pytest.param(g, id=n)
-        for n, g in GRIDS.items()
-    ],
-)
+@pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS)
 def test_pictures_are_in_the_unit_range(geometry):
     pictures = cut_slices(make_support("a", seed=1, geometry=geometry).image, size=SIZE).pictures
     assert pictures.shape == (geometry.shape_zyx[0], SIZE, SIZE)
