@@ -81,6 +81,16 @@ def test_a_query_of_few_slices_has_fewer_places(tiny_sam2, tmp_path_factory, n_s
     assert found.encoder_calls == (n_slices + 1) * (N_SUPPORT + n_slices)
 
 
+def test_slices_before_and_after_a_support_are_tracked(tiny_sam2, tmp_path_factory):
+    """A single slice is once after the support and once before it.
+
+    The random network says about one half everywhere; untracked, a slice would keep its 0.
+    """
+    strategy = _build(tiny_sam2, supports_of(GRID)[:1], tmp_path_factory)
+    found = strategy.segment(make_query("one/T2", seed=6, geometry=short_grid(1)))
+    assert found.probability_zyx[0, 5:-5, 5:-5].min() > 0.4
+
+
 def test_a_slice_without_the_object_counts_as_empty(tiny_sam2, tmp_path_factory):
     strategy = _build(tiny_sam2, supports_of(GRID)[:1], tmp_path_factory)
     with leaning_towards(tiny_sam2.model, ABSENT):

@@ -92,7 +92,7 @@ def test_where_results_are_known_to_be_poor_good_looks_are_not_accepted():
     assert judge(GOOD, calibrate(cases)).verdict == "reject"
 
 
-@pytest.mark.parametrize("name", ["reverse_dice", "agreement", "plausibility"])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Evidence)])
 @pytest.mark.parametrize("n", [0, 1, 20])
 def test_better_evidence_never_lowers_the_estimate(name, n):
     calibration = calibrate(_cases(n, seed=4))

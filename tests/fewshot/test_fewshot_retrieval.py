@@ -153,6 +153,25 @@ def test_the_patients_other_sequence_is_used_wherever_its_file_puts_its_axes(tin
     np.testing.assert_allclose(one.probability_zyx, other.probability_zyx, atol=1e-3)
 
 
+def test_beyond_the_patients_other_sequence_its_last_slice_is_shown(tiny_sam2, scratch):
+    """Equal pictures with equal memories: so the same is found in them."""
+    array = QUERY.image.array_zyx.copy()
+    array[6:] = array[5]
+    query = replace(QUERY, image=replace(QUERY.image, array_zyx=array))
+    whole = make_support("q/GED4", seed=9, geometry=GRID)
+    lower = replace(
+        whole,
+        image=replace(whole.image, array_zyx=whole.image.array_zyx[:6]),
+        mask_zyx=whole.mask_zyx[:6],
+        geometry=replace(GRID, shape_zyx=(6, *GRID.shape_zyx[1:])),
+    )
+    strategy = build(tiny_sam2, [lower], scratch, refine=False, harmonise=False)
+    found = strategy.segment(query).probability_zyx
+    for beyond in found[6:]:
+        np.testing.assert_allclose(beyond, found[5], atol=1e-5)
+    assert np.abs(found[4] - found[5]).max() > 1e-3
+
+
 def test_an_other_sequence_of_another_place_is_a_support_like_others(tiny_sam2, scratch):
     """Say, a file without a position; then what it shows is sought by looks."""
     x, y, z = OWN_GRID.origin_xyz_mm
