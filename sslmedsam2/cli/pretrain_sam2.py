@@ -25,7 +25,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
     help="The finished network, *.safetensors, for pseudo-label --sam2.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=8000, show_default=True, help="Optimiser steps."
+    "--steps", type=click.IntRange(1), default=3800, show_default=True, help="Optimiser steps."
 )
 @click.option(
     "--image-size",

@@ -15,7 +15,7 @@ import torch
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.fewshot.network import CompactArchitecture, build_compact, build_hiera_tiny
-from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.weights.manifest import sha256_file
 
 if TYPE_CHECKING:
@@ -72,13 +72,13 @@ def save_compact(
     notes: Mapping[str, str],
 ) -> None:
     """Write a compact SAM2 in half precision, with its architecture and ``notes`` inside."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     halves = {name: value.half().contiguous().cpu() for name, value in model.state_dict().items()}
     metadata = {_ARCHITECTURE_KEY: json.dumps(dataclasses.asdict(architecture)), **notes}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        save_file(halves, temporary, metadata=metadata)
+    # Not save_file: it makes a file that only its owner may read.
+    write_bytes_atomic(path, save(halves, metadata=metadata))
 
 
 def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:

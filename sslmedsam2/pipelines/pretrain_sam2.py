@@ -35,7 +35,7 @@ class PretrainOptions:
 
     work_dir: Path
     output_path: Path
-    steps: int = 8000
+    steps: int = 3800
     image_size: int = 128
     processes: int = 1
     seed: int = 0
