@@ -110,7 +110,7 @@ def _load_compact(path: Path) -> SAM2Base:
         fields = json.loads(metadata[_ARCHITECTURE_KEY])
         fields["stages"] = tuple(fields["stages"])
         model = build_compact(CompactArchitecture(**fields))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise _damaged(path, error) from error
     _fill(model, state, path)
     return model

@@ -87,14 +87,16 @@ def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
 
     Accepted is what is probably good; rejected what is probably bad, or where nothing was found.
     """
+    if evidence.confidence == 0:
+        # Supports that find nothing agree perfectly; no line may make anything of that.
+        return Reliability(0.0, (0.0, 0.0), "reject")
     estimate = calibration.slope * score(evidence) + calibration.intercept
     degrees = max(1, calibration.n_cases + _PRIOR_COUNT - 1)
     reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, degrees)) * calibration.residual
     low, high = np.clip([estimate - reach, estimate + reach], 0, 1)
     estimate = float(np.clip(estimate, 0, 1))
     verdict: Verdict = "doubtful"
-    # Supports that find nothing agree perfectly.
-    if estimate < _REJECT_BELOW or evidence.confidence == 0:
+    if estimate < _REJECT_BELOW:
         verdict = "reject"
     elif estimate >= _ACCEPT_ABOVE and calibration.n_cases > 0:
         verdict = "accept"
