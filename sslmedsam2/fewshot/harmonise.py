@@ -2,7 +2,7 @@
 
 The supports' slices are encoded once for all queries, so it is the query that is repainted: to the
 supports' distribution of intensities, as it is and inverted. Which of them is right is not decided
-here: the caller asks which one leads back to the supports' masks.
+here: the caller asks on which one the supports agree.
 """
 
 from __future__ import annotations

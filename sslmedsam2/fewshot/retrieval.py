@@ -86,9 +86,9 @@ class _Attempt:
 
     @property
     def credit(self) -> float:
-        """How well it leads back to the supports' masks, or how well they agree."""
-        reverse = [o.reverse_dice for o in self.opinions if o.reverse_dice is not None]
-        return float(np.mean(reverse)) if reverse else _agreement(self.opinions, self.probability)
+        """How far the supports agree: on a query in the wrong contrast each sees something else."""
+        decided = shrink(self.probability, self.opinions[0].probability.shape[-1]) > 0.5
+        return float(np.mean([mask_dice(o.probability > 0.5, decided) for o in self.opinions]))
 
 
 class Retrieval:
@@ -297,11 +297,6 @@ def _mean(opinions: Sequence[Opinion]) -> npt.NDArray[np.float32]:
         weight * opinion.probability for weight, opinion in zip(weights, opinions, strict=True)
     )
     return (total / weights.sum()).astype(np.float32)
-
-
-def _agreement(opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]) -> float:
-    decided = shrink(probability, opinions[0].probability.shape[-1]) > 0.5
-    return float(np.mean([mask_dice(opinion.probability > 0.5, decided) for opinion in opinions]))
 
 
 def _inverse(partners: npt.NDArray[np.int64], n_support: int) -> npt.NDArray[np.int64]:
