@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.atomic import atomic_path, write_bytes_atomic, write_text_atomic
 
 
-@pytest.fixture
+@contextmanager
 def small_file_limit() -> Iterator[int]:
-    """Let the system refuse files over 4 KiB, as a full disk would."""
+    """Let the system refuse files over 4 KiB, as a full disk would.
+
+    No fixture: that would still hold when the test's outcome is written to a log file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
@@ -72,8 +76,8 @@ def test_folder_where_the_file_should_be(tmp_path: Path) -> None:
     assert [child.name for child in tmp_path.iterdir()] == ["mask.nii.gz"]
 
 
-def test_refused_by_the_system_half_way(tmp_path: Path, small_file_limit: int) -> None:
-    with pytest.raises(OutputError) as caught:
-        write_bytes_atomic(tmp_path / "mask.nii.gz", bytes(small_file_limit + 1))
+def test_refused_by_the_system_half_way(tmp_path: Path) -> None:
+    with small_file_limit() as limit, pytest.raises(OutputError) as caught:
+        write_bytes_atomic(tmp_path / "mask.nii.gz", bytes(limit + 1))
     assert "raise the limit" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []

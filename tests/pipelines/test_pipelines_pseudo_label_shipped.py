@@ -1,4 +1,4 @@
-"""`pseudo-label` with the compact SAM2 that ships: on phantoms, and on real volumes where they are."""
+"""`pseudo-label` with the compact SAM2 that ships: on phantoms, and on real volumes."""
 
 import shutil
 from pathlib import Path
