@@ -27,7 +27,7 @@ from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
 from sslmedsam2.fewshot.encoded import EncodedVolume, Encoder
 from sslmedsam2.fewshot.memory import Decoded, Memory, remember_decoded, segment
 from sslmedsam2.fewshot.outcome import largest_piece, mask_dice
-from sslmedsam2.fewshot.slices import SliceStack, cut, cut_slices, paste, whole_frame
+from sslmedsam2.fewshot.slices import SliceStack, cut_masks, cut_slices, paste, whole_frame
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Bench:
         size = self._encoder.sam2.image_size
         frame = None if self._body_crop else whole_frame(case.image.array_zyx.shape)
         stack = cut_slices(case.image, size=size, frame=frame)
-        masks = (cut(case.mask_zyx, stack.frame, size=size) > 0.5).astype(np.float32)
+        masks = cut_masks(case.mask_zyx, stack.frame, size=size)
         volume = self._encoder.volume(stack)
         memory = self._encoder.remember(volume, masks)
         return Seen(case, stack, volume, masks, memory, find_place(masks, volume.z_mm))

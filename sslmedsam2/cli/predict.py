@@ -10,6 +10,7 @@ import click
 
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
+from sslmedsam2.cli.shared_options import device_option
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -41,9 +42,7 @@ if TYPE_CHECKING:
     help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
 )
 @click.option("--sequences", help="Which to segment.  [default: GED4,T1,T2,DWI_800]")
-@click.option(
-    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
-)
+@device_option
 @click.option(
     "--mode",
     type=click.Choice(["exact", "fast"]),

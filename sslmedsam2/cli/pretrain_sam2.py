@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import device_option
 
 
 @click.command(cls=ConfiguredCommand)
@@ -42,9 +43,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
     help="Share each step between so many processes; on a CPU as many as it has cores is fastest.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option(
-    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
-)
+@device_option
 def pretrain_sam2(**options: Any) -> None:
     """Train the compact SAM2 from scratch, on synthetic volumes only."""
     from sslmedsam2.pipelines.pretrain_sam2 import PretrainOptions

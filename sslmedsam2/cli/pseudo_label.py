@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import device_option
 
 if TYPE_CHECKING:
     from sslmedsam2.pipelines.pseudo_label import PseudoLabelSummary
@@ -62,9 +63,7 @@ _LOG = logging.getLogger(__name__)
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random-insertion."
 )
-@click.option(
-    "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
-)
+@device_option
 @click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
 @click.option("--shard", help="Do a part of the queries: 2/8 is the second of eight.")
 def pseudo_label(

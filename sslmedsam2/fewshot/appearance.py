@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from sslmedsam2.fewshot.slices import AIR_BELOW
+
 _BINS: Final = 48
 _ROUNDS: Final = 2
 _STRENGTH: Final = 1.0
@@ -21,7 +23,6 @@ _NEAR_SIGMA: Final = (1.5, 6.0, 6.0)
 """How far around the organ (slices, pixels, pixels) its surroundings reach."""
 _NEAR: Final = 0.03
 _SMOOTHING: Final = (0.7, 1.2, 1.2)
-_AIR_BELOW: Final = 0.02
 _TINY: Final = 1e-4
 
 
@@ -36,7 +37,7 @@ def refine_by_intensity(
         return probability
     bins = np.clip(ndimage.gaussian_filter(pictures, (0.5, 0.8, 0.8)) * _BINS, 0, _BINS - 1)
     bins = bins.astype(np.int64)
-    body = pictures > _AIR_BELOW
+    body = pictures > AIR_BELOW
     odds = np.log(probability + _TINY) - np.log(1 - probability + _TINY)
     refined = probability
     for _ in range(_ROUNDS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,10 @@ from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.memory import Features, Memory, encode_slices, remember_prompts
 from sslmedsam2.fewshot.slices import SliceStack
 
-_BATCH = 16
-_DESCRIPTOR_CELLS = 4
+BATCH: Final = 16
+"""How many slices go through the network at once."""
+
+_DESCRIPTOR_CELLS: Final = 4
 """A slice's descriptor keeps where things are, on a grid of this many cells a side."""
 
 
@@ -80,10 +83,10 @@ class Encoder:
             parts = [
                 remember_prompts(
                     self.sam2.model,
-                    volume.features[start : start + _BATCH],
-                    self._on_device(masks[start : start + _BATCH]),
+                    volume.features[start : start + BATCH],
+                    self._on_device(masks[start : start + BATCH]),
                 )
-                for start in range(0, len(masks), _BATCH)
+                for start in range(0, len(masks), BATCH)
             ]
         return Memory(
             torch.cat([part.spatial for part in parts]), torch.cat([part.pointer for part in parts])
@@ -91,8 +94,8 @@ class Encoder:
 
     def _features(self, pictures: npt.NDArray[np.float32]) -> Features:
         parts = [
-            encode_slices(self.sam2.model, self._on_device(pictures[start : start + _BATCH]))
-            for start in range(0, len(pictures), _BATCH)
+            encode_slices(self.sam2.model, self._on_device(pictures[start : start + BATCH]))
+            for start in range(0, len(pictures), BATCH)
         ]
         return Features(
             torch.cat([part.fine for part in parts]),

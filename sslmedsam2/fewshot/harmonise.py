@@ -13,6 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.fewshot.slices import AIR_BELOW
+
 Pictures = npt.NDArray[np.float32]
 Quantiles = npt.NDArray[np.float64]
 
@@ -20,7 +22,6 @@ AS_IS: Final = "as is"
 MATCHED: Final = "matched"
 INVERTED: Final = "inverted"
 
-_AIR_BELOW: Final = 0.02
 _LEVELS: Final = np.linspace(0, 1, 65)
 _SAME_CONTRAST: Final = 0.06
 """Mean difference of quantiles up to which two volumes count as one contrast: between two T2
@@ -29,7 +30,7 @@ volumes of one scanner it is 0.02 to 0.05, to the same volume inverted 0.2 and m
 
 def body_quantiles(pictures: Pictures) -> Quantiles:
     """Return 65 evenly spaced quantiles of the pixels that are not air; zeros if all are air."""
-    inside = pictures[pictures > _AIR_BELOW]
+    inside = pictures[pictures > AIR_BELOW]
     return np.quantile(inside, _LEVELS) if inside.size else np.zeros(len(_LEVELS))
 
 
@@ -46,7 +47,7 @@ def appearances(pictures: Pictures, reference: Quantiles) -> Mapping[str, Pictur
     own = body_quantiles(pictures)
     if contrast_distance(own, reference) <= _SAME_CONTRAST:
         return {AS_IS: pictures}
-    inverted = np.where(pictures > _AIR_BELOW, 1 - pictures, pictures)
+    inverted = np.where(pictures > AIR_BELOW, 1 - pictures, pictures)
     return {
         AS_IS: pictures,
         MATCHED: _matched(pictures, reference),
@@ -57,5 +58,5 @@ def appearances(pictures: Pictures, reference: Quantiles) -> Mapping[str, Pictur
 def _matched(pictures: Pictures, reference: Quantiles) -> Pictures:
     """Send the body's intensities where the reference has the same share of them."""
     own = body_quantiles(pictures)
-    inside = pictures > _AIR_BELOW
+    inside = pictures > AIR_BELOW
     return np.where(inside, np.interp(pictures, own, reference), pictures).astype(np.float32)

@@ -118,4 +118,4 @@ def _instantiate(changes: dict[str, Any]) -> SAM2Base:
     assert package is not None
     assert package.origin is not None
     config = OmegaConf.load(Path(package.origin).parent / "configs/sam2.1/sam2.1_hiera_t.yaml")
-    return instantiate(OmegaConf.merge(config.model, changes), _recursive_=True)
+    return instantiate(OmegaConf.merge(config.model, changes))

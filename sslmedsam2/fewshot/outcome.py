@@ -62,18 +62,17 @@ def conclude(
     on_grid = paste(probability, stack).clip(0, 1)
     mask, n_pieces = largest_piece(on_grid > 0.5)
     total = sum(opinion.weight for opinion in opinions)
-    decided = shrink(probability, opinions[0].probability.shape[-1]) > 0.5
     scores = tuple(
         SupportScore(
             name=opinion.name,
             weight=opinion.weight / total,
             similarity=opinion.similarity,
-            agreement=mask_dice(opinion.probability > 0.5, decided),
+            agreement=agreement,
             reverse_dice=opinion.reverse_dice,
         )
-        for opinion in opinions
+        for opinion, agreement in zip(opinions, agreements(opinions, probability), strict=True)
     )
-    present = decided.any((1, 2))
+    present = _decided(opinions, probability).any((1, 2))
     object_score = np.average(
         [opinion.object_score for opinion in opinions],
         axis=0,
@@ -98,6 +97,19 @@ def conclude(
         seconds=dict(seconds),
         warnings=warnings,
     )
+
+
+def agreements(opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]) -> list[float]:
+    """Return the Dice of each support's own mask with the fused result's."""
+    decided = _decided(opinions, probability)
+    return [mask_dice(opinion.probability > 0.5, decided) for opinion in opinions]
+
+
+def _decided(
+    opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Return the fused mask as coarse as the opinions' maps."""
+    return shrink(probability, opinions[0].probability.shape[-1]) > 0.5
 
 
 def shrink(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

@@ -18,15 +18,10 @@ def on_query_grid(support: Support, query: Query) -> tuple[ArrayZYX, MaskZYX]:
     """
     turn = query.image.reorientation
     own = support.image.reorientation
-    image = _resampled(
-        support.image.array_zyx, own, support.geometry, query.geometry, sitk.sitkLinear
-    )
-    mask = _resampled(
-        support.mask_zyx.astype(np.float32), own, support.geometry, query.geometry, sitk.sitkLinear
-    )
-    return apply_reorientation(image, turn), apply_reorientation(
-        (mask > 0.5).astype(np.uint8), turn
-    )
+    image = _resampled(support.image.array_zyx, own, support.geometry, query.geometry)
+    share = _resampled(support.mask_zyx.astype(np.float32), own, support.geometry, query.geometry)
+    mask = (share > 0.5).astype(np.uint8)
+    return apply_reorientation(image, turn), apply_reorientation(mask, turn)
 
 
 def _resampled(
@@ -34,14 +29,13 @@ def _resampled(
     reorientation: Reorientation,
     geometry: Geometry,
     target: Geometry,
-    interpolator: int,
 ) -> npt.NDArray[np.float32]:
     moving = sitk.GetImageFromArray(to_native(canonical_zyx, reorientation))
     _place(moving, geometry)
     grid = sitk.Image([int(n) for n in target.shape_zyx[::-1]], sitk.sitkUInt8)
     _place(grid, target)
     return sitk.GetArrayFromImage(
-        sitk.Resample(moving, grid, sitk.Transform(), interpolator, 0.0, sitk.sitkFloat32)
+        sitk.Resample(moving, grid, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
     )
 
 

@@ -26,7 +26,7 @@ from sslmedsam2.fewshot.checks import check_masks, check_pictures
 from sslmedsam2.fewshot.memory import normalise
 from sslmedsam2.fewshot.outcome import Opinion, conclude, name_seed
 from sslmedsam2.fewshot.settings import FewShotSettings
-from sslmedsam2.fewshot.slices import cut, cut_slices, whole_frame
+from sslmedsam2.fewshot.slices import cut_masks, cut_slices, whole_frame
 from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
 
 N_PLACES: Final = 5
@@ -107,7 +107,7 @@ class RandomInsertion:
 def _cut_support(support: Support, size: int) -> _CutSupport:
     frame = whole_frame(support.image.array_zyx.shape)
     stack = cut_slices(support.image, size=size, frame=frame)
-    masks = (cut(support.mask_zyx, frame, size=size) > 0.5).astype(np.float32)
+    masks = cut_masks(support.mask_zyx, frame, size=size)
     check_masks(masks, name=support.name)
     return _CutSupport(support.name, support.case, stack.pictures, masks)
 

@@ -23,18 +23,17 @@ from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place
 from sslmedsam2.fewshot.appearance import refine_by_intensity
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.checks import check_masks, check_pictures
-from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
+from sslmedsam2.fewshot.encoded import BATCH, EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
 from sslmedsam2.fewshot.memory import Memory, segment
-from sslmedsam2.fewshot.outcome import Opinion, conclude, mask_dice, shrink
+from sslmedsam2.fewshot.outcome import Opinion, agreements, conclude, mask_dice, shrink
 from sslmedsam2.fewshot.physical import on_query_grid
 from sslmedsam2.fewshot.settings import FewShotSettings
-from sslmedsam2.fewshot.slices import SliceStack, cut, cut_slices, unit_intensities
+from sslmedsam2.fewshot.slices import SliceStack, cut, cut_masks, cut_slices, unit_intensities
 from sslmedsam2.fewshot.store import SupportStore, content_key
 from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX
+from sslmedsam2.imaging.volume import CanonicalVolume
 
-_BATCH: Final = 16
 _TOGETHER_AT_MOST: Final = 8
 """Conditioning frames of the joint pass; the network is trained with up to eight."""
 _LEAST_COVERED: Final = 0.5
@@ -87,8 +86,7 @@ class _Attempt:
     @property
     def credit(self) -> float:
         """How far the supports agree: on a query in the wrong contrast each sees something else."""
-        decided = shrink(self.probability, self.opinions[0].probability.shape[-1]) > 0.5
-        return float(np.mean([mask_dice(o.probability > 0.5, decided) for o in self.opinions]))
+        return float(np.mean(agreements(self.opinions, self.probability)))
 
 
 class Retrieval:
@@ -190,7 +188,7 @@ class Retrieval:
         )
 
     def _encode_support(self, support: Support, stack: SliceStack) -> str:
-        masks = self._cut_mask(support.mask_zyx, stack)
+        masks = cut_masks(support.mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
         check_masks(masks, name=support.name)
         key = content_key(stack.pictures, masks)
         if key not in self._store:
@@ -200,10 +198,6 @@ class Retrieval:
     def _encoded(self, stack: SliceStack, masks: npt.NDArray[np.float32]) -> EncodedSupport:
         volume = self._encoder.volume(stack)
         return EncodedSupport(volume, self._encoder.remember(volume, masks), masks)
-
-    def _cut_mask(self, mask_zyx: MaskZYX, stack: SliceStack) -> npt.NDArray[np.float32]:
-        size = self._encoder.sam2.image_size
-        return (cut(mask_zyx, stack.frame, size=size) > 0.5).astype(np.float32)
 
     def _view(self, known: _Known, partners: Partners) -> _View:
         encoded = partial(self._store.get, known.key)
@@ -221,7 +215,7 @@ class Retrieval:
         covered = np.flatnonzero(pictures.any((1, 2)))
         if len(covered) < _LEAST_COVERED * len(pictures) or not mask_zyx.any():
             return None
-        masks = self._cut_mask(mask_zyx, stack)
+        masks = cut_masks(mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
         encoded = self._encoded(replace(stack, pictures=pictures), masks)
         nearest = np.abs(np.arange(len(pictures))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
@@ -275,8 +269,8 @@ class Retrieval:
         spatial = torch.stack([memory.spatial for memory in memories], 1)
         pointer = torch.stack([memory.pointer for memory in memories], 1)
         probability, scores = [], []
-        for start in range(0, volume.n_slices, _BATCH):
-            part = slice(start, start + _BATCH)
+        for start in range(0, volume.n_slices, BATCH):
+            part = slice(start, start + BATCH)
             prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
             with self._encoder.sam2.computing():
                 decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)

@@ -14,7 +14,10 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sslmedsam2.imaging.intensity import window_if_hounsfield
-from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume
+from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
+
+AIR_BELOW: Final = 0.02
+"""A picture's pixels up to this are taken for air."""
 
 _MARGIN: Final = 1.04
 """Side of the crop over the longer side of the body."""
@@ -47,8 +50,6 @@ class SliceStack:
         Where they were cut.
     spacing_zyx_mm, shape_zyx
         Of the canonical volume.
-    body_ends_z
-        First and last slice with enough body in it.
     """
 
     pictures: npt.NDArray[np.float32]
@@ -109,12 +110,9 @@ def _outline(unit_zyx: ArrayZYX) -> npt.NDArray[np.bool_]:
     return labels == sizes.argmax()
 
 
-def cut_slices(
-    volume: CanonicalVolume, *, size: int, frame: Frame | None = None, unit: ArrayZYX | None = None
-) -> SliceStack:
+def cut_slices(volume: CanonicalVolume, *, size: int, frame: Frame | None = None) -> SliceStack:
     """Cut all slices of a volume; ``frame`` None follows the body."""
-    if unit is None:
-        unit = unit_intensities(volume.array_zyx)
+    unit = unit_intensities(volume.array_zyx)
     if frame is None:
         frame = body_frame(unit, volume.spacing_zyx_mm)
     z, y, x = unit.shape
@@ -124,6 +122,11 @@ def cut_slices(
         spacing_zyx_mm=volume.spacing_zyx_mm,
         shape_zyx=(z, y, x),
     )
+
+
+def cut_masks(mask_zyx: MaskZYX, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:
+    """Cut a mask as its volume's pictures are cut; 0 or 1, ``(n, size, size)``."""
+    return (cut(mask_zyx, frame, size=size) > 0.5).astype(np.float32)
 
 
 def cut(array_zyx: npt.NDArray, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:

@@ -12,9 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.body import TYPICAL_CENTRE
+from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
@@ -26,7 +26,6 @@ from sslmedsam2.inference.sliding_window import WindowPlan, slide, slide_from
 
 logger = logging.getLogger(__name__)
 
-Device = Literal["auto", "cpu", "cuda"]
 Mode = Literal["exact", "fast"]
 
 _STEP = 0.5
@@ -112,7 +111,7 @@ class CanonicalSegmenter:
             A GPU was asked for and none is there.
         """
         self._spec = spec
-        self.device = _choose_device(options.device)
+        self.device = choose_device(options.device)
         self._fast = options.mode == "fast"
         checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
@@ -175,19 +174,6 @@ class CanonicalSegmenter:
             found.extend(steps)
             steps.clear()
         return tuple(found)
-
-
-def _choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
-    import torch
-
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise UsageError(
-            "--device cuda",
-            reason="no usable CUDA device is visible",
-            remedy="Start the container with --gpus all, or use --device cpu",
-        )
-    return "cuda" if available and wanted != "cpu" else "cpu"
 
 
 def _make_networks(

@@ -7,6 +7,7 @@ theirs: see :mod:`sslmedsam2.dicom.names`.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,12 @@ DICOM_SCHEME = "dicom:"
 """Begins the input name of a DICOM series; the rest is its neutral name."""
 
 _NOTHING = Discovery(studies=(), problems=(), layout="empty", notes=())
+
+
+def input_name(path: Path, root: Path) -> str:
+    """Return how reports call a file that was found below ``root``, or is ``root`` itself."""
+    base = root if root.is_dir() else root.parent
+    return Path(os.path.relpath(path, base)).as_posix()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ series, so that a kill loses nothing.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +21,17 @@ from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.dicom.outputs import seg_path
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
 from sslmedsam2.imaging.writing import MaskDtype
+from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import CanonicalSegmenter, Device, EngineOptions, Mode
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
 from sslmedsam2.pipelines.dicom_output import DicomTarget
-from sslmedsam2.pipelines.inputs import Inputs, dicom_input_name, dicom_series, find_inputs
+from sslmedsam2.pipelines.inputs import (
+    Inputs,
+    dicom_input_name,
+    dicom_series,
+    find_inputs,
+    input_name,
+)
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.read_ahead import read_ahead
 from sslmedsam2.pipelines.resume import reusable_result
@@ -241,7 +247,7 @@ def _targets(
     """Yield what there is to do: what the contract's rules find, then the DICOM series."""
     for study in inputs.studies.studies:
         for series in study.series:
-            target = _target(series, _input_name(series.path, options), options)
+            target = _target(series, input_name(series.path, options.input_path), options)
             if _is_served(target, models):
                 yield target
     for named in inputs.dicom.volumes if inputs.dicom else ():
@@ -287,11 +293,6 @@ def _is_served(target: SeriesTarget, models: Sequence[ModelLocation]) -> bool:
     return True
 
 
-def _input_name(path: Path, options: PredictOptions) -> str:
-    base = options.input_path if options.input_path.is_dir() else options.input_path.parent
-    return Path(os.path.relpath(path, base)).as_posix()
-
-
 def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
     """Report what discovery could not make a series of: a case folder, or a file in one."""
     path = Path(problem.subject)
@@ -300,7 +301,7 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
         case=path.parent.name if is_file else path.name,
         vendor=None,
         sequence=path.name if is_file else UNNAMED_SEQUENCE,
-        input_path=_input_name(path, options) if path.is_absolute() else problem.subject,
+        input_path=input_name(path, options.input_path) if path.is_absolute() else problem.subject,
         output_path=None,
         status=SeriesStatus.FAILED,
         error=str(problem),

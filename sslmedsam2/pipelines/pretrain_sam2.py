@@ -9,12 +9,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.fewshot.checkpoint import COMPACT_SUFFIX, save_compact
 from sslmedsam2.fewshot.network import CompactArchitecture
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
 from sslmedsam2.fewshot.synthetic import SyntheticTask
-from sslmedsam2.pipelines.torch_device import Device, choose_device
+from sslmedsam2.inference.device import Device, choose_device
 
 _SIZE_STEP: Final = 32
 _FREE_TO_CHANGE: Final = ("save_every_s",)
@@ -55,7 +57,7 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
     OutputError
         The network cannot be written.
     """
-    device = choose_device(options.device)
+    device = torch.device(choose_device(options.device))
     _check(options)
     settings = PretrainSettings(
         architecture=CompactArchitecture(image_size=options.image_size),

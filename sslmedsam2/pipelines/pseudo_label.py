@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
+
+import torch
 
 from sslmedsam2 import __version__
 from sslmedsam2.contract.labelled import find_labelled_series
@@ -38,6 +39,8 @@ from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
 from sslmedsam2.fewshot.settings import FewShotSettings
 from sslmedsam2.fewshot.strategy import Strategy
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.pipelines.inputs import input_name
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.pseudo_label_calibration import (
     CalibrationRun,
@@ -54,7 +57,6 @@ from sslmedsam2.pipelines.pseudo_label_work import (
     reusable_record,
 )
 from sslmedsam2.pipelines.read_ahead import read_ahead
-from sslmedsam2.pipelines.torch_device import Device, choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +156,7 @@ def pseudo_label(
         The output folder cannot be written.
     """
     _check_output_dir(options)
-    device = choose_device(options.device)
+    device = torch.device(choose_device(options.device))
     labelled = find_labelled_series(options.support_dir)
     queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
     for note in queries.notes:
@@ -326,14 +328,9 @@ def _making(settings: FewShotSettings, sam2: LoadedSam2, checked: CheckedSupport
 def _target(series: Series, options: PseudoLabelOptions) -> QueryTarget:
     return QueryTarget(
         series=series,
-        image_name=_image_name(series.path, options),
+        image_name=input_name(series.path, options.query_dir),
         paths=pseudo_label_paths(options.output_dir, series),
     )
-
-
-def _image_name(path: Path, options: PseudoLabelOptions) -> str:
-    base = options.query_dir if options.query_dir.is_dir() else options.query_dir.parent
-    return Path(os.path.relpath(path, base)).as_posix()
 
 
 def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoLabelRecord:
@@ -344,7 +341,7 @@ def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoL
         case=path.parent.name if is_file else path.name,
         sequence=path.name if is_file else None,
         vendor=None,
-        image=_image_name(path, options),
+        image=input_name(path, options.query_dir),
         error=str(problem),
     )
 

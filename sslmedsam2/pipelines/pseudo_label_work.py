@@ -16,7 +16,7 @@ import numpy as np
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
 from sslmedsam2.contract.series import Series
-from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
+from sslmedsam2.errors import InputError, SslMedSam2Error
 from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
 from sslmedsam2.fewshot.strategy import FewShotResult, Query, Strategy
 from sslmedsam2.imaging.geometry import same_grid
@@ -25,6 +25,7 @@ from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.pipelines.drawing import draw_preview
 from sslmedsam2.pipelines.pseudo_label_inputs import SupportFiles
 from sslmedsam2.pipelines.pseudo_label_records import (
     Making,
@@ -32,7 +33,7 @@ from sslmedsam2.pipelines.pseudo_label_records import (
     read_record,
     write_record,
 )
-from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.pipelines.unforeseen import unforeseen
 from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def load(target: QueryTarget) -> LoadedQuery:
     except SslMedSam2Error as error:
         return LoadedQuery(target, error=error)
     except Exception as error:
-        return LoadedQuery(target, error=_unforeseen(target, error))
+        return LoadedQuery(target, error=unforeseen(target.series.path, error))
     seconds = {"read": round(time.perf_counter() - start, 4)}
     return LoadedQuery(target, sha256, volume, canonical, seconds=seconds)
 
@@ -129,7 +130,7 @@ class Labeller:
         except SslMedSam2Error as error:
             return SegmentedQuery(loaded, None, error)
         except Exception as error:
-            return SegmentedQuery(loaded, None, _unforeseen(target, error))
+            return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
         return SegmentedQuery(loaded, result, None, warnings if twin else ())
 
     def finish(self, work: SegmentedQuery) -> PseudoLabelRecord:
@@ -144,7 +145,7 @@ class Labeller:
         except SslMedSam2Error as error:
             record = replace(self._record(work), error=str(error))
         except Exception as error:
-            record = replace(self._record(work), error=str(_unforeseen(target, error)))
+            record = replace(self._record(work), error=str(unforeseen(target.series.path, error)))
         if record.error is not None:
             _remove_files(target.paths)
         seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
@@ -247,22 +248,17 @@ def _preview(
     *,
     reliability: Reliability,
 ) -> tuple[str, ...]:
-    """Draw the preview; return a warning if that fails, for the mask is good."""
+    """Draw the preview, a CT in the abdominal window, with the estimate in its title."""
     array, _ = window_if_hounsfield(canonical.array_zyx)
     low, high = reliability.interval
     estimate = f"Dice about {reliability.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
-    try:
-        write_preview(
-            array,
-            mask_zyx,
-            spacing_zyx_mm=canonical.spacing_zyx_mm,
-            path=target.paths.preview,
-            title=f"{target.name}   {estimate}",
-            flags=(reliability.verdict.upper(),),
-        )
-    except OutputError as error:
-        return (f"no_preview: {error}",)
-    return ()
+    return draw_preview(
+        replace(canonical, array_zyx=array),
+        mask_zyx,
+        path=target.paths.preview,
+        title=f"{target.name}   {estimate}",
+        flags=(reliability.verdict.upper(),),
+    )
 
 
 def _only_itself(target: QueryTarget) -> InputError:
@@ -271,14 +267,4 @@ def _only_itself(target: QueryTarget) -> InputError:
         kind="labelled_query",
         reason="it is itself the only labelled volume",
         remedy="Add other labelled volumes, or leave this query out",
-    )
-
-
-def _unforeseen(target: QueryTarget, error: Exception) -> SslMedSam2Error:
-    logger.debug("unforeseen error", exc_info=error)
-    detail = " ".join(str(error).split())[:200] or "no details"
-    return SslMedSam2Error(
-        target.series.path,
-        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
-        remedy="Run again with --verbose and report the traceback",
     )

@@ -7,7 +7,6 @@ with its series.
 
 from __future__ import annotations
 
-import logging
 import resource
 import time
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract.series import Series
-from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
+from sslmedsam2.errors import InputError, SslMedSam2Error
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
@@ -24,11 +23,10 @@ from sslmedsam2.imaging.writing import MaskDtype, write_mask
 from sslmedsam2.inference.body import typical_liver
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
 from sslmedsam2.pipelines.dicom_output import DicomTarget, write_seg
+from sslmedsam2.pipelines.drawing import draw_preview
+from sslmedsam2.pipelines.unforeseen import unforeseen
 from sslmedsam2.pipelines.volume_work import ReadyVolume, judge, make_ready
-from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
-
-logger = logging.getLogger(__name__)
 
 UNNAMED_SEQUENCE = "unnamed"
 LARGEST_GUESS_VOXELS = 2**26
@@ -86,7 +84,7 @@ def load(target: SeriesTarget) -> Loaded:
     except SslMedSam2Error as error:
         return Loaded(target, None, error)
     except Exception as error:
-        return Loaded(target, None, _unforeseen(path, error))
+        return Loaded(target, None, unforeseen(path, error))
     return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
 
 
@@ -116,7 +114,7 @@ def segment(loaded: Loaded, segmenter: CanonicalSegmenter) -> Segmented:
     except SslMedSam2Error as error:
         return Segmented(loaded, None, error)
     except Exception as error:
-        return Segmented(loaded, None, _unforeseen(loaded.target.series.path, error))
+        return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
 
 
 def finish(work: Segmented) -> SeriesResult:
@@ -128,7 +126,7 @@ def finish(work: Segmented) -> SeriesResult:
     except SslMedSam2Error as error:
         result = _failed(work, error)
     except Exception as error:
-        result = _failed(work, _unforeseen(target.series.path, error))
+        result = _failed(work, unforeseen(target.series.path, error))
     seconds = dict(result.seconds)
     seconds["write"] = round(time.perf_counter() - start, 4)
     return replace(result, seconds=seconds)
@@ -222,21 +220,11 @@ def _write(
 def _preview(
     target: SeriesTarget, canonical: CanonicalVolume, mask_zyx: MaskZYX, *, flags: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Draw the preview if one is wanted; return a warning if that fails, for the mask is good."""
+    """Draw the preview if one is wanted."""
     if target.preview_path is None:
         return ()
-    try:
-        write_preview(
-            canonical.array_zyx,
-            mask_zyx,
-            spacing_zyx_mm=canonical.spacing_zyx_mm,
-            path=target.preview_path,
-            title=" ".join(filter(None, (target.series.case, target.series.sequence))),
-            flags=flags,
-        )
-    except OutputError as error:
-        return (f"no_preview: {error}",)
-    return ()
+    title = " ".join(filter(None, (target.series.case, target.series.sequence)))
+    return draw_preview(canonical, mask_zyx, path=target.preview_path, title=title, flags=flags)
 
 
 def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
@@ -271,13 +259,3 @@ def peak_memory_mb() -> float:
     """Return the process's largest resident size so far, in MB of 10**6 bytes."""
     # Linux counts in KiB.
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
-
-
-def _unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
-    logger.debug("unforeseen error", exc_info=error)
-    detail = " ".join(str(error).split())[:200] or "no details"
-    return SslMedSam2Error(
-        path,
-        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
-        remedy="Run again with --verbose and report the traceback",
-    )

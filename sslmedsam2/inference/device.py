@@ -1,18 +1,15 @@
-"""Which device a few-shot network computes on."""
+"""Which device a network computes on."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sslmedsam2.errors import UsageError
 
-if TYPE_CHECKING:
-    import torch
-
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cuda", "cpu"]
 
 
-def choose_device(wanted: Device) -> torch.device:
+def choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
     """Return the device to use; ``auto`` takes a GPU if there is one.
 
     Raises
@@ -27,6 +24,6 @@ def choose_device(wanted: Device) -> torch.device:
         raise UsageError(
             "--device cuda",
             reason="no usable CUDA device is visible",
-            remedy="Use --device cpu, or make a GPU visible",
+            remedy="Start the container with --gpus all, or use --device cpu",
         )
-    return torch.device("cuda" if available and wanted != "cpu" else "cpu")
+    return "cuda" if available and wanted != "cpu" else "cpu"
