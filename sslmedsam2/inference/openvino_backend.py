@@ -7,6 +7,7 @@ consist of a handful of layer types, so the graph is written down directly, in w
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,7 @@ class OpenVinoMarginNetwork:
             "INFERENCE_PRECISION_HINT": "bf16" if half_precision else "f32",
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = ov.Core().compile_model(model, "CPU", settings)
+        self._compiled = _core().compile_model(model, "CPU", settings)
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict the patches one by one: on a CPU a larger batch is no faster."""
@@ -51,9 +52,20 @@ class OpenVinoMarginNetwork:
         return np.concatenate(margins)
 
 
+@functools.cache
+def _core() -> ov.Core:
+    """Return the process's one OpenVINO core, which is never given back.
+
+    Each core puts a signal stack of its own in place and, at its end, the one from before. Two
+    cores that overlap and end in the order in which they began leave the freed stack of the first
+    in place, and the next signal, a Ctrl-C even, kills the process by a segmentation fault.
+    """
+    return ov.Core()
+
+
 def bf16_is_native() -> bool:
     """Tell whether OpenVINO computes bfloat16 on this CPU instead of emulating it."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _translate(network: nn.Module, patch_size: tuple[int, int, int]) -> ov.Model:

@@ -1,5 +1,8 @@
 """OpenVINO and torch give what the plain torch module gives; running out of memory is survived."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +189,24 @@ def test_degradations_are_reported_once_with_the_series_that_met_them(tmp_path):
 
     assert any("out of GPU memory" in warning for warning in first.warnings)
     assert second.warnings == ()
+
+
+def test_a_signal_after_two_networks_are_gone_is_handled():
+    """In a process of its own, for what went wrong here ended the process."""
+    script = """
+import signal
+from torch import nn
+from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
+
+def make():
+    network = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1))
+    return OpenVinoMarginNetwork(network, patch_size=(8, 8, 8), half_precision=False)
+
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+first, second = make(), make()
+del first
+del second
+signal.raise_signal(signal.SIGTERM)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
