@@ -19,6 +19,20 @@ from sslmedsam2.cli.config import ConfiguredCommand
     help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz (organs_<SEQ>.nii.gz helps).",
 )
 @click.option(
+    "--also",
+    "also_dirs",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="More labelled data, of the same layout, to train every fold on and score none by.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.75,
+    show_default=True,
+    help="Part of the patches that come from --data where there is --also.",
+)
+@click.option(
     "--work-dir",
     type=click.Path(path_type=Path),
     required=True,
@@ -35,6 +49,11 @@ from sslmedsam2.cli.config import ConfiguredCommand
 @click.option("--final-epochs", type=click.IntRange(1), default=18, show_default=True)
 @click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--start",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Checkpoint that every fold starts from; it must not have seen these cases.",
+)
 @click.option(
     "--warm-start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

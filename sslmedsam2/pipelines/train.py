@@ -28,6 +28,8 @@ from sslmedsam2.refine.dataset import (
     build_dataset,
     case_key,
     load_labelled,
+    repeats_for_share,
+    write_repeats,
     write_splits,
 )
 from sslmedsam2.refine.labels import LIVER
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL_FOLD = "all"
+_WORTH_COMPILING = 400
+"""Iterations from which torch.compile saves more time than it takes."""
 _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 
@@ -58,10 +62,16 @@ class TrainOptions:
     data_dir
         Case folders with ``<SEQ>.nii.gz``, ``mask_<SEQ>.nii.gz`` and, optionally,
         ``organs_<SEQ>.nii.gz``.
+    also_dirs
+        More labelled data of the same layout, which train every fold and are scored by none.
+    share
+        Of the patches that are drawn from ``data_dir``, where there are ``also_dirs``.
     folds
         Cross-validation folds, at least 2; 0 trains the final network only.
     epochs, final_epochs
         Length of each fold and of the final network.
+    start
+        A checkpoint of the same plans, trained on none of these data, that every fold starts from.
     warm_start
         A checkpoint of the same plans that the final network starts from; None for that of the
         first fold.
@@ -73,11 +83,14 @@ class TrainOptions:
 
     data_dir: Path
     work_dir: Path
+    also_dirs: tuple[Path, ...] = ()
+    share: float = 0.75
     folds: int = 2
     epochs: int = 28
     final_epochs: int = 18
     iterations_per_epoch: int = 50
     device: Literal["cpu", "cuda"] = "cpu"
+    start: Path | None = None
     warm_start: Path | None = None
     weights_dir: Path | None = None
     name: str = "liver"
@@ -116,16 +129,24 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
         See the rooms ``refine`` and ``weights``.
     """
     check_device(options.device)
-    images = _training_images(options)
+    images, also = _training_images(options), _also_images(options)
     folder = build_dataset(
-        images, preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
+        [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
     )
-    splits = alternating_splits(images, n_folds=options.folds)
+    splits = alternating_splits(images, n_folds=options.folds, always=also)
     if splits:
         write_splits(folder, splits)
+    if also:
+        write_repeats(folder, repeats_for_share(images, also, share=options.share))
     settings = _settings(options)
     for fold in range(options.folds):
-        train_fold(options.work_dir, fold=fold, settings=settings, device=options.device)
+        train_fold(
+            options.work_dir,
+            fold=fold,
+            settings=settings,
+            device=options.device,
+            warm_start=options.start,
+        )
     scores = _cross_validate(images, splits=splits, options=options)
     train_fold(
         options.work_dir,
@@ -135,14 +156,14 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
         warm_start=_start_of_final(options),
     )
     if options.weights_dir is not None:
-        _freeze(options, scores=scores, n_images=len(images))
+        _freeze(options, scores=scores, n_images=len(images) + len(also))
     return scores
 
 
 def _start_of_final(options: TrainOptions) -> Path | None:
     if options.warm_start is None and options.folds:
         return trained_model_dir(options.work_dir) / "fold_0" / "checkpoint_final.pth"
-    return options.warm_start
+    return options.warm_start or options.start
 
 
 def _training_images(options: TrainOptions) -> list[TrainingImage]:
@@ -163,11 +184,21 @@ def _training_images(options: TrainOptions) -> list[TrainingImage]:
     return images
 
 
+def _also_images(options: TrainOptions) -> list[TrainingImage]:
+    return [
+        TrainingImage(**asdict(series))
+        for folder in options.also_dirs
+        for series in find_labelled_series(folder)
+    ]
+
+
 def _settings(options: TrainOptions) -> TrainingSettings:
     from sslmedsam2.refine.trainer import TrainingSettings
 
     return TrainingSettings(
-        epochs=options.epochs, iterations_per_epoch=options.iterations_per_epoch
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        compile_on_cpu=options.epochs * options.iterations_per_epoch >= _WORTH_COMPILING,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sslmedsam2.weights.manifest import sha256_file
 _INPUTS_NAME = "inputs.json"
 """What a finished data set was made from; written last."""
 _SPLITS_NAME = "splits_final.json"
+_REPEATS_NAME = "repeats.json"
 _SAMPLED_VOXELS = 200_000
 
 logger = logging.getLogger(__name__)
@@ -277,25 +278,56 @@ def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -
     _write_json(path, list(splits))
 
 
+def deal_out(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], ...]:
+    """Deal sorted cases out to folds in turn, and return each fold's hand."""
+    ordered = sorted(set(cases))
+    return tuple(frozenset(ordered[fold::n_folds]) for fold in range(n_folds))
+
+
 def alternating_splits(
-    images: Sequence[TrainingImage], *, n_folds: int
+    images: Sequence[TrainingImage], *, n_folds: int, always: Sequence[TrainingImage] = ()
 ) -> list[dict[str, list[str]]]:
-    """Deal sorted cases out to folds in turn; each fold's hand is its validation set.
+    """Deal cases out to folds; each fold's hand is its validation set.
 
     All images of a case go to one hand: a network must not be scored on a patient that it has
-    seen in another sequence.
+    seen in another sequence. ``always`` trains in every fold and validates in none.
     """
-    cases = sorted({image.case for image in images})
-    splits = []
-    for fold in range(n_folds):
-        hand = set(cases[fold::n_folds])
-        splits.append(
-            {
-                "train": sorted(case_key(image) for image in images if image.case not in hand),
-                "val": sorted(case_key(image) for image in images if image.case in hand),
-            }
-        )
-    return splits
+    return [
+        {
+            "train": sorted(
+                [case_key(image) for image in images if image.case not in hand]
+                + [case_key(image) for image in always]
+            ),
+            "val": sorted(case_key(image) for image in images if image.case in hand),
+        }
+        for hand in deal_out((image.case for image in images), n_folds=n_folds)
+    ]
+
+
+def repeats_for_share(
+    images: Sequence[TrainingImage], others: Sequence[TrainingImage], *, share: float
+) -> dict[str, int]:
+    """Return how often each image is listed so that ``images`` fill ``share`` of the draws.
+
+    Whole numbers, and each image at least once, so the share is met approximately.
+    """
+    ratio = share / (1 - share) * len(others) / max(1, len(images))
+    weight, other_weight = max(1, round(ratio)), max(1, round(1 / ratio) if ratio else 1)
+    return {
+        **{case_key(image): weight for image in images},
+        **{case_key(image): other_weight for image in others},
+    }
+
+
+def write_repeats(dataset_folder: Path, repeats: Mapping[str, int]) -> None:
+    """Write how often each training case is listed, which decides how often it is drawn."""
+    _write_json(dataset_folder / _REPEATS_NAME, dict(repeats))
+
+
+def read_repeats(dataset_folder: Path) -> dict[str, int]:
+    """Return what :func:`write_repeats` wrote; empty if it did not."""
+    path = dataset_folder / _REPEATS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _write_json(path: Path, content: object) -> None:

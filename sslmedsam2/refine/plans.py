@@ -1,7 +1,7 @@
 """nnU-Net plans of the compact preset: a network that trains on two CPU cores.
 
 nnU-Net's own planner sizes a network for a GPU. The compact preset trades in-plane resolution for
-context: at 6 x 2 x 2 mm one patch covers most of an abdomen, which keeps stray components rare
+context: at 6 x 3 x 3 mm one patch covers most of an abdomen, which keeps stray components rare
 (the Hausdorff distance counts the farthest voxel) and an iteration short.
 """
 
@@ -21,8 +21,8 @@ _RESAMPLER = "resample_data_or_seg_to_shape"
 class CompactPreset:
     """Size of the network and of its patches."""
 
-    spacing_zyx_mm: tuple[float, float, float] = (6.0, 2.0, 2.0)
-    patch_zyx: tuple[int, int, int] = (32, 128, 128)
+    spacing_zyx_mm: tuple[float, float, float] = (6.0, 3.0, 3.0)
+    patch_zyx: tuple[int, int, int] = (32, 96, 96)
     features: tuple[int, ...] = (16, 32, 64, 128, 192)
     strides_zyx: tuple[tuple[int, int, int], ...] = field(
         default=((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2))

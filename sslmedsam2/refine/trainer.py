@@ -34,6 +34,8 @@ from sslmedsam2.refine.contrast import (
     RandomContrastTransform,
     SliceThicknessTransform,
 )
+from sslmedsam2.refine.cpu import arrange_for_cpu, can_compile
+from sslmedsam2.refine.dataset import read_repeats
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,9 @@ class TrainingSettings:
     mirror_probability
         Share of patches mirrored; small, because canonical orientation tells left from right and
         only a wrong header needs it.
+    compile_on_cpu
+        Let torch.compile fuse the network where a C++ compiler is installed: half a minute at the
+        start, a fifth less time an iteration. A GPU follows nnU-Net's own setting.
     seed
         Decides the first weights and reseeds every epoch, so that on a CPU a run that was
         interrupted and resumed ends with the same weights as one that was not. On a GPU nnU-Net
@@ -68,6 +73,7 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     contrast_probability: float = 0.7
     mirror_probability: float = 0.1
+    compile_on_cpu: bool = False
     seed: int = 20260
 
 
@@ -75,11 +81,12 @@ class LiverTrainer(nnUNetTrainer):
     """Train nnU-Net on canonical liver volumes.
 
     Differences from the parent: AdamW instead of SGD (it reaches a useful network in a tenth of
-    the iterations), bf16 arithmetic on a CPU, randomised contrast, no test-time mirroring, atomic
-    checkpoints after every epoch.
+    the iterations), a network rearranged for a CPU, randomised contrast, no test-time mirroring,
+    atomic checkpoints after every epoch.
     """
 
     settings: TrainingSettings
+    network: Any
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -95,6 +102,10 @@ class LiverTrainer(nnUNetTrainer):
         """Build network and optimiser as nnU-Net does, from seeded weights."""
         self._reseed()
         super().initialize()
+        if self.device.type == "cpu":
+            arrange_for_cpu(self.network)
+            if self.settings.compile_on_cpu and can_compile():
+                self.network = torch.compile(self.network)
 
     def _reseed(self) -> None:
         seed = self.settings.seed + 1000 * self.current_epoch
@@ -120,6 +131,12 @@ class LiverTrainer(nnUNetTrainer):
             fused=True,
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Split as nnU-Net does, with each training case listed as often as the data set says."""
+        training, validation = super().do_split()
+        repeats = read_repeats(Path(self.preprocessed_dataset_folder_base))
+        return [key for key in training for _ in range(repeats.get(key, 1))], list(validation)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
@@ -197,13 +214,12 @@ class LiverTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one optimisation step; on a CPU in bfloat16, which nnU-Net leaves unused there."""
+        """Take one optimisation step; on a CPU on channels-last memory."""
         if self.device.type != "cpu":
             return super().train_step(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            output = self.network(batch["data"])
-        loss = self.loss([level.float() for level in output], batch["target"])
+        data = batch["data"].contiguous(memory_format=torch.channels_last_3d)
+        loss = self.loss(self.network(data), batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()

@@ -112,7 +112,7 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
 
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
-    # On a GPU the network is wrapped by torch.compile, which renames the weights.
+    # torch.compile wraps the network and renames its weights.
     network: Any = getattr(trainer.network, "_orig_mod", trainer.network)
     try:
         network.load_state_dict(content["network_weights"])

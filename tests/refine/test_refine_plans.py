@@ -24,7 +24,7 @@ def test_nnunet_reads_what_the_preset_says():
     assert tuple(configuration.spacing) == preset.spacing_zyx_mm
     assert tuple(configuration.patch_size) == preset.patch_zyx
     assert configuration.batch_size == preset.batch_size
-    assert list(configuration.median_image_size_in_voxels) == [45, 160, 160]
+    assert list(configuration.median_image_size_in_voxels) == [45, 107, 107]
     assert tuple(map(tuple, configuration.pool_op_kernel_sizes)) == preset.strides_zyx
     assert configuration.normalization_schemes == ["ZScoreNormalization"]
     assert callable(configuration.resampling_fn_data)
