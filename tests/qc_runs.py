@@ -13,6 +13,7 @@ from sslmedsam2.imaging.writing import write_mask
 from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.reporting.run_report import (
     InputGeometry,
+    LeftOutRecord,
     ModelRecord,
     SeriesResult,
     SeriesStatus,
@@ -90,6 +91,12 @@ class QcRun:
         """Write the true liver of a scan."""
         path = self.references / case / f"mask_{sequence}.nii.gz"
         return write_scan(path, abdomen()[1], dtype=np.uint8)
+
+    def leave_out(self, case: str, *, reason: str) -> None:
+        """Enter a series that was not segmented."""
+        record = LeftOutRecord(case, "T1", f"{case}/T1.nii.gz", reason)
+        self._report = replace(self._report, left_out=(*self._report.left_out, record))
+        self._save()
 
     def note(self, result: SeriesResult) -> SeriesResult:
         """Enter a result in the report."""

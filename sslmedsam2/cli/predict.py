@@ -158,5 +158,7 @@ def _make_page(options: dict[str, Any]) -> None:
 
 def _summarise(report: RunReport, output_dir: Path) -> None:
     counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
+    if report.n_left_out:
+        counts += f"{', ' if counts else ''}{report.n_left_out} left out"
     interrupted = "interrupted after: " if report.interrupted else ""
     click.echo(f"{interrupted}{counts or 'nothing done'}; see {output_dir / 'run_report.json'}")

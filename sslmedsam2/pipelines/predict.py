@@ -8,7 +8,7 @@ series, so that a kill loses nothing.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,6 +44,7 @@ from sslmedsam2.pipelines.series_work import (
 )
 from sslmedsam2.reporting.run_report import (
     DicomRecord,
+    LeftOutRecord,
     ModelRecord,
     RunReport,
     SeriesResult,
@@ -124,11 +125,11 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
     for note in inputs.notes:
         logger.info(note)
     models = locate_models(options.model_dir)
-    targets = list(_targets(inputs, options, models))
+    plan = _plan(inputs, options, models)
     engine = _Engine(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
-        sequences={target.series.sequence for target in targets},
+        sequences={target.series.sequence for target in plan.targets},
     )
     previous = _previous_report(options)
     report = start_report(
@@ -136,19 +137,20 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
         device=engine.device,
         backend=engine.backend,
         options=_recorded_options(options),
-        dicom=tuple(DicomRecord(**asdict(row)) for row in inputs.dicom_rows),
+        dicom=plan.dicom,
+        left_out=plan.left_out,
     )
     problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
     problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
-    total = len(targets) + len(problems)
+    total = len(plan.targets) + len(problems)
     recorder = _Recorder(report, report_path(options.output_dir), total=total, listener=on_result)
     for problem in problems:
         recorder.add(problem)
-    if not targets:
+    if not plan.targets:
         recorder.end(ExitCode.NO_VALID_INPUT)
-        raise _no_input(inputs, options)
+        raise _no_input(inputs, plan, options)
     with stop_on_signals() as stop:
-        _run(targets, engine=engine, recorder=recorder, previous=previous, stop=stop)
+        _run(plan.targets, engine=engine, recorder=recorder, previous=previous, stop=stop)
         return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
 
 
@@ -241,21 +243,56 @@ def _run(
             recorder.add(writing.result())
 
 
-def _targets(
-    inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]
-) -> Iterator[SeriesTarget]:
-    """Yield what there is to do: what the contract's rules find, then the DICOM series."""
+@dataclass(frozen=True)
+class _Plan:
+    """What there is to do, and what is left out; ``dicom`` is the table of all DICOM series."""
+
+    targets: tuple[SeriesTarget, ...]
+    left_out: tuple[LeftOutRecord, ...]
+    dicom: tuple[DicomRecord, ...]
+
+
+def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]) -> _Plan:
+    """Sort what the contract's rules find, then the DICOM series, by whether a model serves it."""
+    targets: list[SeriesTarget] = []
+    left_out: list[LeftOutRecord] = []
     for study in inputs.studies.studies:
         for series in study.series:
             target = _target(series, input_name(series.path, options.input_path), options)
-            if _is_served(target, models):
-                yield target
+            model = _model_or_reason(target, models)
+            if isinstance(model, str):
+                sequence = series.sequence or UNNAMED_SEQUENCE
+                left_out.append(LeftOutRecord(series.case, sequence, target.input_name, model))
+            else:
+                targets.append(target)
+    unserved: dict[SeriesRow, str] = {}
     for named in inputs.dicom.volumes if inputs.dicom else ():
         volume = named.volume
         target = _target(dicom_series(named), dicom_input_name(volume.case, volume.series), options)
-        if _is_served(target, models):
-            model = model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
-            yield replace(target, dicom=_dicom_target(volume, target.series, model, options))
+        model = _model_or_reason(target, models)
+        if isinstance(model, str):
+            unserved[named.row] = model
+        else:
+            dicom = _dicom_target(volume, target.series, model, options)
+            targets.append(replace(target, dicom=dicom))
+    rows = tuple(_dicom_record(row, unserved.get(row)) for row in inputs.dicom_rows)
+    return _Plan(tuple(targets), tuple(left_out), rows)
+
+
+def _model_or_reason(target: SeriesTarget, models: Sequence[ModelLocation]) -> ModelLocation | str:
+    """Return the model that serves a series, or why there is none, which is also logged."""
+    try:
+        return model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
+    except ModelError as error:
+        logger.warning("%s is left out: %s", target.input_name, error.reason)
+        return error.reason
+
+
+def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
+    record = DicomRecord(**asdict(row))
+    if unserved is None:
+        return record
+    return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
 
 
 def _target(series: Series, input_name: str, options: PredictOptions) -> SeriesTarget:
@@ -282,15 +319,6 @@ def _dicom_target(
         seg_name=path.relative_to(options.output_dir).as_posix() if path else None,
         algorithm=Algorithm(record.name, record.sha256),
     )
-
-
-def _is_served(target: SeriesTarget, models: Sequence[ModelLocation]) -> bool:
-    try:
-        model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
-    except ModelError as error:
-        logger.warning("%s is left out: %s", target.input_name, error.reason)
-        return False
-    return True
 
 
 def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
@@ -367,9 +395,10 @@ def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
     return ExitCode.SOME_CASES_FAILED
 
 
-def _no_input(inputs: Inputs, options: PredictOptions) -> SslMedSam2Error:
+def _no_input(inputs: Inputs, plan: _Plan, options: PredictOptions) -> SslMedSam2Error:
     reasons = [problem.reason for problem in inputs.studies.problems]
-    reasons += [f"{row.case}/{row.series}: {row.reason}" for row in inputs.dicom_rows]
+    reasons += [f"{row.case} {row.sequence}: {row.reason}" for row in plan.left_out]
+    reasons += [f"{row.case}/{row.series}: {row.reason}" for row in plan.dicom]
     reasons = reasons or list(inputs.notes)
     return NoInputError(
         options.input_path,

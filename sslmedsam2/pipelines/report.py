@@ -25,7 +25,7 @@ from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.pipelines.evaluate import evaluate
-from sslmedsam2.pipelines.inputs import InputImages
+from sslmedsam2.pipelines.inputs import InputImages, dicom_input_name
 from sslmedsam2.reporting.page import (
     VIEW_BUDGET_BYTES,
     write_page,
@@ -111,6 +111,7 @@ def report(options: ReportOptions) -> WrittenPage:
     references, notes = _references(options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
     maker = _ViewMaker(options.run_dir, input_dir, folder)
+    reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
     for number, result in enumerate(results, start=1):
@@ -127,6 +128,7 @@ def report(options: ReportOptions) -> WrittenPage:
                 view_note=view.note,
                 problem=view.problem,
                 score=reference.score if reference else None,
+                sequence_reason=reasons.get(result.input_path, ""),
             )
         )
         _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)

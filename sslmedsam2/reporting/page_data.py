@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from sslmedsam2.reporting.run_report import InputGeometry, RunReport, SeriesResult, SeriesStatus
@@ -61,6 +61,8 @@ class PageEntry:
         Why a mask that the run has written could not be read, or None.
     score
         Against the reference; None if there is none.
+    sequence_reason
+        Why a DICOM series was taken for its sequence; empty for others, which files name.
     """
 
     series_id: str
@@ -69,6 +71,7 @@ class PageEntry:
     view_note: str = ""
     problem: str | None = None
     score: PageScore | None = None
+    sequence_reason: str = ""
     flags: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +106,7 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
         "notes": list(notes),
         "scored": any(entry.score is not None for entry in rows),
         "series": [_row(entry) for entry in rows],
+        "left_out": _left_out(run),
     }
 
 
@@ -142,8 +146,21 @@ def _row(entry: PageEntry) -> dict[str, Any]:
         "peak_memory_mb": result.peak_memory_mb,
         "input_path": result.input_path,
         "output_path": result.output_path,
+        "dicom_seg_path": result.dicom_seg_path,
+        "sequence_reason": entry.sequence_reason,
         "geometry": None if result.geometry is None else _geometry_in_words(result.geometry),
     }
+
+
+def _left_out(run: RunReport) -> list[dict[str, Any]]:
+    """Return what the input holds and no mask was made of; ``images`` is known of DICOM only."""
+    files = [
+        {"case": row.case, "series": row.input_path, "sequence": row.sequence, "images": None}
+        | {"use": "left_out", "reason": row.reason}
+        for row in run.left_out
+    ]
+    dicom = [asdict(row) for row in run.dicom if row.use != "segment"]
+    return sorted(files + dicom, key=lambda row: (row["case"], row["series"]))
 
 
 def _run_facts(run: RunReport) -> list[tuple[str, str]]:

@@ -150,6 +150,19 @@ class DicomRecord:
 
 
 @dataclass(frozen=True)
+class LeftOutRecord:
+    """A series of the input, not of DICOM, that was found and deliberately not segmented.
+
+    ``sequence`` and ``input_path`` are as in `SeriesResult`; ``reason`` is one clause.
+    """
+
+    case: str
+    sequence: str
+    input_path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """A model that was used: its name and the SHA-256 of each of its files."""
 
@@ -163,7 +176,7 @@ class RunReport:
 
     ``started`` and ``finished`` are ISO 8601 times in UTC; ``finished`` and ``exit_code`` are None
     while the run goes on, and stay so if it was killed. ``dicom`` lists every DICOM series of the
-    input, those that were left out included.
+    input, those that were left out included; ``left_out`` lists what else no model serves.
     """
 
     models: tuple[ModelRecord, ...]
@@ -176,6 +189,7 @@ class RunReport:
     interrupted: bool = False
     series: tuple[SeriesResult, ...] = ()
     dicom: tuple[DicomRecord, ...] = ()
+    left_out: tuple[LeftOutRecord, ...] = ()
     tool: str = "sslmedsam2"
     tool_version: str = __version__
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -185,6 +199,11 @@ class RunReport:
         """How many series ended in each status."""
         found = Counter(result.status.value for result in self.series)
         return {status.value: found[status.value] for status in SeriesStatus}
+
+    @property
+    def n_left_out(self) -> int:
+        """How many series were found and deliberately not segmented."""
+        return len(self.left_out) + sum(row.use == "left_out" for row in self.dicom)
 
     def with_series(self, result: SeriesResult) -> RunReport:
         """The report with one more series; an earlier result of the same series is replaced."""
@@ -203,6 +222,7 @@ def start_report(
     backend: str,
     options: Mapping[str, Any],
     dicom: tuple[DicomRecord, ...] = (),
+    left_out: tuple[LeftOutRecord, ...] = (),
 ) -> RunReport:
     """Open the report of a run that begins now."""
     return RunReport(
@@ -212,6 +232,7 @@ def start_report(
         options=options,
         started=utc_now(),
         dicom=dicom,
+        left_out=left_out,
         versions=installed_versions(),
     )
 
@@ -261,6 +282,7 @@ def load_report(path: Path) -> RunReport:
         del document["counts"]
         document["models"] = tuple(ModelRecord(**model) for model in document["models"])
         document["dicom"] = tuple(DicomRecord(**row) for row in document.get("dicom", ()))
+        document["left_out"] = tuple(LeftOutRecord(**row) for row in document.get("left_out", ()))
         document["series"] = tuple(_series(entry) for entry in document["series"])
         return RunReport(**document)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -19,6 +20,8 @@ from sslmedsam2.errors import ExitCode
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
+from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.manifest import ModelCard
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 ARRAY, LIVER = abdomen()
@@ -29,13 +32,13 @@ class Place:
     """An input folder, an output folder and how to run the commands on them."""
 
     def __init__(self, root, model):
-        self.input, self.output, self._model = root / "input", root / "output", model
+        self.input, self.output, self.model = root / "input", root / "output", model
         self.input.mkdir()
 
     def predict(self, *args):
         """Run ``predict`` as a user does."""
         folders = ["--input", str(self.input), "--output", str(self.output)]
-        how = ["--model", str(self._model), "--device", "cpu", "--no-mirror", "--no-previews"]
+        how = ["--model", str(self.model), "--device", "cpu", "--no-mirror", "--no-previews"]
         return main(["predict", *folders, *how, *args])
 
     @property
@@ -111,6 +114,24 @@ def test_a_messy_tree_is_segmented_where_it_can_be_and_reported_elsewhere(place)
     assert uses == ["left_out"] * 2 + ["segment"] * 3 + ["unusable"] * 2
 
 
+def test_a_series_that_no_model_serves_is_left_out_with_both_reasons(place, tmp_path, capsys):
+    write_series(place.input / "a", ARRAY, number=3)
+    write_series(place.input / "b", ARRAY, **GED4)
+    card = ModelCard("numbers", "none", "Apache-2.0", "2026-01-31")
+    weights = tmp_path / "weights"
+    freeze_model(place.model, weights, name="for_t2", sequences=("T2",), card=card)
+
+    assert place.predict("--model", str(weights)) == ExitCode.OK
+
+    assert [result.sequence for result in place.report.series] == ["T2"]
+    [row] = [row for row in place.report.dicom if row.sequence == "GED4"]
+    assert (row.use, row.reason) == (
+        "left_out",
+        "the description says 20 min; no model serves this sequence (served: T2)",
+    )
+    assert capsys.readouterr().out.startswith("1 ok, 1 left out; see ")
+
+
 def test_no_patient_is_named_in_logs_report_or_page(place, capfd):
     folder = place.input / PATIENT_NAME
     secrets = {"StudyDescription": PATIENT_NAME, "ProtocolName": PATIENT_NAME}
@@ -147,6 +168,25 @@ def test_the_page_shows_the_volumes_of_dicom_series(place):
     scripts = list((place.output / "report").rglob("0001*.js"))
     assert len(scripts) == 1
     assert scripts[0].stat().st_size > 10_000
+
+
+def test_the_page_says_why_a_series_was_taken_for_its_sequence_or_left_out(place):
+    write_series(place.input / "a", ARRAY, **GED4)
+    write_series(place.input / "b", ARRAY[:3], number=1, description="loc")
+    write_series(place.input / "c", ARRAY, number=4, skipped=(9,))
+
+    assert place.predict("--report") == ExitCode.SOME_CASES_FAILED
+
+    text = (place.output / "report" / "index.html").read_text(encoding="utf-8")
+    data = json.loads(re.search(r'id="page-data">(.*?)</script>', text)[1])
+    reasons = {row["sequence"]: row["sequence_reason"] for row in data["series"]}
+    assert reasons["GED4"] == "the description says 20 min"
+    table = [(row["series"][:2], row["images"], row["use"]) for row in data["left_out"]]
+    assert table == [("1-", 3, "left_out"), ("4-", 25, "unusable")]
+    assert [row["reason"] for row in data["left_out"]] == [
+        "a localizer",
+        "1 slice is missing, the first after slice 9 of 25",
+    ]
 
 
 def test_the_map_renames_and_the_switch_leaves_dicom_seg_out(place, tmp_path):

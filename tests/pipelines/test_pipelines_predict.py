@@ -422,6 +422,31 @@ def test_each_sequence_is_served_by_its_own_model(workplace):
     assert len(ended.report.series) == 2
 
 
+def test_a_series_that_no_model_serves_is_reported_as_left_out(workplace):
+    workplace.add("0001-A/GED4.nii.gz")
+    workplace.add("0001-A/T2.nii.gz")
+    weights = frozen(workplace, ("for_t2", "T2"))
+
+    ended = workplace.run(model_dir=weights)
+
+    assert ended.exit_code == ExitCode.OK
+    assert [result.sequence for result in ended.report.series] == ["T2"]
+    [left_out] = ended.report.left_out
+    assert (left_out.case, left_out.sequence) == ("0001-A", "GED4")
+    assert left_out.input_path == "0001-A/GED4.nii.gz"
+    assert left_out.reason == "no model serves this sequence (served: T2)"
+
+
+def test_where_no_model_serves_anything_the_run_says_so(workplace):
+    workplace.add("0001-A/GED4.nii.gz")
+
+    ended = workplace.run(model_dir=frozen(workplace, ("for_t2", "T2")))
+
+    assert ended.exit_code == ended.report.exit_code == ExitCode.NO_VALID_INPUT
+    assert "0001-A GED4: no model serves this sequence" in str(ended.error)
+    assert len(ended.report.left_out) == 1
+
+
 def test_a_second_model_that_is_broken_ends_the_run_before_it_begins(workplace):
     workplace.add("0001-A/GED4.nii.gz")
     workplace.add("0001-A/T2.nii.gz")

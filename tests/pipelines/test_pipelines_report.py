@@ -175,6 +175,12 @@ def test_the_same_run_gives_the_same_page(qc):
     assert files() == files()
 
 
+def test_a_run_of_which_nothing_was_left_out_says_nothing_of_it(qc):
+    qc.add("0001-A")
+    made(qc)
+    assert page_series(qc)[1]["left_out"] == []
+
+
 def test_a_run_without_series_gives_an_empty_page(qc):
     assert made(qc, input_path=None).entries == ()
     assert (qc.page / "index.html").is_file()

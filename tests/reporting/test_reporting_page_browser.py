@@ -33,6 +33,7 @@ def page(tmp_path_factory):
     qc.add(HOSTILE_CASE, vendor=HOSTILE_TEXT, warnings=(f"low_confidence: {HOSTILE_TEXT}",))
     lost = qc.add("0009-A", preview=True)
     (qc.run / lost.output_path).unlink()
+    qc.leave_out("0008-A", reason=HOSTILE_TEXT)
     for case, sequence in (("0001-A", "GED4"), ("0002-A", "T1"), (HOSTILE_CASE, "GED4")):
         qc.add_reference(case, sequence)
     return report(ReportOptions(qc.run, qc.input, qc.references)).index_path
@@ -87,6 +88,16 @@ def test_hostile_names_are_shown_as_text(browser):
         browser.run("return document.getElementById('findings').textContent").count(HOSTILE_TEXT)
         == 2
     )
+
+
+def test_what_was_not_segmented_unfolds_with_its_reason(browser):
+    assert not browser.run("return document.getElementById('left-out').open")
+    browser.click("#left-out-line")
+    assert browser.run("return document.getElementById('left-out').open")
+    cells = "return [...document.querySelectorAll('#left-out-rows td')].map((c) => c.textContent)"
+    assert browser.run(cells) == [
+        "0008-A", "0008-A/T1.nii.gz", "T1", "", "left out", HOSTILE_TEXT,
+    ]  # fmt: skip
 
 
 def test_a_click_on_a_heading_sorts_and_a_filter_narrows(browser):

@@ -4,6 +4,8 @@ import pytest
 
 from sslmedsam2.reporting.page_data import PageEntry, PageScore, page_data, worst_first
 from sslmedsam2.reporting.run_report import (
+    DicomRecord,
+    LeftOutRecord,
     ModelRecord,
     SeriesResult,
     SeriesStatus,
@@ -79,6 +81,23 @@ def test_page_data_is_json_and_names_what_made_the_run():
     (row,) = data["series"]
     assert (row["seconds"], row["dice"], row["hausdorff_mm"]) == (3.75, 0.5, 12.5)
     assert data["scored"]
+
+
+def test_what_was_not_segmented_is_listed_by_case_with_its_reason():
+    report = start_report(
+        models=(), device="cpu", backend="torch", options={},
+        dicom=(
+            DicomRecord("study-1", "1-a", None, "left_out", "a localizer", 3),
+            DicomRecord("study-1", "2-b", "T2", "segment", "the description says t2", 30),
+        ),
+        left_out=(LeftOutRecord("0001-A", "T1", "0001-A/T1.nii.gz", "no model serves it"),),
+    )  # fmt: skip
+    data = json.loads(json.dumps(page_data(report, [], notes=[])))
+    rows = [(row["case"], row["series"], row["images"], row["reason"]) for row in data["left_out"]]
+    assert rows == [
+        ("0001-A", "0001-A/T1.nii.gz", None, "no model serves it"),
+        ("study-1", "1-a", 3, "a localizer"),
+    ]
 
 
 def test_statuses_that_did_not_occur_are_not_counted():

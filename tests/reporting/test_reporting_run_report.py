@@ -6,7 +6,9 @@ import pytest
 from sslmedsam2.errors import InputError, OutputError
 from sslmedsam2.imaging.volume import Geometry, Source, Volume
 from sslmedsam2.reporting.run_report import (
+    DicomRecord,
     InputGeometry,
+    LeftOutRecord,
     ModelRecord,
     SeriesResult,
     SeriesStatus,
@@ -53,6 +55,30 @@ def test_report_survives_the_round_trip(report, tmp_path):
     whole = report.with_series(full_series(tmp_path)).ended(exit_code=0)
     write_report(whole, path)
     assert load_report(path) == whole
+
+
+def test_what_was_left_out_survives_the_round_trip_and_is_counted(tmp_path):
+    whole = start_report(
+        models=(), device="cpu", backend="openvino", options={},
+        dicom=(
+            DicomRecord("study-1", "1-a", None, "left_out", "a localizer", 3),
+            DicomRecord("study-1", "2-b", "T2", "segment", "the description says t2", 30),
+            DicomRecord("study-1", "3-c", "T1", "unusable", "1 slice is missing", 29),
+        ),
+        left_out=(LeftOutRecord("0001-A", "T1", "0001-A/T1.nii.gz", "no model serves it"),),
+    )  # fmt: skip
+    write_report(whole, tmp_path / "run_report.json")
+    assert load_report(tmp_path / "run_report.json") == whole
+    assert whole.n_left_out == 2
+
+
+def test_a_report_of_before_there_was_such_a_list_can_be_read(report, tmp_path):
+    path = tmp_path / "run_report.json"
+    write_report(report, path)
+    document = json.loads(path.read_text())
+    del document["left_out"]
+    path.write_text(json.dumps(document))
+    assert load_report(path) == report
 
 
 def test_geometry_says_that_a_scan_is_left_handed(tmp_path):

@@ -179,6 +179,23 @@ const qcTable = (() => {
     element("notes").hidden = page.notes.length === 0;
   }
 
+  function fillLeftOut() {
+    const tones = { left_out: "", unusable: "bad" };
+    for (const item of page.left_out) {
+      const row = make("tr");
+      const images = item.images === null ? "" : String(item.images);
+      row.append(
+        make("td", "", item.case), make("td", "name", item.series), make("td", "", item.sequence || ""),
+        make("td", "figure", images), make("td"), make("td", "", item.reason),
+      );
+      row.children[4].append(make("span", `status ${tones[item.use] || ""}`, item.use.replaceAll("_", " ")));
+      element("left-out-rows").append(row);
+    }
+    const count = page.left_out.length;
+    element("left-out-line").textContent = `${count} series not segmented, and why`;
+    element("left-out").hidden = count === 0;
+  }
+
   function moveWithArrows(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (!step || event.target.tagName !== "A") return;
@@ -189,6 +206,7 @@ const qcTable = (() => {
   }
 
   fillSummary();
+  fillLeftOut();
   fillHeadings();
   fillFilters();
   element("rows").addEventListener("keydown", moveWithArrows);

@@ -283,6 +283,7 @@ const qcCaseView = (() => {
     const stages = Object.entries(series.stages).map(([name, seconds]) => `${name} ${seconds.toFixed(1)}`);
     const all = [
       ["Vendor", series.vendor],
+      ["Sequence", series.sequence_reason && `${series.sequence}: ${series.sequence_reason}`],
       ["Liver", series.volume_ml === null ? null : `${figure(series.volume_ml, 0)} ml`],
       ["Confidence", figure(series.confidence, 3)],
       ["Components", series.components === null ? null : String(series.components)],
@@ -292,6 +293,7 @@ const qcCaseView = (() => {
       ["Image", series.geometry],
       ["Input", series.input_path],
       ["Mask", series.output_path],
+      ["DICOM-SEG", series.dicom_seg_path],
     ];
     const list = make("dl");
     for (const [name, value] of all) {
