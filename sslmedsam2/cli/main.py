@@ -56,6 +56,9 @@ _COMMANDS = {
         "Train the compact SAM2 on synthetic volumes.",
     ),
     "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Make synthetic test studies."),
+    "doctor": _LazyCommand(
+        "sslmedsam2.cli.doctor:doctor", "Look whether all is there that a run needs, and try it."
+    ),
 }
 _DEFAULT_COMMAND = "predict"
 _VERBOSITY_FLAGS = {"-v", "--verbose", "-q", "--quiet"}
@@ -91,8 +94,11 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Set the log up, then run the command."""
+        """Set the log up, keep to the container's limits, then run the command."""
+        from sslmedsam2.pipelines.host import keep_to_limits
+
         apply_verbosity(ctx)
+        keep_to_limits()
         return super().invoke(ctx)
 
 

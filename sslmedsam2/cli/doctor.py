@@ -1,0 +1,93 @@
+"""The command ``doctor``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import device_option
+
+if TYPE_CHECKING:
+    from sslmedsam2.pipelines.doctor_findings import Diagnosis
+
+_MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path),
+    default=Path("/input"),
+    show_default=True,
+    help="Folder that predict will be given.",
+)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(path_type=Path),
+    default=Path("/output"),
+    show_default=True,
+    help="Where predict will write; tried out with a file that is removed again.",
+)
+@click.option(
+    "--model",
+    "model_dir",
+    type=click.Path(path_type=Path),
+    help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
+)
+@device_option
+@click.option(
+    "--inference/--no-inference",
+    default=True,
+    show_default=True,
+    help="Load the networks and segment a small phantom.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Write all that was found, as JSON.")
+def doctor(*, as_json: bool, **options: Any) -> int:
+    """Look whether all is there that a run needs, and try it.
+
+    Device, driver, torch, SAM2, weights, memory, shared memory, processes, folders, and the liver
+    of a small phantom. Ends with 0 if a run can start, with 4 if the model is to blame, with 1 if
+    anything else is.
+    """
+    from sslmedsam2.pipelines.doctor import DoctorOptions, examine
+
+    diagnosis = examine(DoctorOptions(**options))
+    click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
+    return int(diagnosis.exit_code)
+
+
+def _as_json(diagnosis: Diagnosis) -> str:
+    from dataclasses import asdict
+
+    table = {
+        "ready": not diagnosis.problems,
+        "exit_code": int(diagnosis.exit_code),
+        "findings": {
+            finding.name: {"state": finding.state.value, **_without(asdict(finding))}
+            for finding in diagnosis.findings
+        },
+    }
+    return json.dumps(table, indent=2, ensure_ascii=False)
+
+
+def _without(finding: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in finding.items() if key not in ("name", "state")}
+
+
+def _as_text(diagnosis: Diagnosis) -> str:
+    width = max(len(finding.name) for finding in diagnosis.findings)
+    lines = []
+    for finding in diagnosis.findings:
+        name = finding.name.replace("_", " ")
+        lines.append(f"{_MARKS[finding.state.value]:4}  {name:{width}}  {finding.text}")
+        if finding.remedy:
+            lines.append(f"{'':{width + 8}}{finding.remedy}")
+    count = len(diagnosis.problems)
+    lines.append("ready" if not count else f"not ready: {count} problem{'s' * (count > 1)}")
+    return "\n".join(lines)

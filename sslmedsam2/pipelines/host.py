@@ -1,0 +1,147 @@
+"""What the machine, or the container, grants this process, and how to live within it.
+
+Numerical libraries start a thread for each processor that they see, each library its own, and none
+of them looks at how many processes a container may have: on a large host a limit of 128 is used up
+by an import. There is no one setting that all of them obey, but all of them count the processors
+that the process may run on. So that is what is limited, once, before any of them is loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_CGROUPS: Final = Path("/sys/fs/cgroup")
+_OWN_CGROUP: Final = Path("/proc/self/cgroup")
+_MEMORY_LIMITS: Final = ("memory.max", "memory.limit_in_bytes")
+_MEMORY_USED: Final = ("memory.current", "memory.usage_in_bytes")
+_UNLIMITED_BYTES: Final = 1 << 60
+"""Above this, version 1 of the control groups means that there is no limit."""
+
+_THREADS_PER_PROCESSOR: Final = 4
+"""OpenVINO's, torch's, and those of the two OpenBLAS that numpy and scipy bring."""
+
+_OTHER_THREADS: Final = 32
+"""Reader, writer, those of a GPU's driver, and what else runs in the container."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the control groups allow; None where they set no limit, or cannot be read.
+
+    Attributes
+    ----------
+    processors
+        Processor time, in processors; may be a fraction.
+    memory_bytes, memory_used_bytes
+        Of all processes in the container together.
+    processes, processes_used
+        Likewise; threads count too.
+    """
+
+    processors: float | None
+    memory_bytes: int | None
+    memory_used_bytes: int | None
+    processes: int | None
+    processes_used: int | None
+
+
+def read_limits(*, cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> Limits:
+    """Read the limits of this process from version 1 or 2 of the control groups."""
+    folders = {
+        controller: list(_folders(controller, cgroups=cgroups, own_cgroup=own_cgroup))
+        for controller in ("cpu", "memory", "pids")
+    }
+    memory = [_number(f / n) for f in folders["memory"] for n in _MEMORY_LIMITS]
+    memory_limits = (value for value in memory if value is not None and value < _UNLIMITED_BYTES)
+    processors = (_processors(folder) for folder in folders["cpu"])
+    processes = (_number(folder / "pids.max") for folder in folders["pids"])
+    return Limits(
+        processors=min((value for value in processors if value is not None), default=None),
+        memory_bytes=min(memory_limits, default=None),
+        memory_used_bytes=_first(folders["memory"], _MEMORY_USED),
+        processes=min((value for value in processes if value is not None), default=None),
+        processes_used=_first(folders["pids"], ("pids.current",)),
+    )
+
+
+def usable_processors(limits: Limits, *, allowed: int) -> int:
+    """Return on how many of the ``allowed`` processors the limits let every library run.
+
+    >>> usable_processors(Limits(None, None, None, 128, 3), allowed=64)
+    24
+    """
+    bounds: list[int] = [allowed]
+    if limits.processors is not None:
+        bounds.append(math.ceil(limits.processors))
+    if limits.processes is not None:
+        bounds.append((limits.processes - _OTHER_THREADS) // _THREADS_PER_PROCESSOR)
+    return max(1, min(bounds))
+
+
+def keep_to_limits() -> None:
+    """Run on no more processors than `usable_processors`; call it before loading any library.
+
+    They are drawn by lot, so that containers side by side do not all take the same ones. Nothing
+    happens on a system that does not let a process choose its processors.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    allowed = os.sched_getaffinity(0)
+    usable = usable_processors(read_limits(), allowed=len(allowed))
+    if usable < len(allowed):
+        os.sched_setaffinity(0, random.sample(sorted(allowed), usable))
+        logger.info("using %d of %d processors, as the limits ask", usable, len(allowed))
+
+
+def _folders(controller: str, *, cgroups: Path, own_cgroup: Path) -> Iterator[Path]:
+    """Yield where a controller may keep this process's limits, the innermost folder first.
+
+    Inside a container the path in ``own_cgroup`` is often the host's and leads nowhere; the
+    container's own group then lies at the root.
+    """
+    try:
+        lines = own_cgroup.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        root = cgroups / controller if controllers else cgroups
+        inner = root / path.strip("/")
+        for folder in (inner, *inner.parents):
+            if folder.is_dir():
+                yield folder
+            if folder == root:
+                break
+
+
+def _processors(folder: Path) -> float | None:
+    quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    if quota is None:
+        quota, period = (_number(folder / "cpu.max", word=index) for index in (0, 1))
+    if quota is None or period is None or quota <= 0 or period <= 0:
+        return None
+    return quota / period
+
+
+def _number(path: Path, *, word: int = 0) -> int | None:
+    """Return a number that a file holds; None for ``max``, or where there is no such file."""
+    try:
+        return int(path.read_text(encoding="utf-8").split()[word])
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _first(folders: list[Path], names: tuple[str, ...]) -> int | None:
+    numbers = (_number(folder / name) for folder in folders for name in names)
+    return next((number for number in numbers if number is not None), None)
