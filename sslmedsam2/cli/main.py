@@ -51,6 +51,11 @@ _COMMANDS = {
         "sslmedsam2.cli.pseudo_label:pseudo_label",
         "Label volumes without masks from a few that have one.",
     ),
+    "retrain": _LazyCommand(
+        "sslmedsam2.cli.retrain:retrain",
+        "From a few labelled and many unlabelled volumes to frozen weights.",
+    ),
+    "refine": _LazyCommand("sslmedsam2.cli.refine:refine", "The stages of retrain, one at a time."),
     "pretrain-sam2": _LazyCommand(
         "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
         "Train the compact SAM2 on synthetic volumes.",

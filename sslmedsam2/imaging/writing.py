@@ -67,6 +67,19 @@ def write_mask(
     )
 
 
+def write_labels(
+    labels_zyx: npt.NDArray[np.uint8], *, like: Volume | MaskVolume, path: Path
+) -> None:
+    """Write a uint8 map of labels as :func:`write_mask` writes a mask."""
+    _write(
+        labels_zyx.astype(np.uint8, copy=False),
+        like=like,
+        path=path,
+        description="sslmedsam2 labels",
+        display_range=(0, float(labels_zyx.max())),
+    )
+
+
 def write_map(map_zyx: ArrayZYX, *, like: Volume | MaskVolume, path: Path) -> None:
     """Write a float32 map (a probability) as :func:`write_mask` writes a mask."""
     _write(

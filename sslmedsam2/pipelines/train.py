@@ -19,38 +19,32 @@ import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
-from sslmedsam2.evaluation.metrics import diagonal_mm, measure
 from sslmedsam2.imaging.atomic import write_text_atomic
-from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.pipelines.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.refine.dataset import (
     TrainingImage,
     alternating_splits,
     build_dataset,
     case_key,
-    load_labelled,
     repeats_for_share,
     write_repeats,
     write_splits,
 )
-from sslmedsam2.refine.labels import LIVER
 from sslmedsam2.refine.plans import CompactPreset
 from sslmedsam2.refine.training import (
     check_device,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
+    worth_compiling,
 )
 
 if TYPE_CHECKING:
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter
     from sslmedsam2.refine.trainer import TrainingSettings
 
 logger = logging.getLogger(__name__)
 
 FINAL_FOLD = "all"
-_WORTH_COMPILING = 400
-"""Iterations from which torch.compile saves more time than it takes."""
-_AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 
 @dataclass(frozen=True)
@@ -97,21 +91,6 @@ class TrainOptions:
     training_data: str = "not stated"
     licence: str = "not stated"
     preset: CompactPreset = field(default_factory=CompactPreset)
-
-
-@dataclass(frozen=True)
-class FoldScore:
-    """How a fold's network did on one image of a case that it never saw.
-
-    Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
-    """
-
-    case: str
-    sequence: str
-    fold: int
-    dice: float
-    hausdorff_mm: float
-    hausdorff95_mm: float
 
 
 def train(options: TrainOptions) -> tuple[FoldScore, ...]:
@@ -198,7 +177,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
     return TrainingSettings(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
-        compile_on_cpu=options.epochs * options.iterations_per_epoch >= _WORTH_COMPILING,
+        compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
     )
 
 
@@ -208,38 +187,15 @@ def _cross_validate(
     splits: Sequence[dict[str, list[str]]],
     options: TrainOptions,
 ) -> tuple[FoldScore, ...]:
-    from sslmedsam2.inference.model_folder import read_model_spec
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-
     by_key = {case_key(image): image for image in images}
-    scores = []
+    scores: list[FoldScore] = []
     for fold, split in enumerate(splits):
-        spec = read_model_spec(trained_model_dir(options.work_dir), folds=(str(fold),))
-        segmenter = CanonicalSegmenter(spec, EngineOptions(device=options.device))
-        for key in split["val"]:
-            scores.append(_score(by_key[key], segmenter=segmenter, fold=fold))
-            logger.info("fold %d, %s: Dice %.4f", fold, key, scores[-1].dice)
+        segmenter = load_fold(trained_model_dir(options.work_dir), fold=fold, device=options.device)
+        held_out = [by_key[key] for key in split["val"]]
+        scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
     text = json.dumps([asdict(score) for score in scores], indent=1)
     write_text_atomic(options.work_dir / "cross_validation.json", text + "\n")
     return tuple(scores)
-
-
-def _score(image: TrainingImage, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
-    truth = load_labelled(image)
-    volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
-    found = segmenter.segment(volume).mask_zyx
-    metrics = measure(found, truth.labels_zyx == LIVER, spacing_zyx_mm=truth.spacing_zyx_mm)
-    distances = metrics.hausdorff_mm, metrics.hausdorff95_mm
-    if not found.any():
-        distances = (diagonal_mm(found.shape, spacing_zyx_mm=truth.spacing_zyx_mm),) * 2
-    return FoldScore(
-        case=image.case,
-        sequence=image.sequence,
-        fold=fold,
-        dice=round(metrics.dice, 4),
-        hausdorff_mm=round(distances[0], 2),
-        hausdorff95_mm=round(distances[1], 2),
-    )
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:

@@ -44,13 +44,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingImage:
-    """One image to train on, with its liver mask and, where there is one, a map of organs."""
+    """One image to train on, with its liver mask and, where there is one, a map of organs.
+
+    The mask of a ``pseudo`` image is a map of trained labels, the ignore label among them; in an
+    expert's mask all that is not 0 is liver.
+    """
 
     case: str
     sequence: str
     image_path: Path
     mask_path: Path
     organs_path: Path | None
+    pseudo: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,13 @@ def load_labelled(series: TrainingImage) -> LabelledArray:
     volume = read_volume(series.image_path)
     image = to_canonical(volume)
     labels = _labels_like(series.mask_path, volume.geometry.shape_zyx)
-    combined = np.where(labels > 0, LIVER, 0).astype(np.int16)
-    if not combined.any():
+    combined = labels if series.pseudo else np.where(labels > 0, LIVER, 0).astype(np.int16)
+    if not (combined == LIVER).any():
         raise InputError(
             series.mask_path,
             kind="empty_mask",
-            reason="the expert mask holds no liver",
-            remedy="Remove the case from the labelled folder, or mend its mask",
+            reason="the mask holds no liver",
+            remedy="Remove the case, or mend its mask",
         )
     if series.organs_path is not None:
         organs = _labels_like(series.organs_path, volume.geometry.shape_zyx)
@@ -120,9 +125,17 @@ def _labels_like(path: Path, shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.
 
 
 def build_dataset(
-    series: Sequence[TrainingImage], *, preprocessed_dir: Path, preset: CompactPreset
+    series: Sequence[TrainingImage],
+    *,
+    preprocessed_dir: Path,
+    preset: CompactPreset,
+    labels: Mapping[str, int] = TRAINED_LABELS,
+    plans: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write nnU-Net's preprocessed data set and return its folder.
+
+    Without ``plans`` they are made for these images; weights carry over from one data set to
+    another only if the plans are the same.
 
     ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
     trainer can work on the folder. A data set that was finished from the same files and preset is
@@ -143,7 +156,7 @@ def build_dataset(
             remedy="Point at case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
     folder = preprocessed_dir / DATASET_NAME
-    inputs = _inputs(series, preset)
+    inputs = _inputs(series, preset, labels=labels, plans=plans)
     if _is_finished(folder, inputs):
         logger.info("the %d preprocessed images are up to date", len(series))
         return folder
@@ -151,34 +164,53 @@ def build_dataset(
     # Anew: nnU-Net refuses to overwrite its arrays, and trains fold "all" on whatever lies here.
     shutil.rmtree(data_folder, ignore_errors=True)
     data_folder.mkdir(parents=True)
-    extents = [_extent(load_labelled(item)) for item in series]
-    plans = _plans_for(extents, preset)
-    meta = dataset_json(n_cases=len(series), labels=TRAINED_LABELS)
+    plans = dict(plans) if plans is not None else make_plans(series, preset)
+    meta = dataset_json(n_cases=len(series), labels=dict(labels))
     _write_json(folder / "dataset.json", meta)
-    _write_json(folder / f"{PLANS_NAME}.json", plans)
-    _write_json(
-        folder / "dataset_fingerprint.json",
-        {
-            "spacings": [extent.spacing_zyx_mm for extent in extents],
-            "shapes_before_crop": [extent.shape_zyx for extent in extents],
-        },
-    )
-    # Read once more, one at a time: a release does not fit into memory.
+    write_plans(folder / f"{PLANS_NAME}.json", plans)
+    fingerprint: dict[str, list[Any]] = {"spacings": [], "shapes_before_crop": []}
+    # One at a time: a release does not fit into memory.
     for item in series:
-        key = case_key(item)
-        _preprocess(load_labelled(item), plans=plans, meta=meta, target=data_folder / key)
+        key, labelled = case_key(item), load_labelled(item)
+        fingerprint["spacings"].append(labelled.spacing_zyx_mm)
+        fingerprint["shapes_before_crop"].append(labelled.image_zyx.shape)
+        _preprocess(labelled, plans=plans, meta=meta, target=data_folder / key)
         logger.info("preprocessed %s", key)
+    _write_json(folder / "dataset_fingerprint.json", fingerprint)
     _write_json(folder / _INPUTS_NAME, inputs)
     return folder
 
 
-def _inputs(series: Sequence[TrainingImage], preset: CompactPreset) -> dict[str, Any]:
+def make_plans(series: Sequence[TrainingImage], preset: CompactPreset) -> dict[str, Any]:
+    """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
+    return _plans_for([_extent(load_labelled(item)) for item in series], preset)
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """Read nnU-Net's plans."""
+    plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plans
+
+
+def write_plans(path: Path, plans: Mapping[str, Any]) -> None:
+    """Write nnU-Net's plans; raises OutputError."""
+    _write_json(path, dict(plans))
+
+
+def _inputs(
+    series: Sequence[TrainingImage],
+    preset: CompactPreset,
+    *,
+    labels: Mapping[str, int],
+    plans: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     """Return what decides a data set's content, as JSON reads it back."""
     cases = {}
     for item in series:
         files = {"image": item.image_path, "mask": item.mask_path, "organs": item.organs_path}
         cases[case_key(item)] = {role: sha256_file(path) for role, path in files.items() if path}
-    return json.loads(json.dumps({"preset": asdict(preset), "sha256": cases}))
+    decisive = {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
+    return json.loads(json.dumps(decisive))
 
 
 def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:

@@ -2,7 +2,8 @@
 
 The network learns liver against everything else. Masks of other organs, where they exist, are
 kept in the training data as *auxiliary* labels: the contrast augmentation repaints each organ by
-itself, and drops them before the loss sees them.
+itself, and drops them before the loss sees them. Where a pseudo mask is uncertain, the loss looks
+away: nnU-Net's ignore label.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ from typing import Final
 
 BACKGROUND: Final = 0
 LIVER: Final = 1
+IGNORE: Final = 2
 AUXILIARY_OFFSET: Final = 10
-"""Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``; the gap leaves room
-for nnU-Net's ignore label, which must be the highest *trained* label."""
+"""Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``, above the ignore
+label, which must be the highest *trained* one."""
 
 TRAINED_LABELS: Final = {"background": BACKGROUND, "liver": LIVER}
 """The ``labels`` entry of nnU-Net's dataset.json."""
+
+TRAINED_LABELS_WITH_IGNORE: Final = {**TRAINED_LABELS, "ignore": IGNORE}
+"""The same where pseudo masks take part."""

@@ -27,6 +27,15 @@ Fold = int | str
 """A fold's number, or ``"all"`` for training on every case."""
 
 
+_WORTH_COMPILING = 400
+"""Iterations from which torch.compile saves more time than it takes."""
+
+
+def worth_compiling(iterations: int) -> bool:
+    """Whether a training is long enough for torch.compile to pay on a CPU."""
+    return iterations >= _WORTH_COMPILING
+
+
 def check_device(device: str) -> None:
     """Raise :class:`UsageError` if a GPU is asked for and none is there."""
     import torch

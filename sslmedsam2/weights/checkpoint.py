@@ -6,6 +6,7 @@ torch is imported inside the functions: listing and verifying models do not need
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,6 +98,44 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
     # By way of memory: torch writes the name of a file that it opens itself into the file.
     buffer = io.BytesIO()
     torch.save(frozen, buffer)
+    write_bytes_atomic(target, buffer.getvalue())
+
+
+def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
+    """Write a checkpoint with the mean of the sources' weights; all else is the first one's.
+
+    Only of use for networks that were trained from one start: others have their features in
+    different places (model soups, Wortsman et al. 2022, arXiv:2203.05482).
+
+    Raises
+    ------
+    ModelError
+        A source is not a usable checkpoint, or the sources are of different networks.
+    OutputError
+        ``target`` cannot be written.
+    """
+    import torch
+
+    contents = [read_checkpoint(source) for source in sources]
+    names = contents[0]["network_weights"].keys()
+    for source, content in zip(sources, contents, strict=True):
+        if content["network_weights"].keys() != names:
+            raise ModelError(
+                source,
+                reason=f"it is of another network than {sources[0]}",
+                remedy="Average checkpoints of one training only",
+            )
+    means: dict[int, torch.Tensor] = {}
+    averaged = {}
+    for name in names:
+        versions = [content["network_weights"][name] for content in contents]
+        # nnU-Net lists most weights under several names; they must go on sharing one tensor.
+        place = versions[0].data_ptr()
+        if place not in means:
+            means[place] = torch.stack([version.float() for version in versions]).mean(dim=0)
+        averaged[name] = means[place]
+    buffer = io.BytesIO()
+    torch.save({**contents[0], "network_weights": averaged}, buffer)
     write_bytes_atomic(target, buffer.getvalue())
 
 

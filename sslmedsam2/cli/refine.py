@@ -1,0 +1,112 @@
+"""The command group ``refine``: the stages of ``retrain``, one at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.retrain_options import as_options, retrain_options
+
+_work_dir = click.option(
+    "--work-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="A work directory that refine plan has begun.",
+)
+
+
+@click.group()
+def refine() -> None:
+    """The stages of retrain, one at a time, on one work directory.
+
+    plan once; then train and relabel for each round; freeze at the end.
+    """
+
+
+@refine.command(cls=ConfiguredCommand)
+@retrain_options
+def plan(**given: Any) -> int:
+    """Index the data, make pseudo labels, choose among them, plan the network."""
+    from sslmedsam2.errors import ExitCode
+    from sslmedsam2.pipelines.interrupt import stop_on_signals
+    from sslmedsam2.pipelines.retraining.run import plan as run
+
+    options = as_options(**given)
+    with stop_on_signals() as stop:
+        labels = run(options, stop)
+    if labels is None:
+        return ExitCode.INTERRUPTED
+    words = [label.candidate.verdict or "failed" for label in labels]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+    click.echo(f"planned in {options.work_dir}: {counts}; next: refine train")
+    return ExitCode.OK
+
+
+@refine.command(cls=ConfiguredCommand)
+@_work_dir
+@click.option(
+    "--fold",
+    "folds",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Train only this fold; may be repeated.  [default: all]",
+)
+def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
+    """Train the folds of the next round, or go on with them."""
+    from sslmedsam2.errors import UsageError
+    from sslmedsam2.pipelines.retraining.run import begin_round, options_of
+    from sslmedsam2.pipelines.retraining.training import train_round
+    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+
+    options = options_of(WorkDir(work_dir))
+    if any(fold >= options.folds for fold in folds):
+        raise UsageError(
+            f"--fold {max(folds)}",
+            reason=f"the work directory has folds 0 to {options.folds - 1}",
+            remedy="Choose one of these",
+        )
+    step, *_ = begin_round(options)
+    train_round(step, options, folds=folds or None)
+    click.echo(f"round {step.number}: trained; next: refine relabel")
+
+
+@refine.command(cls=ConfiguredCommand)
+@_work_dir
+def relabel(*, work_dir: Path) -> int:
+    """Score the trained folds, re-predict the unlabelled volumes, compare and decide."""
+    from sslmedsam2.errors import ExitCode
+    from sslmedsam2.pipelines.interrupt import stop_on_signals
+    from sslmedsam2.pipelines.retraining.run import finish_round, options_of
+    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+
+    with stop_on_signals() as stop:
+        decision = finish_round(options_of(WorkDir(work_dir)), stop)
+    if decision is None:
+        return ExitCode.INTERRUPTED
+    then = "refine freeze" if decision.stop else "refine train"
+    click.echo(f"{decision.reason}; best round {decision.best_round}; next: {then}")
+    return ExitCode.OK
+
+
+@refine.command(cls=ConfiguredCommand)
+@_work_dir
+@click.option(
+    "--weights-out",
+    "weights_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder to freeze into, for predict --model.",
+)
+def freeze(*, work_dir: Path, weights_dir: Path) -> None:
+    """Freeze the best round so far."""
+    from dataclasses import replace
+
+    from sslmedsam2.pipelines.retraining.run import freeze as run
+    from sslmedsam2.pipelines.retraining.run import options_of
+    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+
+    model = run(replace(options_of(WorkDir(work_dir)), weights_dir=weights_dir))
+    click.echo(f"frozen as {model.name}, folds {', '.join(model.folds)}, in {weights_dir}")

@@ -1,0 +1,60 @@
+"""The command ``retrain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.retrain_options import as_options, retrain_options
+
+if TYPE_CHECKING:
+    from sslmedsam2.pipelines.retraining.run import RetrainSummary
+
+
+@click.command(cls=ConfiguredCommand)
+@retrain_options
+@click.option(
+    "--weights-out",
+    "weights_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Freeze the best round into this folder, for predict --model.",
+)
+@click.option(
+    "--resume",
+    is_flag=True,
+    expose_value=False,
+    help="Go on with the work directory; always so.",
+)
+def retrain(**given: Any) -> int:
+    """Retrain from a few labelled and many unlabelled volumes, offline, in rounds.
+
+    SAM2 labels what has no mask; nnU-Net trains on experts' and pseudo masks, labels anew what it
+    has not seen, and again until the masks settle. Run the same command again to go on after a
+    stop.
+    """
+    from sslmedsam2.pipelines.retraining.run import retrain as run
+
+    summary = run(as_options(**given))
+    tell(summary)
+    return summary.exit_code
+
+
+def tell(summary: RetrainSummary) -> None:
+    """Print how a run went."""
+    for figures in summary.rounds:
+        change = "-" if figures.change_dice is None else f"{figures.change_dice:.4f}"
+        click.echo(
+            f"round {figures.number}: Dice on expert masks {figures.validation_dice:.4f}, "
+            f"between masks before and after {change}"
+        )
+    if summary.interrupted:
+        click.echo("stopped; run the same command again to go on")
+    elif summary.decision is not None:
+        click.echo(f"ended: {summary.decision.reason}; best round {summary.decision.best_round}")
+    if summary.problems:
+        click.echo(f"{len(summary.problems)} image(s) could not take part, see index.json")
+    if summary.model is not None:
+        click.echo(f"frozen as {summary.model.name}, folds {', '.join(summary.model.folds)}")

@@ -1,0 +1,159 @@
+"""Options that ``retrain`` and ``refine plan`` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sslmedsam2.cli.shared_options import device_option
+
+if TYPE_CHECKING:
+    from sslmedsam2.pipelines.retraining.options import RetrainOptions
+
+_OPTIONS = (
+    click.option(
+        "--labelled",
+        "labelled_dir",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz: a few are enough.",
+    ),
+    click.option(
+        "--unlabelled",
+        "unlabelled_dir",
+        type=click.Path(path_type=Path),
+        required=True,
+        help="Volumes without masks, in any layout that predict reads.",
+    ),
+    click.option(
+        "--work-dir",
+        type=click.Path(file_okay=False, path_type=Path),
+        required=True,
+        help="Where all stages live; the same command goes on after a stop.",
+    ),
+    click.option(
+        "--sam2",
+        default="compact",
+        show_default=True,
+        help="The shipped 'compact', 'sam2.1-hiera-tiny' or 'medsam2' after weights fetch, or a "
+        "path.",
+    ),
+    click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
+    click.option(
+        "--rounds",
+        default="auto",
+        show_default=True,
+        help="A number, or auto: until the pseudo masks settle.",
+    ),
+    click.option(
+        "--max-rounds", type=click.IntRange(1), default=5, show_default=True, help="Of auto."
+    ),
+    click.option(
+        "--settled-at",
+        type=click.FloatRange(0, 1),
+        default=0.97,
+        show_default=True,
+        help="Mean Dice between two rounds' pseudo masks that counts as settled.",
+    ),
+    click.option(
+        "--folds",
+        type=click.IntRange(2),
+        default=3,
+        show_default=True,
+        help="Networks a round; each re-predicts the patients it did not train on.",
+    ),
+    click.option("--epochs", type=click.IntRange(1), default=30, show_default=True),
+    click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True),
+    click.option(
+        "--start",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="Checkpoint to begin with; it must not have seen these patients.",
+    ),
+    click.option(
+        "--warm-start/--from-scratch",
+        default=True,
+        show_default=True,
+        help="Begin each later round with the networks of the one before.",
+    ),
+    click.option(
+        "--expert-share",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        default=0.5,
+        show_default=True,
+        help="Part of the training patches that show expert masks.",
+    ),
+    click.option(
+        "--ignore-above",
+        type=click.FloatRange(0, 1),
+        default=0.9,
+        show_default=True,
+        help="Uncertainty, in bits, from which a voxel of a pseudo mask is not trained on.",
+    ),
+    click.option(
+        "--agreement-needed",
+        type=click.FloatRange(0, 1),
+        default=0.85,
+        show_default=True,
+        help="Dice between networks from which a doubtful pseudo label is taken in.",
+    ),
+    click.option(
+        "--final",
+        type=click.Choice(["ensemble", "best-fold", "average"]),
+        default="ensemble",
+        show_default=True,
+        help="What is frozen of the best round.",
+    ),
+    click.option("--seed", type=click.IntRange(0), default=20260, show_default=True),
+    click.option("--name", default="liver", show_default=True, help="Name of the frozen model."),
+    click.option(
+        "--training-data",
+        default="not stated",
+        help="For the manifest: whose data, and where from.",
+    ),
+    click.option("--licence", default="not stated", help="For the manifest: terms of the weights."),
+    device_option,
+)
+
+
+def retrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a command with all of them, in this order."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def as_options(**given: Any) -> RetrainOptions:
+    """Turn what click parsed into the pipeline's options; raises UsageError."""
+    from sslmedsam2.contract.names import parse_sequence_list
+    from sslmedsam2.pipelines.retraining.options import RetrainOptions
+    from sslmedsam2.refine.convergence import StoppingRule
+
+    rounds = _rounds(given.pop("rounds"))
+    most, settled_at = given.pop("max_rounds"), given.pop("settled_at")
+    sequences = given.pop("sequences")
+    return RetrainOptions(
+        **given,
+        sequences=None if sequences is None else parse_sequence_list(sequences),
+        rule=StoppingRule(
+            most_rounds=most if rounds is None else rounds,
+            settled_at=settled_at,
+            fixed=rounds is not None,
+        ),
+    )
+
+
+def _rounds(text: str) -> int | None:
+    from sslmedsam2.errors import UsageError
+
+    if text == "auto":
+        return None
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        f"--rounds {text}",
+        reason="it is neither auto nor a number from 1",
+        remedy="Write auto, or for example 3",
+    )

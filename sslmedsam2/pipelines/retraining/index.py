@@ -1,0 +1,265 @@
+"""First stage: which images take part, and whether the whole can work at all.
+
+Everything that would make hours of work vain is refused here: too few patients, masks that do not
+fit their images, a disk that is too small.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sslmedsam2.contract.labelled import LabelledSeries, find_labelled_series
+from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.reading import read_grid
+from sslmedsam2.pipelines.retraining.options import RetrainOptions, as_record, decisive
+from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json, write_json
+from sslmedsam2.refine.dataset import TrainingImage, load_labelled
+from sslmedsam2.weights.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
+
+_PREPROCESSED_BYTES: Final = 6
+"""A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
+_MAP_BYTES: Final = 2
+"""A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
+_CPU_SECONDS_AN_ITERATION: Final = 0.6
+"""Of the compact preset on two cores, see ``benchmarks/training_speed.py``."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One unlabelled image; ``sequence`` is None where it is not known."""
+
+    case: str
+    vendor: str | None
+    sequence: str | None
+    path: Path
+    sha256: str
+
+    @property
+    def series(self) -> Series:
+        """The image as the contract's rooms know it."""
+        return Series(self.case, self.vendor, self.sequence, self.path)
+
+    @property
+    def name(self) -> str:
+        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        return "/".join(filter(None, (self.case, self.sequence)))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The images that take part, and one line for each that cannot."""
+
+    labelled: tuple[TrainingImage, ...]
+    queries: tuple[Query, ...]
+    problems: tuple[str, ...]
+
+
+def index_data(options: RetrainOptions) -> Index:
+    """Find, check and record the images; kept when it was done before and nothing changed.
+
+    Raises
+    ------
+    NoInputError
+        No labelled or no unlabelled image.
+    InputError
+        A labelled image or its mask cannot be used.
+    UsageError
+        Too few patients for the folds, too small a disk, or a work directory of other data or
+        options.
+    """
+    work = WorkDir(options.work_dir)
+    _keep_apart(options)
+    _check_options(work, options)
+    labelled = _labelled(options)
+    index = _index(options, labelled)
+    record = _as_record(index)
+    if work.index.is_file():
+        if read_json(work.index) != record:
+            raise UsageError(
+                work.path,
+                reason="it was made from other images or masks",
+                remedy="Choose another work directory, or remove that one to begin anew",
+            )
+        return index
+    _check_cases(labelled, options)
+    for image in index.labelled:
+        load_labelled(image)
+    _check_disk(index, options)
+    _estimate_time(options)
+    write_json(work.options, as_record(options))
+    write_json(work.index, record)
+    return index
+
+
+def read_index(work: WorkDir) -> Index:
+    """Read what :func:`index_data` wrote; raises UsageError."""
+    record = read_json(work.index)
+    labelled = tuple(
+        TrainingImage(
+            item["case"],
+            item["sequence"],
+            Path(item["image_path"]),
+            Path(item["mask_path"]),
+            None if item["organs_path"] is None else Path(item["organs_path"]),
+        )
+        for item in record["labelled"]
+    )
+    queries = tuple(Query(**{**item, "path": Path(item["path"])}) for item in record["queries"])
+    return Index(labelled, queries, tuple(record["problems"]))
+
+
+def _keep_apart(options: RetrainOptions) -> None:
+    work = options.work_dir.resolve()
+    for folder in (options.labelled_dir, options.unlabelled_dir):
+        root = folder.resolve()
+        if root in (work, *work.parents):
+            raise UsageError(
+                options.work_dir,
+                reason=f"the work directory lies inside {folder}, whose images it would join",
+                remedy="Choose a work directory beside the data",
+            )
+
+
+def _check_options(work: WorkDir, options: RetrainOptions) -> None:
+    if not work.options.is_file():
+        return
+    before, now = decisive(read_json(work.options)), decisive(_through_json(options))
+    changed = sorted(name for name in now if before.get(name) != now[name])
+    if changed:
+        raise UsageError(
+            work.path,
+            reason=f"it was begun with other options ({', '.join(changed)})",
+            remedy="Repeat those of options.json there, or choose another work directory",
+        )
+
+
+def _through_json(options: RetrainOptions) -> dict[str, Any]:
+    import json
+
+    record: dict[str, Any] = json.loads(json.dumps(as_record(options)))
+    return record
+
+
+def _labelled(options: RetrainOptions) -> list[LabelledSeries]:
+    found = find_labelled_series(options.labelled_dir)
+    chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
+    if not chosen:
+        raise NoInputError(
+            options.labelled_dir,
+            reason="there is no labelled image" + (" of these sequences" if found else ""),
+            remedy="Give case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
+        )
+    return chosen
+
+
+def _check_cases(labelled: Sequence[LabelledSeries], options: RetrainOptions) -> None:
+    n_cases = len({series.case for series in labelled})
+    if options.folds < 2:
+        raise UsageError(
+            f"--folds {options.folds}",
+            reason="a volume can only be re-predicted by a fold that left it out",
+            remedy="Give 2 or more",
+        )
+    if n_cases < options.folds:
+        raise UsageError(
+            options.labelled_dir,
+            reason=f"{n_cases} labelled patient(s) are too few for {options.folds} folds",
+            remedy="Lower --folds, or label more patients: each fold is judged by at least one",
+        )
+
+
+def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index:
+    found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
+    expert_images = {sha256_file(series.image_path) for series in labelled}
+    queries, problems = [], [str(problem) for problem in found.problems]
+    for series in found.series:
+        try:
+            sha256 = sha256_file(series.path)
+            read_grid(series.path)
+        except (InputError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if sha256 in expert_images:
+            problems.append(f"{series.path}: is labelled, and is left out of the unlabelled")
+            continue
+        queries.append(Query(series.case, series.vendor, series.sequence, series.path, sha256))
+    for problem in problems:
+        logger.warning(problem)
+    if not queries:
+        raise NoInputError(
+            options.unlabelled_dir,
+            reason="there is no unlabelled image" + (f" ({problems[0]})" if problems else ""),
+            remedy="Give case folders with GED4.nii.gz and the like; without any, use train",
+        )
+    images = tuple(TrainingImage(**asdict(series)) for series in labelled)
+    return Index(images, tuple(queries), tuple(problems))
+
+
+def _as_record(index: Index) -> dict[str, Any]:
+    labelled = [
+        {
+            "case": image.case,
+            "sequence": image.sequence,
+            **{
+                role: None if path is None else str(path.resolve())
+                for role, path in _files(image).items()
+            },
+            "sha256": {role: sha256_file(path) for role, path in _files(image).items() if path},
+        }
+        for image in index.labelled
+    ]
+    queries = [{**asdict(query), "path": str(query.path.resolve())} for query in index.queries]
+    return {"labelled": labelled, "queries": queries, "problems": list(index.problems)}
+
+
+def _files(image: TrainingImage) -> dict[str, Path | None]:
+    return {
+        "image_path": image.image_path,
+        "mask_path": image.mask_path,
+        "organs_path": image.organs_path,
+    }
+
+
+def _check_disk(index: Index, options: RetrainOptions) -> None:
+    voxel_mm3 = float(np.prod(options.preset.spacing_zyx_mm))
+    preprocessed = labels = 0.0
+    for path in [image.image_path for image in index.labelled] + [q.path for q in index.queries]:
+        geometry = read_grid(path).geometry
+        voxels = float(np.prod(geometry.shape_zyx))
+        preprocessed += voxels * float(np.prod(geometry.spacing_zyx_mm)) / voxel_mm3
+        labels += voxels
+    a_round = preprocessed * _PREPROCESSED_BYTES + labels * _MAP_BYTES
+    needed = labels * _MAP_BYTES + a_round * options.rule.most_rounds
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(options.work_dir).free
+    logger.info(
+        "estimate: up to %.1f GB in the work directory (%.1f GB are free)", needed / 1e9, free / 1e9
+    )
+    if needed > free:
+        raise UsageError(
+            options.work_dir,
+            reason=f"up to {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            remedy="Make room, choose another disk, or ask for fewer rounds",
+        )
+
+
+def _estimate_time(options: RetrainOptions) -> None:
+    iterations = options.folds * options.epochs * options.iterations_per_epoch
+    logger.info(
+        "estimate: %d iterations a round, at most %d rounds; on two CPU cores about %.1f hours a "
+        "round for the compact preset",
+        iterations,
+        options.rule.most_rounds,
+        iterations * _CPU_SECONDS_AN_ITERATION / 3600,
+    )

@@ -1,0 +1,75 @@
+"""The newest pseudo labels of the unlabelled images, whoever made them: the few-shot branch or a
+round's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.pipelines.pseudo_label_records import read_record
+from sslmedsam2.pipelines.retraining.index import Query
+from sslmedsam2.pipelines.retraining.relabel_records import read_relabel_record
+from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir
+from sslmedsam2.refine.selection import Candidate, Verdict
+from sslmedsam2.weights.manifest import sha256_file
+
+
+@dataclass(frozen=True)
+class PseudoLabel:
+    """An unlabelled image with its newest mask.
+
+    Attributes
+    ----------
+    paths
+        Of mask and maps; they exist if ``candidate.verdict`` is not None.
+    candidate
+        What the selection wants to know.
+    key
+        Hash of the mask and its uncertainty; None without a mask.
+    """
+
+    query: Query
+    paths: PseudoLabelPaths
+    candidate: Candidate
+    key: str | None
+
+
+def fewshot_labels(work: WorkDir, queries: Sequence[Query]) -> tuple[PseudoLabel, ...]:
+    """Read what the few-shot branch gave, in the order of ``queries``."""
+    return tuple(_fewshot(work, query) for query in queries)
+
+
+def _fewshot(work: WorkDir, query: Query) -> PseudoLabel:
+    paths = pseudo_label_paths(work.pseudo_labels, query.series)
+    record = read_record(paths.record) if paths.record.is_file() else None
+    verdict = None if record is None else record.verdict
+    has_liver = record is not None and bool(record.volume_ml)
+    candidate = Candidate(query.name, verdict, has_liver=has_liver)
+    return PseudoLabel(query, paths, candidate, _key(paths) if verdict else None)
+
+
+def relabelled(
+    step: RoundDir, queries: Sequence[Query], *, verdicts: Mapping[str, Verdict | None]
+) -> tuple[PseudoLabel, ...]:
+    """Read what a finished round's networks gave; ``verdicts`` are the few-shot branch's."""
+    return tuple(_relabelled(step, query, verdicts[query.name]) for query in queries)
+
+
+def _relabelled(step: RoundDir, query: Query, verdict: Verdict | None) -> PseudoLabel:
+    paths = pseudo_label_paths(step.relabelled, query.series)
+    record = read_relabel_record(paths.record) if paths.record.is_file() else None
+    if record is None or record.error is not None:
+        return PseudoLabel(query, paths, Candidate(query.name, None), None)
+    candidate = Candidate(
+        query.name,
+        verdict,
+        agreement=record.agreement,
+        trained_before=record.trained,
+        has_liver=record.volume_ml > 0,
+    )
+    return PseudoLabel(query, paths, candidate, _key(paths))
+
+
+def _key(paths: PseudoLabelPaths) -> str:
+    return sha256_file(paths.mask) + sha256_file(paths.uncertainty)

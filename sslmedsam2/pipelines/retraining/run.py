@@ -1,0 +1,258 @@
+"""The whole loop: index, pseudo labels, rounds, freeze. Each stage is kept when it was done before,
+so that the same command goes on wherever it was stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sslmedsam2.errors import ExitCode, UsageError
+from sslmedsam2.pipelines.fold_scores import FoldScore
+from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions, pseudo_label
+from sslmedsam2.pipelines.retraining.freezing import freeze_round
+from sslmedsam2.pipelines.retraining.index import Index, index_data, read_index
+from sslmedsam2.pipelines.retraining.labels import PseudoLabel, fewshot_labels, relabelled
+from sslmedsam2.pipelines.retraining.options import RetrainOptions, from_record
+from sslmedsam2.pipelines.retraining.relabel_records import RelabelRecord
+from sslmedsam2.pipelines.retraining.relabelling import relabel_round
+from sslmedsam2.pipelines.retraining.selecting import select
+from sslmedsam2.pipelines.retraining.training import prepare_training, train_round, validate_round
+from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
+from sslmedsam2.refine.convergence import Decision, RoundFigures, decide
+from sslmedsam2.refine.dataset import TrainingImage
+from sslmedsam2.weights.manifest import ModelEntry
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RetrainSummary:
+    """How a run ended.
+
+    Attributes
+    ----------
+    rounds
+        Figures of all finished rounds.
+    decision
+        The last one; None if no round was finished.
+    model
+        What was frozen; None if nothing was.
+    problems
+        A line for each image that could not take part.
+    """
+
+    rounds: tuple[RoundFigures, ...]
+    decision: Decision | None
+    model: ModelEntry | None
+    problems: tuple[str, ...]
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command ends with."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        return ExitCode.SOME_CASES_FAILED if self.problems else ExitCode.OK
+
+
+def retrain(options: RetrainOptions) -> RetrainSummary:
+    """Do everything, or what is left of it.
+
+    Raises
+    ------
+    NoInputError, InputError, UsageError
+        The set-up cannot work; said before anything long starts.
+    ModelError
+        There is no such SAM2, or a checkpoint is damaged or does not fit.
+    OutputError
+        The work directory or the weights cannot be written.
+    """
+    with stop_on_signals() as stop:
+        labels = plan(options, stop)
+        if labels is None:
+            return _summary(options, interrupted=True)
+        while (decision := decision_so_far(options)) is None or not decision.stop:
+            if not _round(options, stop):
+                return _summary(options, interrupted=True)
+    model = freeze(options) if options.weights_dir is not None else None
+    return _summary(options, model=model)
+
+
+def plan(options: RetrainOptions, stop: StopRequest) -> tuple[PseudoLabel, ...] | None:
+    """Index the data, make pseudo labels and plan the first round; None if it was stopped."""
+    index = index_data(options)
+    work = WorkDir(options.work_dir)
+    summary = pseudo_label(
+        PseudoLabelOptions(
+            support_dir=options.labelled_dir,
+            query_dir=options.unlabelled_dir,
+            output_dir=work.pseudo_labels,
+            sam2=options.sam2,
+            sequences=options.sequences,
+            device=options.device,
+            resume=True,
+        )
+    )
+    if summary.interrupted or stop:
+        return None
+    labels = fewshot_labels(work, index.queries)
+    step = work.round(1)
+    prepare_training(step, index, select(step, labels, options), options)
+    return labels
+
+
+def options_of(work: WorkDir) -> RetrainOptions:
+    """Read what a work directory was begun with; raises UsageError."""
+    return from_record(read_json(work.options), work_dir=work.path)
+
+
+def newest_labels(work: WorkDir, index: Index, *, before: int) -> tuple[PseudoLabel, ...]:
+    """Return the pseudo labels that round ``before`` starts from."""
+    labels = fewshot_labels(work, index.queries)
+    if before == 1:
+        return labels
+    verdicts = {label.query.name: label.candidate.verdict for label in labels}
+    return relabelled(work.round(before - 1), index.queries, verdicts=verdicts)
+
+
+def current_round(work: WorkDir) -> RoundDir:
+    """Return the round that is not finished yet."""
+    return work.round(len(work.finished_rounds()) + 1)
+
+
+def decision_so_far(options: RetrainOptions) -> Decision | None:
+    """Judge the finished rounds; None if there is none."""
+    figures = _figures(WorkDir(options.work_dir))
+    return decide(figures, options.rule) if figures else None
+
+
+def begin_round(
+    options: RetrainOptions,
+) -> tuple[RoundDir, Index, tuple[PseudoLabel, ...], tuple[TrainingImage, ...]]:
+    """Select and export what the unfinished round trains on, as far as that is not done."""
+    work = WorkDir(options.work_dir)
+    index, step = read_index(work), current_round(work)
+    labels = newest_labels(work, index, before=step.number)
+    chosen = select(step, labels, options)
+    prepare_training(step, index, chosen, options)
+    return step, index, labels, chosen
+
+
+def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
+    """Validate, re-predict and compare the unfinished round; None if it was stopped."""
+    step, index, labels, chosen = begin_round(options)
+    scores = validate_round(step, index, options)
+    trained = {(image.case, image.mask_path.name) for image in chosen}
+    names = frozenset(
+        choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]
+    )
+    assert len(names) == len(trained)
+    records = relabel_round(step, index, labels, options, trained=names, stop=stop)
+    if records is None:
+        return None
+    write_json(step.outcome, _outcome(step, scores, records, labels))
+    decision = decision_so_far(options)
+    assert decision is not None
+    _write_rounds(options, decision)
+    logger.info("round %d: %s; best so far: %d", step.number, decision.reason, decision.best_round)
+    return decision
+
+
+def freeze(options: RetrainOptions) -> ModelEntry:
+    """Freeze the best round.
+
+    Raises
+    ------
+    UsageError
+        No round is finished, or there is no folder to freeze into.
+    """
+    decision = decision_so_far(options)
+    if decision is None or options.weights_dir is None:
+        raise UsageError(
+            options.work_dir if decision is None else "--weights-out",
+            reason="no round is finished" if decision is None else "it is missing",
+            remedy="Run the stages before" if decision is None else "Say where to freeze to",
+        )
+    return freeze_round(options, decision)
+
+
+def _round(options: RetrainOptions, stop: StopRequest) -> bool:
+    """Do the next round; False if it was stopped."""
+    step, *_ = begin_round(options)
+    if stop:
+        return False
+    train_round(step, options)
+    return not stop and finish_round(options, stop) is not None
+
+
+def _outcome(
+    step: RoundDir,
+    scores: Sequence[FoldScore],
+    records: Sequence[RelabelRecord],
+    labels: Sequence[PseudoLabel],
+) -> dict[str, Any]:
+    """Sum a round up; rejected images, which never train, do not count towards the change."""
+    counted = [
+        record.change_dice
+        for record, label in zip(records, labels, strict=True)
+        if record.change_dice is not None and label.candidate.verdict != "reject"
+    ]
+    return {
+        "round": step.number,
+        "validation_dice": round(float(np.mean([score.dice for score in scores])), 4),
+        "validation_hausdorff_mm": round(
+            float(np.mean([score.hausdorff_mm for score in scores])), 2
+        ),
+        "change_dice": round(float(np.mean(counted)), 4) if counted else None,
+        "changes": {
+            "/".join(filter(None, (record.case, record.sequence))): record.change_dice
+            for record in records
+        },
+        "trained": sum(record.trained for record in records),
+        "waiting": sum(
+            not record.trained and label.candidate.verdict == "doubtful"
+            for record, label in zip(records, labels, strict=True)
+        ),
+        "rejected": sum(label.candidate.verdict == "reject" for label in labels),
+        "failed": sum(record.error is not None for record in records),
+    }
+
+
+def _figures(work: WorkDir) -> tuple[RoundFigures, ...]:
+    outcomes = [read_json(step.outcome) for step in work.finished_rounds()]
+    return tuple(
+        RoundFigures(item["round"], item["validation_dice"], item["change_dice"])
+        for item in outcomes
+    )
+
+
+def _write_rounds(options: RetrainOptions, decision: Decision) -> None:
+    work = WorkDir(options.work_dir)
+    write_json(
+        work.rounds,
+        {
+            "rounds": [read_json(step.outcome) for step in work.finished_rounds()],
+            "best_round": decision.best_round,
+            "ended": decision.stop,
+            "reason": decision.reason,
+        },
+    )
+
+
+def _summary(
+    options: RetrainOptions, *, model: ModelEntry | None = None, interrupted: bool = False
+) -> RetrainSummary:
+    work = WorkDir(options.work_dir)
+    index = read_index(work) if work.index.is_file() else Index((), (), ())
+    return RetrainSummary(
+        rounds=_figures(work),
+        decision=decision_so_far(options),
+        model=model,
+        problems=index.problems,
+        interrupted=interrupted,
+    )

@@ -1,0 +1,145 @@
+"""A round's middle stages: nnU-Net's data set, one network a fold, their scores on expert masks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from sslmedsam2.inference.device import choose_device
+from sslmedsam2.pipelines.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.pipelines.retraining.index import Index
+from sslmedsam2.pipelines.retraining.options import RetrainOptions
+from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
+from sslmedsam2.refine.dataset import (
+    TrainingImage,
+    build_dataset,
+    case_key,
+    deal_out,
+    make_plans,
+    read_plans,
+    repeats_for_share,
+    write_plans,
+    write_repeats,
+    write_splits,
+)
+from sslmedsam2.refine.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.refine.training import (
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+    worth_compiling,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def hands(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
+    """Deal all patients out to folds; a fold never trains on its own hand.
+
+    Labelled patients are dealt first, so that each fold is judged by as many expert masks as the
+    next. A patient with both labelled and unlabelled images is dealt once.
+    """
+    labelled = {image.case for image in index.labelled}
+    unlabelled = {query.case for query in index.queries} - labelled
+    return tuple(
+        mine | more
+        for mine, more in zip(
+            deal_out(labelled, n_folds=n_folds), deal_out(unlabelled, n_folds=n_folds), strict=True
+        )
+    )
+
+
+def prepare_training(
+    step: RoundDir,
+    index: Index,
+    pseudo: Sequence[TrainingImage],
+    options: RetrainOptions,
+) -> None:
+    """Write the round's data set and its splits; plans are made once and serve all rounds.
+
+    Raises
+    ------
+    InputError, OutputError
+        An image cannot be read, or the data set not be written.
+    """
+    plans_path = WorkDir(options.work_dir).plans
+    images = [*index.labelled, *pseudo]
+    if not plans_path.is_file():
+        write_plans(plans_path, make_plans(images, options.preset))
+    folder = build_dataset(
+        images,
+        preprocessed_dir=preprocessed_dir(step.path),
+        preset=options.preset,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+        plans=read_plans(plans_path),
+    )
+    write_splits(
+        folder,
+        [
+            {
+                "train": sorted(case_key(image) for image in images if image.case not in hand),
+                "val": sorted(case_key(image) for image in index.labelled if image.case in hand),
+            }
+            for hand in hands(index, n_folds=options.folds)
+        ],
+    )
+    if pseudo:
+        write_repeats(folder, repeats_for_share(index.labelled, pseudo, share=options.expert_share))
+
+
+def train_round(
+    step: RoundDir, options: RetrainOptions, *, folds: Sequence[int] | None = None
+) -> None:
+    """Train the round's folds, or some of them; what is trained is kept, and what was stopped
+    goes on.
+
+    Raises
+    ------
+    ModelError
+        The checkpoint to start from does not fit.
+    """
+    from sslmedsam2.refine.trainer import TrainingSettings
+
+    settings = TrainingSettings(
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
+        seed=options.seed,
+    )
+    for fold in range(options.folds) if folds is None else folds:
+        train_fold(
+            step.path,
+            fold=fold,
+            settings=settings,
+            device=choose_device(options.device),
+            warm_start=_warm_start(step, fold, options),
+        )
+
+
+def _warm_start(step: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
+    """Return the same fold's network of the round before: it has not seen this hand either."""
+    if step.number == 1 or not options.warm_start:
+        return options.start
+    before = WorkDir(options.work_dir).round(step.number - 1)
+    return trained_model_dir(before.path) / f"fold_{fold}" / "checkpoint_final.pth"
+
+
+def validate_round(step: RoundDir, index: Index, options: RetrainOptions) -> tuple[FoldScore, ...]:
+    """Score each fold on the expert masks it never saw; kept when done.
+
+    Raises
+    ------
+    ModelError, InputError
+        A network or an image cannot be read.
+    """
+    if step.validation.is_file():
+        return tuple(FoldScore(**score) for score in read_json(step.validation))
+    scores: list[FoldScore] = []
+    for fold, hand in enumerate(hands(index, n_folds=options.folds)):
+        held_out = [image for image in index.labelled if image.case in hand]
+        segmenter = load_fold(trained_model_dir(step.path), fold=fold, device=options.device)
+        scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
+    write_json(step.validation, [asdict(score) for score in scores])
+    return tuple(scores)

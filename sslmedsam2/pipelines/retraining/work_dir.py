@@ -1,0 +1,142 @@
+"""The work directory of ``retrain``: one place that knows its names.
+
+::
+
+    options.json          what was asked for
+    index.json            the images that take part, with their hashes
+    pseudo_labels/        of the few-shot branch, as `pseudo-label` writes them
+    plans.json            nnU-Net's plans, the same in all rounds
+    round_1/
+        selection.json    which pseudo labels train, which wait, and why
+        training_masks/   what they are trained on: 0, 1, and 2 where the loss looks away
+        preprocessed/     nnU-Net's data set
+        results/          nnU-Net's networks, logs and curves, one folder a fold
+        validation.json   each fold on the expert masks it never saw
+        relabelled/       new masks of all unlabelled volumes, out of fold
+        outcome.json      Dice to the masks before, decision; written last
+    round_2/ ...
+    rounds.json           all rounds, the best, and why it ended
+    report/index.html     the same for people
+
+Stages are done in this order and each writes its JSON file last, so that what is there is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.atomic import write_text_atomic
+
+
+@dataclass(frozen=True)
+class RoundDir:
+    """One round's part of the work directory."""
+
+    path: Path
+    number: int
+
+    @property
+    def selection(self) -> Path:
+        """Which pseudo labels train."""
+        return self.path / "selection.json"
+
+    @property
+    def training_masks(self) -> Path:
+        """Masks with ignore labels."""
+        return self.path / "training_masks"
+
+    @property
+    def validation(self) -> Path:
+        """Scores on expert masks."""
+        return self.path / "validation.json"
+
+    @property
+    def relabelled(self) -> Path:
+        """New masks of the unlabelled volumes."""
+        return self.path / "relabelled"
+
+    @property
+    def outcome(self) -> Path:
+        """The round's figures and decision."""
+        return self.path / "outcome.json"
+
+
+@dataclass(frozen=True)
+class WorkDir:
+    """The whole work directory."""
+
+    path: Path
+
+    @property
+    def options(self) -> Path:
+        """What was asked for."""
+        return self.path / "options.json"
+
+    @property
+    def index(self) -> Path:
+        """The images that take part."""
+        return self.path / "index.json"
+
+    @property
+    def pseudo_labels(self) -> Path:
+        """Output of the few-shot branch."""
+        return self.path / "pseudo_labels"
+
+    @property
+    def plans(self) -> Path:
+        """nnU-Net's plans."""
+        return self.path / "plans.json"
+
+    @property
+    def rounds(self) -> Path:
+        """All rounds in short."""
+        return self.path / "rounds.json"
+
+    @property
+    def report(self) -> Path:
+        """The page."""
+        return self.path / "report" / "index.html"
+
+    def round(self, number: int) -> RoundDir:
+        """Return a round's folder; rounds count from 1."""
+        return RoundDir(self.path / f"round_{number}", number)
+
+    def finished_rounds(self) -> tuple[RoundDir, ...]:
+        """Return the rounds whose outcome is known, in order."""
+        found: list[RoundDir] = []
+        while (step := self.round(len(found) + 1)).outcome.is_file():
+            found.append(step)
+        return tuple(found)
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of the work directory.
+
+    Raises
+    ------
+    UsageError
+        It is missing or garbled.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            path,
+            reason=f"it cannot be read ({error})",
+            remedy="Run the earlier stages first, or begin anew in another work directory",
+        ) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file of the work directory, whole or not at all; raises OutputError."""
+    write_text_atomic(path, json.dumps(content, indent=1) + "\n")
+
+
+def key_of(content: object) -> str:
+    """Return a hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
