@@ -26,6 +26,9 @@ DOCS = REPOSITORY / "docs"
 PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(bash|python)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+COMPOSED = (REPOSITORY / "compose.yaml").read_text(encoding="utf-8")
+CONTAINER_PAGE = (DOCS / "container.md").read_text(encoding="utf-8")
+
 CASE = "0003-B2"
 ARCHIVE = "ARCHIVE"
 HAS_DICOM = importlib.util.find_spec("highdicom") is not None
@@ -73,10 +76,19 @@ def check_command(words: list[str]) -> None:
         case [".venv/bin/python", "entrypoint.py", *args] | ["sslmedsam2", *args]:
             parse(cli, args)
         case ["docker", "run", *args]:
-            parse(cli, args[args.index("sslmedsam2") + 1 :])
+            image = next(word for word in args if re.fullmatch("sslmedsam2(:cpu)?", word))
+            parse(cli, args[args.index(image) + 1 :])
         case ["bash" | ".venv/bin/python", script, *_]:
             assert (REPOSITORY / script).is_file(), script
-        case ["echo", *_] | ["pip", "install", *_] | ["docker", "build" | "save" | "load", *_]:
+        case ["apptainer", "run", *args]:
+            parse(cli, args[args.index("sslmedsam2.sif") + 1 :])
+        case [*_, "docker", "compose", "run", "--rm", service]:
+            assert re.search(f"^  {service}:$", COMPOSED, re.MULTILINE), service
+        case ["sbatch", script]:
+            assert f'title="{script}"' in CONTAINER_PAGE, script
+        case ["docker", "build" | "buildx" | "save" | "load", *_] | ["apptainer", "build", *_]:
+            pass
+        case ["echo", *_] | ["pip", "install", *_]:
             pass
         case _:
             raise AssertionError(f"nothing is known of {words[0]}: teach it to this test")
