@@ -24,6 +24,8 @@ _CURVE_BINS = 1024
 _AIR_BELOW = 0.06
 """Share of the intensity range below which a voxel is taken for air."""
 _CLOSING_VOXELS = 8
+_FLUID_SIZE = ((0.08, 0.25), (0.06, 0.2), (0.06, 0.2))
+"""Half axes, as shares of the patch along z, y and x."""
 
 
 def _uniform(low: float, high: float) -> float:
@@ -117,6 +119,24 @@ def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
     return painted + weight * (fat - painted)
 
 
+def bright_fluid(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
+    """Fill a random ellipsoid of unlabelled tissue with something much brighter than all else.
+
+    A stomach or bowel full of fluid moves the z-score of everything: without such patches a
+    network loses the whole liver. ``unit`` is the patch before any repainting.
+    """
+    shape = painted.shape[1:]
+    half_axes = [n * _uniform(low, high) for n, (low, high) in zip(shape, _FLUID_SIZE, strict=True)]
+    centre = [n * _uniform(0.1, 0.9) for n in shape]
+    z, y, x = (
+        ((torch.arange(n) - c) / a).square()
+        for n, c, a in zip(shape, centre, half_axes, strict=True)
+    )
+    distance = z[:, None, None] + y[:, None] + x
+    place = (distance[None] < 1) & (segmentation == 0) & (unit > _AIR_BELOW)
+    return painted + _blurred(place) * (_uniform(1.2, 4.0) - painted)
+
+
 def _dilate(mask: Tensor, voxels: int) -> Tensor:
     """Widen a mask within its slices; a square is a row of lines, which is much quicker."""
     size = 2 * voxels + 1
@@ -183,7 +203,9 @@ class RandomContrastTransform(BasicTransform):
                 painted = random_curve(painted.clamp(0, 1))
             elif kind < 0.8:
                 painted = random_convolutions(painted)
-        return bright_fat(painted, unit, segmentation) if _chance(0.35) else painted
+        if _chance(0.35):
+            painted = bright_fat(painted, unit, segmentation)
+        return bright_fluid(painted, unit, segmentation) if _chance(0.2) else painted
 
 
 class IntensityJitterTransform(ImageOnlyTransform):
