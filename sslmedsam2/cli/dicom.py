@@ -44,22 +44,15 @@ def dicom(
     which series they stand for.
     """
     from sslmedsam2.contract.names import parse_sequence_list
-    from sslmedsam2.errors import NoInputError
-    from sslmedsam2.pipelines.inputs import find_inputs
+    from sslmedsam2.pipelines.inputs import list_dicom
 
-    inputs = find_inputs(
+    found = list_dicom(
         input_path,
         sequences=None if sequences is None else parse_sequence_list(sequences),
         sequence_map=None if sequence_map is None else load_table(sequence_map),
     )
-    if inputs.dicom is None:
-        raise NoInputError(
-            input_path,
-            reason="there is no DICOM file that can be read",
-            remedy="Give a folder of DICOM files; their names do not matter",
-        )
-    click.echo(_table(inputs.dicom.rows, inputs.dicom.places if identify else {}))
-    for note in inputs.dicom.notes:
+    click.echo(_table(found.rows, found.places if identify else {}))
+    for note in found.notes:
         click.echo(f"note: {note}")
 
 

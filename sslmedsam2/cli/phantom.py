@@ -47,6 +47,12 @@ def phantom(output: Path, cases: int | None, labelled: int | None, seed: int) ->
 
         write_test_inputs(output)
     else:
+        if labelled is not None and labelled > cases:
+            raise UsageError(
+                f"--labelled {labelled}",
+                reason=f"there are only {cases} cases",
+                remedy="Raise --cases, or leave --labelled out to label all",
+            )
         from sslmedsam2.phantom.studies import write_training_cases
 
         write_training_cases(

@@ -65,8 +65,8 @@ def plan_package(output_dir: Path) -> PackagePlan:
             rows.append(f"{parts[0]},{_NAMES_IN_LIST.get(sequence, sequence)}")
     if not masks:
         raise NoInputError(
-            folder,
-            reason="it holds no mask to pack",
+            folder if output_dir.is_dir() else output_dir,
+            reason="it holds no mask to pack" if output_dir.is_dir() else "there is no such folder",
             remedy="Run predict first, or check --output",
         )
     cases = sorted({case for case, _ in found})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +118,9 @@ def _load_compact(path: Path) -> SAM2Base:
 def _load_hiera_tiny(path: Path) -> SAM2Base:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise _damaged(path, error) from error
+    # A damaged or malicious pickle can make the unpickler fail in almost any way.
+    except Exception as error:
+        raise _damaged(path, f"{type(error).__name__}: {error}") from error
     state = content.get("model") if isinstance(content, dict) else None
     if not isinstance(state, dict) or _HIERA_TINY_KEY not in state:
         raise _damaged(path, "it holds no SAM2 network")

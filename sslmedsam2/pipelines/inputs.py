@@ -20,7 +20,7 @@ from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
 from sslmedsam2.dicom.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.dicom.support import require_dicom
-from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.volume import Volume
 
@@ -89,16 +89,55 @@ def find_inputs(
     if input_path.is_dir():
         studies = _beside(files, find_studies(input_path, sequences=sequences))
     try:
-        require_dicom()
+        return Inputs(studies, _discover(files, sequences, mapping))
     except UsageError as error:
         if not studies.studies:
             raise
         logger.warning("%d DICOM files are left alone: %s", len(files.files), error)
         return Inputs(studies, None)
+
+
+def list_dicom(
+    input_path: Path,
+    *,
+    sequences: tuple[str, ...] | None,
+    sequence_map: Mapping[str, Any] | None = None,
+) -> DicomDiscovery:
+    """Decide what each DICOM series below a path is, as `find_inputs` does.
+
+    Raises
+    ------
+    NoInputError
+        There is no such path, or no DICOM file there.
+    UsageError
+        The sequence map holds something else than sequences; or the packages that read DICOM are
+        not installed.
+    """
+    mapping = parse_sequence_map(sequence_map or {})
+    if not input_path.exists():
+        raise NoInputError(
+            input_path,
+            reason="there is no such folder or file",
+            remedy="Give a folder of DICOM files",
+        )
+    files = find_dicom_files(input_path)
+    if not files.files:
+        named = f" ({_impostors(files)})" if files.impostors else ""
+        raise NoInputError(
+            input_path,
+            reason=f"there is no DICOM file{named}",
+            remedy="Give a folder of DICOM files; their names do not matter",
+        )
+    return _discover(files, sequences, mapping)
+
+
+def _discover(
+    files: DicomFiles, sequences: tuple[str, ...] | None, mapping: SequenceMap
+) -> DicomDiscovery:
+    require_dicom()
     from sslmedsam2.dicom.discovery import discover
 
-    found = discover(files, sequences=sequences or PREDICTED_SEQUENCES, sequence_map=mapping)
-    return Inputs(studies, found)
+    return discover(files, sequences=sequences or PREDICTED_SEQUENCES, sequence_map=mapping)
 
 
 def dicom_input_name(case: str, series: str) -> str:
@@ -162,10 +201,14 @@ def _missing_dicom(files: DicomFiles, mapping: SequenceMap) -> tuple[str, ...]:
     """Note what a user who expects DICOM should know where there is none."""
     notes = []
     if files.impostors:
-        notes.append(f"{len(files.impostors)} files are named like DICOM and do not begin so")
+        notes.append(_impostors(files))
     if mapping.entries:
         notes.append("the sequence map is of no use: there is no DICOM file")
     return tuple(notes)
+
+
+def _impostors(files: DicomFiles) -> str:
+    return f"{len(files.impostors)} files are named like DICOM and do not begin so"
 
 
 def _beside(files: DicomFiles, studies: Discovery) -> Discovery:

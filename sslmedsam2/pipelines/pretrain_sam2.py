@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +16,7 @@ from sslmedsam2.fewshot.checkpoint import COMPACT_SUFFIX, save_compact
 from sslmedsam2.fewshot.network import CompactArchitecture
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
 from sslmedsam2.fewshot.synthetic import SyntheticTask
+from sslmedsam2.imaging.atomic import output_error
 from sslmedsam2.inference.device import Device, choose_device
 
 _SIZE_STEP: Final = 32
@@ -87,6 +88,20 @@ def _check(options: PretrainOptions) -> None:
             reason=f"the name does not end in {COMPACT_SUFFIX}",
             remedy="Give it that ending: it says how the file is to be read",
         )
+    _check_writable(options.output_path)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise OutputError now rather than after hours of training."""
+    probe = path.with_name(f".{path.name}.probe")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "")
+    except OSError as error:
+        raise output_error(path, error) from error
 
 
 def _check_same_training(checkpoint: Path, settings: PretrainSettings) -> None:
@@ -98,7 +113,8 @@ def _check_same_training(checkpoint: Path, settings: PretrainSettings) -> None:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         earlier = dict(state["settings"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, OSError) as error:
+    # A damaged or malicious pickle can make the unpickler fail in almost any way.
+    except Exception as error:
         raise ModelError(
             checkpoint,
             reason=f"the training cannot be gone on with ({type(error).__name__})",

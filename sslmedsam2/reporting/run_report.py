@@ -25,6 +25,7 @@ from sslmedsam2 import __version__
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.volume import Volume
+from sslmedsam2.reporting.plain_records import record_from_plain
 
 SCHEMA_VERSION = 1
 
@@ -276,40 +277,21 @@ def load_report(path: Path) -> RunReport:
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        version = document.pop("schema_version")
+        if not isinstance(document, dict):
+            raise ValueError("it is not an object")
+        version = document.pop("schema_version", None)
         if version != SCHEMA_VERSION:
             raise ValueError(f"schema version {version}, not {SCHEMA_VERSION}")
-        del document["counts"]
-        document["models"] = tuple(ModelRecord(**model) for model in document["models"])
-        document["dicom"] = tuple(DicomRecord(**row) for row in document.get("dicom", ()))
-        document["left_out"] = tuple(LeftOutRecord(**row) for row in document.get("left_out", ()))
-        document["series"] = tuple(_series(entry) for entry in document["series"])
-        return RunReport(**document)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # Counted anew from the series.
+        document.pop("counts", None)
+        return record_from_plain(RunReport, document, where="report")
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             path,
             kind="bad_report",
-            reason=f"not a usable run report ({type(error).__name__}: {error})",
+            reason=f"not a usable run report ({error})",
             remedy="Remove it to begin the run anew",
         ) from error
-
-
-def _series(entry: dict[str, Any]) -> SeriesResult:
-    geometry = entry["geometry"]
-    return SeriesResult(
-        **{
-            **entry,
-            "status": SeriesStatus(entry["status"]),
-            "warnings": tuple(entry["warnings"]),
-            "geometry": None if geometry is None else _geometry(geometry),
-        }
-    )
-
-
-def _geometry(entry: dict[str, Any]) -> InputGeometry:
-    rows = tuple(tuple(row) for row in entry["direction_xyz"])
-    lists = {name: tuple(value) for name, value in entry.items() if isinstance(value, list)}
-    return InputGeometry(**{**entry, **lists, "direction_xyz": rows})
 
 
 def _plain(value: Any) -> Any:

@@ -209,6 +209,8 @@ def _download(
 
 def _copy(source: Path, partial: Path, *, entry: CatalogueEntry, progress: Progress | None) -> None:
     remedy = f"Give the file {entry.file_name} of revision {entry.revision}"
+    if source.is_dir():
+        raise ModelError(source, reason="is a folder", remedy=remedy)
     try:
         # Before copying, so that a wrong file costs neither space nor an earlier partial one.
         problem = difference(source, entry)

@@ -333,7 +333,22 @@ def test_the_list_shows_neutral_names_unless_told_to_identify(place, capsys):
 
 def test_the_list_of_a_folder_without_dicom_ends_with_3(place, capsys):
     assert main(["dicom", "--input", str(place.input)]) == ExitCode.NO_VALID_INPUT
-    assert "there is no DICOM file" in error_line(capsys)
+    assert "there is no DICOM file. Give" in error_line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("none", "there is no such folder or file"),
+        ("letter.txt", "there is no DICOM file. Give"),
+        ("IM1.dcm", "there is no DICOM file (1 files are named like DICOM and do not begin so)"),
+    ],
+)
+def test_the_list_of_what_is_no_dicom_ends_with_3_and_says_what_it_is(place, capsys, name, words):
+    for written in ("letter.txt", "IM1.dcm"):
+        (place.input / written).write_text("dear colleague")
+    assert main(["dicom", "--input", str(place.input / name)]) == ExitCode.NO_VALID_INPUT
+    assert words in error_line(capsys)
 
 
 @pytest.mark.real_data

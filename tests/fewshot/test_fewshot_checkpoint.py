@@ -70,7 +70,10 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
 @pytest.mark.parametrize(
-    "content", [b"", b"no network", b"\x00" * 4096], ids=["empty", "text", "zeros"]
+    "content",
+    # The second text is one on which the unpickler fails with a KeyError.
+    [b"", b"no network", b"hello", b"\x00" * 4096],
+    ids=["empty", "text", "other text", "zeros"],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, name, content):
     path = tmp_path / name

@@ -143,7 +143,8 @@ def test_command_labels_all_training_cases_unless_told_otherwise(tmp_path):
     assert len(list((tmp_path / "one").rglob("mask_*"))) == 1
 
 
-def test_command_refuses_labelled_without_cases(tmp_path):
-    result = CliRunner().invoke(phantom, ["--output", str(tmp_path), "--labelled", "1"])
+@pytest.mark.parametrize("arguments", [["--labelled", "1"], ["--labelled", "3", "--cases", "2"]])
+def test_command_refuses_more_labelled_cases_than_there_are(tmp_path, arguments):
+    result = CliRunner().invoke(phantom, ["--output", str(tmp_path), *arguments])
     assert isinstance(result.exception, UsageError)
     assert not list(tmp_path.iterdir())

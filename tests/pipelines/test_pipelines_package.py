@@ -87,6 +87,11 @@ def test_an_empty_prediction_folder_is_refused(output, tmp_path, names):
     assert not (tmp_path / "s.zip").exists()
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(NoInputError, match="none: there is no such folder"):
+        package(output_dir=tmp_path / "none", zip_path=tmp_path / "s.zip")
+
+
 def test_a_missing_description_is_a_usage_error(output, tmp_path):
     with pytest.raises(UsageError):
         package(

@@ -191,9 +191,31 @@ def _other_schema(qc):
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
 
 
+def _edited(**changes):
+    """Change fields of the one series of a run's report."""
+
+    def damage(qc):
+        qc.add("0001-A")
+        path = qc.run / "run_report.json"
+        document = json.loads(path.read_text())
+        document["series"][0] |= changes
+        path.write_text(json.dumps(document))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (_edited(case=None), "report.series[0].case is not a text"),
+        (_edited(seconds={"read": "long"}), "report.series[0].seconds.read is not a number"),
+        (_edited(output_path=3), "report.series[0].output_path is not a text"),
+        (_edited(warnings=[3]), "report.series[0].warnings[0] is not a text"),
+        (
+            lambda qc: (qc.run / "run_report.json").write_bytes(b"\xff\xfe"),
+            "not a usable run report",
+        ),
+        (lambda qc: (qc.run / "run_report.json").write_text("[" * 99_999), "not a usable"),
         (lambda qc: (qc.run / "run_report.json").unlink(), "it holds no run_report.json"),
         (lambda qc: shutil.rmtree(qc.run), "there is no such folder"),
         (_other_schema, "schema version 99, not 1"),

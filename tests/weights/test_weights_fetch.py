@@ -274,6 +274,11 @@ def test_unusable_local_file_is_named_and_costs_nothing(entry, tmp_path, partial
     assert partial.read_bytes() == CONTENT[:HALF]
 
 
+def test_folder_in_place_of_the_local_file_is_called_one(entry, tmp_path):
+    with pytest.raises(ModelError, match="is a folder"):
+        bring(entry, tmp_path / "to", source=tmp_path)
+
+
 @pytest.mark.parametrize("source", ["ftp://mirror.example/f.pt", "http://", "https://[bad/f.pt"])
 def test_source_of_another_kind_is_a_usage_error(entry, tmp_path, source):
     with pytest.raises(UsageError, match="neither a file nor an http"):
