@@ -24,7 +24,6 @@ from sslmedsam2.pipelines.retraining.selecting import select
 from sslmedsam2.pipelines.retraining.training import prepare_training, train_round, validate_round
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
 from sslmedsam2.refine.convergence import Decision, RoundFigures, decide
-from sslmedsam2.refine.dataset import TrainingImage
 from sslmedsam2.weights.manifest import ModelEntry
 
 logger = logging.getLogger(__name__)
@@ -133,26 +132,23 @@ def decision_so_far(options: RetrainOptions) -> Decision | None:
 
 def begin_round(
     options: RetrainOptions,
-) -> tuple[RoundDir, Index, tuple[PseudoLabel, ...], tuple[TrainingImage, ...]]:
+) -> tuple[RoundDir, Index, tuple[PseudoLabel, ...]]:
     """Select and export what the unfinished round trains on, as far as that is not done."""
     work = WorkDir(options.work_dir)
     index, step = read_index(work), current_round(work)
     labels = newest_labels(work, index, before=step.number)
-    chosen = select(step, labels, options)
-    prepare_training(step, index, chosen, options)
-    return step, index, labels, chosen
+    prepare_training(step, index, select(step, labels, options), options)
+    return step, index, labels
 
 
 def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
     """Validate, re-predict and compare the unfinished round; None if it was stopped."""
-    step, index, labels, chosen = begin_round(options)
+    step, index, labels = begin_round(options)
     scores = validate_round(step, index, options)
-    trained = {(image.case, image.mask_path.name) for image in chosen}
-    names = frozenset(
+    trained = frozenset(
         choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]
     )
-    assert len(names) == len(trained)
-    records = relabel_round(step, index, labels, options, trained=names, stop=stop)
+    records = relabel_round(step, index, labels, options, trained=trained, stop=stop)
     if records is None:
         return None
     write_json(step.outcome, _outcome(step, scores, records, labels))

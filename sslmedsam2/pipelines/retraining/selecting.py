@@ -13,7 +13,13 @@ from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.pipelines.retraining.index import Query
 from sslmedsam2.pipelines.retraining.labels import PseudoLabel
 from sslmedsam2.pipelines.retraining.options import RetrainOptions
-from sslmedsam2.pipelines.retraining.work_dir import RoundDir, key_of, read_json, write_json
+from sslmedsam2.pipelines.retraining.work_dir import (
+    RoundDir,
+    WorkDir,
+    key_of,
+    read_json,
+    write_json,
+)
 from sslmedsam2.refine.dataset import TrainingImage
 from sslmedsam2.refine.selection import choose, training_labels
 
@@ -51,7 +57,9 @@ def select(
         return tuple(_training_image(step, label.query) for label in chosen)
     if step.path.exists():
         logger.warning("%s is made anew: the labels it starts from have changed", step.path)
-        shutil.rmtree(step.path)
+    # Later rounds go too: they came from this one.
+    for outdated in (step, *WorkDir(step.path.parent).rounds_after(step)):
+        shutil.rmtree(outdated.path, ignore_errors=True)
     ignored = {label.query.name: _write_training_mask(step, label, options) for label in chosen}
     write_json(
         step.selection,

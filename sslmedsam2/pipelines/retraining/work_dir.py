@@ -106,6 +106,13 @@ class WorkDir:
         """Return a round's folder; rounds count from 1."""
         return RoundDir(self.path / f"round_{number}", number)
 
+    def rounds_after(self, step: RoundDir) -> tuple[RoundDir, ...]:
+        """Return the later rounds that have been begun, in order."""
+        found: list[RoundDir] = []
+        while (later := self.round(step.number + 1 + len(found))).path.is_dir():
+            found.append(later)
+        return tuple(found)
+
     def finished_rounds(self) -> tuple[RoundDir, ...]:
         """Return the rounds whose outcome is known, in order."""
         found: list[RoundDir] = []
