@@ -17,7 +17,7 @@ from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.volume import Volume
-from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.imaging.writing import write_labels, write_map, write_mask
 
 PLACING_FIELDS = (
     *("dim", "pixdim", "xyzt_units", "qform_code", "sform_code", "srow_x", "srow_y", "srow_z"),
@@ -255,3 +255,27 @@ def test_what_reads_back_differently_is_removed(
     with pytest.raises(OutputError, match=named):
         write_mask(MASK_XYZ.T, like=image, path=tmp_path / "out" / "p.nii.gz")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_labels_keep_their_values_on_the_grid_of_the_image(tmp_path: Path) -> None:
+    image = _image(tmp_path / "GED4.nii.gz", affine_ras=OBLIQUE_LEFT_HANDED)
+    labels = (noise() % 3).astype(np.uint8).T
+    assert set(np.unique(labels)) == {0, 1, 2}
+    write_labels(labels, like=image, path=tmp_path / "T2_train.nii.gz")
+    found = nib.load(tmp_path / "T2_train.nii.gz")
+    assert found.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(np.asarray(found.dataobj).T, labels)
+    assert (found.header["cal_min"], found.header["cal_max"]) == (0, 2)
+    assert same_grid(read_mask(tmp_path / "T2_train.nii.gz").geometry, image.geometry)
+
+
+def test_labels_can_be_written_on_the_grid_of_a_mask(tmp_path: Path) -> None:
+    image = _image(tmp_path / "GED4.nii.gz")
+    write_mask(MASK_XYZ.T, like=image, path=tmp_path / "mask.nii.gz")
+    mask = read_mask(tmp_path / "mask.nii.gz")
+    write_labels(2 * mask.array_zyx, like=mask, path=tmp_path / "labels.nii.gz")
+    found = nib.load(tmp_path / "labels.nii.gz")
+    np.testing.assert_array_equal(np.asarray(found.dataobj), 2 * MASK_XYZ)
+    assert _raw_header(tmp_path / "labels.nii.gz")["srow_x"].tolist() == (
+        _raw_header(tmp_path / "GED4.nii.gz")["srow_x"].tolist()
+    )

@@ -13,10 +13,20 @@ from sslmedsam2.refine.dataset import (
     alternating_splits,
     build_dataset,
     case_key,
+    deal_out,
     load_labelled,
+    make_plans,
+    read_repeats,
+    repeats_for_share,
+    write_repeats,
     write_splits,
 )
-from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER
+from sslmedsam2.refine.labels import (
+    AUXILIARY_OFFSET,
+    IGNORE,
+    LIVER,
+    TRAINED_LABELS_WITH_IGNORE,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +64,7 @@ def test_empty_mask_is_named(tmp_path):
     case = write_labelled_case(tmp_path / "c")
     write_scan(case.mask_path, np.zeros(abdomen()[0].shape), dtype=np.uint8)
 
-    with pytest.raises(InputError, match=r"mask_T2\.nii\.gz: the expert mask holds no") as error:
+    with pytest.raises(InputError, match=r"mask_T2\.nii\.gz: the mask holds no liver") as error:
         load_labelled(case)
     assert error.value.kind == "empty_mask"
 
@@ -182,3 +192,125 @@ def test_other_folds_in_the_same_place_are_refused(tmp_path):
     with pytest.raises(UsageError, match="other folds"):
         write_splits(tmp_path, three)
     assert json.loads((tmp_path / "splits_final.json").read_text()) == two
+
+
+def _pseudo(folder, *, seed):
+    """Write a case whose mask is a map of trained labels: liver, a seam to ignore, background."""
+    case = write_labelled_case(folder, seed=seed, flips_zyx=(1,))
+    labels = abdomen(seed=seed)[1].copy()
+    labels[10:14, 20:50, 20:30] = IGNORE
+    flipped = nib.load(case.mask_path).affine
+    write_scan(case.mask_path, labels[:, ::-1], dtype=np.uint8, affine_ras=flipped)
+    return replace(case, pseudo=True), labels
+
+
+def test_labels_of_a_pseudo_image_are_kept_and_those_of_an_expert_are_all_liver(tmp_path):
+    pseudo, labels = _pseudo(tmp_path / "c", seed=1)
+
+    assert np.array_equal(load_labelled(pseudo).labels_zyx, labels)
+    expert = load_labelled(replace(pseudo, pseudo=False)).labels_zyx
+    assert np.array_equal(expert, np.where(labels > 0, LIVER, 0))
+
+
+def test_pseudo_image_that_is_ignored_altogether_is_refused(tmp_path):
+    pseudo, labels = _pseudo(tmp_path / "c", seed=1)
+    write_scan(pseudo.mask_path, np.full_like(labels, IGNORE), dtype=np.uint8)
+
+    with pytest.raises(InputError, match="holds no liver"):
+        load_labelled(pseudo)
+
+
+def test_ignore_label_reaches_nnunet_and_its_loss(tmp_path):
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    images = [write_labelled_case(tmp_path / "one", seed=1), _pseudo(tmp_path / "two", seed=2)[0]]
+    folder = build_dataset(
+        images,
+        preprocessed_dir=tmp_path / "p",
+        preset=PRESET,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+    )
+
+    data_folder = str(folder / "nnUNetPlans_3d_fullres")
+    dataset = infer_dataset_class(data_folder)(data_folder)
+    assert set(np.unique(dataset.load_case("one__T2")[1][:])) == {0, LIVER}
+    assert set(np.unique(dataset.load_case("two__T2")[1][:])) == {0, LIVER, IGNORE}
+    meta = json.loads((folder / "dataset.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    manager = PlansManager(plans).get_label_manager(meta)
+    assert manager.ignore_label == IGNORE
+    assert manager.num_segmentation_heads == 2
+
+
+def test_given_plans_are_used_and_decide_with_the_files(built, tmp_path):
+    images, _ = built
+    plans = make_plans(images[:1], PRESET)
+
+    def build():
+        return build_dataset(images, preprocessed_dir=tmp_path / "q", preset=PRESET, plans=plans)
+
+    folder = build()
+    assert json.loads((folder / "nnUNetPlans.json").read_text()) == plans
+    before = _content(folder)
+    assert build() == folder
+    assert _content(folder) == before
+    plans["original_median_shape_after_transp"] = [1, 2, 3]
+    with pytest.raises(UsageError, match="other images, masks or settings"):
+        build()
+
+
+def test_plans_of_the_same_images_are_the_same(built):
+    images, folder = built
+
+    assert make_plans(images, PRESET) == json.loads((folder / "nnUNetPlans.json").read_text())
+
+
+def test_some_images_can_train_in_every_fold_and_validate_in_none():
+    images, always = [_image(f"c{n}") for n in range(4)], [_image("more"), _image("and")]
+
+    for split in alternating_splits(images, n_folds=2, always=always):
+        assert {"more__T2", "and__T2"} <= set(split["train"])
+        assert len(split["train"]) == 4
+        assert len(split["val"]) == 2
+        assert not {"more__T2", "and__T2"} & set(split["val"])
+
+
+def test_dealing_is_even_complete_and_blind_to_order():
+    hands = deal_out(["d", "b", "a", "c", "e", "a"], n_folds=3)
+
+    assert hands == (frozenset("ad"), frozenset("be"), frozenset("c"))
+    assert deal_out("edcba", n_folds=3) == hands
+    assert deal_out([], n_folds=2) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_others", "share", "expected"),
+    [
+        (2, 8, 0.5, (4, 1)),
+        (8, 2, 0.5, (1, 4)),
+        (2, 2, 0.75, (3, 1)),
+        (3, 3, 0.5, (1, 1)),
+        (2, 20, 0.05, (1, 2)),
+    ],
+)
+def test_repeats_meet_the_share(n_images, n_others, share, expected):
+    images, others = ([_image(f"{kind}{k}") for k in range(n)] for kind, n in
+                      (("i", n_images), ("o", n_others)))  # fmt: skip
+    repeats = repeats_for_share(images, others, share=share)
+
+    assert {repeats[case_key(image)] for image in images} == {expected[0]}
+    assert {repeats[case_key(image)] for image in others} == {expected[1]}
+    drawn = n_images * expected[0]
+    assert drawn / (drawn + n_others * expected[1]) == pytest.approx(share, abs=0.01)
+
+
+def test_images_without_others_are_listed_once():
+    assert set(repeats_for_share([_image("a"), _image("b")], [], share=0.5).values()) == {1}
+
+
+def test_repeats_survive_the_disk(tmp_path):
+    assert read_repeats(tmp_path) == {}
+    write_repeats(tmp_path, {"a__T2": 3})
+
+    assert read_repeats(tmp_path) == {"a__T2": 3}

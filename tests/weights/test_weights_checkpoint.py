@@ -5,7 +5,7 @@ import torch
 from weights_samples import MACHINE_FOLDER, make_network
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.weights.checkpoint import freeze_checkpoint, read_checkpoint
+from sslmedsam2.weights.checkpoint import average_checkpoints, freeze_checkpoint, read_checkpoint
 
 
 @pytest.fixture
@@ -151,3 +151,57 @@ def test_weight_that_is_not_finite_is_refused_and_nothing_written(tmp_path):
     with pytest.raises(ModelError, match=r"'head\.weight' is not finite as torch\.float16"):
         freeze_checkpoint(source, target, half=True)
     assert not target.exists()
+
+
+@pytest.fixture
+def folds(training):
+    return [training.folder / f"fold_{fold}" / "checkpoint_final.pth" for fold in (0, 1)]
+
+
+def test_average_is_the_mean_of_all_weights(training, folds, tmp_path):
+    target = tmp_path / "fold_average" / "checkpoint_final.pth"
+    average_checkpoints(folds, target)
+
+    weights = read_checkpoint(target)["network_weights"]
+    first, second = (training.networks[fold].state_dict() for fold in (0, 1))
+    assert weights.keys() == first.keys()
+    for name, mean in weights.items():
+        torch.testing.assert_close(mean, (first[name] + second[name]) / 2)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+def test_average_of_one_checkpoint_is_its_own_network(training, folds, tmp_path):
+    target = tmp_path / "average.pth"
+    average_checkpoints([folds[0]] * 3, target)
+    network = make_network(seed=99)
+    network.load_state_dict(read_checkpoint(target)["network_weights"])
+    image = torch.randn(1, 1, 8, 16, 16)
+
+    with torch.no_grad():
+        torch.testing.assert_close(network(image), training.networks[0](image))
+
+
+def test_average_can_be_frozen_and_stores_shared_weights_once(folds, tmp_path):
+    average_checkpoints(folds, tmp_path / "average.pth")
+    freeze_checkpoint(tmp_path / "average.pth", tmp_path / "frozen.pth")
+
+    weights = torch.load(tmp_path / "frozen.pth", weights_only=True)["network_weights"]
+    assert len({tensor.data_ptr() for tensor in weights.values()}) == len(
+        list(make_network(seed=0).parameters())
+    )
+
+
+@pytest.mark.parametrize("damage", ["names", "shapes"])
+def test_average_of_different_networks_is_refused(folds, tmp_path, damage):
+    content = torch.load(folds[1], weights_only=False)
+    if damage == "names":
+        content["network_weights"].popitem()
+    else:
+        name, tensor = next(iter(content["network_weights"].items()))
+        content["network_weights"][name] = tensor[:1].clone()
+    other = tmp_path / "other.pth"
+    torch.save(content, other)
+
+    with pytest.raises(ModelError, match=r"other\.pth.*another network"):
+        average_checkpoints([folds[0], other], tmp_path / "average.pth")
+    assert not (tmp_path / "average.pth").exists()

@@ -1,0 +1,54 @@
+"""The network rearranged for a CPU is the same function, and its weights fit both forms."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny_models import make_network, make_plans
+from torch import nn
+
+from sslmedsam2.refine.cpu import arrange_for_cpu
+
+PATCH = (1, 1, 16, 32, 32)
+
+
+@pytest.fixture(params=["plain", "residual"])
+def twins(request):
+    """A small U-Net, and a rearranged copy of it."""
+    network = make_network(make_plans(residual=request.param == "residual"), seed=3)
+    return network, arrange_for_cpu(deepcopy(network))
+
+
+def test_outputs_and_gradients_are_the_same(twins):
+    network, arranged = twins
+    torch.manual_seed(0)
+    image, weighting = torch.randn(PATCH), torch.randn(1, 2, *PATCH[2:])
+
+    outputs = network(image), arranged(image.contiguous(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
+    for output in outputs:
+        (output * weighting).mean().backward()
+    for one, other in zip(network.parameters(), arranged.parameters(), strict=True):
+        # A bias that a norm follows has no effect, and its gradient is rounding alone.
+        scale = max(1e-6, one.grad.abs().max().item())
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3 * scale + 1e-7)
+
+
+def test_weights_fit_both_forms(twins):
+    network, arranged = twins
+    before, after = network.state_dict(), arranged.state_dict()
+
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    nn.init.zeros_(arranged.decoder.seg_layers[-1].weight)
+    network.load_state_dict(arranged.state_dict())
+    assert not network.decoder.seg_layers[-1].weight.any()
+
+
+def test_no_instance_norm_is_left(twins):
+    network, arranged = twins
+    assert any(isinstance(module, nn.InstanceNorm3d) for module in network.modules())
+
+    assert not any(isinstance(module, nn.InstanceNorm3d) for module in arranged.modules())
+    kernels = [module.weight for module in arranged.modules() if isinstance(module, nn.Conv3d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
