@@ -117,9 +117,9 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
     import torch
 
     contents = [read_checkpoint(source) for source in sources]
-    names = contents[0]["network_weights"].keys()
+    shapes = _shapes(contents[0])
     for source, content in zip(sources, contents, strict=True):
-        if content["network_weights"].keys() != names:
+        if _shapes(content) != shapes:
             raise ModelError(
                 source,
                 reason=f"it is of another network than {sources[0]}",
@@ -127,7 +127,7 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
             )
     means: dict[int, torch.Tensor] = {}
     averaged = {}
-    for name in names:
+    for name in shapes:
         versions = [content["network_weights"][name] for content in contents]
         # nnU-Net lists most weights under several names; they must go on sharing one tensor.
         place = versions[0].data_ptr()
@@ -137,6 +137,10 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
     buffer = io.BytesIO()
     torch.save({**contents[0], "network_weights": averaged}, buffer)
     write_bytes_atomic(target, buffer.getvalue())
+
+
+def _shapes(content: dict[str, Any]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in content["network_weights"].items()}
 
 
 def _stored_weights(
