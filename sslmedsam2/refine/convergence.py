@@ -1,4 +1,4 @@
-"""When the rounds have settled, and which of them is best."""
+"""When the rounds have settled, which of them is best, and what two opinions are worth."""
 
 from __future__ import annotations
 
@@ -81,3 +81,16 @@ def _judge(last: RoundFigures, best: RoundFigures, rule: StoppingRule) -> tuple[
     if last.change_dice >= rule.settled_at:
         return True, f"the pseudo masks have settled (Dice to the last {last.change_dice:.4f})"
     return False, f"the pseudo masks still change (Dice to the last {last.change_dice:.4f})"
+
+
+def weight_of_first(first_dice: float | None, second_dice: float) -> float:
+    """Return the weight, 0 to 1, of the first of two opinions in their mean.
+
+    Each counts by the inverse square of its error on expert masks, as independent measurements
+    count by the inverse of their variance. An opinion of unknown worth is not heard.
+    """
+    if first_dice is None:
+        return 0.0
+    first, second = 1 - first_dice, 1 - second_dice
+    total = first**2 + second**2
+    return round(second**2 / total, 4) if total else 0.5

@@ -27,7 +27,7 @@ Fold = int | str
 """A fold's number, or ``"all"`` for training on every case."""
 
 
-_WORTH_COMPILING = 400
+_WORTH_COMPILING = 250
 """Iterations from which torch.compile saves more time than it takes."""
 
 

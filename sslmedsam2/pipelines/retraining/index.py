@@ -33,6 +33,7 @@ _MAP_BYTES: Final = 2
 """A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
 _CPU_SECONDS_AN_ITERATION: Final = 0.6
 """Of the compact preset on two cores, see ``benchmarks/training_speed.py``."""
+_UNNAMED: Final = "volume"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class Query:
     def series(self) -> Series:
         """The image as the contract's rooms know it."""
         return Series(self.case, self.vendor, self.sequence, self.path)
+
+    @property
+    def training_sequence(self) -> str:
+        """What the image is called by in a data set, where it needs a sequence."""
+        return self.sequence or _UNNAMED
 
     @property
     def name(self) -> str:
@@ -182,6 +188,7 @@ def _check_cases(labelled: Sequence[LabelledSeries], options: RetrainOptions) ->
 def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index:
     found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
     expert_images = {sha256_file(series.image_path) for series in labelled}
+    taken = {(series.case, series.sequence): series.image_path for series in labelled}
     queries, problems = [], [str(problem) for problem in found.problems]
     for series in found.series:
         try:
@@ -191,9 +198,14 @@ def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index
             problems.append(str(error))
             continue
         if sha256 in expert_images:
-            problems.append(f"{series.path}: is labelled, and is left out of the unlabelled")
+            logger.info("%s: is labelled, and so is left out of the unlabelled", series.path)
             continue
-        queries.append(Query(series.case, series.vendor, series.sequence, series.path, sha256))
+        query = Query(series.case, series.vendor, series.sequence, series.path, sha256)
+        other = taken.setdefault((query.case, query.training_sequence), query.path)
+        if other != query.path:
+            problems.append(f"{query.path}: is left out, since {other} has the same case and name")
+            continue
+        queries.append(query)
     for problem in problems:
         logger.warning(problem)
     if not queries:

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.pipelines.pseudo_label_records import read_record
 from sslmedsam2.pipelines.retraining.index import Query
 from sslmedsam2.pipelines.retraining.relabel_records import read_relabel_record
-from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir
+from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json
 from sslmedsam2.refine.selection import Candidate, Verdict
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -38,6 +38,16 @@ class PseudoLabel:
 def fewshot_labels(work: WorkDir, queries: Sequence[Query]) -> tuple[PseudoLabel, ...]:
     """Read what the few-shot branch gave, in the order of ``queries``."""
     return tuple(_fewshot(work, query) for query in queries)
+
+
+def fewshot_worth(work: WorkDir) -> float | None:
+    """Return the few-shot branch's mean Dice on expert masks, each labelled by the others.
+
+    None if there was only one labelled patient, or the calibration cannot be read.
+    """
+    path = work.pseudo_labels / CALIBRATION_NAME
+    cases = read_json(path)["cases"] if path.is_file() else []
+    return sum(case["dice"] for case in cases) / len(cases) if cases else None
 
 
 def _fewshot(work: WorkDir, query: Query) -> PseudoLabel:

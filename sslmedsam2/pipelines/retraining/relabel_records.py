@@ -24,6 +24,8 @@ class RelabelRecord:
         The networks that predicted it, none of which had trained on it.
     trained
         Whether the round's other folds trained on it.
+    fewshot_weight
+        Of the few-shot branch in the new mask; the networks have the rest.
     agreement
         Mean Dice between the masks of ``folds``; None for one alone.
     change_dice
@@ -39,6 +41,7 @@ class RelabelRecord:
     key: str
     folds: tuple[int, ...]
     trained: bool
+    fewshot_weight: float = 0.0
     agreement: float | None = None
     change_dice: float | None = None
     volume_ml: float = 0.0

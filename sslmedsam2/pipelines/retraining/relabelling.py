@@ -2,16 +2,21 @@
 
 No network labels what it was trained on, which would only confirm it. An image that trained is
 predicted by the one fold that left its patient out. One that waits was seen by none, so all folds
-predict it: their agreement says whether it may come in, and their mean is its new mask, unless
-some know the patient from another sequence, whose voice then does not count.
+predict it: their agreement says whether it may come in, and their mean counts, unless some know the
+patient from another sequence, whose voice then is not heard.
+
+The new mask comes from two branches that err independently: the networks' probability and the
+few-shot branch's are averaged, each weighted by what it is worth on expert masks it had not seen.
+Where they contradict each other, the mean is uncertain, and the next round does not train there.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +25,7 @@ import numpy.typing as npt
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import SslMedSam2Error
 from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
-from sslmedsam2.imaging.orientation import to_native
+from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.postprocessing import keep_liver
@@ -36,7 +41,7 @@ from sslmedsam2.pipelines.retraining.relabel_records import (
     write_relabel_record,
 )
 from sslmedsam2.pipelines.retraining.training import hands
-from sslmedsam2.pipelines.retraining.work_dir import RoundDir, key_of
+from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, key_of
 from sslmedsam2.pipelines.unforeseen import unforeseen
 from sslmedsam2.pipelines.volume_work import make_ready
 from sslmedsam2.refine.training import trained_model_dir
@@ -56,6 +61,7 @@ def relabel_round(
     options: RetrainOptions,
     *,
     trained: frozenset[str],
+    fewshot_weight: float,
     stop: StopRequest,
 ) -> tuple[RelabelRecord, ...] | None:
     """Re-predict the unlabelled images in turn; what an earlier run finished is kept.
@@ -66,6 +72,8 @@ def relabel_round(
         The newest pseudo labels so far, in the order of the index's queries.
     trained
         Names of the queries that the round trained on.
+    fewshot_weight
+        Of the few-shot branch in the new masks, 0 to 1; the networks have the rest.
 
     Returns None if it was stopped on the way.
 
@@ -81,6 +89,7 @@ def relabel_round(
     dealt = hands(index, n_folds=options.folds)
     known = {image.case for image in index.labelled}
     known |= {query.case for query in index.queries if query.name in trained}
+    fewshot_dir = WorkDir(options.work_dir).pseudo_labels
     networks: dict[int, CanonicalSegmenter] = {}
     records = []
     for label in before:
@@ -88,7 +97,8 @@ def relabel_round(
             return None
         own = next(fold for fold, hand in enumerate(dealt) if label.query.case in hand)
         folds = (own,) if label.query.name in trained else tuple(range(options.folds))
-        key = key_of([label.query.sha256, [sha256[fold] for fold in folds]])
+        weight = fewshot_weight if label.candidate.verdict in ("accept", "doubtful") else 0.0
+        key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
         paths = pseudo_label_paths(step.relabelled, label.query.series)
         record = _kept(paths, key)
         if record is None:
@@ -101,15 +111,33 @@ def relabel_round(
                 key,
                 folds,
                 trained=label.query.name in trained,
+                fewshot_weight=weight,
             )
-            voices = (own,) if label.query.case in known else folds
+            fewshot = pseudo_label_paths(fewshot_dir, label.query.series).probability
             record = _relabel(
-                blank, label, paths, {fold: networks[fold] for fold in folds}, voices=voices
+                blank,
+                label,
+                paths,
+                _Sources(
+                    {fold: networks[fold] for fold in folds},
+                    (own,) if label.query.case in known else folds,
+                    fewshot,
+                ),
             )
             write_relabel_record(record, paths.record)
             logger.info("round %d: %s re-predicted", step.number, label.query.name)
         records.append(record)
     return tuple(records)
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a new mask is made of: networks by fold, those of them that are heard, and the file of
+    the few-shot branch's probability."""
+
+    networks: Mapping[int, CanonicalSegmenter]
+    voices: tuple[int, ...]
+    fewshot_probability: Path
 
 
 def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
@@ -123,13 +151,11 @@ def _relabel(
     blank: RelabelRecord,
     label: PseudoLabel,
     paths: PseudoLabelPaths,
-    networks: Mapping[int, CanonicalSegmenter],
-    *,
-    voices: Sequence[int],
+    sources: _Sources,
 ) -> RelabelRecord:
     """Predict, fuse and write one image; an error stays with the image."""
     try:
-        return _written(blank, label, paths, networks, voices=voices)
+        return _written(blank, label, paths, sources)
     except SslMedSam2Error as error:
         return replace(blank, error=str(error))
     except Exception as error:
@@ -140,19 +166,20 @@ def _written(
     blank: RelabelRecord,
     label: PseudoLabel,
     paths: PseudoLabelPaths,
-    networks: Mapping[int, CanonicalSegmenter],
-    *,
-    voices: Sequence[int],
+    sources: _Sources,
 ) -> RelabelRecord:
     volume = read_volume(label.query.path)
     ready = make_ready(volume)
     found = {
         fold: network.segment(ready.canonical, with_probability=True)
-        for fold, network in networks.items()
+        for fold, network in sources.networks.items()
     }
-    probability = _mean_probability([found[fold] for fold in voices])
-    mask = keep_liver(np.asarray(probability > 0.5, dtype=np.uint8)).mask_zyx
+    probability = _mean_probability([found[fold] for fold in sources.voices])
     turn = ready.canonical.reorientation
+    if blank.fewshot_weight > 0:
+        other = apply_reorientation(read_volume(sources.fewshot_probability).array_zyx, turn)
+        probability += np.float32(blank.fewshot_weight) * (other - probability)
+    mask = keep_liver(np.asarray(probability > 0.5, dtype=np.uint8)).mask_zyx
     native = to_native(mask, turn)
     write_mask(native, like=volume, path=paths.mask)
     write_map(to_native(entropy_bits(probability), turn), like=volume, path=paths.uncertainty)

@@ -16,14 +16,19 @@ from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions, pseudo_label
 from sslmedsam2.pipelines.retraining.freezing import freeze_round
 from sslmedsam2.pipelines.retraining.index import Index, index_data, read_index
-from sslmedsam2.pipelines.retraining.labels import PseudoLabel, fewshot_labels, relabelled
+from sslmedsam2.pipelines.retraining.labels import (
+    PseudoLabel,
+    fewshot_labels,
+    fewshot_worth,
+    relabelled,
+)
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, from_record
 from sslmedsam2.pipelines.retraining.relabel_records import RelabelRecord
 from sslmedsam2.pipelines.retraining.relabelling import relabel_round
 from sslmedsam2.pipelines.retraining.selecting import select
 from sslmedsam2.pipelines.retraining.training import prepare_training, train_round, validate_round
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
-from sslmedsam2.refine.convergence import Decision, RoundFigures, decide
+from sslmedsam2.refine.convergence import Decision, RoundFigures, decide, weight_of_first
 from sslmedsam2.weights.manifest import ModelEntry
 
 logger = logging.getLogger(__name__)
@@ -148,7 +153,16 @@ def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
     trained = frozenset(
         choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]
     )
-    records = relabel_round(step, index, labels, options, trained=trained, stop=stop)
+    worth = float(np.mean([score.dice for score in scores]))
+    records = relabel_round(
+        step,
+        index,
+        labels,
+        options,
+        trained=trained,
+        fewshot_weight=weight_of_first(fewshot_worth(WorkDir(options.work_dir)), worth),
+        stop=stop,
+    )
     if records is None:
         return None
     write_json(step.outcome, _outcome(step, scores, records, labels))

@@ -25,9 +25,6 @@ from sslmedsam2.refine.selection import choose, training_labels
 
 logger = logging.getLogger(__name__)
 
-_UNNAMED = "volume"
-"""Stands for the sequence of an image that has none."""
-
 
 def select(
     step: RoundDir, labels: Sequence[PseudoLabel], options: RetrainOptions
@@ -57,8 +54,9 @@ def select(
         return tuple(_training_image(step, label.query) for label in chosen)
     if step.path.exists():
         logger.warning("%s is made anew: the labels it starts from have changed", step.path)
-    # Later rounds go too: they came from this one.
-    for outdated in (step, *WorkDir(step.path.parent).rounds_after(step)):
+    # Later rounds go too: they came from this one. The last goes first, so that a kill in between
+    # leaves no gap, behind which none would be found.
+    for outdated in (*reversed(WorkDir(step.path.parent).rounds_after(step)), step):
         shutil.rmtree(outdated.path, ignore_errors=True)
     ignored = {label.query.name: _write_training_mask(step, label, options) for label in chosen}
     write_json(
@@ -77,7 +75,7 @@ def select(
 def _training_image(step: RoundDir, query: Query) -> TrainingImage:
     return TrainingImage(
         case=query.case,
-        sequence=query.sequence or _UNNAMED,
+        sequence=query.training_sequence,
         image_path=query.path,
         mask_path=_training_mask_path(step, query),
         organs_path=None,
@@ -86,7 +84,7 @@ def _training_image(step: RoundDir, query: Query) -> TrainingImage:
 
 
 def _training_mask_path(step: RoundDir, query: Query) -> Path:
-    return step.training_masks / query.case / f"{query.sequence or _UNNAMED}_train.nii.gz"
+    return step.training_masks / query.case / f"{query.training_sequence}_train.nii.gz"
 
 
 def _write_training_mask(step: RoundDir, label: PseudoLabel, options: RetrainOptions) -> float:
