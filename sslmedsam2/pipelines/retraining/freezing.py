@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sslmedsam2.errors import UsageError
-from sslmedsam2.pipelines.retraining.index import read_index
+from sslmedsam2.pipelines.retraining.index import check_final, read_index
 from sslmedsam2.pipelines.retraining.options import RetrainOptions
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json
 from sslmedsam2.refine.convergence import Decision
 from sslmedsam2.refine.training import trained_model_dir
+from sslmedsam2.weights.checkpoint import average_checkpoints
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, ModelCard, ModelEntry
 
@@ -33,6 +33,7 @@ def freeze_round(options: RetrainOptions, decision: Decision) -> ModelEntry:
         The model cannot be written.
     """
     assert options.weights_dir is not None
+    check_final(options)
     step = WorkDir(options.work_dir).round(decision.best_round)
     scores = read_json(step.validation)
     training_dir = trained_model_dir(step.path)
@@ -63,14 +64,6 @@ def _folds(
 
 def _average(options: RetrainOptions, training_dir: Path) -> str:
     """Write one checkpoint with the mean of all folds' weights (model soups, arXiv:2203.05482)."""
-    if options.start is None:
-        raise UsageError(
-            "--final average",
-            reason="the folds began with the same random weights but have gone far apart",
-            remedy="Give all folds a common --start, or freeze the ensemble",
-        )
-    from sslmedsam2.weights.checkpoint import average_checkpoints
-
     folders = [training_dir / f"fold_{fold}" for fold in range(options.folds)]
     average_checkpoints(
         [folder / "checkpoint_final.pth" for folder in folders],

@@ -23,6 +23,7 @@ from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, as_record, decisive
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json, write_json
 from sslmedsam2.refine.dataset import TrainingImage, load_labelled
+from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
@@ -81,28 +82,32 @@ def index_data(options: RetrainOptions) -> Index:
     InputError
         A labelled image or its mask cannot be used.
     UsageError
-        Too few patients for the folds, too small a disk, or a work directory of other data or
-        options.
+        Too few patients for the folds, too small a disk, a mean of weights without a common
+        start, or a work directory of other data or options.
+    ModelError
+        The checkpoint to start from cannot be read.
     """
     work = WorkDir(options.work_dir)
     _keep_apart(options)
     _check_options(work, options)
+    check_final(options)
+    if options.start is not None:
+        read_checkpoint(options.start)
     labelled = _labelled(options)
     index = _index(options, labelled)
     record = _as_record(index)
-    if work.index.is_file():
-        if read_json(work.index) != record:
-            raise UsageError(
-                work.path,
-                reason="it was made from other images or masks",
-                remedy="Choose another work directory, or remove that one to begin anew",
-            )
-        return index
-    _check_cases(labelled, options)
-    for image in index.labelled:
-        load_labelled(image)
-    _check_disk(index, options)
-    _estimate_time(options)
+    if not work.index.is_file():
+        _check_cases(labelled, options)
+        for image in index.labelled:
+            load_labelled(image)
+        _check_disk(index, options)
+        _estimate_time(options)
+    elif _identity(read_json(work.index)) != _identity(record):
+        raise UsageError(
+            work.path,
+            reason="it was made from other images or masks",
+            remedy="Choose another work directory, or remove that one to begin anew",
+        )
     write_json(work.options, as_record(options))
     write_json(work.index, record)
     return index
@@ -123,6 +128,16 @@ def read_index(work: WorkDir) -> Index:
     )
     queries = tuple(Query(**{**item, "path": Path(item["path"])}) for item in record["queries"])
     return Index(labelled, queries, tuple(record["problems"]))
+
+
+def check_final(options: RetrainOptions) -> None:
+    """Raise :class:`UsageError` if the mean of weights is asked for that have no common start."""
+    if options.final == "average" and options.start is None:
+        raise UsageError(
+            "--final average",
+            reason="without a common start the folds' weights go far apart, and have no mean",
+            remedy="Give all folds a --start, or freeze the ensemble",
+        )
 
 
 def _keep_apart(options: RetrainOptions) -> None:
@@ -233,6 +248,20 @@ def _as_record(index: Index) -> dict[str, Any]:
     ]
     queries = [{**asdict(query), "path": str(query.path.resolve())} for query in index.queries]
     return {"labelled": labelled, "queries": queries, "problems": list(index.problems)}
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the results, of a JSON record: the files, wherever they lie by now."""
+    return {
+        "labelled": [
+            {key: item[key] for key in ("case", "sequence", "sha256")}
+            for item in record["labelled"]
+        ],
+        "queries": [
+            {key: item[key] for key in ("case", "vendor", "sequence", "sha256")}
+            for item in record["queries"]
+        ],
+    }
 
 
 def _files(image: TrainingImage) -> dict[str, Path | None]:

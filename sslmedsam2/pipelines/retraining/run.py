@@ -26,7 +26,12 @@ from sslmedsam2.pipelines.retraining.options import RetrainOptions, from_record
 from sslmedsam2.pipelines.retraining.relabel_records import RelabelRecord
 from sslmedsam2.pipelines.retraining.relabelling import relabel_round
 from sslmedsam2.pipelines.retraining.selecting import select
-from sslmedsam2.pipelines.retraining.training import prepare_training, train_round, validate_round
+from sslmedsam2.pipelines.retraining.training import (
+    check_trained,
+    prepare_training,
+    train_round,
+    validate_round,
+)
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
 from sslmedsam2.refine.convergence import Decision, RoundFigures, decide, weight_of_first
 from sslmedsam2.weights.manifest import ModelEntry
@@ -149,6 +154,7 @@ def begin_round(
 def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
     """Validate, re-predict and compare the unfinished round; None if it was stopped."""
     step, index, labels = begin_round(options)
+    check_trained(step, options)
     scores = validate_round(step, index, options)
     trained = frozenset(
         choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sslmedsam2.errors import UsageError
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.pipelines.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.pipelines.retraining.index import Index
@@ -31,6 +32,7 @@ from sslmedsam2.refine.training import (
     trained_model_dir,
     worth_compiling,
 )
+from sslmedsam2.weights.layout import checkpoint_file
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +125,18 @@ def _warm_start(step: RoundDir, fold: int, options: RetrainOptions) -> Path | No
     if step.number == 1 or not options.warm_start:
         return options.start
     before = WorkDir(options.work_dir).round(step.number - 1)
-    return trained_model_dir(before.path) / f"fold_{fold}" / "checkpoint_final.pth"
+    return trained_model_dir(before.path) / checkpoint_file(str(fold))
+
+
+def check_trained(step: RoundDir, options: RetrainOptions) -> None:
+    """Raise :class:`UsageError` if a fold of the round is not trained to its end."""
+    for fold in range(options.folds):
+        if not (trained_model_dir(step.path) / checkpoint_file(str(fold))).is_file():
+            raise UsageError(
+                step.path,
+                reason=f"fold {fold} is not trained yet",
+                remedy="Run refine train, or retrain, to its end",
+            )
 
 
 def validate_round(step: RoundDir, index: Index, options: RetrainOptions) -> tuple[FoldScore, ...]:
