@@ -23,8 +23,8 @@ from sslmedsam2.imaging.writing import to_itk, write_map, write_mask
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
-from sslmedsam2.pipelines.read_ahead import read_ahead
 from sslmedsam2.pipelines.volume_work import ReadyVolume, judge, make_ready
+from sslmedsam2.running.read_ahead import read_ahead
 from sslmedsam2.weights.locate import locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 

@@ -8,7 +8,7 @@ error is not confined to one case.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ExitCode(IntEnum):
@@ -43,6 +43,18 @@ class SslMedSam2Error(Exception):
         self.reason = reason
         self.remedy = remedy
         super().__init__(f"{self.subject}: {reason}. {remedy}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let errors travel between processes: an exception is usually made anew from its text."""
+        return _remade, (type(self), str(self), self.__dict__)
+
+
+def _remade(
+    kind: type[SslMedSam2Error], message: str, attributes: dict[str, Any]
+) -> SslMedSam2Error:
+    error = kind.__new__(kind, message)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InputError(SslMedSam2Error):

@@ -18,6 +18,7 @@ _MIDDLE = {
     "phantom",
     "refine",
     "reporting",
+    "running",
     "weights",
 }
 ALLOWED = {
@@ -34,16 +35,21 @@ ALLOWED = {
     "inference": _GROUND | {"weights"},
     "fewshot": _GROUND | {"weights"},
     "refine": _GROUND | {"weights", "inference"},
+    # Who does the work, not what it is.
+    "running": {"errors"},
     "pipelines": _GROUND | _MIDDLE,
     "api": _GROUND | _MIDDLE | {"pipelines"},
     "cli": _GROUND | _MIDDLE | {"pipelines"},
 }
 """Which rooms a room may import; its own modules and the package's version are free to all."""
 
-WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "cli")
+WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "running", "cli")
 TORCH = {"torch", "nnunetv2", "batchgenerators", "batchgeneratorsv2"}
 SLOW_TO_IMPORT = TORCH | {
     "SimpleITK",
+    "dask",
+    "dask_jobqueue",
+    "distributed",
     "highdicom",
     "matplotlib",
     "nibabel",

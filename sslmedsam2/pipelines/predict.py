@@ -33,7 +33,6 @@ from sslmedsam2.pipelines.inputs import (
     input_name,
 )
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
-from sslmedsam2.pipelines.read_ahead import read_ahead
 from sslmedsam2.pipelines.resume import reusable_result
 from sslmedsam2.pipelines.series_work import (
     UNNAMED_SEQUENCE,
@@ -53,6 +52,7 @@ from sslmedsam2.reporting.run_report import (
     start_report,
     write_report,
 )
+from sslmedsam2.running.read_ahead import read_ahead
 from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 

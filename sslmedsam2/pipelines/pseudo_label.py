@@ -56,7 +56,7 @@ from sslmedsam2.pipelines.pseudo_label_work import (
     load,
     reusable_record,
 )
-from sslmedsam2.pipelines.read_ahead import read_ahead
+from sslmedsam2.running.read_ahead import read_ahead
 
 logger = logging.getLogger(__name__)
 

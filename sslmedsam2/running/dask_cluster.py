@@ -1,0 +1,197 @@
+"""Dask clusters, as ``--cluster`` asks for them: local, somebody else's, or a batch system's."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.running.cluster_spec import (
+    AddressSpec,
+    ClusterSpec,
+    LocalSpec,
+    QueueSpec,
+    missing_packages,
+)
+from sslmedsam2.running.worker import PROCESSORS_VARIABLE, UNITS_IN_HAND
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+logger = logging.getLogger(__name__)
+
+GPU = "GPU"
+"""The Dask resource that a worker has as many of as it has GPUs."""
+
+DEATHS_ALLOWED = 2
+"""How many workers a unit may take down before the scheduler gives it up."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[Client]:
+    """Start a cluster, or join one, for as long as the context lasts.
+
+    Raises
+    ------
+    UsageError
+        The packages are missing, there is no scheduler at the address, or the batch system's
+        options are wrong.
+    """
+    try:
+        import dask
+        from distributed import Client
+    except ModuleNotFoundError as error:
+        raise missing_packages() from error
+    # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not. The scheduler
+    # of this process reads how often it may lose a worker over one unit from here as well.
+    settings = {
+        "distributed.worker.daemon": False,
+        "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
+    }
+    with dask.config.set(settings):
+        cluster = _start(spec)
+        try:
+            address = spec.address if isinstance(spec, AddressSpec) else cluster
+            try:
+                client = Client(address, timeout=connect_timeout_s, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise UsageError(
+                    f"--cluster {address}",
+                    reason=f"no scheduler answers there ({' '.join(str(error).split())})",
+                    remedy="Start 'dask scheduler' and see that its port can be reached",
+                ) from error
+            with client:
+                logger.info("Dask's dashboard: %s", client.dashboard_link)
+                yield client
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+
+def _start(spec: ClusterSpec) -> Any:
+    if isinstance(spec, LocalSpec):
+        return _local(spec)
+    if isinstance(spec, QueueSpec):
+        cluster = queue_cluster(spec)
+        cluster.scale(jobs=spec.jobs)
+        return cluster
+    return None
+
+
+def _local(spec: LocalSpec) -> Any:
+    """Start workers that share out the machine's GPUs, or its processors."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = _visible_gpus()
+    count = spec.workers or len(gpus) or 1
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": UNITS_IN_HAND,
+                "host": "127.0.0.1",
+                # What is held does not lie in Dask's hands, so it could not spill any of it.
+                "memory_limit": 0,
+                "dashboard": False,
+                **_share(number, count, gpus),
+            },
+        }
+        for number in range(count)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "allowed_failures": DEATHS_ALLOWED,
+        },
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def _share(number: int, count: int, gpus: list[str]) -> dict[str, Any]:
+    """Return the environment and resources of one of the local workers.
+
+    Workers beyond the number of GPUs share one; then none of them claims it, as Dask would have
+    it, for itself.
+    """
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # Where there are more workers than processors, they share.
+    mine = processors[number::count] or processors[number % max(len(processors), 1) :][:1]
+    environment = {name: str(max(len(mine), 1)) for name in _THREAD_VARIABLES}
+    if mine:
+        environment[PROCESSORS_VARIABLE] = ",".join(map(str, mine))
+    if not gpus:
+        return {"env": environment}
+    environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return {"env": environment, "resources": {GPU: 1}}
+
+
+def _visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA names them, without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name and name != "-1"]
+    import subprocess
+
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()
+
+
+def queue_cluster(spec: QueueSpec) -> Any:
+    """Return a cluster whose workers are jobs of a batch system; none is submitted yet.
+
+    Raises
+    ------
+    UsageError
+        dask-jobqueue is missing or does not take the options.
+    """
+    try:
+        from dask_jobqueue import LSFCluster, PBSCluster, SLURMCluster
+    except ModuleNotFoundError as error:
+        raise missing_packages() from error
+    kinds = {"slurm": SLURMCluster, "pbs": PBSCluster, "lsf": LSFCluster}
+    try:
+        return kinds[spec.queue](**_queue_options(spec))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"'options' for {spec.queue}",
+            reason=f"dask-jobqueue does not take them ({' '.join(str(error).split())})",
+            remedy="Compare them with dask-jobqueue's own documentation",
+        ) from error
+
+
+def _queue_options(spec: QueueSpec) -> dict[str, Any]:
+    """Complete the user's options: one worker a job, its threads and GPUs announced."""
+    given = dict(spec.options)
+    announced = ["--nthreads", str(UNITS_IN_HAND)]
+    if spec.gpus:
+        announced += ["--resources", f"{GPU}={spec.gpus}"]
+    threads = {name: str(given["cores"]) for name in _THREAD_VARIABLES}
+    prologue = [
+        # Dask gives its workers one numerical thread and makes them daemons, which suits neither
+        # networks nor nnU-Net's trainer.
+        f'export DASK_DISTRIBUTED__NANNY__ENVIRON="{threads}"',
+        "export DASK_DISTRIBUTED__WORKER__DAEMON=False",
+        "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False",
+    ]
+    return {
+        "processes": 1,
+        **given,
+        "worker_extra_args": [*given.get("worker_extra_args", []), *announced],
+        "job_script_prologue": [*prologue, *given.get("job_script_prologue", [])],
+    }
