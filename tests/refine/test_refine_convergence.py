@@ -1,6 +1,6 @@
 import pytest
 
-from sslmedsam2.refine.convergence import RoundFigures, StoppingRule, decide
+from sslmedsam2.refine.convergence import RoundFigures, StoppingRule, decide, weight_of_first
 
 AUTO = StoppingRule(most_rounds=5, settled_at=0.97, tolerance=0.005)
 
@@ -71,3 +71,19 @@ def test_rounds_end_where_no_mask_could_change():
 
     assert decision.stop
     assert "no pseudo masks" in decision.reason
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "weight"),
+    [
+        (0.9, 0.9, 0.5),
+        (0.95, 0.90, 0.8),
+        (0.90, 0.95, 0.2),
+        (1.0, 0.5, 1.0),
+        (0.5, 1.0, 0.0),
+        (1.0, 1.0, 0.5),
+        (None, 0.1, 0.0),
+    ],
+)
+def test_opinions_count_by_the_inverse_square_of_their_errors(first, second, weight):
+    assert weight_of_first(first, second) == pytest.approx(weight)
