@@ -1,15 +1,14 @@
 """``predict``: find the studies, segment each series, write masks, previews and the report.
 
-While the network works on one series, the next is read and the last is written, in one thread
-each. The report is rewritten after each
-series, so that a kill loses nothing.
+Who does the series is the runner's business: by default this process, which reads the next one
+and writes the last while the network works. The report is rewritten after each series, so that a
+kill loses nothing.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -22,8 +21,7 @@ from sslmedsam2.dicom.outputs import seg_path
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
-from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
+from sslmedsam2.inference.segmenter import EngineOptions, Mode
 from sslmedsam2.pipelines.dicom_output import DicomTarget
 from sslmedsam2.pipelines.inputs import (
     Inputs,
@@ -34,13 +32,8 @@ from sslmedsam2.pipelines.inputs import (
 )
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.resume import reusable_result
-from sslmedsam2.pipelines.series_work import (
-    UNNAMED_SEQUENCE,
-    SeriesTarget,
-    finish,
-    load,
-    segment,
-)
+from sslmedsam2.pipelines.series_job import SeriesJob
+from sslmedsam2.pipelines.series_work import UNNAMED_SEQUENCE, SeriesTarget, given_up
 from sslmedsam2.reporting.run_report import (
     DicomRecord,
     LeftOutRecord,
@@ -52,7 +45,8 @@ from sslmedsam2.reporting.run_report import (
     start_report,
     write_report,
 )
-from sslmedsam2.running.read_ahead import read_ahead
+from sslmedsam2.running.in_process import InProcessRunner
+from sslmedsam2.running.job import Runner, Session
 from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
@@ -102,8 +96,12 @@ class PredictOptions:
     dicom_seg: bool = True
 
 
-def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> RunReport:
+def predict(
+    options: PredictOptions, *, on_result: OnResult | None = None, runner: Runner | None = None
+) -> RunReport:
     """Segment everything below ``options.input_path`` and return the finished report.
+
+    ``runner`` does the series; None for this process.
 
     A series that fails never stops the others; the report's ``exit_code`` sums up.
 
@@ -126,16 +124,31 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
         logger.info(note)
     models = locate_models(options.model_dir)
     plan = _plan(inputs, options, models)
-    engine = _Engine(
+    job = SeriesJob(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
-        sequences={target.series.sequence for target in plan.targets},
+        sequences=frozenset(target.series.sequence for target in plan.targets),
+        shared_dir=options.output_dir,
     )
+    with (runner or InProcessRunner()).open(job) as session:
+        return _run(inputs, plan, options, models, session=session, on_result=on_result)
+
+
+def _run(
+    inputs: Inputs,
+    plan: _Plan,
+    options: PredictOptions,
+    models: Sequence[ModelLocation],
+    *,
+    session: Session[SeriesTarget, SeriesResult],
+    on_result: OnResult | None,
+) -> RunReport:
+    """Do what is planned, with the report beside it."""
     previous = _previous_report(options)
     report = start_report(
         models=tuple(_record(model) for model in models),
-        device=engine.device,
-        backend=engine.backend,
+        device=session.about.device,
+        backend=session.about.backend,
         options=_recorded_options(options),
         dicom=plan.dicom,
         left_out=plan.left_out,
@@ -150,38 +163,8 @@ def predict(options: PredictOptions, *, on_result: OnResult | None = None) -> Ru
         recorder.end(ExitCode.NO_VALID_INPUT)
         raise _no_input(inputs, plan, options)
     with stop_on_signals() as stop:
-        _run(plan.targets, engine=engine, recorder=recorder, previous=previous, stop=stop)
+        _segment(plan.targets, session=session, recorder=recorder, previous=previous, stop=stop)
         return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
-
-
-class _Engine:
-    """One loaded segmenter for each model that is needed.
-
-    All are loaded before anything is written, so that a model that cannot be loaded costs no
-    half-finished run.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[ModelLocation],
-        options: EngineOptions,
-        *,
-        sequences: Collection[str | None],
-    ) -> None:
-        chosen = {name: model_for_sequence(models, name or ANY_SEQUENCE) for name in sequences}
-        loaded: dict[Path, CanonicalSegmenter] = {}
-        for model in chosen.values() or models[:1]:
-            if model.path not in loaded:
-                spec = read_model_spec(model.path, folds=model.folds)
-                loaded[model.path] = CanonicalSegmenter(spec, options)
-        self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
-        first = next(iter(loaded.values()))
-        self.device = first.device
-        self.backend = first.backend
-
-    def for_sequence(self, sequence: str | None) -> CanonicalSegmenter:
-        """Return the segmenter that serves one of the sequences."""
-        return self._by_sequence[sequence]
 
 
 class _Recorder:
@@ -212,15 +195,15 @@ class _Recorder:
         return self.report
 
 
-def _run(
+def _segment(
     targets: Sequence[SeriesTarget],
     *,
-    engine: _Engine,
+    session: Session[SeriesTarget, SeriesResult],
     recorder: _Recorder,
     previous: RunReport | None,
     stop: StopRequest,
 ) -> None:
-    """Stream the series through reader, network and writer until done or stopped."""
+    """Take over what stands, and do the rest until done or stopped."""
     pending = []
     for target in targets:
         kept = reusable_result(target, previous, report=recorder.report)
@@ -228,19 +211,8 @@ def _run(
             pending.append(target)
         else:
             recorder.add(kept)
-    with ThreadPoolExecutor(1, "writer") as writer:
-        writing: Future[SeriesResult] | None = None
-        for loaded in read_ahead(pending, load):
-            if stop:
-                break
-            segmenter = engine.for_sequence(loaded.target.series.sequence)
-            work = segment(loaded, segmenter)
-            # One write at a time: more would only hold more volumes in memory.
-            if writing is not None:
-                recorder.add(writing.result())
-            writing = writer.submit(finish, work)
-        if writing is not None:
-            recorder.add(writing.result())
+    for outcome in session.run(pending, stop=stop):
+        recorder.add(outcome.result or given_up(outcome.unit, outcome.error))
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,12 @@ def finish(work: Segmented) -> SeriesResult:
     return replace(result, seconds=seconds)
 
 
+def given_up(target: SeriesTarget, error: SslMedSam2Error | None) -> SeriesResult:
+    """Return the result of a series that no worker could do."""
+    assert error is not None
+    return _failed(Segmented(Loaded(target, None, error), None, error), error)
+
+
 def _written(work: Segmented) -> SeriesResult:
     """Write the network's mask, or a fallback where there is none and one is wanted."""
     found = work.segmentation

@@ -38,7 +38,9 @@ class Stages(Protocol[UnitIn, ResultOut]):
         anything else takes no part, so that all results of a run are made in one way.
     """
 
-    about: Any
+    @property
+    def about(self) -> Any:
+        """See above."""
 
     def load(self, unit: UnitIn) -> Any:
         """Read what the unit needs."""
@@ -66,9 +68,17 @@ class Job(Protocol[UnitIn, ResultOut]):
         The folder that results go to; workers must see the very same one.
     """
 
-    claim: Claim
-    wants_gpu: bool
-    shared_dir: Path
+    @property
+    def claim(self) -> Claim:
+        """See above."""
+
+    @property
+    def wants_gpu(self) -> bool:
+        """See above."""
+
+    @property
+    def shared_dir(self) -> Path:
+        """See above."""
 
     def name_of(self, unit: UnitIn) -> str:
         """Return what messages call a unit."""
@@ -99,7 +109,9 @@ class Stop(Protocol):
 class Session(Protocol[Unit, Result]):
     """A job that is set up; ``about`` is that of its stages."""
 
-    about: Any
+    @property
+    def about(self) -> Any:
+        """See above."""
 
     def run(self, units: Sequence[Unit], *, stop: Stop) -> Iterator[Outcome[Unit, Result]]:
         """Yield each unit's outcome as it comes, in any order, until done or stopped."""
