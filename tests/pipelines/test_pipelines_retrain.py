@@ -26,7 +26,7 @@ from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pipelines.interrupt import StopRequest
 from sslmedsam2.pipelines.retraining import run
 from sslmedsam2.pipelines.retraining.run import retrain
-from sslmedsam2.refine.convergence import StoppingRule
+from sslmedsam2.refine.convergence import StoppingRule, weight_of_first
 from sslmedsam2.refine.labels import IGNORE
 from sslmedsam2.weights.locate import locate_models
 
@@ -208,6 +208,20 @@ def test_later_round_trains_on_the_new_masks(done):
     records = [read(path) for path in (second / "relabelled").rglob("*_pseudo.json")]
     changes = {f"{one['case']}/{one['sequence']}": one["change_dice"] for one in records}
     assert read(second / "outcome.json")["changes"] == changes
+
+
+def test_new_masks_come_from_both_branches_unless_one_rejected_the_image(done):
+    work = done[0] / "work"
+    calibration = read(work / "pseudo_labels" / "calibration.json")["cases"]
+    fewshot = np.mean([case["dice"] for case in calibration])
+    for step in _rounds(done[0]):
+        networks = np.mean([score["dice"] for score in read(step / "validation.json")])
+        weight = weight_of_first(fewshot, networks)
+        assert 0 < weight <= 1
+        for path in (step / "relabelled").rglob("*_pseudo.json"):
+            record = read(path)
+            expected = 0 if record["case"] == NOISE else weight
+            assert record["fewshot_weight"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_experts_fill_their_share_of_the_patches(done):
