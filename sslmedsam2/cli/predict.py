@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
 from sslmedsam2.cli.shared_options import device_option
@@ -90,7 +91,8 @@ if TYPE_CHECKING:
     show_default=True,
     help="Write a DICOM-SEG beside each mask of a DICOM series.",
 )
-def predict(*, with_page: bool, **options: Any) -> int:
+@cluster_option
+def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     """Segment the liver in every study of a folder."""
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.pipelines.predict import PredictOptions
@@ -100,8 +102,9 @@ def predict(*, with_page: bool, **options: Any) -> int:
         options["sequences"] = parse_sequence_list(options["sequences"])
     if options["sequence_map"] is not None:
         options["sequence_map"] = load_table(options["sequence_map"])
-    with _progress() as progress:
-        report = run(PredictOptions(**options), on_result=_Teller(progress))
+    options = for_cluster(cluster, options)
+    with chosen_runner(cluster) as runner, _progress() as progress:
+        report = run(PredictOptions(**options), on_result=_Teller(progress), runner=runner)
     _summarise(report, options["output_dir"])
     if with_page and not report.interrupted:
         _make_page(options)

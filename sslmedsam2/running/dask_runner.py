@@ -217,6 +217,7 @@ class DaskSession(Generic[Unit, Result]):
         meter = Meter(len(units))
         try:
             while not stop and (self._waiting or self._running or self._suspects):
+                self._tell(meter)
                 for outcome in self._step():
                     meter.done += outcome.error is None
                     meter.failed += outcome.error is not None

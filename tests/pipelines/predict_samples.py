@@ -60,9 +60,10 @@ class Workplace:
             "previews": False,
             **options,
         }
+        runner = settings.pop("runner", None)
         report_path = settings["output_dir"] / "run_report.json"
         try:
-            report = predict(PredictOptions(**settings))
+            report = predict(PredictOptions(**settings), runner=runner)
         except SslMedSam2Error as error:
             return Ended(int(error.exit_code), load_report(report_path), error)
         on_disk = load_report(report_path)

@@ -1,0 +1,57 @@
+"""The option ``--cluster``, and what a command does with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from sslmedsam2.running.job import Runner
+    from sslmedsam2.running.progress import Progress
+
+_LOG = logging.getLogger(__name__)
+
+_EVERY_S: Final = 15.0
+
+cluster_option = click.option(
+    "--cluster",
+    default="none",
+    show_default=True,
+    help="Who computes: none (this process), local, local:4 (processes), tcp://HOST:PORT (a Dask "
+    "scheduler) or FILE.yaml (a batch system).",
+)
+
+
+@contextmanager
+def chosen_runner(cluster: str) -> Iterator[Runner]:
+    """Give the runner, whose progress is logged now and then; raises UsageError."""
+    from sslmedsam2.running.choose import open_runner
+
+    with open_runner(cluster, on_progress=_Teller()) as runner:
+        yield runner
+
+
+def for_cluster(cluster: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return options whose paths mean the same wherever a worker stands."""
+    if cluster == "none":
+        return options
+    return {k: v.absolute() if isinstance(v, Path) else v for k, v in options.items()}
+
+
+class _Teller:
+    """Logs the progress, but no line a second."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        is_end = progress.done + progress.failed == progress.total
+        if is_end or time.monotonic() - self._last >= _EVERY_S:
+            self._last = time.monotonic()
+            _LOG.info("cluster: %s", progress)

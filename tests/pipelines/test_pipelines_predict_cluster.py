@@ -1,0 +1,52 @@
+"""``predict`` on a cluster of processes: the masks are those of a run without."""
+
+import hashlib
+
+import pytest
+from tiny_scans import abdomen
+
+from sslmedsam2.errors import ExitCode
+from sslmedsam2.reporting.run_report import SeriesStatus
+from sslmedsam2.running.choose import open_runner
+
+pytest.importorskip("distributed")
+
+CASES = [f"Vendor-A/000{number}-A/{name}.nii.gz" for number in (1, 2, 3) for name in ("GED4", "T1")]
+
+
+def masks(output):
+    return {
+        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in output.rglob("*.nii.gz")
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_masks_are_the_same_to_the_bit_whatever_the_number_of_workers(workplace, workers):
+    for seed, case in enumerate(CASES):
+        workplace.add(case, array_zyx=abdomen(seed=seed)[0])
+    (workplace.input / "Vendor-A/0004-A").mkdir()
+    (workplace.input / "Vendor-A/0004-A/GED4.nii.gz").write_bytes(b"no image")
+    alone = workplace.run(previews=True)
+    output = workplace.root / "cluster"
+
+    with open_runner(f"local:{workers}") as runner:
+        together = workplace.run(output_dir=output, previews=True, runner=runner)
+        again = workplace.run(output_dir=output, previews=True, runner=runner, resume=True)
+
+    assert masks(output) == masks(workplace.output)
+    assert len(masks(output)) == len(CASES)
+    assert together.exit_code == alone.exit_code == ExitCode.SOME_CASES_FAILED
+    assert without_times(together.report) == without_times(alone.report)
+    assert again.report.counts[SeriesStatus.SKIPPED_RESUME] == len(CASES)
+    assert not list(output.glob(".run-*"))
+
+
+def without_times(report):
+    series = sorted(report.series, key=lambda result: result.key)
+    return (
+        report.backend,
+        report.device,
+        [(one.key, one.status, one.liver_volume_ml, one.warnings, one.error) for one in series],
+    )
