@@ -88,7 +88,7 @@ _OPTIONS = (
     click.option(
         "--ignore-above",
         type=click.FloatRange(0, 1),
-        default=0.9,
+        default=0.95,
         show_default=True,
         help="Uncertainty, in bits, from which a voxel of a pseudo mask is not trained on.",
     ),

@@ -17,7 +17,7 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER
+from sslmedsam2.refine.labels import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
 
 _QUANTILE_SAMPLE = 20_000
 _CURVE_BINS = 1024
@@ -79,7 +79,7 @@ def random_label_contrast(unit: Tensor, segmentation: Tensor) -> Tensor:
     """
     out = unit
     for label in (LIVER, *range(AUXILIARY_OFFSET + 1, AUXILIARY_OFFSET + 5)):
-        inside = segmentation == label
+        inside = _liver(segmentation) if label == LIVER else segmentation == label
         if not inside.any() or _chance(0.2):
             continue
         mean = unit[inside].mean()
@@ -93,13 +93,17 @@ def bright_liver(unit: Tensor, segmentation: Tensor) -> Tensor:
 
     Everything else is dimmed, so that no other organ keeps T2's brightness.
     """
-    inside = segmentation == LIVER
+    inside = _liver(segmentation)
     brightest_other = _uniform(0.3, 0.8)
     dimmed = unit * brightest_other
     if not inside.any():
         return dimmed
     target = _uniform(max(0.65, brightest_other), 1.1)
     return _repaint(dimmed, unit, inside, target=target, gain=_random_gain())
+
+
+def _liver(segmentation: Tensor) -> Tensor:
+    return (segmentation == LIVER) | (segmentation == UNSURE_LIVER)
 
 
 def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
@@ -256,11 +260,14 @@ class FieldOfViewTransform(BasicTransform):
 
 
 class DropAuxiliaryLabelsTransform(BasicTransform):
-    """Turn auxiliary organs, and nnU-Net's -1 outside the image, into background."""
+    """Turn auxiliary organs, and nnU-Net's -1 outside the image, into background, and what is
+    only probably liver into the ignore label."""
 
     def apply(self, data_dict: dict, **_params: object) -> dict:
         """Rewrite ``segmentation``; ``image`` is left alone."""
         segmentation = data_dict["segmentation"]
         unused = (segmentation > AUXILIARY_OFFSET) | (segmentation < 0)
-        data_dict["segmentation"] = segmentation.masked_fill(unused, 0)
+        data_dict["segmentation"] = segmentation.masked_fill(unused, 0).masked_fill(
+            segmentation == UNSURE_LIVER, IGNORE
+        )
         return data_dict

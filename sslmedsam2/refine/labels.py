@@ -13,6 +13,10 @@ from typing import Final
 BACKGROUND: Final = 0
 LIVER: Final = 1
 IGNORE: Final = 2
+UNSURE_LIVER: Final = 3
+"""Liver by the pseudo mask, but uncertain: repainted with the liver, then ignored. Were it not
+repainted, the liver would keep a rim of another brightness, and networks would learn to stop
+short of it."""
 AUXILIARY_OFFSET: Final = 10
 """Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``, above the ignore
 label, which must be the highest *trained* one."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sslmedsam2.refine import contrast
-from sslmedsam2.refine.labels import AUXILIARY_OFFSET, LIVER
+from sslmedsam2.refine.labels import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
 
 SPLEEN = AUXILIARY_OFFSET + 4
 BOX = {
@@ -235,3 +235,29 @@ def test_auxiliary_labels_and_padding_become_background(image):
 
     assert result["segmentation"].flatten().tolist() == [0, 0, LIVER, 0, 0]
     assert torch.equal(result["image"], image)
+
+
+def test_unsure_liver_is_repainted_as_liver_and_then_ignored():
+    labels = torch.zeros(1, 8, 32, 32)
+    labels[:, 2:6, 8:24, 8:16] = LIVER
+    labels[:, 2:6, 8:24, 16:24] = UNSURE_LIVER
+    image = torch.where(labels > 0, 0.4, 0.2)
+    torch.manual_seed(0)
+
+    painted = contrast.bright_liver(image, labels)
+    assert torch.allclose(painted[labels == LIVER].mean(), painted[labels == UNSURE_LIVER].mean())
+    trained = contrast.DropAuxiliaryLabelsTransform()(**_sample(image, labels))["segmentation"]
+    assert torch.equal(trained == IGNORE, labels == UNSURE_LIVER)
+    assert torch.equal(trained == LIVER, labels == LIVER)
+
+
+def test_bright_fluid_spares_labelled_organs_and_outshines_the_rest():
+    labels = torch.zeros(1, 12, 40, 40)
+    labels[:, 4:8, 10:20, 10:20] = LIVER
+    image = torch.full((1, 12, 40, 40), 0.3)
+    torch.manual_seed(3)
+
+    painted = contrast.bright_fluid(image, image, labels)
+    assert painted.max() > 1.0
+    core = torch.nn.functional.max_pool3d(1 - (labels == LIVER).float(), 3, 1, 1) == 0
+    assert torch.equal(painted[core], image[core])

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sslmedsam2.refine.labels import IGNORE, LIVER
+from sslmedsam2.refine.labels import IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.refine.selection import Candidate, choose, training_labels
 
 
@@ -49,7 +49,7 @@ def test_uncertain_voxels_are_ignored_within_and_without_the_mask():
     uncertainty = np.array([[[0.1, 0.95, 0.9, 0.91]]], dtype=np.float32)
 
     labels = training_labels(mask, uncertainty, ignore_above=np.float32(0.9))
-    assert labels.tolist() == [[[0, IGNORE, LIVER, IGNORE]]]
+    assert labels.tolist() == [[[0, IGNORE, LIVER, UNSURE_LIVER]]]
     assert labels.dtype == np.uint8
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.pipelines.retraining.index import Query
@@ -21,6 +23,7 @@ from sslmedsam2.pipelines.retraining.work_dir import (
     write_json,
 )
 from sslmedsam2.refine.dataset import TrainingImage
+from sslmedsam2.refine.labels import IGNORE, UNSURE_LIVER
 from sslmedsam2.refine.selection import choose, training_labels
 
 logger = logging.getLogger(__name__)
@@ -95,4 +98,4 @@ def _write_training_mask(step: RoundDir, label: PseudoLabel, options: RetrainOpt
         mask.array_zyx, uncertainty.array_zyx, ignore_above=options.ignore_above
     )
     write_labels(labels, like=mask, path=_training_mask_path(step, label.query))
-    return round(float((labels == 2).mean()), 5)
+    return round(float(np.isin(labels, (IGNORE, UNSURE_LIVER)).mean()), 5)

@@ -8,7 +8,7 @@
     plans.json            nnU-Net's plans, the same in all rounds
     round_1/
         selection.json    which pseudo labels train, which wait, and why
-        training_masks/   what they are trained on: 0, 1, and 2 where the loss looks away
+        training_masks/   0, 1, and 2 or 3 (probably liver) where the loss looks away
         preprocessed/     nnU-Net's data set
         results/          nnU-Net's networks, logs and curves, one folder a fold
         validation.json   each fold on the expert masks it never saw
