@@ -94,7 +94,8 @@ class Workplace:
 
     def run(self, **changes: Any) -> PseudoLabelSummary:
         """Run and check what holds after any run."""
-        summary = pseudo_label(self.options(**changes))
+        runner = changes.pop("runner", None)
+        summary = pseudo_label(self.options(**changes), runner=runner)
         output = changes.get("output_dir", self.output)
         assert not list(output.rglob(".*")), "something temporary was left"
         return summary

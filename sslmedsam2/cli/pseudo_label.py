@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import device_option
 
@@ -66,6 +67,7 @@ _LOG = logging.getLogger(__name__)
 @device_option
 @click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
 @click.option("--shard", help="Do a part of the queries: 2/8 is the second of eight.")
+@cluster_option
 def pseudo_label(
     *,
     strategy: str,
@@ -73,6 +75,7 @@ def pseudo_label(
     seed: int,
     sequences: str | None,
     shard: str | None,
+    cluster: str,
     **options: Any,
 ) -> int:
     """Label volumes without masks from a few that have one, by a frozen SAM2.
@@ -85,19 +88,18 @@ def pseudo_label(
     from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions
     from sslmedsam2.pipelines.pseudo_label import pseudo_label as run
 
-    summary = run(
-        PseudoLabelOptions(
-            **options,
-            sequences=None if sequences is None else parse_sequence_list(sequences),
-            shard=None if shard is None else parse_shard(shard),
-            settings=FewShotSettings(
-                strategy="retrieval" if strategy == "retrieval" else "random-insertion",
-                harmonise=harmonise,
-                seed=seed,
-            ),
+    chosen = PseudoLabelOptions(
+        **for_cluster(cluster, options),
+        sequences=None if sequences is None else parse_sequence_list(sequences),
+        shard=None if shard is None else parse_shard(shard),
+        settings=FewShotSettings(
+            strategy="retrieval" if strategy == "retrieval" else "random-insertion",
+            harmonise=harmonise,
+            seed=seed,
         ),
-        on_record=_tell,
     )
+    with chosen_runner(cluster) as runner:
+        summary = run(chosen, on_record=_tell, runner=runner)
     _summarise(summary)
     return summary.exit_code
 

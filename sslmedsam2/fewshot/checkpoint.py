@@ -63,6 +63,15 @@ class LoadedSam2:
             yield
 
 
+@dataclass(frozen=True)
+class Sam2File:
+    """A checkpoint that is there; ``name`` and ``sha256`` as in :class:`LoadedSam2`."""
+
+    path: Path
+    name: str
+    sha256: str
+
+
 def save_compact(
     model: SAM2Base,
     path: Path,
@@ -80,6 +89,17 @@ def save_compact(
     write_bytes_atomic(path, save(halves, metadata=metadata))
 
 
+def identify_sam2(path: Path) -> Sam2File:
+    """Return what a checkpoint is, without loading it; raises ModelError if there is none."""
+    if not path.is_file():
+        raise ModelError(
+            path,
+            reason="there is no such file",
+            remedy="Give a SAM2 checkpoint, or the name of one: see weights fetch --help",
+        )
+    return Sam2File(path, path.stem, sha256_file(path))
+
+
 def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
     """Load ``*.safetensors`` as a compact SAM2 and anything else as a Hiera-T checkpoint.
 
@@ -88,15 +108,10 @@ def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
     ModelError
         The file is missing, damaged, or holds another network.
     """
-    if not path.is_file():
-        raise ModelError(
-            path,
-            reason="there is no such file",
-            remedy="Give a SAM2 checkpoint, or the name of one: see weights fetch --help",
-        )
+    file = identify_sam2(path)
     load = _load_compact if path.suffix == COMPACT_SUFFIX else _load_hiera_tiny
     model = load(path).to(device).eval().requires_grad_(False)
-    return LoadedSam2(model=model, name=path.stem, sha256=sha256_file(path))
+    return LoadedSam2(model=model, name=file.name, sha256=file.sha256)
 
 
 def _load_compact(path: Path) -> SAM2Base:

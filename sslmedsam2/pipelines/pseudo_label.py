@@ -1,26 +1,22 @@
 """``pseudo-label``: a few labelled volumes and a frozen SAM2 label the volumes that have no mask.
 
 First each labelled volume is segmented by all others: that tells what the estimates of reliability
-are worth here. Then come the queries, in sorted order; while SAM2 works on one, the next is read
-and the last is written. A query's record is written when all else of it is, so that a kill loses
-nothing that was finished.
+are worth here. Then come the queries, done by a runner: by default this process, in sorted order;
+while SAM2 works on one, the next is read and the last is written. A query's record is written when
+all else of it is, so that a kill loses nothing that was finished.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
-
-import torch
 
 from sslmedsam2 import __version__
 from sslmedsam2.contract.labelled import find_labelled_series
@@ -34,29 +30,32 @@ from sslmedsam2.contract.pseudo_labels import (
 from sslmedsam2.contract.queries import Queries, find_queries
 from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
-from sslmedsam2.fewshot.build import build_strategy
-from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
+from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.settings import FewShotSettings
-from sslmedsam2.fewshot.strategy import Strategy
-from sslmedsam2.imaging.atomic import output_error, write_text_atomic
-from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.inference.device import Device
 from sslmedsam2.pipelines.inputs import input_name
 from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.pseudo_label_calibration import (
     CalibrationRun,
+    LeftOut,
+    calibrate_on,
     read_calibration,
-    run_calibration,
     write_calibration,
 )
 from sslmedsam2.pipelines.pseudo_label_inputs import CheckedSupports, check_supports, find_sam2
-from sslmedsam2.pipelines.pseudo_label_records import Making, PseudoLabelRecord, write_table
-from sslmedsam2.pipelines.pseudo_label_work import (
-    Labeller,
-    QueryTarget,
-    load,
-    reusable_record,
+from sslmedsam2.pipelines.pseudo_label_job import (
+    EncodeUnit,
+    LabelJob,
+    LabelResult,
+    LabelUnit,
+    QueryUnit,
+    SupportUnit,
 )
-from sslmedsam2.running.read_ahead import read_ahead
+from sslmedsam2.pipelines.pseudo_label_records import Making, PseudoLabelRecord, write_table
+from sslmedsam2.pipelines.pseudo_label_work import QueryTarget, given_up, reusable_record
+from sslmedsam2.running.in_process import InProcessRunner
+from sslmedsam2.running.job import Outcome, Runner, Session, all_or_error
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +134,12 @@ class PseudoLabelSummary:
 
 
 def pseudo_label(
-    options: PseudoLabelOptions, *, on_record: OnRecord | None = None
+    options: PseudoLabelOptions,
+    *,
+    on_record: OnRecord | None = None,
+    runner: Runner | None = None,
 ) -> PseudoLabelSummary:
-    """Label every query below ``options.query_dir``.
+    """Label every query below ``options.query_dir``; ``runner`` does so, None for this process.
 
     A query that fails never stops the others, nor does a labelled volume that cannot be used; the
     summary's ``exit_code`` says whether there were any.
@@ -156,7 +158,6 @@ def pseudo_label(
         The output folder cannot be written.
     """
     _check_output_dir(options)
-    device = torch.device(choose_device(options.device))
     labelled = find_labelled_series(options.support_dir)
     queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
     for note in queries.notes:
@@ -164,12 +165,21 @@ def pseudo_label(
     targets = [_target(series, options) for series in queries.series]
     if not targets:
         raise _no_query(queries, options)
-    sam2 = load_sam2(find_sam2(options.sam2), device=device)
+    sam2 = identify_sam2(find_sam2(options.sam2))
     checked = check_supports(options.support_dir, labelled)
-    run = _Run(options, sam2, checked, queries, listener=on_record)
+    job = LabelJob(
+        options.settings,
+        sam2,
+        checked.supports,
+        _making(options.settings, sam2, checked),
+        options.device,
+        options.output_dir,
+    )
     part = targets if options.shard is None else options.shard.of(targets)
-    with stop_on_signals() as stop:
-        return run.work(part, stop)
+    with (runner or InProcessRunner()).open(job) as session:
+        run = _Run(options, job, checked, queries, session=session, listener=on_record)
+        with stop_on_signals() as stop:
+            return run.work(part, stop)
 
 
 class _Run:
@@ -178,20 +188,21 @@ class _Run:
     def __init__(
         self,
         options: PseudoLabelOptions,
-        sam2: LoadedSam2,
+        job: LabelJob,
         checked: CheckedSupports,
         queries: Queries,
         *,
+        session: Session[LabelUnit, LabelResult],
         listener: OnRecord | None,
     ) -> None:
         self._options = options
-        self._sam2 = sam2
-        self._supports = checked.supports
+        self._session = session
+        self._supports = job.supports
         self._support_errors = tuple(str(problem) for problem in checked.problems)
         self._problems = tuple(_problem_record(error, options) for error in queries.problems)
         self._listener = listener
         self._started = _now()
-        self._making = _making(options.settings, sam2, checked)
+        self._making = job.making
         self._records: list[PseudoLabelRecord] = []
         self._n_queries = 0
         self._kept = 0
@@ -205,8 +216,7 @@ class _Run:
         self._write_run_record(None)
         pending = [target for target in targets if not self._keep(target)]
         if pending:
-            with _scratch_folder(self._options.output_dir) as scratch_dir:
-                self._label(pending, stop, scratch_dir=scratch_dir)
+            self._label(pending, stop)
         summary = PseudoLabelSummary(
             records=tuple(self._records),
             kept=self._kept,
@@ -227,48 +237,65 @@ class _Run:
         self._add(record)
         return True
 
-    def _label(
-        self, targets: Sequence[QueryTarget], stop: StopRequest, *, scratch_dir: Path
-    ) -> None:
-        """Stream the queries through reader, network and writer until done or stopped."""
+    def _label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> None:
+        """Calibrate, then label the queries, until done or stopped."""
         with self._timed("supports"):
-            strategy = build_strategy(
-                self._options.settings, self._sam2, self._supports, scratch_dir=scratch_dir
-            )
+            all_or_error(self._session.run([EncodeUnit()], stop=stop))
         with self._timed("calibration"):
-            calibrated = self._calibrate(strategy, stop)
+            calibrated = self._calibrate(stop)
         if calibrated is None:
             return
-        labeller = Labeller(
-            strategy,
-            calibrated.calibration,
-            supports=self._supports,
-            making=self._making,
-            device=self._sam2.device.type,
-        )
-        with ThreadPoolExecutor(1, "writer") as writer:
-            writing: Future[PseudoLabelRecord] | None = None
-            for loaded in read_ahead(targets, load):
-                if stop:
-                    break
-                work = labeller.segment(loaded)
-                # One write at a time: more would only hold more volumes in memory.
-                if writing is not None:
-                    self._add(writing.result())
-                writing = writer.submit(labeller.finish, work)
-            if writing is not None:
-                self._add(writing.result())
+        units: list[LabelUnit] = [QueryUnit(one, calibrated.calibration) for one in targets]
+        for outcome in self._session.run(units, stop=stop):
+            assert isinstance(outcome.unit, QueryUnit)
+            record = outcome.result
+            if not isinstance(record, PseudoLabelRecord):
+                record = given_up(outcome.unit.target, outcome.error)
+            self._add(record)
 
-    def _calibrate(self, strategy: Strategy, stop: StopRequest) -> CalibrationRun | None:
+    def _calibrate(self, stop: StopRequest) -> CalibrationRun | None:
+        """Return an earlier calibration that still holds, or a new one; None if stopped."""
         path, key = self._options.output_dir / CALIBRATION_NAME, self._making.key
         if self._options.resume or self._options.shard is not None:
             earlier = read_calibration(path, key=key)
             if earlier is not None:
                 return earlier
-        calibrated = run_calibration(strategy, self._supports, key=key, stop=stop)
-        if calibrated is not None:
-            write_calibration(calibrated, path)
+        # A single patient leaves nothing to learn from; the calibration then says so.
+        alone = len(self._supports.cases) < 2
+        if alone:
+            logger.warning(
+                "one labelled patient cannot tell how good pseudo labels are: none accepted"
+            )
+        found = {} if alone else self._left_out(stop)
+        if stop:
+            return None
+        calibrated = calibrate_on((found[index] for index in sorted(found)), key=key)
+        write_calibration(calibrated, path)
         return calibrated
+
+    def _left_out(self, stop: StopRequest) -> dict[int, LeftOut]:
+        """Label each support by the others; the results by its place among them."""
+        units = [SupportUnit(index) for index in range(len(self._supports))]
+        found: dict[int, LeftOut] = {}
+        for unit, result in all_or_error(self._told(self._session.run(units, stop=stop))):
+            if isinstance(unit, SupportUnit) and isinstance(result, LeftOut):
+                found[unit.index] = result
+        return found
+
+    def _told(
+        self, outcomes: Iterable[Outcome[LabelUnit, LabelResult]]
+    ) -> Iterator[Outcome[LabelUnit, LabelResult]]:
+        """Log each support's outcome as it comes."""
+        for number, outcome in enumerate(outcomes, start=1):
+            if isinstance(outcome.result, LeftOut):
+                logger.info(
+                    "calibration %d/%d %s: Dice %.3f",
+                    number,
+                    len(self._supports),
+                    outcome.result.name,
+                    outcome.result.dice,
+                )
+            yield outcome
 
     def _add(self, record: PseudoLabelRecord) -> None:
         self._records.append(record)
@@ -290,7 +317,7 @@ class _Run:
             "started": self._started,
             "finished": None,
             "options": _recorded_options(self._options),
-            "device": self._sam2.device.type,
+            "device": self._session.about,
             "making": asdict(self._making),
             "support_errors": self._support_errors,
             "query_problems": [problem.error for problem in self._problems],
@@ -320,7 +347,7 @@ def _check_output_dir(options: PseudoLabelOptions) -> None:
         )
 
 
-def _making(settings: FewShotSettings, sam2: LoadedSam2, checked: CheckedSupports) -> Making:
+def _making(settings: FewShotSettings, sam2: Sam2File, checked: CheckedSupports) -> Making:
     chosen = {name: v for name, v in asdict(settings).items() if name not in _WITHOUT_EFFECT}
     return Making(__version__, sam2.name, sam2.sha256, chosen, checked.supports.sha256)
 
@@ -344,20 +371,6 @@ def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoL
         image=input_name(path, options.query_dir),
         error=str(problem),
     )
-
-
-@contextmanager
-def _scratch_folder(output_dir: Path) -> Iterator[Path]:
-    """Give a folder on the output's disk that is gone in the end."""
-    try:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(
-            dir=output_dir, prefix=".scratch-", ignore_cleanup_errors=True
-        )
-    except OSError as error:
-        raise output_error(output_dir, error) from error
-    with folder as name:
-        yield Path(name)
 
 
 def _no_query(queries: Queries, options: PseudoLabelOptions) -> NoInputError:

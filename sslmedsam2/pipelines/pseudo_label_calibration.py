@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sslmedsam2.errors import SslMedSam2Error
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
-from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy
+from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy, Support
 from sslmedsam2.imaging.atomic import write_text_atomic
-from sslmedsam2.pipelines.interrupt import StopRequest
-from sslmedsam2.pipelines.pseudo_label_inputs import SupportFiles
 
 logger = logging.getLogger(__name__)
 
@@ -50,29 +49,31 @@ class CalibrationRun:
     cases: tuple[CalibrationCase, ...]
 
 
-def run_calibration(
-    strategy: Strategy, supports: SupportFiles, *, key: str, stop: StopRequest
-) -> CalibrationRun | None:
-    """Segment each support by all other patients' and compare; None if a stop was asked for.
+@dataclass(frozen=True)
+class LeftOut:
+    """How a support was labelled by all other patients'; ``dice`` with its expert mask."""
 
-    A single patient leaves nothing to learn from; the calibration then says so.
-    """
-    if len(supports.cases) < 2:
-        logger.warning("one labelled patient cannot tell how good pseudo labels are: none accepted")
-        return CalibrationRun(key, calibrate([]), ())
-    known: dict[str, tuple[Evidence, float]] = {}
-    for support in supports:
-        if stop:
-            return None
-        query = Query(support.name, support.case, support.image, support.geometry)
-        try:
-            found = strategy.segment(query, leave_out_case=support.case)
-        except SslMedSam2Error as error:
-            logger.error("left out of the calibration: %s", error)
-            continue
-        dice = mask_dice(found.mask_zyx > 0, support.mask_zyx > 0)
-        known[support.name] = found.evidence, dice
-        logger.info("calibration %d/%d %s: Dice %.3f", len(known), len(supports), query.name, dice)
+    name: str
+    evidence: Evidence
+    dice: float
+
+
+def leave_out(strategy: Strategy, support: Support) -> LeftOut | None:
+    """Segment a support by all other patients' and compare; None if that fails."""
+    query = Query(support.name, support.case, support.image, support.geometry)
+    try:
+        found = strategy.segment(query, leave_out_case=support.case)
+    except SslMedSam2Error as error:
+        logger.error("left out of the calibration: %s", error)
+        return None
+    return LeftOut(
+        support.name, found.evidence, mask_dice(found.mask_zyx > 0, support.mask_zyx > 0)
+    )
+
+
+def calibrate_on(found: Iterable[LeftOut], *, key: str) -> CalibrationRun:
+    """Learn from supports, each labelled by the others, in the order of the supports."""
+    known = {one.name: (one.evidence, one.dice) for one in found}
     cases = tuple(_case(name, known) for name in known)
     return CalibrationRun(key, calibrate(list(known.values())), cases)
 

@@ -62,6 +62,11 @@ class SupportFiles(Sequence[Support]):
         """The patients."""
         return frozenset(series.case for series in self._series)
 
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All files."""
+        return tuple(path for one in self._series for path in (one.image_path, one.mask_path))
+
     def case_with_image(self, sha256: str) -> str | None:
         """Return the case of the support whose image file has this hash, if there is one."""
         for series in self._series:

@@ -193,6 +193,14 @@ class Labeller:
         )
 
 
+def given_up(target: QueryTarget, error: SslMedSam2Error | None) -> PseudoLabelRecord:
+    """Note that no worker could do a query; no earlier result is left of it either."""
+    _remove_files(target.paths)
+    record = replace(target.blank, error=str(error))
+    write_record(record, target.paths.record)
+    return record
+
+
 def reusable_record(target: QueryTarget, making: Making) -> PseudoLabelRecord | None:
     """Return the record of an earlier run if its pseudo label still stands, else None.
 

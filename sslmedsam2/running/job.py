@@ -7,7 +7,7 @@ each process that works.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,3 +122,26 @@ class Runner(Protocol):
 
     def open(self, job: Job[Unit, Result]) -> AbstractContextManager[Session[Unit, Result]]:
         """Set a job up and be ready for its units; raises what its set-up raises."""
+
+
+def all_or_error(outcomes: Iterable[Outcome[Unit, Result]]) -> list[tuple[Unit, Result]]:
+    """Wait for all units, then return the results, or raise what went wrong first.
+
+    Raises
+    ------
+    SslMedSam2Error
+        A unit has failed; the others are done and will not be done again.
+    """
+    found: list[tuple[Unit, Result]] = []
+    errors: list[SslMedSam2Error] = []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            errors.append(outcome.error)
+        else:
+            found.append((outcome.unit, outcome.result))  # type: ignore[arg-type]
+    if len(errors) > 1:
+        names = ", ".join(sorted(error.subject for error in errors))
+        raise SslMedSam2Error(names, reason=errors[0].reason, remedy=errors[0].remedy)
+    if errors:
+        raise errors[0]
+    return found
