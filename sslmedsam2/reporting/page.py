@@ -34,7 +34,10 @@ VIEW_BUDGET_BYTES = (MAX_CASE_BYTES - 2_000) * 3 // 4
 _ASSETS_FOLDER = "assets"
 _CASES_FOLDER = "cases"
 _TEMPLATE_NAME = "index.html"
-_COPIED_ASSETS = ("page.css", "table.js", "viewer.js", "niivue.umd.js", "NIIVUE-LICENSE.txt")
+_COPIED_ASSETS = (
+    *("page.css", "sorting.js", "table.js", "viewer.js"),
+    *("niivue.umd.js", "NIIVUE-LICENSE.txt"),
+)
 _CASE_NAME = re.compile(r"\d{4,}\.js")
 
 

@@ -56,6 +56,7 @@ def test_hostile_text_cannot_leave_its_script_element(tmp_path):
     assert json.loads(data)["series"] == [row]
     assert [attributes.get("src") for attributes, _ in scripts] == [
         None,
+        "assets/sorting.js",
         "assets/table.js",
         "assets/viewer.js",
     ]
@@ -70,7 +71,7 @@ def test_the_title_is_escaped(tmp_path):
 def test_everything_the_page_refers_to_lies_beside_it(tmp_path):
     text = page(tmp_path).read_text(encoding="utf-8")
     references = re.findall(r'(?:src|href)="([^"#]+)"', text)
-    assert len(references) == 3
+    assert len(references) == 4
     assert all((tmp_path / name).is_file() for name in references)
     assert (tmp_path / "assets" / "niivue.umd.js").is_file()
     assert (tmp_path / "assets" / "NIIVUE-LICENSE.txt").is_file()
@@ -78,7 +79,7 @@ def test_everything_the_page_refers_to_lies_beside_it(tmp_path):
 
 def test_no_file_of_ours_names_an_external_address():
     ours = [path for path in ASSETS.iterdir() if "niivue" not in path.name.lower()]
-    assert len(ours) == 5
+    assert len(ours) == 9
     assert not [path.name for path in ours if re.search(r"https?:|//\w+\.\w", path.read_text())]
 
 

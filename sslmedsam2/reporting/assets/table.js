@@ -90,11 +90,8 @@ const qcTable = (() => {
   }
 
   function compare(one, other) {
-    const [a, b] = [sorting.column.value(one.series), sorting.column.value(other.series)];
-    // What has no value comes last, whichever way the column is sorted.
-    if (a === null || b === null) return (a === null) - (b === null);
-    const order = typeof a === "number" ? a - b : a.localeCompare(b, undefined, { numeric: true });
-    return sorting.down ? -order : order;
+    const { value } = sorting.column;
+    return qcSorting.compare(value(one.series), value(other.series), sorting.down);
   }
 
   function isWanted({ series, text }) {
@@ -114,8 +111,7 @@ const qcTable = (() => {
     element("shown-count").textContent = `${wanted.length} of ${rows.length} series`;
     for (const heading of element("headings").children) {
       const isSorted = sorting && sorting.column.name === heading.dataset.name;
-      if (isSorted) heading.setAttribute("aria-sort", sorting.down ? "descending" : "ascending");
-      else heading.removeAttribute("aria-sort");
+      qcSorting.mark(heading, isSorted ? sorting.down : null);
     }
     for (const button of element("counts").children) {
       button.setAttribute("aria-pressed", String(button.dataset.status === element("filter-status").value));
@@ -133,10 +129,7 @@ const qcTable = (() => {
       const heading = make("th", column.digits === undefined ? "" : "figure");
       heading.scope = "col";
       heading.dataset.name = column.name;
-      const button = make("button", "", column.name);
-      button.type = "button";
-      button.addEventListener("click", () => sortBy(column));
-      heading.append(button);
+      heading.append(qcSorting.makeButton(column.name, () => sortBy(column)));
       element("headings").append(heading);
     }
   }
