@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
+from sslmedsam2.refine.curves import FOLDER_NAME
 from sslmedsam2.refine.dataset import TrainingImage
 from sslmedsam2.refine.plans import CompactPreset
 
@@ -66,6 +67,20 @@ def write_labelled_case(
 def write_labelled_cases(folder: Path, *, count: int) -> list[TrainingImage]:
     """Write that many different abdomens, called case1 and so on."""
     return [write_labelled_case(folder / f"case{n}", seed=n) for n in range(1, count + 1)]
+
+
+def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return each TensorBoard curve of a fold as a list of (epoch, value)."""
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator",
+        reason="needs the extra [tensorboard]",
+    )
+    events = accumulator.EventAccumulator(str(folder / FOLDER_NAME))
+    events.Reload()
+    return {
+        name: [(event.step, event.value) for event in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
+    }
 
 
 def _flipped_affine(shape_zyx: tuple[int, ...], flips_zyx: tuple[int, ...]) -> np.ndarray:

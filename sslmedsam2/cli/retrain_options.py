@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.shared_options import device_option
+from sslmedsam2.cli.shared_options import deterministic_option, device_option, preset_option
 
 if TYPE_CHECKING:
     from sslmedsam2.pipelines.retraining.options import RetrainOptions
@@ -65,8 +65,15 @@ _OPTIONS = (
         show_default=True,
         help="Networks a round; each re-predicts the patients it did not train on.",
     ),
-    click.option("--epochs", type=click.IntRange(1), default=30, show_default=True),
-    click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True),
+    preset_option,
+    click.option(
+        "--epochs", type=click.IntRange(1), help="[default: 30 of compact, 100 of the others]"
+    ),
+    click.option(
+        "--iterations-per-epoch",
+        type=click.IntRange(1),
+        help="[default: 50 of compact, 250 of the others]",
+    ),
     click.option(
         "--start",
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -114,6 +121,7 @@ _OPTIONS = (
         help="For the manifest: whose data, and where from.",
     ),
     click.option("--licence", default="not stated", help="For the manifest: terms of the weights."),
+    deterministic_option,
     device_option,
 )
 
@@ -128,14 +136,21 @@ def retrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def as_options(**given: Any) -> RetrainOptions:
     """Turn what click parsed into the pipeline's options; raises UsageError."""
     from sslmedsam2.contract.names import parse_sequence_list
+    from sslmedsam2.inference.device import choose_device
     from sslmedsam2.pipelines.retraining.options import RetrainOptions
     from sslmedsam2.refine.convergence import StoppingRule
+    from sslmedsam2.refine.presets import PRESETS, default_preset, default_schedule
 
+    preset = PRESETS[given.pop("preset") or default_preset(choose_device(given["device"]))]
+    schedule = default_schedule(preset)
+    given["epochs"] = given["epochs"] or schedule.round_epochs
+    given["iterations_per_epoch"] = given["iterations_per_epoch"] or schedule.iterations_per_epoch
     rounds = _rounds(given.pop("rounds"))
     most, settled_at = given.pop("max_rounds"), given.pop("settled_at")
     sequences = given.pop("sequences")
     return RetrainOptions(
         **given,
+        preset=preset,
         sequences=None if sequences is None else parse_sequence_list(sequences),
         rule=StoppingRule(
             most_rounds=most if rounds is None else rounds,

@@ -7,3 +7,15 @@ import click
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cuda", "cpu"]), default="auto", show_default=True
 )
+
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["compact", "resenc-m", "resenc-l"]),
+    help="Size of the network: for a CPU, a GPU of 12 GB, one of 24 GB.  [default: compact on a "
+    "CPU, resenc-m on a GPU]",
+)
+deterministic_option = click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Same data, same weights also on a GPU, which takes longer; a CPU always does so.",
+)

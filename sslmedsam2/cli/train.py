@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import deterministic_option, preset_option
 
 
 @click.command(cls=ConfiguredCommand)
@@ -45,9 +46,15 @@ from sslmedsam2.cli.config import ConfiguredCommand
     show_default=True,
     help="Cross-validation folds before the final network, 2 or more; 0 for none.",
 )
-@click.option("--epochs", type=click.IntRange(1), default=28, show_default=True)
-@click.option("--final-epochs", type=click.IntRange(1), default=18, show_default=True)
-@click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True)
+@preset_option
+@click.option("--epochs", type=click.IntRange(1), help="[default: 28 of compact, 100 of others]")
+@click.option(
+    "--final-epochs", type=click.IntRange(1), help="[default: 18 of compact, 60 of others]"
+)
+@click.option(
+    "--iterations-per-epoch", type=click.IntRange(1), help="[default: 50 of compact, 250 of others]"
+)
+@deterministic_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--start",
@@ -74,8 +81,16 @@ def train(**options: Any) -> int:
     """Train a model from labelled studies."""
     from sslmedsam2.pipelines.train import TrainOptions
     from sslmedsam2.pipelines.train import train as run
+    from sslmedsam2.refine.presets import PRESETS, default_preset, default_schedule
 
-    scores = run(TrainOptions(**options))
+    preset = PRESETS[options.pop("preset") or default_preset(options["device"])]
+    schedule = default_schedule(preset)
+    options["epochs"] = options["epochs"] or schedule.fold_epochs
+    options["final_epochs"] = options["final_epochs"] or schedule.final_epochs
+    options["iterations_per_epoch"] = (
+        options["iterations_per_epoch"] or schedule.iterations_per_epoch
+    )
+    scores = run(TrainOptions(**options, preset=preset))
     for score in scores:
         click.echo(
             f"{score.case} {score.sequence}: Dice {score.dice:.4f}, "

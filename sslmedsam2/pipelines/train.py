@@ -26,11 +26,13 @@ from sslmedsam2.refine.dataset import (
     alternating_splits,
     build_dataset,
     case_key,
+    read_plans,
     repeats_for_share,
     write_repeats,
     write_splits,
 )
 from sslmedsam2.refine.plans import CompactPreset
+from sslmedsam2.refine.presets import Preset, planned_network
 from sslmedsam2.refine.training import (
     check_device,
     preprocessed_dir,
@@ -38,6 +40,7 @@ from sslmedsam2.refine.training import (
     trained_model_dir,
     worth_compiling,
 )
+from sslmedsam2.weights.layout import PLANS_FILE
 
 if TYPE_CHECKING:
     from sslmedsam2.refine.trainer import TrainingSettings
@@ -71,6 +74,8 @@ class TrainOptions:
         first fold.
     weights_dir
         Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
+    deterministic
+        Let a GPU give the same weights each time, at the price of speed; a CPU always does.
     preset
         Size of the network and of its patches.
     """
@@ -84,13 +89,14 @@ class TrainOptions:
     final_epochs: int = 18
     iterations_per_epoch: int = 50
     device: Literal["cpu", "cuda"] = "cpu"
+    deterministic: bool = False
     start: Path | None = None
     warm_start: Path | None = None
     weights_dir: Path | None = None
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"
-    preset: CompactPreset = field(default_factory=CompactPreset)
+    preset: Preset = field(default_factory=CompactPreset)
 
 
 def train(options: TrainOptions) -> tuple[FoldScore, ...]:
@@ -178,6 +184,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
     )
 
 
@@ -210,9 +217,10 @@ def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int
             "cross_validation_dice": float(np.mean([score.dice for score in scores])),
             "cross_validation_hausdorff_mm": float(np.mean([s.hausdorff_mm for s in scores])),
         }
+    network = planned_network(read_plans(trained_model_dir(options.work_dir) / PLANS_FILE))
     recipe = (
-        f"sslmedsam2 train: voxels of {_by(options.preset.spacing_zyx_mm)} mm, patches of "
-        f"{_by(options.preset.patch_zyx)}, {n_images} labelled images, {options.folds} folds of "
+        f"sslmedsam2 train: voxels of {_by(network.spacing_zyx_mm)} mm, patches of "
+        f"{_by(network.patch_zyx)}, {n_images} labelled images, {options.folds} folds of "
         f"{options.epochs} epochs, final network of {options.final_epochs} epochs, "
         f"{options.iterations_per_epoch} iterations each"
     )

@@ -37,5 +37,5 @@ def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
 
 
 def can_compile() -> bool:
-    """Whether the C++ compiler that torch.compile needs on a CPU is installed."""
+    """Whether the compiler that torch.compile needs, on any device, is installed."""
     return any(shutil.which(name) for name in _COMPILERS)

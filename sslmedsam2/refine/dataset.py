@@ -27,10 +27,10 @@ from sslmedsam2.refine.plans import (
     CONFIGURATION,
     DATASET_NAME,
     PLANS_NAME,
-    CompactPreset,
-    compact_plans,
+    Grid,
     dataset_json,
 )
+from sslmedsam2.refine.presets import Preset, plan_network
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"
@@ -71,8 +71,7 @@ class LabelledArray:
 class _Extent:
     """What the plans take of one image: its grid, and a sample of its liver's intensities."""
 
-    shape_zyx: tuple[int, ...]
-    spacing_zyx_mm: tuple[float, float, float]
+    grid: Grid
     liver: npt.NDArray[np.float32]
 
 
@@ -128,7 +127,7 @@ def build_dataset(
     series: Sequence[TrainingImage],
     *,
     preprocessed_dir: Path,
-    preset: CompactPreset,
+    preset: Preset,
     labels: Mapping[str, int] = TRAINED_LABELS,
     plans: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -181,7 +180,7 @@ def build_dataset(
     return folder
 
 
-def make_plans(series: Sequence[TrainingImage], preset: CompactPreset) -> dict[str, Any]:
+def make_plans(series: Sequence[TrainingImage], preset: Preset) -> dict[str, Any]:
     """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
     return _plans_for([_extent(load_labelled(item)) for item in series], preset)
 
@@ -199,7 +198,7 @@ def write_plans(path: Path, plans: Mapping[str, Any]) -> None:
 
 def _inputs(
     series: Sequence[TrainingImage],
-    preset: CompactPreset,
+    preset: Preset,
     *,
     labels: Mapping[str, int],
     plans: Mapping[str, Any] | None,
@@ -229,19 +228,15 @@ def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
 def _extent(item: LabelledArray) -> _Extent:
     liver = item.image_zyx[item.labels_zyx == LIVER]
     step = max(1, liver.size // _SAMPLED_VOXELS)
-    return _Extent(item.image_zyx.shape, item.spacing_zyx_mm, liver[::step].copy())
+    return _Extent(Grid(item.image_zyx.shape, item.spacing_zyx_mm), liver[::step].copy())
 
 
-def _plans_for(extents: Sequence[_Extent], preset: CompactPreset) -> dict[str, Any]:
+def _plans_for(extents: Sequence[_Extent], preset: Preset) -> dict[str, Any]:
     foreground = np.concatenate([extent.liver for extent in extents])
     low, median, high = np.percentile(foreground, [0.5, 50, 99.5])
-    median_shape = np.median([extent.shape_zyx for extent in extents], axis=0)
-    median_spacing = np.median([extent.spacing_zyx_mm for extent in extents], axis=0)
-    return compact_plans(
+    return plan_network(
         preset,
-        dataset_name=DATASET_NAME,
-        median_shape_zyx=tuple(int(n) for n in median_shape),  # type: ignore[arg-type]
-        median_spacing_zyx_mm=tuple(float(s) for s in median_spacing),  # type: ignore[arg-type]
+        [extent.grid for extent in extents],
         intensity={
             "mean": float(foreground.mean()),
             "std": float(foreground.std()),

@@ -30,6 +30,14 @@ class CompactPreset:
     batch_size: int = 1
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where an image's voxels lie, in the canonical orientation."""
+
+    shape_zyx: tuple[int, ...]
+    spacing_zyx_mm: tuple[float, float, float]
+
+
 def dataset_json(*, n_cases: int, labels: dict[str, int]) -> dict[str, Any]:
     """Return nnU-Net's ``dataset.json`` for one MR channel."""
     return {

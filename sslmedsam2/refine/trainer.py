@@ -35,11 +35,20 @@ from sslmedsam2.refine.contrast import (
     SliceThicknessTransform,
 )
 from sslmedsam2.refine.cpu import arrange_for_cpu, can_compile
+from sslmedsam2.refine.curves import Curves
 from sslmedsam2.refine.dataset import read_repeats
+from sslmedsam2.refine.deterministic import CrossEntropy, arrange_deterministically
 
 logger = logging.getLogger(__name__)
 
 _MAX_GRADIENT_NORM = 12.0
+_CURVES = {
+    "loss/train": "train_losses",
+    "loss/validation": "val_losses",
+    "pseudo_dice": "mean_fg_dice",
+    "learning_rate": "lrs",
+}
+"""Names in TensorBoard, and what nnU-Net's own log calls them."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,12 @@ class TrainingSettings:
     compile_on_cpu
         Let torch.compile fuse the network where a C++ compiler is installed: half a minute at the
         start, a fifth less time an iteration. A GPU follows nnU-Net's own setting.
+    deterministic
+        Let a GPU give the same weights each time: slower, patches loaded in this process.
     seed
         Decides the first weights and reseeds every epoch, so that on a CPU a run that was
-        interrupted and resumed ends with the same weights as one that was not. On a GPU nnU-Net
-        loads patches in worker processes, whose order no seed decides.
+        interrupted and resumed ends with the same weights as one that was not. On a GPU, unless
+        ``deterministic``, nnU-Net loads patches in worker processes, whose order no seed decides.
     """
 
     epochs: int = 30
@@ -74,6 +85,7 @@ class TrainingSettings:
     contrast_probability: float = 0.7
     mirror_probability: float = 0.1
     compile_on_cpu: bool = False
+    deterministic: bool = False
     seed: int = 20260
 
 
@@ -87,6 +99,7 @@ class LiverTrainer(nnUNetTrainer):
 
     settings: TrainingSettings
     network: Any
+    curves: Curves
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -102,6 +115,8 @@ class LiverTrainer(nnUNetTrainer):
         """Build network and optimiser as nnU-Net does, from seeded weights."""
         self._reseed()
         super().initialize()
+        if self.settings.deterministic:
+            arrange_deterministically(self.network)
         if self.device.type == "cpu":
             arrange_for_cpu(self.network)
             if self.settings.compile_on_cpu and can_compile():
@@ -208,6 +223,23 @@ class LiverTrainer(nnUNetTrainer):
             transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
         return ComposeTransforms(transforms)
 
+    def _build_loss(self) -> Any:
+        loss = super()._build_loss()
+        if self.settings.deterministic:
+            of_each_output = getattr(loss, "loss", loss)
+            of_each_output.ce = CrossEntropy(self.label_manager.ignore_label)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Begin the curves where the training begins or goes on."""
+        super().on_train_start()
+        self.curves = Curves(Path(self.output_folder), first_epoch=self.current_epoch)
+
+    def on_train_end(self) -> None:
+        """Finish checkpoint and curves."""
+        super().on_train_end()
+        self.curves.close()
+
     def on_train_epoch_start(self) -> None:
         """Reseed by epoch number, then proceed as nnU-Net does."""
         self._reseed()
@@ -226,15 +258,18 @@ class LiverTrainer(nnUNetTrainer):
         return {"loss": loss.detach().numpy()}
 
     def on_epoch_end(self) -> None:
-        """Report one line an epoch, then checkpoint as nnU-Net does."""
+        """Checkpoint as nnU-Net does, then report one line and the curves."""
+        epoch = self.current_epoch
         super().on_epoch_end()
+        newest = {name: self.logger.get_value(key, step=-1) for name, key in _CURVES.items()}
+        self.curves.add(epoch, newest)
         logger.info(
             "fold %s, epoch %d of %d: loss %.3f, validation Dice of patches %.3f",
             self.fold,
-            self.current_epoch,
+            epoch + 1,
             self.num_epochs,
-            self.logger.get_value("train_losses", step=-1),
-            self.logger.get_value("mean_fg_dice", step=-1),
+            newest["loss/train"],
+            newest["pseudo_dice"],
         )
 
     def save_checkpoint(self, filename: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,28 +87,39 @@ def train_fold(
     if final.is_file():
         logger.info("fold %s is trained already", fold)
         return final
-    trainer = _make_trainer(work_dir, fold=fold, device=device)
-    trainer.use(settings)
-    trainer.initialize()
-    latest = final.with_name("checkpoint_latest.pth")
-    if latest.is_file():
-        trainer.load_checkpoint(str(latest))
-        logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
-    elif warm_start is not None:
-        _load_weights(trainer, warm_start)
-    trainer.run_training()
+    from sslmedsam2.refine.deterministic import deterministic_algorithms
+
+    set_environment(work_dir, device=device, settings=settings)
+    with deterministic_algorithms() if settings.deterministic else nullcontext():
+        trainer = _make_trainer(work_dir, fold=fold, device=device)
+        trainer.use(settings)
+        trainer.initialize()
+        latest = final.with_name("checkpoint_latest.pth")
+        if latest.is_file():
+            trainer.load_checkpoint(str(latest))
+            logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
+        elif warm_start is not None:
+            _load_weights(trainer, warm_start)
+        trainer.run_training()
     return final
+
+
+def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) -> None:
+    """Tell nnU-Net its folders and settings in the environment, where alone it looks."""
+    from sslmedsam2.refine.cpu import can_compile
+
+    os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
+    os.environ["nnUNet_results"] = str(work_dir / "results")
+    if device == "cpu" or settings.deterministic:
+        # Worker processes need shared memory, on a CPU they would only compete for its cores, and
+        # no seed decides which of them comes first.
+        os.environ["nnUNet_n_proc_DA"] = "0"
+    if device == "cpu" or settings.deterministic or not can_compile():
+        os.environ["nnUNet_compile"] = "f"
 
 
 def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
     """Build nnU-Net's trainer by hand: its class search would import every variant it has."""
-    # nnU-Net finds its folders and settings in the environment only.
-    os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
-    os.environ["nnUNet_results"] = str(work_dir / "results")
-    if device == "cpu":
-        # Worker processes need shared memory; on a CPU they would only compete for its cores.
-        os.environ["nnUNet_n_proc_DA"] = "0"
-        os.environ["nnUNet_compile"] = "f"
     import torch
 
     from sslmedsam2.refine.trainer import LiverTrainer

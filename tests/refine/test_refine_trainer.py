@@ -1,21 +1,33 @@
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import PRESET, restored_environment, write_labelled_cases
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_models import make_plans
+from tiny_scans import abdomen
+from tiny_training import PRESET, read_curves, restored_environment, write_labelled_cases
 
 from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.refine import cpu, training
 from sslmedsam2.refine.dataset import alternating_splits, build_dataset, write_splits
-from sslmedsam2.refine.trainer import TrainingSettings
+from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.refine.training import (
     check_device,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
 )
+from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import ModelCard
 
 SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
 
@@ -103,6 +115,109 @@ def test_trained_fold_is_left_alone(trained):
     assert "checkpoint_latest.pth" not in names
     assert _train(work_dir) == checkpoint
     assert checkpoint.stat().st_mtime_ns == written
+
+
+def test_curves_of_every_epoch_are_kept_for_tensorboard_and_as_a_picture(trained):
+    _, checkpoint = trained
+    curves = read_curves(checkpoint.parent)
+
+    assert curves.keys() == {"loss/train", "loss/validation", "pseudo_dice", "learning_rate"}
+    logged = torch.load(checkpoint, weights_only=False)["logging"]
+    for name, key in (("loss/train", "train_losses"), ("learning_rate", "lrs")):
+        assert [epoch for epoch, _ in curves[name]] == [0, 1]
+        assert [value for _, value in curves[name]] == pytest.approx(logged[key])
+    assert (checkpoint.parent / "progress.png").stat().st_size > 0
+
+
+def test_residual_network_is_trained_and_served(tmp_path):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    plans = make_plans(
+        residual=True,
+        patch=PRESET.patch_zyx,
+        spacing_mm=PRESET.spacing_zyx_mm,
+        strides=PRESET.strides_zyx,
+    )
+    residual = tmp_path / "residual"
+    dataset = build_dataset(
+        images, preprocessed_dir=preprocessed_dir(residual), preset=PRESET, plans=plans
+    )
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+
+    checkpoint = _train(residual)
+    freeze_model(
+        checkpoint.parents[1],
+        tmp_path / "weights",
+        name="residual",
+        sequences=("*",),
+        folds=("0",),
+        half=True,
+        card=ModelCard("abdomens", "a test", "Apache-2.0", "2026-01-31", {}),
+    )
+    (model,) = locate_models(tmp_path / "weights")
+    assert "ResidualEncoderUNet" in (model.path / "plans.json").read_text()
+    segmenter = CanonicalSegmenter(
+        read_model_spec(model.path, folds=model.folds), EngineOptions(device="cpu")
+    )
+    image = abdomen()[0]
+    as_is = Reorientation(axes=(0, 1, 2), flipped_axes=())
+    found = segmenter.segment(CanonicalVolume(image, (7.0, 4.0, 4.0), as_is))
+    assert found.mask_zyx.shape == image.shape
+
+
+def test_deterministic_training_holds_torch_to_it_and_lets_it_go(data, tmp_path, monkeypatch):
+    seen = []
+    step = LiverTrainer.train_step
+
+    def watched(self, batch):
+        seen.append(
+            (torch.are_deterministic_algorithms_enabled(), type(self.loss.loss.ce).__module__)
+        )
+        return step(self, batch)
+
+    monkeypatch.setattr(LiverTrainer, "train_step", watched)
+    weights = []
+    for name, deterministic in (("a", True), ("b", False)):
+        folder = shutil.copytree(data, tmp_path / name)
+        settings = replace(SETTINGS, epochs=1, deterministic=deterministic)
+        weights.append(_weights(train_fold(folder, fold=0, settings=settings, device="cpu")))
+
+    assert seen[:2] == [(True, "sslmedsam2.refine.deterministic")] * 2
+    assert [enabled for enabled, _ in seen[2:]] == [False, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-3, rtol=0)
+
+
+def test_step_on_a_gpu_is_left_to_nnunet_and_so_in_mixed_precision(monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda _, batch: {"loss": batch})
+    trainer = object.__new__(LiverTrainer)
+    trainer.device = torch.device("cuda", 0)
+
+    assert trainer.train_step("a batch") == {"loss": "a batch"}
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "compiler", "workers", "compiled"),
+    [
+        ("cpu", False, True, "0", "f"),
+        ("cuda", False, True, None, None),
+        ("cuda", True, True, "0", "f"),
+        ("cuda", False, False, None, "f"),
+    ],
+)
+def test_nnunet_is_told_how_to_load_and_whether_to_compile(
+    tmp_path, monkeypatch, device, deterministic, compiler, workers, compiled
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    monkeypatch.delenv("nnUNet_compile")
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
+    settings = replace(SETTINGS, deterministic=deterministic)
+
+    training.set_environment(tmp_path, device=device, settings=settings)
+    told = dict(os.environ)
+    assert told.get("nnUNet_n_proc_DA") == workers
+    assert told.get("nnUNet_compile") == compiled
+    assert told["nnUNet_results"] == str(tmp_path / "results")
 
 
 def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):

@@ -19,10 +19,13 @@ from sslmedsam2.contract.labelled import LabelledSeries, find_labelled_series
 from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, as_record, decisive
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json, write_json
 from sslmedsam2.refine.dataset import TrainingImage, load_labelled
+from sslmedsam2.refine.plans import CompactPreset, Grid
+from sslmedsam2.refine.presets import plan_network, planned_network
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -273,13 +276,20 @@ def _files(image: TrainingImage) -> dict[str, Path | None]:
 
 
 def _check_disk(index: Index, options: RetrainOptions) -> None:
-    voxel_mm3 = float(np.prod(options.preset.spacing_zyx_mm))
-    preprocessed = labels = 0.0
-    for path in [image.image_path for image in index.labelled] + [q.path for q in index.queries]:
-        geometry = read_grid(path).geometry
-        voxels = float(np.prod(geometry.shape_zyx))
-        preprocessed += voxels * float(np.prod(geometry.spacing_zyx_mm)) / voxel_mm3
-        labels += voxels
+    grids = [
+        _grid(path)
+        for path in (
+            *(image.image_path for image in index.labelled),
+            *(query.path for query in index.queries),
+        )
+    ]
+    planned = planned_network(plan_network(options.preset, grids, intensity={}))
+    voxel_mm3 = float(np.prod(planned.spacing_zyx_mm))
+    labels = sum(float(np.prod(grid.shape_zyx)) for grid in grids)
+    preprocessed = sum(
+        float(np.prod(grid.shape_zyx)) * float(np.prod(grid.spacing_zyx_mm)) / voxel_mm3
+        for grid in grids
+    )
     a_round = preprocessed * _PREPROCESSED_BYTES + labels * _MAP_BYTES
     needed = labels * _MAP_BYTES + a_round * options.rule.most_rounds
     options.work_dir.mkdir(parents=True, exist_ok=True)
@@ -295,12 +305,19 @@ def _check_disk(index: Index, options: RetrainOptions) -> None:
         )
 
 
+def _grid(path: Path) -> Grid:
+    """Read where an image's voxels lie once it is turned to the canonical orientation."""
+    geometry = read_grid(path).geometry
+    z, y, x = reorientation_of(geometry).axes
+    shape, spacing = geometry.shape_zyx, geometry.spacing_zyx_mm
+    return Grid((shape[z], shape[y], shape[x]), (spacing[z], spacing[y], spacing[x]))
+
+
 def _estimate_time(options: RetrainOptions) -> None:
     iterations = options.folds * options.epochs * options.iterations_per_epoch
     logger.info(
-        "estimate: %d iterations a round, at most %d rounds; on two CPU cores about %.1f hours a "
-        "round for the compact preset",
-        iterations,
-        options.rule.most_rounds,
-        iterations * _CPU_SECONDS_AN_ITERATION / 3600,
+        "estimate: %d iterations a round, at most %d rounds", iterations, options.rule.most_rounds
     )
+    if isinstance(options.preset, CompactPreset):
+        hours = iterations * _CPU_SECONDS_AN_ITERATION / 3600
+        logger.info("estimate: on two CPU cores about %.1f hours a round", hours)

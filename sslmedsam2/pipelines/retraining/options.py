@@ -9,12 +9,16 @@ from typing import Any, Final, Literal
 from sslmedsam2.inference.device import Device
 from sslmedsam2.refine.convergence import StoppingRule
 from sslmedsam2.refine.plans import CompactPreset
+from sslmedsam2.refine.presets import Preset, preset_from_record
 from sslmedsam2.refine.selection import IGNORE_ABOVE
 
 Final_ = Literal["ensemble", "best-fold", "average"]
 
 _FOLDERS: Final = ("labelled_dir", "unlabelled_dir", "start")
-_NOT_DECISIVE: Final = ("weights_dir", "name", "training_data", "licence", "final", "device")
+_NOT_DECISIVE: Final = (
+    *("weights_dir", "name", "training_data", "licence", "final"),
+    *("device", "deterministic"),
+)
 """Options that may change between two calls on one work directory: no stage before freezing
 depends on them, or its result does so only by rounding."""
 
@@ -55,6 +59,10 @@ class RetrainOptions:
     final
         What is frozen of the best round: all folds, the best of them, or one network with the
         mean of their weights.
+    deterministic
+        Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+    preset
+        Size of the network.
     """
 
     labelled_dir: Path
@@ -74,8 +82,9 @@ class RetrainOptions:
     agreement_needed: float = 0.85
     final: Final_ = "ensemble"
     device: Device = "auto"
+    deterministic: bool = False
     seed: int = 20260
-    preset: CompactPreset = field(default_factory=CompactPreset)
+    preset: Preset = field(default_factory=CompactPreset)
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"
@@ -97,11 +106,10 @@ def from_record(record: dict[str, Any], *, work_dir: Path) -> RetrainOptions:
     for name in (*_FOLDERS, "weights_dir"):
         if chosen[name] is not None:
             chosen[name] = Path(chosen[name])
-    preset = {name: _tuples(value) for name, value in chosen["preset"].items()}
     chosen |= {
         "work_dir": work_dir,
         "rule": StoppingRule(**chosen["rule"]),
-        "preset": CompactPreset(**preset),
+        "preset": preset_from_record(chosen["preset"]),
         "sequences": None if chosen["sequences"] is None else tuple(chosen["sequences"]),
     }
     return RetrainOptions(**chosen)
@@ -114,7 +122,3 @@ def decisive(record: dict[str, Any]) -> dict[str, Any]:
     """
     left_out = (*_FOLDERS, *_NOT_DECISIVE, "work_dir", "rule")
     return {name: value for name, value in record.items() if name not in left_out}
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

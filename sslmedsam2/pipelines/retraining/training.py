@@ -108,6 +108,7 @@ def train_round(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
         seed=options.seed,
     )
     for fold in range(options.folds) if folds is None else folds:
