@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.retrain_options import as_options, retrain_options
 
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     expose_value=False,
     help="Go on with the work directory; always so.",
 )
-def retrain(**given: Any) -> int:
+@cluster_option
+def retrain(*, cluster: str, **given: Any) -> int:
     """Retrain from a few labelled and many unlabelled volumes, offline, in rounds.
 
     SAM2 labels what has no mask; nnU-Net trains on experts' and pseudo masks, labels anew what it
@@ -37,7 +39,9 @@ def retrain(**given: Any) -> int:
     """
     from sslmedsam2.pipelines.retraining.run import retrain as run
 
-    summary = run(as_options(**given))
+    options = as_options(**for_cluster(cluster, given))
+    with chosen_runner(cluster) as runner:
+        summary = run(options, runner=runner)
     tell(summary)
     return summary.exit_code
 

@@ -28,6 +28,7 @@ from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.postprocessing import keep_liver
 from sslmedsam2.pipelines.drawing import draw_preview
 from sslmedsam2.pipelines.fold_scores import load_fold
@@ -45,6 +46,8 @@ from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, key_of
 from sslmedsam2.pipelines.unforeseen import unforeseen
 from sslmedsam2.pipelines.volume_work import make_ready
 from sslmedsam2.refine.training import trained_model_dir
+from sslmedsam2.running.in_process import InProcessRunner
+from sslmedsam2.running.job import Claim, Runner, all_or_error
 from sslmedsam2.weights.layout import checkpoint_file
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -63,8 +66,9 @@ def relabel_round(
     trained: frozenset[str],
     fewshot_weight: float,
     stop: StopRequest,
+    runner: Runner | None = None,
 ) -> tuple[RelabelRecord, ...] | None:
-    """Re-predict the unlabelled images in turn; what an earlier run finished is kept.
+    """Re-predict the unlabelled images; what an earlier run finished is kept.
 
     Parameters
     ----------
@@ -83,6 +87,8 @@ def relabel_round(
         A network cannot be read.
     OutputError
         The new masks cannot be written.
+    SslMedSam2Error
+        No worker of a cluster could do one of them; the others are done.
     """
     model_dir = trained_model_dir(step.path)
     sha256 = [sha256_file(model_dir / checkpoint_file(str(k))) for k in range(options.folds)]
@@ -90,54 +96,118 @@ def relabel_round(
     known = {image.case for image in index.labelled}
     known |= {query.case for query in index.queries if query.name in trained}
     fewshot_dir = WorkDir(options.work_dir).pseudo_labels
-    networks: dict[int, CanonicalSegmenter] = {}
-    records = []
+    kept: dict[str, RelabelRecord] = {}
+    units = []
     for label in before:
-        if stop:
-            return None
         own = next(fold for fold, hand in enumerate(dealt) if label.query.case in hand)
         folds = (own,) if label.query.name in trained else tuple(range(options.folds))
         weight = fewshot_weight if label.candidate.verdict in ("accept", "doubtful") else 0.0
         key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
         paths = pseudo_label_paths(step.relabelled, label.query.series)
         record = _kept(paths, key)
-        if record is None:
-            for fold in folds:
-                if fold not in networks:
-                    networks[fold] = load_fold(model_dir, fold=fold, device=options.device)
-            blank = RelabelRecord(
-                label.query.case,
-                label.query.sequence,
-                key,
-                folds,
-                trained=label.query.name in trained,
-                fewshot_weight=weight,
-            )
-            fewshot = pseudo_label_paths(fewshot_dir, label.query.series).probability
-            record = _relabel(
-                blank,
-                label,
-                paths,
-                _Sources(
-                    {fold: networks[fold] for fold in folds},
-                    (own,) if label.query.case in known else folds,
-                    fewshot,
-                ),
-            )
-            write_relabel_record(record, paths.record)
-            logger.info("round %d: %s re-predicted", step.number, label.query.name)
-        records.append(record)
-    return tuple(records)
+        if record is not None:
+            kept[label.query.name] = record
+            continue
+        blank = RelabelRecord(
+            label.query.case,
+            label.query.sequence,
+            key,
+            folds,
+            trained=label.query.name in trained,
+            fewshot_weight=weight,
+        )
+        voices = (own,) if label.query.case in known else folds
+        fewshot = pseudo_label_paths(fewshot_dir, label.query.series).probability
+        units.append(RelabelUnit(blank, label, paths, voices, fewshot))
+    if units:
+        with (runner or InProcessRunner()).open(RelabelJob(step, options.device)) as session:
+            found = all_or_error(session.run(units, stop=stop))
+        kept |= {unit.label.query.name: record for unit, record in found}
+    if stop:
+        return None
+    return tuple(kept[label.query.name] for label in before)
 
 
 @dataclass(frozen=True)
-class _Sources:
-    """What a new mask is made of: networks by fold, those of them that are heard, and the file of
-    the few-shot branch's probability."""
+class RelabelUnit:
+    """One unlabelled image, and what its new mask is made of.
 
-    networks: Mapping[int, CanonicalSegmenter]
+    Attributes
+    ----------
+    blank
+        What is known of the new mask before it is made, such as which folds predict.
+    paths
+        Where it goes.
+    voices
+        Those folds that are heard.
+    fewshot_probability
+        File of the few-shot branch.
+    """
+
+    blank: RelabelRecord
+    label: PseudoLabel
+    paths: PseudoLabelPaths
     voices: tuple[int, ...]
     fewshot_probability: Path
+
+
+@dataclass(frozen=True)
+class RelabelJob:
+    """Re-predict images by a round's networks."""
+
+    step: RoundDir
+    device: Device
+    claim: Claim = "share"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self.device != "cpu"
+
+    @property
+    def shared_dir(self) -> Path:
+        """The round's part of the work directory."""
+        return self.step.path
+
+    def name_of(self, unit: RelabelUnit) -> str:
+        """Return the image's name."""
+        return unit.label.query.name
+
+    def files_of(self, unit: RelabelUnit) -> Sequence[Path]:
+        """Return the image."""
+        return (unit.label.query.path,)
+
+    def set_up(self) -> _RelabelStages:
+        """Choose the device; raises UsageError."""
+        return _RelabelStages(self)
+
+
+class _RelabelStages:
+    """Networks are loaded when the first image asks for them."""
+
+    def __init__(self, job: RelabelJob) -> None:
+        self.about = choose_device(job.device)
+        self._job = job
+        self._networks: dict[int, CanonicalSegmenter] = {}
+
+    def load(self, unit: RelabelUnit) -> RelabelUnit:
+        return unit
+
+    def compute(self, unit: RelabelUnit) -> tuple[RelabelUnit, RelabelRecord]:
+        model_dir = trained_model_dir(self._job.step.path)
+        for fold in unit.blank.folds:
+            if fold not in self._networks:
+                self._networks[fold] = load_fold(model_dir, fold=fold, device=self._job.device)
+        return unit, _relabel(unit, {fold: self._networks[fold] for fold in unit.blank.folds})
+
+    def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:
+        unit, record = done
+        write_relabel_record(record, unit.paths.record)
+        logger.info("round %d: %s re-predicted", self._job.step.number, unit.label.query.name)
+        return record
+
+    def close(self) -> None:
+        self._networks.clear()
 
 
 def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
@@ -147,37 +217,28 @@ def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
     return record if record is not None and record.key == key else None
 
 
-def _relabel(
-    blank: RelabelRecord,
-    label: PseudoLabel,
-    paths: PseudoLabelPaths,
-    sources: _Sources,
-) -> RelabelRecord:
+def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
     """Predict, fuse and write one image; an error stays with the image."""
     try:
-        return _written(blank, label, paths, sources)
+        return _written(unit, networks)
     except SslMedSam2Error as error:
-        return replace(blank, error=str(error))
+        return replace(unit.blank, error=str(error))
     except Exception as error:
-        return replace(blank, error=str(unforeseen(label.query.path, error)))
+        return replace(unit.blank, error=str(unforeseen(unit.label.query.path, error)))
 
 
-def _written(
-    blank: RelabelRecord,
-    label: PseudoLabel,
-    paths: PseudoLabelPaths,
-    sources: _Sources,
-) -> RelabelRecord:
+def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
+    blank, label, paths = unit.blank, unit.label, unit.paths
     volume = read_volume(label.query.path)
     ready = make_ready(volume)
     found = {
         fold: network.segment(ready.canonical, with_probability=True)
-        for fold, network in sources.networks.items()
+        for fold, network in networks.items()
     }
-    probability = _mean_probability([found[fold] for fold in sources.voices])
+    probability = _mean_probability([found[fold] for fold in unit.voices])
     turn = ready.canonical.reorientation
     if blank.fewshot_weight > 0:
-        other = apply_reorientation(read_volume(sources.fewshot_probability).array_zyx, turn)
+        other = apply_reorientation(read_volume(unit.fewshot_probability).array_zyx, turn)
         probability += np.float32(blank.fewshot_weight) * (other - probability)
     mask = keep_liver(np.asarray(probability > 0.5, dtype=np.uint8)).mask_zyx
     native = to_native(mask, turn)

@@ -29,11 +29,13 @@ from sslmedsam2.pipelines.retraining.selecting import select
 from sslmedsam2.pipelines.retraining.training import (
     check_trained,
     prepare_training,
-    train_round,
+    train_folds,
     validate_round,
 )
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
 from sslmedsam2.refine.convergence import Decision, RoundFigures, decide, weight_of_first
+from sslmedsam2.running.in_process import InProcessRunner
+from sslmedsam2.running.job import Runner
 from sslmedsam2.weights.manifest import ModelEntry
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,9 @@ class RetrainSummary:
         return ExitCode.SOME_CASES_FAILED if self.problems else ExitCode.OK
 
 
-def retrain(options: RetrainOptions) -> RetrainSummary:
-    """Do everything, or what is left of it.
+def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> RetrainSummary:
+    """Do everything, or what is left of it; ``runner`` does volumes and folds, None for this
+    process.
 
     Raises
     ------
@@ -82,17 +85,19 @@ def retrain(options: RetrainOptions) -> RetrainSummary:
         The work directory or the weights cannot be written.
     """
     with stop_on_signals() as stop:
-        labels = plan(options, stop)
+        labels = plan(options, stop, runner=runner)
         if labels is None:
             return _summary(options, interrupted=True)
         while (decision := decision_so_far(options)) is None or not decision.stop:
-            if not _round(options, stop):
+            if not _round(options, stop, runner or InProcessRunner()):
                 return _summary(options, interrupted=True)
     model = freeze(options) if options.weights_dir is not None else None
     return _summary(options, model=model)
 
 
-def plan(options: RetrainOptions, stop: StopRequest) -> tuple[PseudoLabel, ...] | None:
+def plan(
+    options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
+) -> tuple[PseudoLabel, ...] | None:
     """Index the data, make pseudo labels and plan the first round; None if it was stopped."""
     index = index_data(options)
     work = WorkDir(options.work_dir)
@@ -105,7 +110,8 @@ def plan(options: RetrainOptions, stop: StopRequest) -> tuple[PseudoLabel, ...] 
             sequences=options.sequences,
             device=options.device,
             resume=True,
-        )
+        ),
+        runner=runner,
     )
     if summary.interrupted or stop:
         return None
@@ -151,11 +157,13 @@ def begin_round(
     return step, index, labels
 
 
-def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
+def finish_round(
+    options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
+) -> Decision | None:
     """Validate, re-predict and compare the unfinished round; None if it was stopped."""
     step, index, labels = begin_round(options)
     check_trained(step, options)
-    scores = validate_round(step, index, options)
+    scores = validate_round(step, index, options, runner=runner)
     trained = frozenset(
         choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]
     )
@@ -168,6 +176,7 @@ def finish_round(options: RetrainOptions, stop: StopRequest) -> Decision | None:
         trained=trained,
         fewshot_weight=weight_of_first(fewshot_worth(WorkDir(options.work_dir)), worth),
         stop=stop,
+        runner=runner,
     )
     if records is None:
         return None
@@ -197,13 +206,13 @@ def freeze(options: RetrainOptions) -> ModelEntry:
     return freeze_round(options, decision)
 
 
-def _round(options: RetrainOptions, stop: StopRequest) -> bool:
+def _round(options: RetrainOptions, stop: StopRequest, runner: Runner) -> bool:
     """Do the next round; False if it was stopped."""
     step, *_ = begin_round(options)
     if stop:
         return False
-    train_round(step, options)
-    return not stop and finish_round(options, stop) is not None
+    train_folds(step, options, runner=runner, stop=stop)
+    return not stop and finish_round(options, stop, runner=runner) is not None
 
 
 def _outcome(

@@ -10,6 +10,7 @@ from pathlib import Path
 from sslmedsam2.errors import UsageError
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.pipelines.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.pipelines.retraining.fold_jobs import FoldJob, FoldUnit
 from sslmedsam2.pipelines.retraining.index import Index
 from sslmedsam2.pipelines.retraining.options import RetrainOptions
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
@@ -32,6 +33,8 @@ from sslmedsam2.refine.training import (
     trained_model_dir,
     worth_compiling,
 )
+from sslmedsam2.running.in_process import InProcessRunner
+from sslmedsam2.running.job import Runner, Stop, all_or_error
 from sslmedsam2.weights.layout import checkpoint_file
 
 logger = logging.getLogger(__name__)
@@ -121,6 +124,23 @@ def train_round(
         )
 
 
+def train_folds(step: RoundDir, options: RetrainOptions, *, runner: Runner, stop: Stop) -> None:
+    """Train all folds of a round by a runner, until done or stopped.
+
+    Raises
+    ------
+    SslMedSam2Error
+        A fold could not be trained; the others are.
+    """
+    units = [FoldUnit(fold) for fold in range(options.folds)]
+    with runner.open(FoldJob(step, options, _trained)) as session:
+        all_or_error(session.run(units, stop=stop))
+
+
+def _trained(step: RoundDir, options: RetrainOptions, unit: FoldUnit) -> None:
+    train_round(step, options, folds=[unit.fold])
+
+
 def _warm_start(step: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
     """Return the same fold's network of the round before: it has not seen this hand either."""
     if step.number == 1 or not options.warm_start:
@@ -140,7 +160,9 @@ def check_trained(step: RoundDir, options: RetrainOptions) -> None:
             )
 
 
-def validate_round(step: RoundDir, index: Index, options: RetrainOptions) -> tuple[FoldScore, ...]:
+def validate_round(
+    step: RoundDir, index: Index, options: RetrainOptions, *, runner: Runner | None = None
+) -> tuple[FoldScore, ...]:
     """Score each fold on the expert masks it never saw; kept when done.
 
     Raises
@@ -150,10 +172,19 @@ def validate_round(step: RoundDir, index: Index, options: RetrainOptions) -> tup
     """
     if step.validation.is_file():
         return tuple(FoldScore(**score) for score in read_json(step.validation))
-    scores: list[FoldScore] = []
-    for fold, hand in enumerate(hands(index, n_folds=options.folds)):
-        held_out = [image for image in index.labelled if image.case in hand]
-        segmenter = load_fold(trained_model_dir(step.path), fold=fold, device=options.device)
-        scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
+    units = [
+        FoldUnit(fold, tuple(image for image in index.labelled if image.case in hand))
+        for fold, hand in enumerate(hands(index, n_folds=options.folds))
+    ]
+    with (runner or InProcessRunner()).open(FoldJob(step, options, _scored)) as session:
+        found = all_or_error(session.run(units, stop=False))
+    by_fold = {unit.fold: scores for unit, scores in found}
+    scores = [score for unit in units for score in by_fold[unit.fold]]
     write_json(step.validation, [asdict(score) for score in scores])
     return tuple(scores)
+
+
+def _scored(step: RoundDir, options: RetrainOptions, unit: FoldUnit) -> list[FoldScore]:
+    model_dir = trained_model_dir(step.path)
+    segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
+    return score_fold(unit.held_out, segmenter=segmenter, fold=unit.fold)
