@@ -14,7 +14,6 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
-COLOURS = 200
 _FIRST_CASE = "0001-A"
 
 
@@ -36,8 +35,9 @@ def main() -> None:
 
 
 def save(png: bytes, name: str) -> None:
-    """Write a picture with few colours, which is a third of the size."""
-    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(COLOURS)
+    """Write a picture with 256 colours, rare ones included, which is a third of the size."""
+    colours = Image.open(io.BytesIO(png)).convert("RGB")
+    picture = colours.quantize(256, method=Image.Quantize.MAXCOVERAGE)
     picture.save(IMAGES / name, optimize=True)
 
 
