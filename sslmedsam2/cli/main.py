@@ -56,6 +56,10 @@ _COMMANDS = {
         "From a few labelled and many unlabelled volumes to frozen weights.",
     ),
     "refine": _LazyCommand("sslmedsam2.cli.refine:refine", "The stages of retrain, one at a time."),
+    "plan-cluster": _LazyCommand(
+        "sslmedsam2.cli.plan_cluster:plan_cluster",
+        "Estimate time, memory and disk of a retraining on a cluster.",
+    ),
     "pretrain-sam2": _LazyCommand(
         "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
         "Train the compact SAM2 on synthetic volumes.",

@@ -1,0 +1,183 @@
+"""``plan-cluster``: how long a retraining will take on 1, 8 or 64 workers, and what it needs.
+
+An estimate from measured costs of single units, by arithmetic that the guide's page on clusters
+repeats. What is left out: the queue of a batch system, and copying.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.errors import UsageError
+
+_RELABELLED_BY_ONE = 0.5
+"""Part of the unlabelled volumes that trained: one fold re-predicts these, all folds the rest."""
+
+
+@dataclass(frozen=True)
+class UnitCosts:
+    """What one unit costs on one worker, as measured.
+
+    The defaults are those of ``benchmarks/results/``, and for training the quickest of
+    ``benchmarks/RESULTS.md``: a worker of two processor cores and no GPU, on volumes of about
+    256 x 256 x 40 voxels, with the networks that ship. Other work ran beside. Disk is reckoned, not
+    measured.
+
+    Attributes
+    ----------
+    predict_s
+        To segment a volume by one network, reading and writing included.
+    label_s
+        To label a volume by five supports; more supports take proportionally longer.
+    encode_s
+        To encode one support, on each worker.
+    iteration_s
+        Of training.
+    predict_mb, label_mb
+        Largest resident size of a process.
+    volume_mb
+        On disk, of a volume's pseudo label, its share of a round's data set, and its new mask.
+    checkpoint_mb
+        On disk, of a fold: the last and the latest state.
+    """
+
+    predict_s: float = 4.3
+    label_s: float = 1.2
+    encode_s: float = 0.35
+    iteration_s: float = 1.3
+    predict_mb: float = 727
+    label_mb: float = 935
+    volume_mb: float = 30
+    checkpoint_mb: float = 40
+
+
+_SUPPORTS_MEASURED = 5
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What is to be done; ``labelled`` and ``unlabelled`` count volumes.
+
+    ``speedup`` says how many times as fast as the measured worker a worker is.
+    """
+
+    labelled: int
+    unlabelled: int
+    folds: int = 3
+    epochs: int = 30
+    iterations_per_epoch: int = 50
+    rounds: int = 3
+    speedup: float = 1.0
+    costs: UnitCosts = UnitCosts()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Units that do not wait for each other, all of one cost."""
+
+    name: str
+    units: int
+    unit_s: float
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of one worker."""
+        return self.units * self.unit_s
+
+    def wall_s(self, workers: int) -> float:
+        """Return the seconds until the last unit is done."""
+        return math.ceil(self.units / workers) * self.unit_s
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """An estimate.
+
+    Attributes
+    ----------
+    stages
+        Of the whole retraining; those of a round stand once for each.
+    """
+
+    stages: tuple[Stage, ...]
+    memory_mb: float
+    disk_gb: float
+    setup_s: float
+
+    @property
+    def worker_hours(self) -> float:
+        """Hours of computing, whatever the number of workers, without their set-up."""
+        return sum(stage.work_s for stage in self.stages) / 3600
+
+    def wall_hours(self, workers: int) -> float:
+        """Return the hours from start to end."""
+        return (self.setup_s + sum(stage.wall_s(workers) for stage in self.stages)) / 3600
+
+
+def plan_cluster(options: PlanOptions) -> ClusterPlan:
+    """Estimate a retraining."""
+    costs, n = options.costs, options
+    label_s = costs.label_s * max(n.labelled, 1) / _SUPPORTS_MEASURED
+    by_folds = _RELABELLED_BY_ONE + (1 - _RELABELLED_BY_ONE) * n.folds
+    one_round = (
+        ("train a fold", n.folds, n.epochs * n.iterations_per_epoch * costs.iteration_s),
+        ("score a fold", n.folds, n.labelled / n.folds * costs.predict_s),
+        ("relabel a volume", n.unlabelled, by_folds * costs.predict_s),
+    )
+    stages = [
+        ("calibrate by a support", n.labelled, label_s),
+        ("label a volume", n.unlabelled, label_s),
+    ]
+    stages += list(one_round) * n.rounds
+    volumes = n.labelled + n.unlabelled
+    return ClusterPlan(
+        stages=tuple(Stage(name, units, s / n.speedup) for name, units, s in stages),
+        memory_mb=max(costs.predict_mb, costs.label_mb),
+        disk_gb=n.rounds * (volumes * costs.volume_mb + n.folds * costs.checkpoint_mb) / 1000,
+        setup_s=n.labelled * costs.encode_s / n.speedup,
+    )
+
+
+def count_volumes(labelled: str, unlabelled: str) -> tuple[int, int]:
+    """Count what two folders hold; each may also be a number.
+
+    Raises
+    ------
+    NoInputError, InputError
+        A folder holds nothing, or leaves in doubt what it holds.
+    """
+    found = () if labelled.isdecimal() else find_labelled_series(Path(labelled))
+    n_labelled = int(labelled) if labelled.isdecimal() else len(found)
+    if unlabelled.isdecimal():
+        return n_labelled, int(unlabelled)
+    return n_labelled, len(find_queries(Path(unlabelled), labelled=found, sequences=None).series)
+
+
+def read_costs(path: Path) -> UnitCosts:
+    """Read costs measured elsewhere; what the file leaves out stays as it is.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or holds something else.
+    """
+    known = {item.name for item in fields(UnitCosts)}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        given = {name: float(value) for name, value in content.items() if name in known}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            path, reason=f"it cannot be read ({error})", remedy=f"Write some of {sorted(known)}"
+        ) from error
+    return UnitCosts(**{**asdict(UnitCosts()), **given})
+
+
+def stages_once(stages: Sequence[Stage]) -> tuple[tuple[Stage, int], ...]:
+    """Return each kind of stage once, and how often it comes."""
+    return tuple((stage, stages.count(stage)) for stage in dict.fromkeys(stages))
