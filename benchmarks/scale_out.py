@@ -1,0 +1,152 @@
+"""What sharing out costs and gains: ``predict`` with ``--cluster``, and the scheduler alone.
+
+    python benchmarks/scale_out.py [--json FILE] [--rounds 3] [--part real|simulated]
+
+real: the real T2 volumes, in this process and on 1 and 2 local workers in turn. Times are of the
+volumes alone, from the first to the last result, so that start-up, which is stated apart, does not
+hide the cost of handing units out. simulated: 10,000 units that take as long as recorded ones do,
+a hundred times quicker, on local workers that only sleep: if the scheduler were the limit, the time
+would exceed that of the slowest worker's units.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import parser, report, require_real_data
+
+from sslmedsam2.pipelines.plan_cluster import UnitCosts
+from sslmedsam2.pipelines.predict import PredictOptions, predict
+from sslmedsam2.running.choose import open_runner
+
+CLUSTERS = ("none", "local:1", "local:2")
+UNITS = 10_000
+QUICKER = 100
+SLEEPERS = 32
+
+
+@dataclass(frozen=True)
+class RunTimes:
+    """Seconds until the first result, and from there to the last."""
+
+    until_first: float
+    first_to_last: float
+
+
+def predicted(cluster: str, data: Path) -> RunTimes:
+    """Predict all volumes of a folder."""
+    ends: list[float] = []
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as output, open_runner(cluster) as runner:
+        options = PredictOptions(data, Path(output), sequences=("T2",), device="cpu")
+        predict(options, on_result=lambda *_: ends.append(time.perf_counter()), runner=runner)
+    return RunTimes(ends[0] - start, ends[-1] - ends[0])
+
+
+def real(rounds: int) -> dict[str, Any]:
+    """Measure each way in turn, so that what else the machine does meets all alike."""
+    data = require_real_data("chaos_mr_t2")
+    times: dict[str, list[RunTimes]] = {cluster: [] for cluster in CLUSTERS}
+    for _ in range(rounds):
+        for cluster in CLUSTERS:
+            times[cluster].append(predicted(cluster, data))
+    median = {
+        cluster: statistics.median(one.first_to_last for one in found)
+        for cluster, found in times.items()
+    }
+    return {
+        "rounds": rounds,
+        "seconds_first_to_last": {name: round(value, 2) for name, value in median.items()},
+        "seconds_until_first": {
+            name: round(statistics.median(one.until_first for one in found), 2)
+            for name, found in times.items()
+        },
+        "overhead_of_one_worker": round(median["local:1"] / median["none"] - 1, 4),
+        "speed_of_two_workers": round(median["none"] / median["local:2"], 3),
+    }
+
+
+@dataclass(frozen=True)
+class SleepJob:
+    """Units that take their time and do nothing."""
+
+    shared_dir: Path
+    claim: str = "share"
+    wants_gpu: bool = False
+
+    def name_of(self, unit: tuple[int, float]) -> str:
+        return str(unit[0])
+
+    def files_of(self, _unit: tuple[int, float]) -> Sequence[Path]:
+        return ()
+
+    def set_up(self) -> _Sleep:
+        return _Sleep()
+
+
+class _Sleep:
+    about = "sleep"
+
+    def load(self, unit: tuple[int, float]) -> tuple[int, float]:
+        return unit
+
+    def compute(self, unit: tuple[int, float]) -> int:
+        time.sleep(unit[1])
+        return unit[0]
+
+    def finish(self, number: int) -> int:
+        return number
+
+    def close(self) -> None:
+        pass
+
+
+def simulated(workers: int) -> dict[str, Any]:
+    """Hand out units with the recorded costs of a query and of a volume, in random order."""
+    costs, draw = UnitCosts(), random.Random(0)
+    seconds = [draw.choice((costs.label_s, costs.predict_s)) / QUICKER for _ in range(UNITS)]
+    ideal = sum(seconds) / workers
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        open_runner(f"local:{workers}") as runner,
+        runner.open(SleepJob(Path(folder))) as session,
+    ):
+        start = time.perf_counter()
+        done = [one.result for one in session.run(list(enumerate(seconds)), stop=False)]
+        taken = time.perf_counter() - start
+    assert sorted(done) == list(range(UNITS))
+    return {
+        "units": UNITS,
+        "workers": workers,
+        "ideal_seconds": round(ideal, 1),
+        "seconds": round(taken, 1),
+        "units_a_second": round(UNITS / taken, 1),
+        # At the true cost of a unit the same scheduler keeps so many workers busy.
+        "workers_kept_busy": round(UNITS / taken * sum(seconds) * QUICKER / UNITS),
+    }
+
+
+def main() -> None:
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--rounds", type=int, default=3)
+    arguments.add_argument("--part", choices=["real", "simulated"], help="only this one")
+    arguments.add_argument("--workers", type=int, default=SLEEPERS, help="of the simulation")
+    given: argparse.Namespace = arguments.parse_args()
+    figures: dict[str, Any] = {}
+    if given.part != "simulated":
+        figures["real"] = real(given.rounds)
+    if given.part != "real":
+        figures["simulated"] = simulated(given.workers)
+    report(figures, given.json)
+
+
+if __name__ == "__main__":
+    main()
