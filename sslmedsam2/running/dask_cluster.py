@@ -44,14 +44,18 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
     """
     try:
         import dask
-        from distributed import Client
+
+        # Read when it is imported.
+        with dask.config.set({"logging.distributed": "warning"}):
+            from distributed import Client
     except ModuleNotFoundError as error:
         raise missing_packages() from error
-    # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not. The scheduler
-    # of this process reads how often it may lose a worker over one unit from here as well.
     settings = {
+        # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
         "distributed.worker.daemon": False,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
+        # In place of Dask's own, which would give this process, too, one numerical thread.
+        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
     }
     with dask.config.set(settings):
         cluster = _start(spec)

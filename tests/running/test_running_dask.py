@@ -254,6 +254,24 @@ def test_a_scheduler_that_goes_away_leaves_what_was_done_and_names_the_rest(tmp_
     assert all(one.error.subject == f"number {one.unit}" for one in lost)
 
 
+def environment():
+    return os.environ.get("OMP_NUM_THREADS"), sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a process may not choose here")
+def test_workers_share_the_processors_and_this_process_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    mine = environment()
+    with connected(LocalSpec(2)) as client:
+        client.wait_for_workers(2, timeout=60)
+        with DaskRunner(client).open(SquareJob(tmp_path)) as session:
+            list(session.run(UNITS, stop=Never()))
+        threads = client.run(environment).values()
+    share = max(1, len(mine[1]) // 2)
+    assert {int(count) for count, _ in threads} <= {share, share + 1}
+    assert environment() == mine
+
+
 def test_an_address_where_nobody_answers_is_a_usage_error():
     with (
         pytest.raises(UsageError, match="no scheduler answers"),
