@@ -73,7 +73,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
         && find weights/sam2 -type f ! -name "$(basename "${kept}")*" -delete; \
     fi \
     && python entrypoint.py weights verify \
-    && rm pyproject.toml requirements-sam2.txt \
+    && rm constraints.txt pyproject.toml requirements-sam2.txt \
     && python -m compileall -q --invalidation-mode unchecked-hash sslmedsam2 \
     && chmod -R a+rX /app
 

@@ -29,7 +29,11 @@ UNOPENED = {
         "openvino/libs/libopenvino_intel_[gn]pu_*",
         "openvino/libs/cache.json",
     ),
-    "tests of other packages, with their data": ("**/tests",),
+    "tests of other packages, with their data": (
+        "**/tests",
+        "pydicom/data/charset_files",
+        "pydicom/data/test_files",
+    ),
 }
 
 
