@@ -1,6 +1,7 @@
 """The page in a real Chromium: opened from a file, clicked, and its pixels looked at."""
 
 import io
+import shutil
 
 import numpy as np
 import pytest
@@ -202,10 +203,7 @@ def test_only_files_beside_the_page_are_asked_for(browser, page):
 
 def test_a_script_that_was_left_behind_is_said_to_be_missing(browser, page, tmp_path):
     copy = tmp_path / "index.html"
-    for name in ("page.css", "table.js", "viewer.js"):
-        target = tmp_path / "assets" / name
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes((page.parent / "assets" / name).read_bytes())
+    shutil.copytree(page.parent / "assets", tmp_path / "assets")
     copy.write_bytes(page.read_bytes())
     browser.open(copy, address="#series-0001")
     browser.wait_for("document.getElementById('stage-message').textContent.includes('missing')")
