@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.shared_options import deterministic_option, device_option, preset_option
+from sslmedsam2.cli.shared_options import (
+    deterministic_option,
+    device_option,
+    gpus_option,
+    preset_option,
+)
 
 if TYPE_CHECKING:
     from sslmedsam2.pipelines.retraining.options import RetrainOptions
@@ -123,6 +128,7 @@ _OPTIONS = (
     click.option("--licence", default="not stated", help="For the manifest: terms of the weights."),
     deterministic_option,
     device_option,
+    gpus_option,
 )
 
 

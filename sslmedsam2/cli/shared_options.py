@@ -19,3 +19,10 @@ deterministic_option = click.option(
     is_flag=True,
     help="Same data, same weights also on a GPU, which takes longer; a CPU always does so.",
 )
+gpus_option = click.option(
+    "--gpus",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="GPUs of this machine that share each training.",
+)

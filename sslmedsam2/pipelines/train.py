@@ -31,7 +31,7 @@ from sslmedsam2.refine.dataset import (
     write_repeats,
     write_splits,
 )
-from sslmedsam2.refine.plans import CompactPreset
+from sslmedsam2.refine.plans import PLANS_NAME, CompactPreset
 from sslmedsam2.refine.presets import Preset, planned_network
 from sslmedsam2.refine.training import (
     check_device,
@@ -76,6 +76,8 @@ class TrainOptions:
         Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
     deterministic
         Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+    gpus
+        That share each training.
     preset
         Size of the network and of its patches.
     """
@@ -90,6 +92,7 @@ class TrainOptions:
     iterations_per_epoch: int = 50
     device: Literal["cpu", "cuda"] = "cpu"
     deterministic: bool = False
+    gpus: int = 1
     start: Path | None = None
     warm_start: Path | None = None
     weights_dir: Path | None = None
@@ -108,8 +111,8 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     Raises
     ------
     UsageError
-        Too few labelled cases for ``folds``, the device is not there, or ``work_dir`` holds a
-        training on other data or folds.
+        Too few labelled cases for ``folds``, the device or so many GPUs are not there, or
+        ``work_dir`` holds a training on other data or folds.
     InputError, ModelError
         See the rooms ``refine`` and ``weights``.
     """
@@ -118,6 +121,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     folder = build_dataset(
         [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
     )
+    _check_gpus(options, folder)
     splits = alternating_splits(images, n_folds=options.folds, always=also)
     if splits:
         write_splits(folder, splits)
@@ -131,6 +135,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
             settings=settings,
             device=options.device,
             warm_start=options.start,
+            gpus=options.gpus,
         )
     scores = _cross_validate(images, splits=splits, options=options)
     train_fold(
@@ -139,10 +144,18 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
         settings=replace(settings, epochs=options.final_epochs),
         device=options.device,
         warm_start=_start_of_final(options),
+        gpus=options.gpus,
     )
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
     return scores
+
+
+def _check_gpus(options: TrainOptions, dataset_folder: Path) -> None:
+    from sslmedsam2.refine.several_gpus import check_gpus
+
+    planned = planned_network(read_plans(dataset_folder / f"{PLANS_NAME}.json"))
+    check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
 
 
 def _start_of_final(options: TrainOptions) -> Path | None:

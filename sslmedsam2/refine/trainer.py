@@ -99,7 +99,7 @@ class LiverTrainer(nnUNetTrainer):
 
     settings: TrainingSettings
     network: Any
-    curves: Curves
+    curves: Curves | None = None
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -123,7 +123,8 @@ class LiverTrainer(nnUNetTrainer):
                 self.network = torch.compile(self.network)
 
     def _reseed(self) -> None:
-        seed = self.settings.seed + 1000 * self.current_epoch
+        # Processes that share a training must not draw the same patches.
+        seed = self.settings.seed + 1000 * self.current_epoch + 7 * self.local_rank
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
@@ -233,12 +234,14 @@ class LiverTrainer(nnUNetTrainer):
     def on_train_start(self) -> None:
         """Begin the curves where the training begins or goes on."""
         super().on_train_start()
-        self.curves = Curves(Path(self.output_folder), first_epoch=self.current_epoch)
+        if self.local_rank == 0:
+            self.curves = Curves(Path(self.output_folder), first_epoch=self.current_epoch)
 
     def on_train_end(self) -> None:
         """Finish checkpoint and curves."""
         super().on_train_end()
-        self.curves.close()
+        if self.curves is not None:
+            self.curves.close()
 
     def on_train_epoch_start(self) -> None:
         """Reseed by epoch number, then proceed as nnU-Net does."""
@@ -261,6 +264,8 @@ class LiverTrainer(nnUNetTrainer):
         """Checkpoint as nnU-Net does, then report one line and the curves."""
         epoch = self.current_epoch
         super().on_epoch_end()
+        if self.curves is None:
+            return
         newest = {name: self.logger.get_value(key, step=-1) for name, key in _CURVES.items()}
         self.curves.add(epoch, newest)
         logger.info(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,9 @@ Fold = int | str
 
 _WORTH_COMPILING = 250
 """Iterations from which torch.compile saves more time than it takes."""
+_SHARED_MEMORY = Path("/dev/shm")
+_WORKERS_NEED_BYTES = 2 * 2**30
+"""For a dozen of nnU-Net's workers with a few batches of the larger presets each."""
 
 
 def worth_compiling(iterations: int) -> bool:
@@ -69,6 +73,7 @@ def train_fold(
     settings: TrainingSettings,
     device: str,
     warm_start: Path | None = None,
+    gpus: int = 1,
 ) -> Path:
     """Train one fold, or go on where it was stopped, and return its final checkpoint.
 
@@ -77,16 +82,37 @@ def train_fold(
     warm_start
         A checkpoint of the same plans whose weights the fold starts from; ignored when the fold
         itself can be resumed.
+    gpus
+        That share the fold.
 
     Raises
     ------
     ModelError
         ``warm_start`` cannot be read or does not fit the network.
     """
-    final = trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
+    final = _final_checkpoint(work_dir, fold)
     if final.is_file():
         logger.info("fold %s is trained already", fold)
-        return final
+    elif gpus == 1:
+        run_fold(work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start)
+    else:
+        from sslmedsam2.refine.several_gpus import train_on_several_gpus
+
+        train_on_several_gpus(
+            work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start, gpus=gpus
+        )
+    return final
+
+
+def run_fold(
+    work_dir: Path,
+    *,
+    fold: Fold,
+    settings: TrainingSettings,
+    device: str,
+    warm_start: Path | None,
+) -> None:
+    """Train one fold to its end in this process, alone or as one of several; see `train_fold`."""
     from sslmedsam2.refine.deterministic import deterministic_algorithms
 
     set_environment(work_dir, device=device, settings=settings)
@@ -94,14 +120,17 @@ def train_fold(
         trainer = _make_trainer(work_dir, fold=fold, device=device)
         trainer.use(settings)
         trainer.initialize()
-        latest = final.with_name("checkpoint_latest.pth")
+        latest = _final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():
             trainer.load_checkpoint(str(latest))
             logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
         elif warm_start is not None:
             _load_weights(trainer, warm_start)
         trainer.run_training()
-    return final
+
+
+def _final_checkpoint(work_dir: Path, fold: Fold) -> Path:
+    return trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
 
 
 def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) -> None:
@@ -110,12 +139,23 @@ def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) 
 
     os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
     os.environ["nnUNet_results"] = str(work_dir / "results")
-    if device == "cpu" or settings.deterministic:
+    if device == "cpu" or settings.deterministic or _shared_memory_is_small():
         # Worker processes need shared memory, on a CPU they would only compete for its cores, and
         # no seed decides which of them comes first.
         os.environ["nnUNet_n_proc_DA"] = "0"
     if device == "cpu" or settings.deterministic or not can_compile():
         os.environ["nnUNet_compile"] = "f"
+
+
+def _shared_memory_is_small() -> bool:
+    """Whether worker processes would die for want of it, as in a container with its usual 64 MB."""
+    if not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free >= _WORKERS_NEED_BYTES:
+        return False
+    logger.warning(
+        "%s is small: patches are prepared one after the other; --shm-size 8g makes it quicker",
+        _SHARED_MEMORY,
+    )
+    return True
 
 
 def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
@@ -133,8 +173,9 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
 
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
-    # torch.compile wraps the network and renames its weights.
-    network: Any = getattr(trainer.network, "_orig_mod", trainer.network)
+    # Both distributed training and torch.compile wrap the network and rename its weights.
+    network: Any = getattr(trainer.network, "module", trainer.network)
+    network = getattr(network, "_orig_mod", network)
     try:
         network.load_state_dict(content["network_weights"])
     except RuntimeError as error:

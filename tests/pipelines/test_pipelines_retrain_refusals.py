@@ -6,6 +6,7 @@ from collections import namedtuple
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import EXPERTS, UNLABELLED, options, write_expert, write_unlabelled
 from tiny_scans import write_scan
@@ -23,6 +24,7 @@ from sslmedsam2.pipelines.retraining import index as module
 from sslmedsam2.pipelines.retraining.index import index_data, read_index
 from sslmedsam2.pipelines.retraining.run import retrain
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+from sslmedsam2.refine.presets import PRESETS
 
 
 @pytest.fixture
@@ -142,6 +144,31 @@ def test_disk_too_small(root, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
 
     _refused(UsageError, r"up to 0\.0 GB are needed and 0\.0 GB are free", options(root))
+
+
+def test_more_gpus_than_there_are(root):
+    _refused(UsageError, "--gpus 2: 0 can be used", options(root, gpus=2))
+
+
+def test_gpu_that_is_not_there(root, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    _refused(UsageError, "--device cuda", options(root, device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["resenc-m", "resenc-l"])
+def test_disk_is_judged_by_the_voxels_that_the_preset_plans(root, monkeypatch, name):
+    usage = namedtuple("usage", "total used free")
+    free = {"bytes": 10**15}
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
+    index_data(options(root, work_dir=root / "roomy", preset=PRESETS[name]))
+
+    # At 6 x 3 x 3 mm a voxel of these scans would be cut into many.
+    free["bytes"] = 2 * 10**6
+    index_data(options(root, work_dir=root / "coarse", preset=PRESETS[name]))
+    fine = options(root, work_dir=root / "fine", preset=PRESETS["compact"])
+    with pytest.raises(UsageError, match="GB are needed"):
+        index_data(fine)
 
 
 def test_unknown_sequence(root, capsys):

@@ -3,6 +3,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 from dataclasses import replace
 
 import pytest
@@ -196,6 +197,23 @@ def test_step_on_a_gpu_is_left_to_nnunet_and_so_in_mixed_precision(monkeypatch):
     assert trainer.train_step("a batch") == {"loss": "a batch"}
 
 
+def _shared_memory(monkeypatch, *, megabytes):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(megabytes * 2**20))
+
+
+def test_no_worker_processes_where_a_container_has_little_shared_memory(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    _shared_memory(monkeypatch, megabytes=64)
+
+    training.set_environment(tmp_path, device="cuda", settings=SETTINGS)
+    told = dict(os.environ)
+    assert told["nnUNet_n_proc_DA"] == "0"
+    assert "--shm-size" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("device", "deterministic", "compiler", "workers", "compiled"),
     [
@@ -211,6 +229,7 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     monkeypatch.delenv("nnUNet_n_proc_DA")
     monkeypatch.delenv("nnUNet_compile")
     monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
+    _shared_memory(monkeypatch, megabytes=8000)
     settings = replace(SETTINGS, deterministic=deterministic)
 
     training.set_environment(tmp_path, device=device, settings=settings)

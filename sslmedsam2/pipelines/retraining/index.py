@@ -21,11 +21,12 @@ from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
+from sslmedsam2.inference.device import choose_device
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, as_record, decisive
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json, write_json
 from sslmedsam2.refine.dataset import TrainingImage, load_labelled
 from sslmedsam2.refine.plans import CompactPreset, Grid
-from sslmedsam2.refine.presets import plan_network, planned_network
+from sslmedsam2.refine.presets import PlannedNetwork, plan_network, planned_network
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -85,8 +86,8 @@ def index_data(options: RetrainOptions) -> Index:
     InputError
         A labelled image or its mask cannot be used.
     UsageError
-        Too few patients for the folds, too small a disk, a mean of weights without a common
-        start, or a work directory of other data or options.
+        Too few patients for the folds, too small a disk, a device that is not there, a mean of
+        weights without a common start, or a work directory of other data or options.
     ModelError
         The checkpoint to start from cannot be read.
     """
@@ -103,7 +104,7 @@ def index_data(options: RetrainOptions) -> Index:
         _check_cases(labelled, options)
         for image in index.labelled:
             load_labelled(image)
-        _check_disk(index, options)
+        _check_machine(index, options)
         _estimate_time(options)
     elif _identity(read_json(work.index)) != _identity(record):
         raise UsageError(
@@ -275,7 +276,9 @@ def _files(image: TrainingImage) -> dict[str, Path | None]:
     }
 
 
-def _check_disk(index: Index, options: RetrainOptions) -> None:
+def _check_machine(index: Index, options: RetrainOptions) -> None:
+    from sslmedsam2.refine.several_gpus import check_gpus
+
     grids = [
         _grid(path)
         for path in (
@@ -284,6 +287,12 @@ def _check_disk(index: Index, options: RetrainOptions) -> None:
         )
     ]
     planned = planned_network(plan_network(options.preset, grids, intensity={}))
+    device = choose_device(options.device)
+    check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
+    _check_disk(grids, planned, options)
+
+
+def _check_disk(grids: Sequence[Grid], planned: PlannedNetwork, options: RetrainOptions) -> None:
     voxel_mm3 = float(np.prod(planned.spacing_zyx_mm))
     labels = sum(float(np.prod(grid.shape_zyx)) for grid in grids)
     preprocessed = sum(

@@ -17,10 +17,10 @@ Final_ = Literal["ensemble", "best-fold", "average"]
 _FOLDERS: Final = ("labelled_dir", "unlabelled_dir", "start")
 _NOT_DECISIVE: Final = (
     *("weights_dir", "name", "training_data", "licence", "final"),
-    *("device", "deterministic"),
+    *("device", "deterministic", "gpus"),
 )
 """Options that may change between two calls on one work directory: no stage before freezing
-depends on them, or its result does so only by rounding."""
+depends on them, or they only say what computes and how exactly it repeats itself."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class RetrainOptions:
         mean of their weights.
     deterministic
         Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+    gpus
+        That share each training.
     preset
         Size of the network.
     """
@@ -83,6 +85,7 @@ class RetrainOptions:
     final: Final_ = "ensemble"
     device: Device = "auto"
     deterministic: bool = False
+    gpus: int = 1
     seed: int = 20260
     preset: Preset = field(default_factory=CompactPreset)
     name: str = "liver"

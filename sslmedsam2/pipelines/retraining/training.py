@@ -27,6 +27,7 @@ from sslmedsam2.refine.dataset import (
     write_splits,
 )
 from sslmedsam2.refine.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.refine.presets import planned_network
 from sslmedsam2.refine.training import (
     preprocessed_dir,
     train_fold,
@@ -104,9 +105,15 @@ def train_round(
     ------
     ModelError
         The checkpoint to start from does not fit.
+    UsageError
+        The device, or so many GPUs, are not there.
     """
+    from sslmedsam2.refine.several_gpus import check_gpus
     from sslmedsam2.refine.trainer import TrainingSettings
 
+    device = choose_device(options.device)
+    planned = planned_network(read_plans(WorkDir(options.work_dir).plans))
+    check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
     settings = TrainingSettings(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
@@ -119,8 +126,9 @@ def train_round(
             step.path,
             fold=fold,
             settings=settings,
-            device=choose_device(options.device),
+            device=device,
             warm_start=_warm_start(step, fold, options),
+            gpus=options.gpus,
         )
 
 
