@@ -2,54 +2,15 @@ import base64
 import hashlib
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
+from parsed_page import ParsedPage
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
 from retrain_pages import NO_PICTURES, begun_part, example_page, fewshot_part, png
 
 from sslmedsam2.errors import OutputError
 from sslmedsam2.reporting.retrain_page import write_retrain_page
 from sslmedsam2.reporting.retrain_page_data import FewShotLabel, FewShotPart
-
-
-class Page(HTMLParser):
-    """A page as a browser's parser sees it: tags, tables cell by cell, and all text."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.tables, self.text, self.captions = [], [], "", []
-        self.in_cell = False
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-            self.in_cell = True
-
-    def handle_endtag(self, tag):
-        if tag in ("td", "th"):
-            self.in_cell = False
-
-    def handle_data(self, data):
-        self.text += data
-        if self.lasttag == "caption":
-            self.captions.append(data)
-        elif self.in_cell:
-            self.tables[-1][-1][-1] += data
-
-    def found(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def table(self, caption):
-        """Return the rows of a table as dictionaries."""
-        names, *rows = self.tables[self.captions.index(caption)]
-        return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @pytest.fixture
@@ -62,7 +23,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def page(write):
-    return Page(write())
+    return ParsedPage(write())
 
 
 def test_the_head_says_how_much_there_is_and_which_round_is_best_and_why(page):
@@ -77,7 +38,7 @@ def test_the_head_says_how_much_there_is_and_which_round_is_best_and_why(page):
 
 def test_a_run_that_has_ended_says_why(write):
     outcome = replace(example_page().outcome, ended=True, reason="Dice on expert masks fell")
-    assert "Ended: Dice on expert masks fell." in Page(write(outcome=outcome)).text
+    assert "Ended: Dice on expert masks fell." in ParsedPage(write(outcome=outcome)).text
 
 
 def test_each_round_has_its_line_beside_the_few_shot_branch(page):
@@ -119,7 +80,7 @@ def test_an_image_that_could_not_be_re_predicted_says_why(write):
     label = replace(begun_part(3).labels[0], error="its grid is broken")
     part = replace(begun_part(3), labels=(label,))
     rounds = (*example_page().rounds[:2], part)
-    (row,) = Page(write(rounds=rounds)).table("Pseudo labels of round 3")
+    (row,) = ParsedPage(write(rounds=rounds)).table("Pseudo labels of round 3")
     assert row["Error"] == "its grid is broken"
 
 
@@ -159,7 +120,7 @@ def test_new_masks_say_how_much_each_branch_counts(page):
 
 def test_names_from_the_input_are_never_markup(write):
     path = write(title="a<b>&$script")
-    page = Page(path)
+    page = ParsedPage(path)
     assert HOSTILE_TEXT in page.text
     assert f"{HOSTILE_CASE}.nii.gz: cannot be read" in page.text
     assert len(page.found("script")) == 1
@@ -168,7 +129,7 @@ def test_names_from_the_input_are_never_markup(write):
 
 
 def test_a_name_that_is_no_valid_text_is_shown_with_its_bytes(write):
-    page = Page(write(title="\udcff", fewshot=with_case("\udcff")))
+    page = ParsedPage(write(title="\udcff", fewshot=with_case("\udcff")))
     assert "\\udcff" in page.text
 
 
@@ -185,7 +146,7 @@ def test_the_page_needs_nothing_beside_it_and_allows_no_other_script(write):
     assert not re.search(r"https?:", text)
     (policy,) = (
         meta["content"]
-        for meta in Page(path).found("meta")
+        for meta in ParsedPage(path).found("meta")
         if meta.get("http-equiv") == "Content-Security-Policy"
     )
     assert "unsafe" not in policy
@@ -197,7 +158,7 @@ def test_the_page_needs_nothing_beside_it_and_allows_no_other_script(write):
 
 def test_a_run_that_has_only_begun_has_its_page(write):
     fewshot = FewShotPart((FewShotLabel("0001-A", "T2", "A"),), NO_PICTURES)
-    page = Page(write(outcome=None, rounds=(), problems=(), fewshot=fewshot))
+    page = ParsedPage(write(outcome=None, rounds=(), problems=(), fewshot=fewshot))
     assert "No round has begun yet." in page.text
     (line,) = page.table("The few-shot branch and all rounds")
     assert line["Dice"] == ""
@@ -208,7 +169,7 @@ def test_a_run_that_has_only_begun_has_its_page(write):
 
 
 def test_before_the_first_round_is_finished_its_state_is_told(write):
-    page = Page(write(outcome=None, rounds=(begun_part(1),)))
+    page = ParsedPage(write(outcome=None, rounds=(begun_part(1),)))
     assert "No round is finished yet. Round 1: pseudo labels chosen." in page.text
 
 

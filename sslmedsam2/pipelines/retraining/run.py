@@ -16,6 +16,7 @@ from sslmedsam2.pipelines.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions, pseudo_label
 from sslmedsam2.pipelines.retraining.freezing import freeze_round
 from sslmedsam2.pipelines.retraining.index import Index, index_data, read_index
+from sslmedsam2.pipelines.retraining.judging import decision_so_far, finished_figures
 from sslmedsam2.pipelines.retraining.labels import (
     PseudoLabel,
     fewshot_labels,
@@ -25,6 +26,7 @@ from sslmedsam2.pipelines.retraining.labels import (
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, from_record
 from sslmedsam2.pipelines.retraining.relabel_records import RelabelRecord
 from sslmedsam2.pipelines.retraining.relabelling import relabel_round
+from sslmedsam2.pipelines.retraining.report import report_or_warn
 from sslmedsam2.pipelines.retraining.selecting import select
 from sslmedsam2.pipelines.retraining.training import (
     check_trained,
@@ -33,7 +35,7 @@ from sslmedsam2.pipelines.retraining.training import (
     validate_round,
 )
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json, write_json
-from sslmedsam2.refine.convergence import Decision, RoundFigures, decide, weight_of_first
+from sslmedsam2.refine.convergence import Decision, RoundFigures, weight_of_first
 from sslmedsam2.running.in_process import InProcessRunner
 from sslmedsam2.running.job import Runner
 from sslmedsam2.weights.manifest import ModelEntry
@@ -118,6 +120,7 @@ def plan(
     labels = fewshot_labels(work, index.queries)
     step = work.round(1)
     prepare_training(step, index, select(step, labels, options), options)
+    report_or_warn(work)
     return labels
 
 
@@ -138,12 +141,6 @@ def newest_labels(work: WorkDir, index: Index, *, before: int) -> tuple[PseudoLa
 def current_round(work: WorkDir) -> RoundDir:
     """Return the round that is not finished yet."""
     return work.round(len(work.finished_rounds()) + 1)
-
-
-def decision_so_far(options: RetrainOptions) -> Decision | None:
-    """Judge the finished rounds; None if there is none."""
-    figures = _figures(WorkDir(options.work_dir))
-    return decide(figures, options.rule) if figures else None
 
 
 def begin_round(
@@ -184,6 +181,7 @@ def finish_round(
     decision = decision_so_far(options)
     assert decision is not None
     _write_rounds(options, decision)
+    report_or_warn(WorkDir(options.work_dir))
     logger.info("round %d: %s; best so far: %d", step.number, decision.reason, decision.best_round)
     return decision
 
@@ -203,7 +201,13 @@ def freeze(options: RetrainOptions) -> ModelEntry:
             reason="no round is finished" if decision is None else "it is missing",
             remedy="Run the stages before" if decision is None else "Say where to freeze to",
         )
-    return freeze_round(options, decision)
+    model = freeze_round(options, decision)
+    folds = ", ".join(model.folds)
+    report_or_warn(
+        WorkDir(options.work_dir),
+        frozen=f"{model.name}, round {decision.best_round}, folds {folds}, in {options.weights_dir}",
+    )
+    return model
 
 
 def _round(options: RetrainOptions, stop: StopRequest, runner: Runner) -> bool:
@@ -248,14 +252,6 @@ def _outcome(
     }
 
 
-def _figures(work: WorkDir) -> tuple[RoundFigures, ...]:
-    outcomes = [read_json(step.outcome) for step in work.finished_rounds()]
-    return tuple(
-        RoundFigures(item["round"], item["validation_dice"], item["change_dice"])
-        for item in outcomes
-    )
-
-
 def _write_rounds(options: RetrainOptions, decision: Decision) -> None:
     work = WorkDir(options.work_dir)
     write_json(
@@ -275,7 +271,7 @@ def _summary(
     work = WorkDir(options.work_dir)
     index = read_index(work) if work.index.is_file() else Index((), (), ())
     return RetrainSummary(
-        rounds=_figures(work),
+        rounds=finished_figures(work),
         decision=decision_so_far(options),
         model=model,
         problems=index.problems,
