@@ -202,10 +202,9 @@ def freeze(options: RetrainOptions) -> ModelEntry:
             remedy="Run the stages before" if decision is None else "Say where to freeze to",
         )
     model = freeze_round(options, decision)
-    folds = ", ".join(model.folds)
+    made_of = f"round {decision.best_round}, folds {', '.join(model.folds)}"
     report_or_warn(
-        WorkDir(options.work_dir),
-        frozen=f"{model.name}, round {decision.best_round}, folds {folds}, in {options.weights_dir}",
+        WorkDir(options.work_dir), frozen=f"{model.name}: {made_of}, in {options.weights_dir}"
     )
     return model
 
