@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.shared_options import (
+    contrast_option,
     deterministic_option,
     device_option,
     gpus_option,
@@ -126,6 +127,7 @@ _OPTIONS = (
         help="For the manifest: whose data, and where from.",
     ),
     click.option("--licence", default="not stated", help="For the manifest: terms of the weights."),
+    contrast_option,
     deterministic_option,
     device_option,
     gpus_option,

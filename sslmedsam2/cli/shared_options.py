@@ -26,3 +26,11 @@ gpus_option = click.option(
     show_default=True,
     help="GPUs of this machine that share each training.",
 )
+contrast_option = click.option(
+    "--contrast-probability",
+    type=click.FloatRange(0, 1),
+    default=0.7,
+    show_default=True,
+    help="Part of the patches repainted with a random contrast: high to serve sequences without "
+    "labels, low to be precise on those that have some.",
+)

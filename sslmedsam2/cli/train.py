@@ -8,7 +8,12 @@ from typing import Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import deterministic_option, gpus_option, preset_option
+from sslmedsam2.cli.shared_options import (
+    contrast_option,
+    deterministic_option,
+    gpus_option,
+    preset_option,
+)
 
 
 @click.command(cls=ConfiguredCommand)
@@ -54,6 +59,7 @@ from sslmedsam2.cli.shared_options import deterministic_option, gpus_option, pre
 @click.option(
     "--iterations-per-epoch", type=click.IntRange(1), help="[default: 50 of compact, 250 of others]"
 )
+@contrast_option
 @deterministic_option
 @gpus_option
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)

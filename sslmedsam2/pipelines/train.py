@@ -74,6 +74,9 @@ class TrainOptions:
         first fold.
     weights_dir
         Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
+    contrast_probability
+        Share of the patches that are repainted with a random contrast: high for a network that
+        has to serve contrasts without labels, low to be precise on those that have some.
     deterministic
         Let a GPU give the same weights each time, at the price of speed; a CPU always does.
     gpus
@@ -90,6 +93,7 @@ class TrainOptions:
     epochs: int = 28
     final_epochs: int = 18
     iterations_per_epoch: int = 50
+    contrast_probability: float = 0.7
     device: Literal["cpu", "cuda"] = "cpu"
     deterministic: bool = False
     gpus: int = 1
@@ -196,6 +200,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
     return TrainingSettings(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
         compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
     )

@@ -46,6 +46,8 @@ class RetrainOptions:
         When the rounds end.
     folds
         Networks a round; each re-predicts the unlabelled patients it was not trained on.
+    contrast_probability
+        Share of the patches that are repainted with a random contrast.
     start
         A checkpoint of the same plans, trained on none of these data, to begin round 1 with.
     warm_start
@@ -77,6 +79,7 @@ class RetrainOptions:
     folds: int = 3
     epochs: int = 30
     iterations_per_epoch: int = 50
+    contrast_probability: float = 0.7
     start: Path | None = None
     warm_start: bool = True
     expert_share: float = 0.5

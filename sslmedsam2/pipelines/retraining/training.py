@@ -117,6 +117,7 @@ def train_round(
     settings = TrainingSettings(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
         compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
         seed=options.seed,
