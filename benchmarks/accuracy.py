@@ -36,22 +36,27 @@ from sslmedsam2.refine.training import trained_model_dir
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--work-dir", type=Path, help="of a finished `train`, for the folds")
-    arguments.add_argument("--folds", type=int, default=2)
+    arguments.add_argument("--folds", type=int, default=2, help="that the data are split into")
+    arguments.add_argument("--fold", type=int, action="append", help="score only this one")
     options = arguments.parse_args()
     figures: dict[str, Any] = {}
     if options.work_dir:
-        figures["cross_validation"] = cross_validation(options.work_dir, options.folds)
+        figures["cross_validation"] = cross_validation(
+            options.work_dir, options.folds, only=options.fold
+        )
     figures["totalseg_ct"] = other_contrast()
     figures["phantoms"] = phantoms()
     report(figures, options.json)
 
 
-def cross_validation(work_dir: Path, n_folds: int) -> dict[str, Any]:
+def cross_validation(work_dir: Path, n_folds: int, *, only: list[int] | None) -> dict[str, Any]:
     found = find_labelled_series(require_real_data("chaos_mr_t2"))
     images = [TrainingImage(**asdict(item)) for item in found]
     series = {case_key(image): image for image in images}
     rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
     for fold, split in enumerate(alternating_splits(images, n_folds=n_folds)):
+        if only is not None and fold not in only:
+            continue
         spec = read_model_spec(trained_model_dir(work_dir), folds=(str(fold),))
         segmenter = CanonicalSegmenter(spec, EngineOptions())
         for case in split["val"]:
