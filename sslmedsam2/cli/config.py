@@ -120,7 +120,11 @@ def load_table(path: Path) -> dict[str, Any]:
         )
     try:
         table = load(path)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise UsageError(
+            path, reason=f"cannot be read ({error.strerror})", remedy="Make the file readable"
+        ) from error
+    except ValueError as error:
         raise UsageError(
             path, reason=f"cannot be read as a table ({error})", remedy="Correct the file"
         ) from error

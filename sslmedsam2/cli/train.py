@@ -40,7 +40,7 @@ from sslmedsam2.cli.shared_options import (
 )
 @click.option(
     "--work-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Where the training lives; run again to go on after a stop.",
 )

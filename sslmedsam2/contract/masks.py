@@ -82,8 +82,12 @@ def _find_masks(root: Path, *, forms: tuple[_Form, ...]) -> MaskListing:
             by_form[form].append(_mask_file(path, image_stem, root=root))
     masks = next((by_form[form] for form in forms if form in by_form), [])
     if not masks:
+        in_the_way = [*tree.problems, *(error for f in tree.folders for error in f.oddities)]
+        cause = f" ({in_the_way[0].subject} {in_the_way[0].reason})" if in_the_way else ""
         raise NoInputError(
-            root, reason="it holds no masks", remedy="See the command's --help for the names"
+            root,
+            reason=f"it holds no masks{cause}",
+            remedy="See the command's --help for the names",
         )
     unique, clashes = _split_duplicates(masks)
     return MaskListing(masks=unique, problems=(*tree.problems, *clashes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from sslmedsam2.contract.packaging import (
     PackagePlan,
     plan_package,
 )
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import atomic_path
 
 _LOG = logging.getLogger(__name__)
@@ -31,6 +30,8 @@ def package(*, output_dir: Path, zip_path: Path, description: Path | None = None
     ------
     NoInputError
         There is no mask to pack.
+    InputError
+        A mask cannot be read.
     UsageError
         The description cannot be read.
     OutputError
@@ -49,14 +50,23 @@ def package(*, output_dir: Path, zip_path: Path, description: Path | None = None
     with atomic_path(zip_path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name, path in plan.masks:
             # Masks are compressed already.
-            with (
-                path.open("rb") as source,
-                archive.open(_member(name, zipfile.ZIP_STORED), "w") as target,
-            ):
-                shutil.copyfileobj(source, target)
+            archive.writestr(_member(name, zipfile.ZIP_STORED), _read_mask(path))
         for name, content in sorted(texts.items()):
             archive.writestr(_member(name, zipfile.ZIP_DEFLATED), content)
     return plan
+
+
+def _read_mask(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    # Told apart from a zip that cannot be written.
+    except OSError as error:
+        raise InputError(
+            path,
+            kind="unreadable",
+            reason=f"cannot be read ({error.strerror})",
+            remedy="Make it readable, or run predict again",
+        ) from error
 
 
 def _read_description(path: Path) -> bytes:

@@ -223,9 +223,9 @@ def _load_run(run_dir: Path) -> RunReport:
     try:
         return load_report(path)
     except InputError as error:
-        raise NoInputError(
-            path, reason=error.reason, remedy="Run predict again with this version"
-        ) from error
+        again = "Run predict again with this version"
+        remedy = again if error.kind == "bad_report" else error.remedy
+        raise NoInputError(path, reason=error.reason, remedy=remedy) from error
 
 
 def _input_dir(path: Path | None) -> Path | None:

@@ -60,9 +60,10 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
         raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
     discovery = find_studies(input_path)
     if not discovery.studies:
+        causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]
         raise NoInputError(
             input_path,
-            reason="it holds no study to compare with",
+            reason="it holds no study to compare with" + "".join(causes),
             remedy="Give the folder that the masks were made from",
         )
     listing = check_listing(discovery, output_dir)

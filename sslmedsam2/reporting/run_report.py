@@ -285,7 +285,14 @@ def load_report(path: Path) -> RunReport:
         # Counted anew from the series.
         document.pop("counts", None)
         return record_from_plain(RunReport, document, where="report")
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise InputError(
+            path,
+            kind="unreadable_report",
+            reason=f"cannot be read ({error.strerror})",
+            remedy="Check that it is there and that this user may read it",
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise InputError(
             path,
             kind="bad_report",

@@ -114,3 +114,13 @@ def test_a_folder_without_masks_is_an_error(make, tmp_path, find):
         find(tmp_path / "x")
     with pytest.raises(NoInputError, match="no such folder"):
         find(tmp_path / "nowhere")
+
+
+def test_a_link_that_leads_nowhere_is_named_where_it_leaves_no_mask(make, tmp_path):
+    make("x/notes.txt")
+    (tmp_path / "x" / "mask_GED4.nii.gz").symlink_to(tmp_path / "nowhere")
+
+    with pytest.raises(
+        NoInputError, match=r"no masks \(.*GED4.nii.gz is a link that leads nowhere"
+    ):
+        find_references(tmp_path / "x")
