@@ -390,8 +390,12 @@ def check_retrain(bench: Bench) -> str:
     if bench.run("retrain", "--help", mounts={}).code != 0:
         raise CheckSkippedError("this version has no command retrain")
     data = bench.folder("phantoms")
-    for name, options in {"labelled": ("--seed", "5"), "unlabelled": ("--labelled", "0")}.items():
-        outside("phantom", "--output", str(data / name), "--cases", "2", *options)
+    outside("phantom", "--output", str(data / "labelled"), "--cases", "4", "--labelled", "2")
+    for case in data.glob("labelled/*/*"):
+        if not any(case.glob("mask_*")):
+            target = data / "unlabelled" / case.relative_to(data / "labelled")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            case.rename(target)
     scratch, weights = bench.folder("scratch"), bench.folder("weights")
     ended = bench.run(
         "retrain", "--labelled", "/data/labelled", "--unlabelled", "/data/unlabelled",
