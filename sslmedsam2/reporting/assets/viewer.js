@@ -78,6 +78,8 @@ const qcVolumes = (() => {
       loadingText: "",
       logLevel: "error",
       multiplanarShowRender: niivue.SHOW_RENDER.ALWAYS,
+      // Left to itself it lays all in one row of small pictures for some shapes of volume.
+      multiplanarLayout: niivue.MULTIPLANAR_TYPE.GRID,
       show3Dcrosshair: false,
       viewModeHotKey: "",
       clipPlaneHotKey: "",
