@@ -15,11 +15,12 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
+PREVIEWS = ("0001-A_GED4.png", "0003-B2_T1.png", "0002-B1_T2.png")
 _FIRST_CASE = "0001-A"
 
 
 def main() -> None:
-    """Take a picture of the table and one of a case."""
+    """Take a picture of the table and one of a case, and put previews one below the other."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from headless_chromium import Browser
     from result_page import IS_SHOWN, open_case
@@ -33,6 +34,7 @@ def main() -> None:
         browser.wait_for("qcVolumes.state().viewer.volumes.length === 2")
         browser.run("return new Promise((done) => setTimeout(done, 1000))")
         save(browser.screenshot(), "report_case.png")
+    save_previews(page.parents[1] / "previews")
 
 
 def save(png: bytes, name: str) -> None:
@@ -41,6 +43,12 @@ def save(png: bytes, name: str) -> None:
     picture.quantize(palette=palette_of(picture), dither=Image.Dither.NONE).save(
         IMAGES / name, optimize=True
     )
+
+
+def save_previews(folder: Path) -> None:
+    """Stack a few of the run's previews, which are of one size."""
+    pictures = [np.asarray(Image.open(folder / name).convert("RGB")) for name in PREVIEWS]
+    Image.fromarray(np.concatenate(pictures)).save(IMAGES / "result.png", optimize=True)
 
 
 def palette_of(picture: Image.Image) -> Image.Image:
