@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option
+from sslmedsam2.cli.shared_options import device_option, model_option
 
 if TYPE_CHECKING:
     from sslmedsam2.pipelines.doctor_findings import Diagnosis
@@ -34,12 +34,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
     show_default=True,
     help="Where predict will write; tried out with a file that is removed again.",
 )
-@click.option(
-    "--model",
-    "model_dir",
-    type=click.Path(path_type=Path),
-    help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
-)
+@model_option
 @device_option
 @click.option(
     "--inference/--no-inference",

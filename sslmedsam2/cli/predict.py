@@ -11,7 +11,7 @@ import click
 from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
-from sslmedsam2.cli.shared_options import device_option
+from sslmedsam2.cli.shared_options import device_option, model_option
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -36,12 +36,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Where masks, report and previews go.",
 )
-@click.option(
-    "--model",
-    "model_dir",
-    type=click.Path(path_type=Path),
-    help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
-)
+@model_option
 @click.option("--sequences", help="Which to segment.  [default: GED4,T1,T2,DWI_800]")
 @device_option
 @click.option(

@@ -10,7 +10,7 @@ import click
 
 from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option
+from sslmedsam2.cli.shared_options import device_option, sam2_option
 
 if TYPE_CHECKING:
     from sslmedsam2.pipelines.pseudo_label import PseudoLabelSummary
@@ -41,12 +41,7 @@ _LOG = logging.getLogger(__name__)
     required=True,
     help="Where masks, maps, records and pictures go; not inside the query folder.",
 )
-@click.option(
-    "--sam2",
-    default="compact",
-    show_default=True,
-    help="The shipped 'compact', 'sam2.1-hiera-tiny' or 'medsam2' after weights fetch, or a path.",
-)
+@sam2_option
 @click.option("--sequences", help="Of the queries.  [default: GED4,T1,T2,DWI_800]")
 @click.option(
     "--strategy",

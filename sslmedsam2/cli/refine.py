@@ -68,7 +68,7 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
             reason=f"the work directory has folds 0 to {options.folds - 1}",
             remedy="Choose one of these",
         )
-    step, *_ = begin_round(options)
+    step = begin_round(options).step
     train_round(step, options, folds=folds or None)
     click.echo(f"round {step.number}: trained; next: refine relabel")
 
@@ -79,11 +79,12 @@ def relabel(*, work_dir: Path) -> int:
     """Score the trained folds, re-predict the unlabelled volumes, compare and decide."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.pipelines.interrupt import stop_on_signals
-    from sslmedsam2.pipelines.retraining.run import finish_round, options_of
+    from sslmedsam2.pipelines.retraining.run import begin_round, finish_round, options_of
     from sslmedsam2.pipelines.retraining.work_dir import WorkDir
 
+    options = options_of(WorkDir(work_dir))
     with stop_on_signals() as stop:
-        decision = finish_round(options_of(WorkDir(work_dir)), stop)
+        decision = finish_round(begin_round(options), options, stop)
     if decision is None:
         return ExitCode.INTERRUPTED
     then = "refine freeze" if decision.stop else "refine train"

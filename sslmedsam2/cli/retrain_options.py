@@ -13,7 +13,11 @@ from sslmedsam2.cli.shared_options import (
     deterministic_option,
     device_option,
     gpus_option,
+    licence_option,
+    name_option,
     preset_option,
+    sam2_option,
+    training_data_option,
 )
 
 if TYPE_CHECKING:
@@ -40,13 +44,7 @@ _OPTIONS = (
         required=True,
         help="Where all stages live; the same command goes on after a stop.",
     ),
-    click.option(
-        "--sam2",
-        default="compact",
-        show_default=True,
-        help="The shipped 'compact', 'sam2.1-hiera-tiny' or 'medsam2' after weights fetch, or a "
-        "path.",
-    ),
+    sam2_option,
     click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
     click.option(
         "--rounds",
@@ -120,13 +118,9 @@ _OPTIONS = (
         help="What is frozen of the best round.",
     ),
     click.option("--seed", type=click.IntRange(0), default=20260, show_default=True),
-    click.option("--name", default="liver", show_default=True, help="Name of the frozen model."),
-    click.option(
-        "--training-data",
-        default="not stated",
-        help="For the manifest: whose data, and where from.",
-    ),
-    click.option("--licence", default="not stated", help="For the manifest: terms of the weights."),
+    name_option,
+    training_data_option,
+    licence_option,
     contrast_option,
     deterministic_option,
     device_option,

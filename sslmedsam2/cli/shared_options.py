@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 device_option = click.option(
@@ -33,4 +35,25 @@ contrast_option = click.option(
     show_default=True,
     help="Part of the patches repainted with a random contrast: high to serve sequences without "
     "labels, low to be precise on those that have some.",
+)
+model_option = click.option(
+    "--model",
+    "model_dir",
+    type=click.Path(path_type=Path),
+    help="nnU-Net model folder.  [default: /opt/ml/model, then the shipped one]",
+)
+sam2_option = click.option(
+    "--sam2",
+    default="compact",
+    show_default=True,
+    help="The shipped 'compact', 'sam2.1-hiera-tiny' or 'medsam2' after weights fetch, or a path.",
+)
+name_option = click.option(
+    "--name", default="liver", show_default=True, help="Name of the frozen model."
+)
+training_data_option = click.option(
+    "--training-data", default="not stated", help="For the manifest: whose data, and where from."
+)
+licence_option = click.option(
+    "--licence", default="not stated", help="For the manifest: terms of the weights."
 )

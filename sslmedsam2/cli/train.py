@@ -12,7 +12,10 @@ from sslmedsam2.cli.shared_options import (
     contrast_option,
     deterministic_option,
     gpus_option,
+    licence_option,
+    name_option,
     preset_option,
+    training_data_option,
 )
 
 
@@ -79,11 +82,9 @@ from sslmedsam2.cli.shared_options import (
     type=click.Path(path_type=Path),
     help="Freeze the final network into this folder, for predict --model.",
 )
-@click.option("--name", default="liver", show_default=True, help="Name of the frozen model.")
-@click.option(
-    "--training-data", default="not stated", help="For the manifest: whose data, and where from."
-)
-@click.option("--licence", default="not stated", help="For the manifest: terms of the weights.")
+@name_option
+@training_data_option
+@licence_option
 def train(**options: Any) -> int:
     """Train a model from labelled studies."""
     from sslmedsam2.pipelines.train import TrainOptions

@@ -15,6 +15,11 @@ class Series:
     sequence: str | None
     path: Path
 
+    @property
+    def name(self) -> str:
+        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        return "/".join(filter(None, (self.case, self.sequence)))
+
 
 @dataclass(frozen=True)
 class Study:

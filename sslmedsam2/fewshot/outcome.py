@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from sslmedsam2.fewshot.slices import SliceStack, paste
 from sslmedsam2.fewshot.strategy import Evidence, FewShotResult, SupportScore
-from sslmedsam2.imaging.volume import MaskZYX
+from sslmedsam2.imaging.volume import MaskZYX, mask_volume_ml
 
 _LIVER_ML: Final = (500.0, 4000.0)
 """Volumes outside this range are rare in adults."""
@@ -150,7 +150,7 @@ def plausibility(
     """Say how much a mask looks like a liver by size, pieces and place; 0 to 1."""
     if not mask_zyx.any():
         return 0.0
-    volume_ml = float(mask_zyx.sum()) * float(np.prod(spacing_zyx_mm)) / 1000
+    volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=spacing_zyx_mm)
     low, high = _LIVER_ML
     size = min(1.0, volume_ml / low, high / volume_ml)
     pieces = 1.0 / max(1, n_pieces) ** 0.25

@@ -87,6 +87,11 @@ class MaskVolume:
     repairs: tuple[str, ...] = ()
 
 
+def mask_volume_ml(mask_zyx: npt.NDArray, *, spacing_zyx_mm: tuple[float, float, float]) -> float:
+    """Return the volume of a mask of 0 and 1 in millilitres."""
+    return float(mask_zyx.sum()) * float(np.prod(spacing_zyx_mm)) / 1000
+
+
 @dataclass(frozen=True)
 class Reorientation:
     """How a native ``[z, y, x]`` array becomes canonical: transpose, then flip.

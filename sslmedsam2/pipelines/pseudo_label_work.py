@@ -12,8 +12,6 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
 from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, SslMedSam2Error
@@ -23,7 +21,7 @@ from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.pipelines.drawing import draw_preview
 from sslmedsam2.pipelines.pseudo_label_inputs import SupportFiles
@@ -50,7 +48,7 @@ class QueryTarget:
     @property
     def name(self) -> str:
         """``<case>/<sequence>``, or the case where the sequence is not known."""
-        return "/".join(filter(None, (self.series.case, self.series.sequence)))
+        return self.series.name
 
     @property
     def blank(self) -> PseudoLabelRecord:
@@ -165,7 +163,7 @@ class Labeller:
         write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
         reliability = judge(result.evidence, self._calibration)
         drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
-        volume_ml = float(result.mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
+        volume_ml = mask_volume_ml(result.mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
         low, high = reliability.interval
         return replace(
             self._record(work),

@@ -20,6 +20,7 @@ import numpy as np
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.inference.device import choose_device
 from sslmedsam2.pipelines.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.refine.dataset import (
     TrainingImage,
@@ -34,7 +35,6 @@ from sslmedsam2.refine.dataset import (
 from sslmedsam2.refine.plans import PLANS_NAME, CompactPreset
 from sslmedsam2.refine.presets import Preset, planned_network
 from sslmedsam2.refine.training import (
-    check_device,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
@@ -120,7 +120,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     InputError, ModelError
         See the rooms ``refine`` and ``weights``.
     """
-    check_device(options.device)
+    choose_device(options.device)
     images, also = _training_images(options), _also_images(options)
     folder = build_dataset(
         [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset

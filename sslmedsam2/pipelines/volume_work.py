@@ -11,7 +11,7 @@ import numpy as np
 
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.inference.segmenter import CanonicalSegmentation
 
 _PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
@@ -67,7 +67,7 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
     """
     canonical = ready.canonical
-    volume_ml = float(mask_zyx.sum()) * float(np.prod(canonical.spacing_zyx_mm)) / 1000
+    volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     return JudgedMask(

@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.errors import ModelError
 from sslmedsam2.refine.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.weights.checkpoint import read_checkpoint
 
@@ -39,18 +39,6 @@ _WORKERS_NEED_BYTES = 2 * 2**30
 def worth_compiling(iterations: int) -> bool:
     """Whether a training is long enough for torch.compile to pay on a CPU."""
     return iterations >= _WORTH_COMPILING
-
-
-def check_device(device: str) -> None:
-    """Raise :class:`UsageError` if a GPU is asked for and none is there."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError(
-            "--device cuda",
-            reason="no usable CUDA device is visible",
-            remedy="Train with --device cpu, or make a GPU visible",
-        )
 
 
 def preprocessed_dir(work_dir: Path) -> Path:

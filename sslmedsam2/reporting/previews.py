@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.imaging.volume import mask_volume_ml
 
 if TYPE_CHECKING:
     from PIL import ImageFont
@@ -76,7 +77,7 @@ def write_preview(
         _tile(grey, mask[index], spacing_yx_mm=spacing_zyx_mm[1:])
         for grey, index in zip(greys, indices, strict=True)
     ]
-    volume_ml = float(mask.sum()) * float(np.prod(spacing_zyx_mm)) / 1000.0
+    volume_ml = mask_volume_ml(mask, spacing_zyx_mm=spacing_zyx_mm)
     words = [*flags, *([] if mask.any() else ["EMPTY"])]
     canvas = np.concatenate(
         [

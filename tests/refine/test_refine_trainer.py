@@ -15,13 +15,13 @@ from tiny_training import PRESET, read_curves, restored_environment, write_label
 
 from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.device import choose_device
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.refine import cpu, training
 from sslmedsam2.refine.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.refine.training import (
-    check_device,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
@@ -272,6 +272,6 @@ def test_warm_start_that_does_not_fit_is_refused(trained, work_dir, tmp_path, da
 def test_gpu_that_is_not_there_is_refused():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    check_device("cpu")
+    assert choose_device("cpu") == "cpu"
     with pytest.raises(UsageError, match="no usable CUDA device"):
-        check_device("cuda")
+        choose_device("cuda")

@@ -64,7 +64,7 @@ class Query:
     @property
     def name(self) -> str:
         """``<case>/<sequence>``, or the case where the sequence is not known."""
-        return "/".join(filter(None, (self.case, self.sequence)))
+        return self.series.name
 
 
 @dataclass(frozen=True)

@@ -22,17 +22,22 @@ class PseudoLabel:
     Attributes
     ----------
     paths
-        Of mask and maps; they exist if ``candidate.verdict`` is not None.
+        Of mask and maps; the files exist if ``has_mask``.
     candidate
         What the selection wants to know.
-    key
-        Hash of the mask and its uncertainty; None without a mask.
     """
 
     query: Query
     paths: PseudoLabelPaths
     candidate: Candidate
-    key: str | None
+    has_mask: bool
+
+    @property
+    def key(self) -> str | None:
+        """Hash of the mask and its uncertainty, read when asked for; None without a mask."""
+        if not self.has_mask:
+            return None
+        return sha256_file(self.paths.mask) + sha256_file(self.paths.uncertainty)
 
 
 def fewshot_labels(work: WorkDir, queries: Sequence[Query]) -> tuple[PseudoLabel, ...]:
@@ -56,7 +61,7 @@ def _fewshot(work: WorkDir, query: Query) -> PseudoLabel:
     verdict = None if record is None else record.verdict
     has_liver = record is not None and bool(record.volume_ml)
     candidate = Candidate(query.name, verdict, has_liver=has_liver)
-    return PseudoLabel(query, paths, candidate, _key(paths) if verdict else None)
+    return PseudoLabel(query, paths, candidate, has_mask=verdict is not None)
 
 
 def relabelled(
@@ -70,7 +75,7 @@ def _relabelled(step: RoundDir, query: Query, verdict: Verdict | None) -> Pseudo
     paths = pseudo_label_paths(step.relabelled, query.series)
     record = read_relabel_record(paths.record) if paths.record.is_file() else None
     if record is None or record.error is not None:
-        return PseudoLabel(query, paths, Candidate(query.name, None), None)
+        return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
     candidate = Candidate(
         query.name,
         verdict,
@@ -78,8 +83,4 @@ def _relabelled(step: RoundDir, query: Query, verdict: Verdict | None) -> Pseudo
         trained_before=record.trained,
         has_liver=record.volume_ml > 0,
     )
-    return PseudoLabel(query, paths, candidate, _key(paths))
-
-
-def _key(paths: PseudoLabelPaths) -> str:
-    return sha256_file(paths.mask) + sha256_file(paths.uncertainty)
+    return PseudoLabel(query, paths, candidate, has_mask=True)

@@ -27,6 +27,7 @@ from sslmedsam2.errors import SslMedSam2Error
 from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.postprocessing import keep_liver
@@ -249,9 +250,7 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         blank,
         agreement=round(float(np.mean(pairs)), 4) if pairs else None,
         change_dice=_change(label, native),
-        volume_ml=round(
-            float(mask.sum()) * float(np.prod(ready.canonical.spacing_zyx_mm)) / 1000, 1
-        ),
+        volume_ml=round(mask_volume_ml(mask, spacing_zyx_mm=ready.canonical.spacing_zyx_mm), 1),
         mean_confidence=round(float(probability[mask > 0].mean()), 4) if mask.any() else None,
     )
     draw_preview(
@@ -271,6 +270,6 @@ def _flags(record: RelabelRecord) -> tuple[str, ...]:
 
 
 def _change(label: PseudoLabel, mask_zyx: npt.NDArray[np.uint8]) -> float | None:
-    if label.key is None:
+    if not label.has_mask:
         return None
     return round(mask_dice(read_mask(label.paths.mask).array_zyx > 0, mask_zyx > 0), 4)

@@ -119,7 +119,9 @@ def plan(
         return None
     labels = fewshot_labels(work, index.queries)
     step = work.round(1)
-    prepare_training(step, index, select(step, labels, options), options)
+    chosen = select(step, labels, options)
+    if not step.outcome.is_file():
+        prepare_training(step, index, chosen, options)
     report_or_warn(work)
     return labels
 
@@ -143,31 +145,38 @@ def current_round(work: WorkDir) -> RoundDir:
     return work.round(len(work.finished_rounds()) + 1)
 
 
-def begin_round(
-    options: RetrainOptions,
-) -> tuple[RoundDir, Index, tuple[PseudoLabel, ...]]:
+@dataclass(frozen=True)
+class BegunRound:
+    """A round that is ready to be trained, and the pseudo labels that it starts from."""
+
+    step: RoundDir
+    index: Index
+    labels: tuple[PseudoLabel, ...]
+
+
+def begin_round(options: RetrainOptions) -> BegunRound:
     """Select and export what the unfinished round trains on, as far as that is not done."""
     work = WorkDir(options.work_dir)
     index, step = read_index(work), current_round(work)
     labels = newest_labels(work, index, before=step.number)
     prepare_training(step, index, select(step, labels, options), options)
-    return step, index, labels
+    return BegunRound(step, index, labels)
 
 
 def finish_round(
-    options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
+    begun: BegunRound, options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
 ) -> Decision | None:
-    """Validate, re-predict and compare the unfinished round; None if it was stopped."""
-    step, index, labels = begin_round(options)
+    """Validate, re-predict and compare a trained round; None if it was stopped."""
+    step, labels = begun.step, begun.labels
     check_trained(step, options)
-    scores = validate_round(step, index, options, runner=runner)
+    scores = validate_round(step, begun.index, options, runner=runner)
     trained = frozenset(
         choice["name"] for choice in read_json(step.selection)["choices"] if choice["trains"]
     )
     worth = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         step,
-        index,
+        begun.index,
         labels,
         options,
         trained=trained,
@@ -211,11 +220,11 @@ def freeze(options: RetrainOptions) -> ModelEntry:
 
 def _round(options: RetrainOptions, stop: StopRequest, runner: Runner) -> bool:
     """Do the next round; False if it was stopped."""
-    step, *_ = begin_round(options)
+    begun = begin_round(options)
     if stop:
         return False
-    train_folds(step, options, runner=runner, stop=stop)
-    return not stop and finish_round(options, stop, runner=runner) is not None
+    train_folds(begun.step, options, runner=runner, stop=stop)
+    return not stop and finish_round(begun, options, stop, runner=runner) is not None
 
 
 def _outcome(
@@ -238,8 +247,8 @@ def _outcome(
         ),
         "change_dice": round(float(np.mean(counted)), 4) if counted else None,
         "changes": {
-            "/".join(filter(None, (record.case, record.sequence))): record.change_dice
-            for record in records
+            label.query.name: record.change_dice
+            for record, label in zip(records, labels, strict=True)
         },
         "trained": sum(record.trained for record in records),
         "waiting": sum(
