@@ -193,7 +193,9 @@ def site(tmp_path_factory):
     """Build the guide, where any warning is an error."""
     folder = tmp_path_factory.mktemp("site")
     mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(mkdocs, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        mkdocs, cwd=REPOSITORY, capture_output=True, encoding="utf-8", check=False
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
