@@ -50,7 +50,7 @@ class UnitCosts:
     predict_s: float = 4.3
     label_s: float = 1.2
     encode_s: float = 0.35
-    iteration_s: float = 1.3
+    iteration_s: float = 0.6
     predict_mb: float = 727
     label_mb: float = 935
     volume_mb: float = 30

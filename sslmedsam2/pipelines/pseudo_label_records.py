@@ -75,6 +75,8 @@ class PseudoLabelRecord:
         Fields of :class:`~sslmedsam2.fewshot.strategy.Evidence` and of each ``SupportScore``.
     calibration
         Fields of :class:`~sslmedsam2.fewshot.reliability.Calibration`.
+    mask_sha256
+        Of the mask's file; another one was mended by hand.
     """
 
     case: str
@@ -95,6 +97,7 @@ class PseudoLabelRecord:
     calibration: Mapping[str, float] | None = None
     device: str | None = None
     making: Making | None = None
+    mask_sha256: str | None = None
 
 
 def write_record(record: PseudoLabelRecord, path: Path) -> None:

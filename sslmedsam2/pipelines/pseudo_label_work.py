@@ -176,6 +176,7 @@ class Labeller:
             evidence=asdict(result.evidence),
             supports=tuple(asdict(score) for score in result.supports),
             calibration=asdict(self._calibration),
+            mask_sha256=sha256_file(paths.mask),
         )
 
     def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:

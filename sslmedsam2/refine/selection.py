@@ -34,6 +34,8 @@ class Candidate:
         Whether the last round trained on it.
     has_liver
         Whether its newest mask holds any.
+    mended
+        Whether somebody has mended the few-shot branch's mask by hand.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Candidate:
     agreement: float | None = None
     trained_before: bool = False
     has_liver: bool = True
+    mended: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,12 @@ def choose(candidates: Sequence[Candidate], *, agreement_needed: float) -> tuple
 def _decide(candidate: Candidate, agreement_needed: float) -> tuple[bool, str]:
     if candidate.verdict is None:
         return False, "it could not be labelled"
-    if candidate.verdict == "reject":
+    if candidate.verdict == "reject" and not candidate.mended:
         return False, "rejected by the few-shot branch"
     if not candidate.has_liver:
         return False, "its mask is empty"
+    if candidate.mended:
+        return True, "mended by hand"
     if candidate.verdict == "accept":
         return True, "accepted by the few-shot branch"
     if candidate.trained_before:

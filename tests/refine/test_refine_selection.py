@@ -23,6 +23,8 @@ def _one(verdict, **more):
         ("doubtful", {"trained_before": True}, True, "earlier round"),
         ("reject", {}, False, "rejected"),
         ("reject", {"agreement": 1.0, "trained_before": True}, False, "rejected"),
+        ("reject", {"mended": True}, True, "by hand"),
+        ("accept", {"mended": True, "has_liver": False}, False, "empty"),
         (None, {}, False, "could not be labelled"),
     ],
 )

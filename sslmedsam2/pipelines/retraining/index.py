@@ -22,6 +22,7 @@ from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.inference.device import choose_device
+from sslmedsam2.pipelines.plan_cluster import UnitCosts
 from sslmedsam2.pipelines.retraining.options import RetrainOptions, as_record, decisive
 from sslmedsam2.pipelines.retraining.work_dir import WorkDir, read_json, write_json
 from sslmedsam2.refine.dataset import TrainingImage, load_labelled
@@ -36,8 +37,6 @@ _PREPROCESSED_BYTES: Final = 6
 """A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
 _MAP_BYTES: Final = 2
 """A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
-_CPU_SECONDS_AN_ITERATION: Final = 0.6
-"""Of the compact preset on two cores, see ``benchmarks/training_speed.py``."""
 _UNNAMED: Final = "volume"
 
 
@@ -328,5 +327,5 @@ def _estimate_time(options: RetrainOptions) -> None:
         "estimate: %d iterations a round, at most %d rounds", iterations, options.rule.most_rounds
     )
     if isinstance(options.preset, CompactPreset):
-        hours = iterations * _CPU_SECONDS_AN_ITERATION / 3600
+        hours = iterations * UnitCosts().iteration_s / 3600
         logger.info("estimate: on two CPU cores about %.1f hours a round", hours)

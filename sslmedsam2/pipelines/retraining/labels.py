@@ -3,15 +3,16 @@ round's networks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pipelines.pseudo_label_records import read_record
 from sslmedsam2.pipelines.retraining.index import Query
 from sslmedsam2.pipelines.retraining.relabel_records import read_relabel_record
 from sslmedsam2.pipelines.retraining.work_dir import RoundDir, WorkDir, read_json
-from sslmedsam2.refine.selection import Candidate, Verdict
+from sslmedsam2.refine.selection import Candidate
 from sslmedsam2.weights.manifest import sha256_file
 
 
@@ -58,27 +59,28 @@ def fewshot_worth(work: WorkDir) -> float | None:
 def _fewshot(work: WorkDir, query: Query) -> PseudoLabel:
     paths = pseudo_label_paths(work.pseudo_labels, query.series)
     record = read_record(paths.record) if paths.record.is_file() else None
-    verdict = None if record is None else record.verdict
-    has_liver = record is not None and bool(record.volume_ml)
-    candidate = Candidate(query.name, verdict, has_liver=has_liver)
-    return PseudoLabel(query, paths, candidate, has_mask=verdict is not None)
+    if record is None or record.verdict is None:
+        return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
+    if record.mask_sha256 is not None and sha256_file(paths.mask) != record.mask_sha256:
+        has_liver = bool(read_mask(paths.mask).array_zyx.any())
+        candidate = Candidate(query.name, record.verdict, has_liver=has_liver, mended=True)
+    else:
+        candidate = Candidate(query.name, record.verdict, has_liver=bool(record.volume_ml))
+    return PseudoLabel(query, paths, candidate, has_mask=True)
 
 
-def relabelled(
-    step: RoundDir, queries: Sequence[Query], *, verdicts: Mapping[str, Verdict | None]
-) -> tuple[PseudoLabel, ...]:
-    """Read what a finished round's networks gave; ``verdicts`` are the few-shot branch's."""
-    return tuple(_relabelled(step, query, verdicts[query.name]) for query in queries)
+def relabelled(step: RoundDir, fewshot: Sequence[PseudoLabel]) -> tuple[PseudoLabel, ...]:
+    """Read what a finished round's networks gave, in the order of the few-shot branch's labels."""
+    return tuple(_relabelled(step, label.query, label.candidate) for label in fewshot)
 
 
-def _relabelled(step: RoundDir, query: Query, verdict: Verdict | None) -> PseudoLabel:
+def _relabelled(step: RoundDir, query: Query, fewshot: Candidate) -> PseudoLabel:
     paths = pseudo_label_paths(step.relabelled, query.series)
     record = read_relabel_record(paths.record) if paths.record.is_file() else None
     if record is None or record.error is not None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
-    candidate = Candidate(
-        query.name,
-        verdict,
+    candidate = replace(
+        fewshot,
         agreement=record.agreement,
         trained_before=record.trained,
         has_liver=record.volume_ml > 0,

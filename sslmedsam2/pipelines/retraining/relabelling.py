@@ -8,6 +8,7 @@ patient from another sequence, whose voice then is not heard.
 The new mask comes from two branches that err independently: the networks' probability and the
 few-shot branch's are averaged, each weighted by what it is worth on expert masks it had not seen.
 Where they contradict each other, the mean is uncertain, and the next round does not train there.
+A mask of the few-shot branch that was mended by hand stands as it is.
 """
 
 from __future__ import annotations
@@ -102,7 +103,12 @@ def relabel_round(
     for label in before:
         own = next(fold for fold, hand in enumerate(dealt) if label.query.case in hand)
         folds = (own,) if label.query.name in trained else tuple(range(options.folds))
-        weight = fewshot_weight if label.candidate.verdict in ("accept", "doubtful") else 0.0
+        fewshot = pseudo_label_paths(fewshot_dir, label.query.series)
+        spoken, weight = fewshot.probability, fewshot_weight
+        if label.candidate.mended:
+            spoken, weight = fewshot.mask, 1.0
+        elif label.candidate.verdict not in ("accept", "doubtful"):
+            weight = 0.0
         key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
         paths = pseudo_label_paths(step.relabelled, label.query.series)
         record = _kept(paths, key)
@@ -118,8 +124,7 @@ def relabel_round(
             fewshot_weight=weight,
         )
         voices = (own,) if label.query.case in known else folds
-        fewshot = pseudo_label_paths(fewshot_dir, label.query.series).probability
-        units.append(RelabelUnit(blank, label, paths, voices, fewshot))
+        units.append(RelabelUnit(blank, label, paths, voices, spoken))
     if units:
         with (runner or InProcessRunner()).open(RelabelJob(step, options.device)) as session:
             found = all_or_error(session.run(units, stop=stop))
@@ -142,7 +147,7 @@ class RelabelUnit:
     voices
         Those folds that are heard.
     fewshot_probability
-        File of the few-shot branch.
+        File of the few-shot branch; its mask, if that was mended.
     """
 
     blank: RelabelRecord

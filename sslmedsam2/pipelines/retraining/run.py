@@ -136,8 +136,7 @@ def newest_labels(work: WorkDir, index: Index, *, before: int) -> tuple[PseudoLa
     labels = fewshot_labels(work, index.queries)
     if before == 1:
         return labels
-    verdicts = {label.query.name: label.candidate.verdict for label in labels}
-    return relabelled(work.round(before - 1), index.queries, verdicts=verdicts)
+    return relabelled(work.round(before - 1), labels)
 
 
 def current_round(work: WorkDir) -> RoundDir:

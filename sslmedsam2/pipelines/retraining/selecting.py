@@ -93,9 +93,9 @@ def _training_mask_path(step: RoundDir, query: Query) -> Path:
 def _write_training_mask(step: RoundDir, label: PseudoLabel, options: RetrainOptions) -> float:
     """Write what one pseudo label trains on, and return the share of voxels that are ignored."""
     mask = read_mask(label.paths.mask)
-    uncertainty = read_volume(label.paths.uncertainty)
-    labels = training_labels(
-        mask.array_zyx, uncertainty.array_zyx, ignore_above=options.ignore_above
-    )
+    uncertainty_zyx = read_volume(label.paths.uncertainty).array_zyx
+    if label.candidate.mended:
+        uncertainty_zyx = np.zeros_like(uncertainty_zyx)
+    labels = training_labels(mask.array_zyx, uncertainty_zyx, ignore_above=options.ignore_above)
     write_labels(labels, like=mask, path=_training_mask_path(step, label.query))
     return round(float(np.isin(labels, (IGNORE, UNSURE_LIVER)).mean()), 5)
