@@ -317,6 +317,14 @@ def test_changed_data_are_refused(copy, change):
     assert content(copy / "work") == before
 
 
+def test_another_start_is_refused(done):
+    root, *_ = done
+    (start,) = (root / "work" / "round_1").rglob("fold_0/checkpoint_final.pth")
+
+    with pytest.raises(UsageError, match="with another --start"):
+        retrain(options(root, start=start))
+
+
 def test_pseudo_label_edited_by_hand_is_trained_on(copy):
     work, weights = copy / "work", _weights(copy)
     edited = work / "pseudo_labels" / UNLABELLED[0] / "T2_pred.nii.gz"

@@ -68,11 +68,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Index:
-    """The images that take part, and one line for each that cannot."""
+    """The images that take part, one line for each that cannot, and the hash of the start."""
 
     labelled: tuple[TrainingImage, ...]
     queries: tuple[Query, ...]
     problems: tuple[str, ...]
+    start_sha256: str | None
 
 
 def index_data(options: RetrainOptions) -> Index:
@@ -108,7 +109,7 @@ def index_data(options: RetrainOptions) -> Index:
     elif _identity(read_json(work.index)) != _identity(record):
         raise UsageError(
             work.path,
-            reason="it was made from other images or masks",
+            reason="it was made from other images or masks, or with another --start",
             remedy="Choose another work directory, or remove that one to begin anew",
         )
     write_json(work.options, as_record(options))
@@ -130,7 +131,7 @@ def read_index(work: WorkDir) -> Index:
         for item in record["labelled"]
     )
     queries = tuple(Query(**{**item, "path": Path(item["path"])}) for item in record["queries"])
-    return Index(labelled, queries, tuple(record["problems"]))
+    return Index(labelled, queries, tuple(record["problems"]), record["start_sha256"])
 
 
 def check_final(options: RetrainOptions) -> None:
@@ -233,7 +234,8 @@ def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index
             remedy="Give case folders with GED4.nii.gz and the like; without any, use train",
         )
     images = tuple(TrainingImage(**asdict(series)) for series in labelled)
-    return Index(images, tuple(queries), tuple(problems))
+    start_sha256 = None if options.start is None else sha256_file(options.start)
+    return Index(images, tuple(queries), tuple(problems), start_sha256)
 
 
 def _as_record(index: Index) -> dict[str, Any]:
@@ -250,7 +252,12 @@ def _as_record(index: Index) -> dict[str, Any]:
         for image in index.labelled
     ]
     queries = [{**asdict(query), "path": str(query.path.resolve())} for query in index.queries]
-    return {"labelled": labelled, "queries": queries, "problems": list(index.problems)}
+    return {
+        "labelled": labelled,
+        "queries": queries,
+        "problems": list(index.problems),
+        "start_sha256": index.start_sha256,
+    }
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -264,6 +271,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
             {key: item[key] for key in ("case", "vendor", "sequence", "sha256")}
             for item in record["queries"]
         ],
+        "start_sha256": record["start_sha256"],
     }
 
 

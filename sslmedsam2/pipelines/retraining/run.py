@@ -276,7 +276,7 @@ def _summary(
     options: RetrainOptions, *, model: ModelEntry | None = None, interrupted: bool = False
 ) -> RetrainSummary:
     work = WorkDir(options.work_dir)
-    index = read_index(work) if work.index.is_file() else Index((), (), ())
+    index = read_index(work) if work.index.is_file() else Index((), (), (), None)
     return RetrainSummary(
         rounds=finished_figures(work),
         decision=decision_so_far(options),
