@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from dying_workers import two_workers_one_of_which_dies
 from tiny_scans import abdomen
 
 from sslmedsam2.errors import ExitCode
@@ -41,6 +42,22 @@ def test_masks_are_the_same_to_the_bit_whatever_the_number_of_workers(workplace,
     assert without_times(together.report) == without_times(alone.report)
     assert again.report.counts[SeriesStatus.SKIPPED_RESUME] == len(CASES)
     assert not list(output.glob(".run-*"))
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_run_changes_no_mask(workplace):
+    for seed, case in enumerate(CASES):
+        workplace.add(case, array_zyx=abdomen(seed=seed)[0])
+    alone = workplace.run()
+    output = workplace.root / "cluster"
+
+    with two_workers_one_of_which_dies(once=lambda: masks(output)) as (runner, died):
+        together = workplace.run(output_dir=output, runner=runner)
+        assert died.wait(0)
+
+    assert masks(output) == masks(workplace.output)
+    assert together.exit_code == ExitCode.OK
+    assert without_times(together.report) == without_times(alone.report)
 
 
 def without_times(report):

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 import torch
+from dying_workers import two_workers_one_of_which_dies
 from retrain_samples import content, options, read, write_data
 from tiny_training import restored_environment
 
@@ -61,3 +62,20 @@ def test_folds_and_new_masks_are_the_same_to_the_bit(tmp_path):
     assert read(cluster_dir / "round_1" / "outcome.json") == read(
         tmp_path / "work" / "round_1" / "outcome.json"
     )
+
+
+def test_a_worker_killed_while_folds_train_changes_no_weight(tmp_path):
+    write_data(tmp_path)
+    one_round = {"rule": StoppingRule(most_rounds=1, fixed=True), "weights_dir": None}
+    retrain(options(tmp_path, **one_round))
+    cluster_dir = tmp_path / "cluster"
+
+    def both_train():
+        return len(list(cluster_dir.glob("round_1/results/*/*/fold_*/training_log*"))) == 2
+
+    with two_workers_one_of_which_dies(once=both_train) as (runner, died):
+        retrain(options(tmp_path, work_dir=cluster_dir, **one_round), runner=runner)
+        assert died.wait(0)
+
+    assert networks(cluster_dir) == networks(tmp_path / "work")
+    assert masks(cluster_dir) == masks(tmp_path / "work")
