@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a minimal Debian or Ubuntu as the image localhost/base:<release>, where no registry can be
 # reached: scripts/image_base.sh FOLDER, with FOLDER as image_site.py leaves it. Needs root, podman
-# and debootstrap. The image names the distribution's own mirror, not that of this machine.
+# and debootstrap. The image names no mirror: a build brings this machine's list of sources along.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,14 +19,10 @@ if "${ENGINE[@]}" image exists "$IMAGE"; then
     exit
 fi
 mirror=$(awk -v release="$RELEASE" '$3 == release { print $2; exit }' "$SITE/sources.list")
-case $ID in
-    ubuntu) official=http://archive.ubuntu.com/ubuntu ;;
-    *) official=http://deb.debian.org/debian ;;
-esac
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 debootstrap --variant=minbase --include=ca-certificates "$RELEASE" "$root" "$mirror" >"$SITE/debootstrap.log"
-printf 'deb %s %s main\n' "$official" "$RELEASE" >"$root/etc/apt/sources.list"
+: >"$root/etc/apt/sources.list"
 # What debootstrap takes from this machine, and what a container has no use for.
 rm -rf "$root"/etc/{hostname,resolv.conf,machine-id} "$root"/var/log/* "$root"/var/cache/* \
     "$root"/var/lib/apt/lists/* "$root"/usr/share/{doc,info,locale,man}/*
