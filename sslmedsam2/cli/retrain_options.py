@@ -90,6 +90,12 @@ _OPTIONS = (
         help="Begin each later round with the networks of the one before.",
     ),
     click.option(
+        "--experts-first/--pseudo-labels-first",
+        default=False,
+        show_default=True,
+        help="Let round 1 learn from expert masks alone, then label by both branches.",
+    ),
+    click.option(
         "--expert-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,

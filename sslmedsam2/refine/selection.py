@@ -62,6 +62,12 @@ def choose(candidates: Sequence[Candidate], *, agreement_needed: float) -> tuple
     )
 
 
+def none_of(candidates: Sequence[Candidate]) -> tuple[Choice, ...]:
+    """Choose none, for a round that learns from expert masks alone."""
+    reason = "the first round learns from expert masks alone"
+    return tuple(Choice(candidate.name, False, reason) for candidate in candidates)
+
+
 def _decide(candidate: Candidate, agreement_needed: float) -> tuple[bool, str]:
     if candidate.verdict is None:
         return False, "it could not be labelled"

@@ -317,6 +317,22 @@ def test_changed_data_are_refused(copy, change):
     assert content(copy / "work") == before
 
 
+def test_expert_masks_alone_can_come_first(copy):
+    shutil.rmtree(copy / "work")
+
+    summary = retrain(options(copy, experts_first=True, weights_dir=None))
+
+    first, second = _rounds(copy)
+    assert [figures.number for figures in summary.rounds] == [1, 2]
+    assert not any(choice["trains"] for choice in read(first / "selection.json")["choices"])
+    prepared = {path.stem for path in (first / DATASET).glob("nnUNetPlans_3d_fullres/*.pkl")}
+    assert prepared == {f"{case}__T2" for case in EXPERTS}
+    records = [read(path) for path in (first / "relabelled").rglob("*_pseudo.json")]
+    # No network had seen any of them, so all label each.
+    assert all(record["agreement"] is not None for record in records)
+    assert sum(choice["trains"] for choice in read(second / "selection.json")["choices"]) == 4
+
+
 def test_another_start_is_refused(done):
     root, *_ = done
     (start,) = (root / "work" / "round_1").rglob("fold_0/checkpoint_final.pth")

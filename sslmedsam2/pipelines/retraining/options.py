@@ -52,6 +52,9 @@ class RetrainOptions:
         A checkpoint of the same plans, trained on none of these data, to begin round 1 with.
     warm_start
         Begin each later round with the networks of the one before, else as round 1.
+    experts_first
+        Let round 1 learn from expert masks alone, so that pseudo masks are those of both branches
+        before anything trains on them.
     expert_share
         Of the training patches that show expert masks.
     ignore_above
@@ -82,6 +85,7 @@ class RetrainOptions:
     contrast_probability: float = 0.7
     start: Path | None = None
     warm_start: bool = True
+    experts_first: bool = False
     expert_share: float = 0.5
     ignore_above: float = IGNORE_ABOVE
     agreement_needed: float = 0.85

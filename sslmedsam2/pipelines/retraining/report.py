@@ -46,6 +46,7 @@ _SHOWN_OPTIONS: Final = {
     "iterations_per_epoch": "Iterations an epoch",
     "start": "Round 1 starts from",
     "warm_start": "Later rounds start from the last",
+    "experts_first": "Round 1 learns from expert masks alone",
     "expert_share": "Share of expert masks",
     "ignore_above": "Ignored above (bits)",
     "agreement_needed": "Agreement needed",

@@ -24,7 +24,7 @@ from sslmedsam2.pipelines.retraining.work_dir import (
 )
 from sslmedsam2.refine.dataset import TrainingImage
 from sslmedsam2.refine.labels import IGNORE, UNSURE_LIVER
-from sslmedsam2.refine.selection import choose, training_labels
+from sslmedsam2.refine.selection import choose, none_of, training_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ def select(
     InputError, OutputError
         A pseudo label cannot be read, or a training mask not be written.
     """
-    choices = choose(
-        [label.candidate for label in labels], agreement_needed=options.agreement_needed
-    )
+    candidates = [label.candidate for label in labels]
+    if options.experts_first and step.number == 1:
+        choices = none_of(candidates)
+    else:
+        choices = choose(candidates, agreement_needed=options.agreement_needed)
     chosen = [label for label, choice in zip(labels, choices, strict=True) if choice.trains]
     key = key_of(
         [
