@@ -53,6 +53,8 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
     settings = {
         # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
         "distributed.worker.daemon": False,
+        # Looks at all threads a hundred times a second, and nobody looks at what it finds.
+        "distributed.worker.profile.enabled": False,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         # In place of Dask's own, which would give this process, too, one numerical thread.
         "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
@@ -191,6 +193,7 @@ def _queue_options(spec: QueueSpec) -> dict[str, Any]:
         # networks nor nnU-Net's trainer.
         f'export DASK_DISTRIBUTED__NANNY__ENVIRON="{threads}"',
         "export DASK_DISTRIBUTED__WORKER__DAEMON=False",
+        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
         "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False",
     ]
     return {
