@@ -9,7 +9,8 @@ Each draw deals the volumes of `chaos_mr_t2` out anew: 3 labelled, 9 unlabelled,
 
 All networks are of the compact preset, begin with one that was trained on phantoms only, and get
 the same number of iterations; those of (c) share them out over the rounds, each of which goes on
-from the one before. Nothing is chosen by the test volumes.
+from the one before. The first round of (c) learns from expert masks alone. Nothing is chosen by the
+test volumes.
 
     python benchmarks/semi_supervised.py --json benchmarks/results/semi_supervised.json
 
@@ -162,6 +163,7 @@ def ssl(
         epochs=EPOCHS // ROUNDS,
         start=start,
         contrast_probability=CONTRAST_PROBABILITY,
+        experts_first=True,
         rule=replace(StoppingRule(), most_rounds=ROUNDS, fixed=True),
     )
     summary = retrain(options)
