@@ -50,7 +50,12 @@ class WorkMaker:
             {"case": case, "vendor": "B1", "sequence": sequence, "path": "/data/x", "sha256": "0"}
             for case, sequence in QUERIES
         ]
-        index = {"labelled": labelled, "queries": queries, "problems": ["/data/y: is left out"]}
+        index = {
+            "labelled": labelled,
+            "queries": queries,
+            "problems": ["/data/y: is left out"],
+            "start_sha256": None,
+        }
         write_json(self.work.index, index)
 
     def pseudo_label(self, number):
