@@ -26,8 +26,7 @@ class UnitCosts:
 
     The defaults are those of ``benchmarks/results/``, and for training the quickest of
     ``benchmarks/RESULTS.md``: a worker of two processor cores and no GPU, on volumes of about
-    256 x 256 x 40 voxels, with the networks that ship. Other work ran beside. Disk is reckoned, not
-    measured.
+    256 x 256 x 40 voxels, with the networks that ship. Disk is reckoned, not measured.
 
     Attributes
     ----------
@@ -47,11 +46,11 @@ class UnitCosts:
         On disk, of a fold: the last and the latest state.
     """
 
-    predict_s: float = 4.3
+    predict_s: float = 1.6
     label_s: float = 1.2
     encode_s: float = 0.35
     iteration_s: float = 0.6
-    predict_mb: float = 727
+    predict_mb: float = 638
     label_mb: float = 935
     volume_mb: float = 30
     checkpoint_mb: float = 40
