@@ -58,6 +58,9 @@ def variants() -> dict[str, Callable[[], None]]:
         "nnunet_bf16": step_of(network(), data, half=True),
         "arranged": step_of(arranged, channels_last),
         "arranged_compiled": step_of(torch.compile(arrange_for_cpu(network())), channels_last),
+        "arranged_compiled_bf16": step_of(
+            torch.compile(arrange_for_cpu(network())), channels_last, half=True
+        ),
     }
 
 

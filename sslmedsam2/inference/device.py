@@ -1,4 +1,4 @@
-"""Which device a network computes on."""
+"""Which device a network computes on, and what a CPU can do."""
 
 from __future__ import annotations
 
@@ -27,3 +27,10 @@ def choose_device(wanted: Device) -> Literal["cpu", "cuda"]:
             remedy="Start the container with --gpus all, or use --device cpu",
         )
     return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def has_matrix_units() -> bool:
+    """Whether this CPU multiplies matrices of bfloat16 in units of their own, as Intel's AMX."""
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -26,6 +26,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from sslmedsam2.inference.device import has_matrix_units
 from sslmedsam2.refine.contrast import (
     BiasFieldTransform,
     DropAuxiliaryLabelsTransform,
@@ -68,7 +69,8 @@ class TrainingSettings:
         only a wrong header needs it.
     compile_on_cpu
         Let torch.compile fuse the network where a C++ compiler is installed: half a minute at the
-        start, a fifth less time an iteration. A GPU follows nnU-Net's own setting.
+        start, a fifth less time an iteration, and with matrix units for bfloat16, which is then
+        used, two thirds less. A GPU follows nnU-Net's own setting.
     deterministic
         Let a GPU give the same weights each time: slower, patches loaded in this process.
     seed
@@ -100,6 +102,7 @@ class LiverTrainer(nnUNetTrainer):
     settings: TrainingSettings
     network: Any
     curves: Curves | None = None
+    _half_on_cpu: bool = False
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -121,6 +124,7 @@ class LiverTrainer(nnUNetTrainer):
             arrange_for_cpu(self.network)
             if self.settings.compile_on_cpu and can_compile():
                 self.network = torch.compile(self.network)
+                self._half_on_cpu = has_matrix_units()
 
     def _reseed(self) -> None:
         # Processes that share a training must not draw the same patches.
@@ -254,7 +258,9 @@ class LiverTrainer(nnUNetTrainer):
             return super().train_step(batch)
         self.optimizer.zero_grad(set_to_none=True)
         data = batch["data"].contiguous(memory_format=torch.channels_last_3d)
-        loss = self.loss(self.network(data), batch["target"])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half_on_cpu):
+            outputs = self.network(data)
+        loss = self.loss([output.float() for output in outputs], batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()

@@ -11,6 +11,8 @@ from torch import nn
 
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference import openvino_backend
+from sslmedsam2.inference import segmenter as segmenter_module
 from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedLayerError
@@ -210,3 +212,26 @@ signal.raise_signal(signal.SIGTERM)
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (0, "handled\n"), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("mode", "matrix_units", "half"),
+    [("fast", True, True), ("fast", False, False), ("exact", True, False)],
+)
+def test_fast_computes_in_bfloat16_where_the_cpu_has_units_for_it(
+    tmp_path, monkeypatch, mode, matrix_units, half
+):
+    asked = []
+
+    def compiled(_network, **options):
+        asked.append(options["half_precision"])
+
+    monkeypatch.setattr(openvino_backend, "OpenVinoMarginNetwork", compiled)
+    monkeypatch.setattr(segmenter_module, "has_matrix_units", lambda: matrix_units)
+    plans = make_plans()
+    spec = read_model_spec(
+        write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
+    )
+
+    CanonicalSegmenter(spec, EngineOptions(device="cpu", mode=mode))
+    assert asked == [half]

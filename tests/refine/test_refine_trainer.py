@@ -19,6 +19,7 @@ from sslmedsam2.inference.device import choose_device
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.refine import cpu, training
+from sslmedsam2.refine import trainer as trainer_module
 from sslmedsam2.refine.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.refine.training import (
@@ -237,6 +238,26 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     assert told.get("nnUNet_n_proc_DA") == workers
     assert told.get("nnUNet_compile") == compiled
     assert told["nnUNet_results"] == str(tmp_path / "results")
+
+
+@pytest.mark.parametrize(("compiled", "units"), [(True, True), (True, False), (False, True)])
+def test_bfloat16_is_for_a_compiled_network_on_matrix_units(
+    trained, work_dir, monkeypatch, compiled, units
+):
+    # Compiling takes half a minute, and changes nothing that is looked at here.
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    monkeypatch.setattr(trainer_module, "can_compile", lambda: True)
+    monkeypatch.setattr(trainer_module, "has_matrix_units", lambda: units)
+
+    settings = replace(SETTINGS, compile_on_cpu=compiled)
+    checkpoint = train_fold(work_dir, fold=0, settings=settings, device="cpu")
+
+    exact, found = _weights(trained[1]), _weights(checkpoint)
+    same = all(torch.equal(exact[name], found[name]) for name in exact)
+    assert same == (not (compiled and units))
+    for name, weight in exact.items():
+        # Four steps of AdamW move a weight by 4e-3 at most, whatever the rounding.
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
 
 
 def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):
