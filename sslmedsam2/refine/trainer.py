@@ -6,6 +6,7 @@ Importing this module imports torch and nnU-Net; import it inside functions.
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
     DownsampleSegForDSTransform,
 )
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from sslmedsam2.inference.device import has_matrix_units
@@ -91,6 +93,20 @@ class TrainingSettings:
     seed: int = 20260
 
 
+class PatchLoader(nnUNetDataLoader):
+    """Places the patches of data with an ignore label as nnU-Net places those of all other data.
+
+    Where there is an ignore label, nnU-Net centres each patch on a labelled voxel, and lets it hang
+    over the image's far borders, because such data may be labelled in a few places only. Here all
+    but a rim is labelled, a patch is nearly as large as the image, and half of it would be empty.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what nnU-Net's loader takes."""
+        super().__init__(*args, **kwargs)
+        self.has_ignore = False
+
+
 class LiverTrainer(nnUNetTrainer):
     """Train nnU-Net on canonical liver volumes.
 
@@ -151,6 +167,17 @@ class LiverTrainer(nnUNetTrainer):
             fused=True,
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Load patches as nnU-Net does, by a :class:`PatchLoader`."""
+        # The parent names its loader's class in its module, and nowhere else.
+        module: Any = sys.modules[nnUNetTrainer.__module__]
+        usual = module.nnUNetDataLoader
+        module.nnUNetDataLoader = PatchLoader
+        try:
+            return super().get_dataloaders()
+        finally:
+            module.nnUNetDataLoader = usual
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Split as nnU-Net does, with each training case listed as often as the data set says."""

@@ -6,6 +6,7 @@ import sys
 from collections import namedtuple
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -21,7 +22,8 @@ from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.refine import cpu, training
 from sslmedsam2.refine import trainer as trainer_module
 from sslmedsam2.refine.dataset import alternating_splits, build_dataset, write_splits
-from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
+from sslmedsam2.refine.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.refine.trainer import LiverTrainer, PatchLoader, TrainingSettings
 from sslmedsam2.refine.training import (
     preprocessed_dir,
     train_fold,
@@ -36,7 +38,8 @@ SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterati
 _TRAIN_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
+from sslmedsam2.refine.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.refine.trainer import LiverTrainer, PatchLoader, TrainingSettings
 from sslmedsam2.refine.training import train_fold
 
 class _Doomed(LiverTrainer):
@@ -258,6 +261,36 @@ def test_bfloat16_is_for_a_compiled_network_on_matrix_units(
     for name, weight in exact.items():
         # Four steps of AdamW move a weight by 4e-3 at most, whatever the rounding.
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
+
+
+def test_patches_of_data_with_an_ignore_label_lie_within_the_image(tmp_path, monkeypatch):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    work_dir = tmp_path / "work"
+    build_dataset(
+        images,
+        preprocessed_dir=preprocessed_dir(work_dir),
+        preset=PRESET,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+    )
+    loaders = []
+
+    class Remembered(PatchLoader):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            loaders.append(self)
+
+    monkeypatch.setattr(trainer_module, "PatchLoader", Remembered)
+    train_fold(work_dir, fold="all", settings=SETTINGS, device="cpu")
+
+    assert len(loaders) == 2
+    patch = np.array(loaders[0].patch_size)
+    image = 3 * patch
+    # Centred on the image's far corner, most of a patch would be empty.
+    corner = {loaders[0].annotated_classes_key: np.array([[0, *(image - 1)]])}
+    first = np.array([loaders[0].get_bbox(image, False, corner)[0] for _ in range(20)])
+    margin = loaders[0].need_to_pad
+    assert (first >= -margin).all()
+    assert (first + patch <= image + margin).all()
 
 
 def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):
