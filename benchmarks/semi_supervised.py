@@ -257,11 +257,12 @@ def summary(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def plot(draws: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw Dice of every arm, one line a draw, the dashed line for the pseudo masks themselves."""
     import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4))
+    # nnU-Net's own plots leave huge letters behind.
+    matplotlib.rcdefaults()
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(figsize=(8, 4.5))
     for draw in draws:
         ssl_rounds = [one["dice"] for one in draw["ssl"]["rounds"]]
         values = [
