@@ -35,11 +35,13 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Lead links out of ``docs/`` to the pages made of their targets."""
+    """Lead links out of ``docs/`` to the pages made of their targets, and theirs back into it."""
     if "/" in page.file.src_uri:
         return markdown
 
     def led(link: re.Match[str]) -> str:
+        if link[1].startswith("docs/"):
+            return "](" + link[1].removeprefix("docs/")
         name = _page_name(link[1])
         return f"]({name}" if name in files.src_uris else link[0]
 
