@@ -150,22 +150,10 @@ def ssl(
     start: Path,
 ) -> Any:
     """(c): the whole loop, and each round's networks on the test volumes."""
-    from sslmedsam2.pipelines.retraining.options import RetrainOptions
     from sslmedsam2.pipelines.retraining.run import retrain
-    from sslmedsam2.refine.convergence import StoppingRule
     from sslmedsam2.refine.training import trained_model_dir
 
-    options = RetrainOptions(
-        folders["labelled"],
-        folders["unlabelled"],
-        work_dir / "c",
-        folds=FOLDS,
-        epochs=EPOCHS // ROUNDS,
-        start=start,
-        contrast_probability=CONTRAST_PROBABILITY,
-        experts_first=True,
-        rule=replace(StoppingRule(), most_rounds=ROUNDS, fixed=True),
-    )
+    options = ssl_options(folders, work_dir / "c", start)
     summary = retrain(options)
     assert summary.decision is not None
     rounds = []
@@ -192,6 +180,24 @@ def ssl(
         "change_dice": [figures.change_dice for figures in summary.rounds],
         "picked_round": summary.decision.best_round,
     }
+
+
+def ssl_options(folders: Mapping[str, Path], work_dir: Path, start: Path) -> Any:
+    """Return the options of (c)."""
+    from sslmedsam2.pipelines.retraining.options import RetrainOptions
+    from sslmedsam2.refine.convergence import StoppingRule
+
+    return RetrainOptions(
+        folders["labelled"],
+        folders["unlabelled"],
+        work_dir,
+        folds=FOLDS,
+        epochs=EPOCHS // ROUNDS,
+        start=start,
+        contrast_probability=CONTRAST_PROBABILITY,
+        experts_first=True,
+        rule=replace(StoppingRule(), most_rounds=ROUNDS, fixed=True),
+    )
 
 
 def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output: Path) -> Any:

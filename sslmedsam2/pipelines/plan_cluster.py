@@ -46,11 +46,11 @@ class UnitCosts:
         On disk, of a fold: the last and the latest state.
     """
 
-    predict_s: float = 1.6
+    predict_s: float = 1.7
     label_s: float = 1.2
     encode_s: float = 0.35
     iteration_s: float = 0.6
-    predict_mb: float = 638
+    predict_mb: float = 631
     label_mb: float = 935
     volume_mb: float = 30
     checkpoint_mb: float = 40

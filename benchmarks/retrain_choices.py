@@ -1,0 +1,131 @@
+"""Two defaults of `retrain`, chosen by measurement.
+
+- **Warm or from scratch.** The second round of `semi_supervised.py`, first draw, as it was, and
+  again with networks that begin where those of the first round began.
+- **One network or one a sequence.** Phantoms of two sequences: one network on both, against one on
+  each, with as many iterations altogether; random first weights, and other bodies to test on.
+
+    python benchmarks/retrain_choices.py --proof-dir WORK --json FILE
+
+WORK is the `--work-dir` of a finished `semi_supervised.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import semi_supervised as proof
+from common import parser, report, require_real_data
+
+SEQUENCES = ("T2", "GED4")
+TRAINING, TEST = 8, 3
+EPOCHS_ALTOGETHER = 10
+SEED = 7100
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--proof-dir", type=Path, required=True)
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        figures = {
+            "second_round": second_round(options.proof_dir, Path(scratch) / "rounds"),
+            "networks": networks(Path(scratch) / "sequences"),
+        }
+    report(figures, options.json)
+
+
+def second_round(proof_dir: Path, scratch: Path) -> dict[str, Any]:
+    """Test Dice and HD of the second round's ensemble, warm and from scratch."""
+    from sslmedsam2.pipelines.retraining.run import retrain
+    from sslmedsam2.refine.training import trained_model_dir
+
+    draw = proof_dir / "draw_1"
+    options = proof.ssl_options(
+        {name: draw / name for name in ("labelled", "unlabelled")},
+        scratch,
+        proof.phantom_start(proof_dir),
+    )
+    # Without its options: a work directory holds on to those it was begun with.
+    left_out = shutil.ignore_patterns("round_2", "options.json")
+    shutil.copytree(draw / "c", scratch, ignore=left_out)
+    retrain(replace(options, warm_start=False))
+    data = require_real_data("chaos_mr_t2")
+    tests = sorted(data / path.name for path in (draw / "test").iterdir())
+    folds = tuple(str(fold) for fold in range(proof.FOLDS))
+    found = {}
+    for name, work in (("warm", draw / "c"), ("from_scratch", scratch)):
+        model = trained_model_dir(work / "round_2")
+        scores = proof.predicted(model, folds, tests, scratch / "predicted" / name)
+        found[name] = {metric: scores[metric] for metric in ("dice", "hausdorff_mm")}
+    return found
+
+
+def networks(scratch: Path) -> dict[str, dict[str, float]]:
+    """Mean Dice a sequence, of one network for both and of one for each."""
+    from sslmedsam2.phantom.studies import write_training_cases
+
+    cases = TRAINING + TEST
+    write_training_cases(scratch / "data", cases=cases, labelled=cases, seed=SEED)
+    bodies = sorted((scratch / "data").glob("*/*"), key=lambda path: path.name)
+    for body in bodies[:TRAINING]:
+        for sequence in SEQUENCES:
+            for folder in ("both", sequence):
+                home = scratch / folder / body.name
+                home.mkdir(parents=True, exist_ok=True)
+                for name in (f"{sequence}.nii.gz", f"mask_{sequence}.nii.gz"):
+                    shutil.copy(body / name, home / name)
+    one = trained(scratch / "both", epochs=EPOCHS_ALTOGETHER)
+    found: dict[str, dict[str, float]] = {"one": {}, "one_a_sequence": {}}
+    for sequence in SEQUENCES:
+        own = trained(scratch / sequence, epochs=EPOCHS_ALTOGETHER // len(SEQUENCES))
+        for name, model in (("one", one), ("one_a_sequence", own)):
+            found[name][sequence] = dice(model, bodies[TRAINING:], sequence)
+    return found
+
+
+def trained(data: Path, *, epochs: int) -> Path:
+    """Train one network on a folder and return its model folder."""
+    from sslmedsam2.pipelines.train import TrainOptions, train
+    from sslmedsam2.refine.training import trained_model_dir
+
+    work = data.with_name(f"{data.name}_work")
+    train(
+        TrainOptions(
+            data,
+            work,
+            folds=0,
+            final_epochs=epochs,
+            contrast_probability=proof.CONTRAST_PROBABILITY,
+        )
+    )
+    return trained_model_dir(work)
+
+
+def dice(model: Path, bodies: list[Path], sequence: str) -> float:
+    """Return the mean Dice of a network on one sequence of these bodies."""
+    from sslmedsam2.evaluation.metrics import measure
+    from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+    from sslmedsam2.imaging.reading import read_mask, read_volume
+    from sslmedsam2.inference.model_folder import read_model_spec
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+
+    spec = read_model_spec(model, folds=("all",))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
+    found = []
+    for body in bodies:
+        volume = to_canonical(read_volume(body / f"{sequence}.nii.gz"))
+        truth = read_mask(body / f"mask_{sequence}.nii.gz").array_zyx
+        truth = apply_reorientation(truth, volume.reorientation)
+        mask = segmenter.segment(volume).mask_zyx
+        found.append(measure(mask, truth, spacing_zyx_mm=volume.spacing_zyx_mm).dice)
+    return round(statistics.mean(found), 4)
+
+
+if __name__ == "__main__":
+    main()
