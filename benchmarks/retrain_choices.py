@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import semi_supervised as proof
+from accuracy import canonical_pair
 from common import parser, report, require_real_data
 
 SEQUENCES = ("T2", "GED4")
@@ -80,38 +81,22 @@ def networks(scratch: Path) -> dict[str, dict[str, float]]:
                 home.mkdir(parents=True, exist_ok=True)
                 for name in (f"{sequence}.nii.gz", f"mask_{sequence}.nii.gz"):
                     shutil.copy(body / name, home / name)
-    one = trained(scratch / "both", epochs=EPOCHS_ALTOGETHER)
+
+    def trained(name: str, epochs: int) -> Path:
+        return proof.trained(scratch / name, scratch / f"{name}_work", epochs=epochs, start=None)
+
+    one = trained("both", EPOCHS_ALTOGETHER)
     found: dict[str, dict[str, float]] = {"one": {}, "one_a_sequence": {}}
     for sequence in SEQUENCES:
-        own = trained(scratch / sequence, epochs=EPOCHS_ALTOGETHER // len(SEQUENCES))
+        own = trained(sequence, EPOCHS_ALTOGETHER // len(SEQUENCES))
         for name, model in (("one", one), ("one_a_sequence", own)):
             found[name][sequence] = dice(model, bodies[TRAINING:], sequence)
     return found
 
 
-def trained(data: Path, *, epochs: int) -> Path:
-    """Train one network on a folder and return its model folder."""
-    from sslmedsam2.pipelines.train import TrainOptions, train
-    from sslmedsam2.refine.training import trained_model_dir
-
-    work = data.with_name(f"{data.name}_work")
-    train(
-        TrainOptions(
-            data,
-            work,
-            folds=0,
-            final_epochs=epochs,
-            contrast_probability=proof.CONTRAST_PROBABILITY,
-        )
-    )
-    return trained_model_dir(work)
-
-
 def dice(model: Path, bodies: list[Path], sequence: str) -> float:
     """Return the mean Dice of a network on one sequence of these bodies."""
     from sslmedsam2.evaluation.metrics import measure
-    from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-    from sslmedsam2.imaging.reading import read_mask, read_volume
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
@@ -119,9 +104,8 @@ def dice(model: Path, bodies: list[Path], sequence: str) -> float:
     segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
     found = []
     for body in bodies:
-        volume = to_canonical(read_volume(body / f"{sequence}.nii.gz"))
-        truth = read_mask(body / f"mask_{sequence}.nii.gz").array_zyx
-        truth = apply_reorientation(truth, volume.reorientation)
+        image, mask_path = body / f"{sequence}.nii.gz", body / f"mask_{sequence}.nii.gz"
+        volume, truth = canonical_pair(image, mask_path)
         mask = segmenter.segment(volume).mask_zyx
         found.append(measure(mask, truth, spacing_zyx_mm=volume.spacing_zyx_mm).dice)
     return round(statistics.mean(found), 4)

@@ -126,6 +126,12 @@ def fewshot(folders: Mapping[str, Path], tests: Sequence[Path], work_dir: Path) 
 
 def supervised(data: Path, tests: Sequence[Path], work_dir: Path, start: Path) -> Any:
     """(a) and (d): one network on all labelled volumes of a folder."""
+    model = trained(data, work_dir, epochs=EPOCHS, start=start)
+    return predicted(model, ("all",), tests, work_dir / "predicted")
+
+
+def trained(data: Path, work_dir: Path, *, epochs: int, start: Path | None) -> Path:
+    """Train one network on all labelled volumes of a folder and return its model folder."""
     from sslmedsam2.pipelines.train import TrainOptions, train
     from sslmedsam2.refine.training import trained_model_dir
 
@@ -134,12 +140,12 @@ def supervised(data: Path, tests: Sequence[Path], work_dir: Path, start: Path) -
             data,
             work_dir,
             folds=0,
-            final_epochs=EPOCHS,
+            final_epochs=epochs,
             start=start,
             contrast_probability=CONTRAST_PROBABILITY,
         )
     )
-    return predicted(trained_model_dir(work_dir), ("all",), tests, work_dir / "predicted")
+    return trained_model_dir(work_dir)
 
 
 def ssl(

@@ -38,8 +38,7 @@ SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterati
 _TRAIN_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from sslmedsam2.refine.labels import TRAINED_LABELS_WITH_IGNORE
-from sslmedsam2.refine.trainer import LiverTrainer, PatchLoader, TrainingSettings
+from sslmedsam2.refine.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.refine.training import train_fold
 
 class _Doomed(LiverTrainer):
