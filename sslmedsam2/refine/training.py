@@ -101,9 +101,12 @@ def run_fold(
     warm_start: Path | None,
 ) -> None:
     """Train one fold to its end in this process, alone or as one of several; see `train_fold`."""
+    from sslmedsam2.refine.cpu import keep_freed_memory
     from sslmedsam2.refine.deterministic import deterministic_algorithms
 
     set_environment(work_dir, device=device, settings=settings)
+    if device == "cpu":
+        keep_freed_memory()
     with deterministic_algorithms() if settings.deterministic else nullcontext():
         trainer = _make_trainer(work_dir, fold=fold, device=device)
         trainer.use(settings)

@@ -1,5 +1,7 @@
 """The network rearranged for a CPU is the same function, and its weights fit both forms."""
 
+import subprocess
+import sys
 from copy import deepcopy
 
 import pytest
@@ -52,3 +54,37 @@ def test_no_instance_norm_is_left(twins):
     assert not any(isinstance(module, nn.InstanceNorm3d) for module in arranged.modules())
     kernels = [module.weight for module in arranged.modules() if isinstance(module, nn.Conv3d)]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
+
+
+_COUNT_PAGES = """
+import resource
+import numpy as np
+from sslmedsam2.refine.cpu import keep_freed_memory
+
+def pages_cleared():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use_and_free():
+    np.empty(64 * 2**20, np.uint8).fill(1)
+
+before = pages_cleared()
+use_and_free()
+first = pages_cleared() - before
+keep_freed_memory()
+use_and_free()
+before = pages_cleared()
+use_and_free()
+print(first, pages_cleared() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_the_system_clearing_it():
+    # In a process of its own, because the setting stays.
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_PAGES], capture_output=True, text=True, check=True
+    )
+    first, again = map(int, done.stdout.split())
+
+    assert first > 10
+    assert again < first / 5
