@@ -12,6 +12,7 @@ WORK is the `--work-dir` of a finished `semi_supervised.py`.
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import tempfile
@@ -59,12 +60,16 @@ def second_round(proof_dir: Path, scratch: Path) -> dict[str, Any]:
     data = require_real_data("chaos_mr_t2")
     tests = sorted(data / path.name for path in (draw / "test").iterdir())
     folds = tuple(str(fold) for fold in range(proof.FOLDS))
-    found = {}
-    for name, work in (("warm", draw / "c"), ("from_scratch", scratch)):
-        model = trained_model_dir(work / "round_2")
-        scores = proof.predicted(model, folds, tests, scratch / "predicted" / name)
-        found[name] = {metric: scores[metric] for metric in ("dice", "hausdorff_mm")}
-    return found
+    model = trained_model_dir(scratch / "round_2")
+    figures = json.loads((draw / "figures.json").read_text())
+    rounds = {
+        "warm": figures["ssl"]["rounds"][1],
+        "from_scratch": proof.predicted(model, folds, tests, scratch / "predicted"),
+    }
+    return {
+        name: {metric: found[metric] for metric in ("dice", "hausdorff_mm")}
+        for name, found in rounds.items()
+    }
 
 
 def networks(scratch: Path) -> dict[str, dict[str, float]]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +36,8 @@ from sslmedsam2.refine.presets import Preset, plan_network
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"
+_BUILDING = ".building_"
+_ABANDONED_AFTER_SECONDS = 3600
 """What a finished data set was made from; written last."""
 _SPLITS_NAME = "splits_final.json"
 _REPEATS_NAME = "repeats.json"
@@ -138,7 +142,8 @@ def build_dataset(
 
     ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
     trainer can work on the folder. A data set that was finished from the same files and preset is
-    kept as it is; an unfinished one is made anew.
+    kept as it is; an unfinished one is made anew. It appears as a whole: of several processes that
+    begin together, the first to finish provides for all.
 
     Raises
     ------
@@ -159,12 +164,34 @@ def build_dataset(
     if _is_finished(folder, inputs):
         logger.info("the %d preprocessed images are up to date", len(series))
         return folder
+    preprocessed_dir.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(preprocessed_dir)
+    with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=preprocessed_dir) as scratch:
+        # A folder of its own, because a temporary one is open to its owner only.
+        building = Path(scratch) / DATASET_NAME
+        _write_cases(
+            building,
+            series,
+            plans=dict(plans) if plans is not None else make_plans(series, preset),
+            meta=dataset_json(n_cases=len(series), labels=dict(labels)),
+        )
+        _write_json(building / _INPUTS_NAME, inputs)
+        try:
+            building.rename(folder)
+        except OSError:
+            if _is_finished(folder, inputs):
+                return folder
+            # nnU-Net trains fold "all" on whatever lies there.
+            shutil.rmtree(folder)
+            building.rename(folder)
+    return folder
+
+
+def _write_cases(
+    folder: Path, series: Sequence[TrainingImage], *, plans: dict[str, Any], meta: dict[str, Any]
+) -> None:
     data_folder = folder / f"{PLANS_NAME}_{CONFIGURATION}"
-    # Anew: nnU-Net refuses to overwrite its arrays, and trains fold "all" on whatever lies here.
-    shutil.rmtree(data_folder, ignore_errors=True)
     data_folder.mkdir(parents=True)
-    plans = dict(plans) if plans is not None else make_plans(series, preset)
-    meta = dataset_json(n_cases=len(series), labels=dict(labels))
     _write_json(folder / "dataset.json", meta)
     write_plans(folder / f"{PLANS_NAME}.json", plans)
     fingerprint: dict[str, list[Any]] = {"spacings": [], "shapes_before_crop": []}
@@ -176,8 +203,14 @@ def build_dataset(
         _preprocess(labelled, plans=plans, meta=meta, target=data_folder / key)
         logger.info("preprocessed %s", key)
     _write_json(folder / "dataset_fingerprint.json", fingerprint)
-    _write_json(folder / _INPUTS_NAME, inputs)
-    return folder
+
+
+def _clear_abandoned(preprocessed_dir: Path) -> None:
+    """Remove what a killed process left half built; a living one writes every few seconds."""
+    for scratch in preprocessed_dir.glob(f"{_BUILDING}*"):
+        written = [path.stat().st_mtime for path in (scratch, *scratch.glob("*/*/"))]
+        if time.time() - max(written) > _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def make_plans(series: Sequence[TrainingImage], preset: Preset) -> dict[str, Any]:

@@ -1,4 +1,6 @@
 import json
+import os
+import time
 from dataclasses import replace
 
 import nibabel as nib
@@ -8,6 +10,7 @@ from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, SPLEEN, write_labelled_case, write_labelled_cases
 
 from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.refine import dataset
 from sslmedsam2.refine.dataset import (
     TrainingImage,
     alternating_splits,
@@ -138,6 +141,40 @@ def test_unfinished_data_set_is_made_anew_without_stale_cases(built, tmp_path):
     build_dataset([images[1], third], preprocessed_dir=tmp_path / "p", preset=PRESET)
     names = {path.name.split(".")[0] for path in (folder / "nnUNetPlans_3d_fullres").iterdir()}
     assert {name.removesuffix("_seg") for name in names} == {"two__T2", "three__T2"}
+
+
+def test_first_of_two_that_build_together_provides_for_both(tmp_path, monkeypatch):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    write_cases = dataset._write_cases
+    first = []
+
+    def meanwhile(folder, *args, **kwargs):
+        write_cases(folder, *args, **kwargs)
+        monkeypatch.setattr(dataset, "_write_cases", write_cases)
+        done = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+        first.append(_content(done))
+
+    monkeypatch.setattr(dataset, "_write_cases", meanwhile)
+    folder = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+
+    assert first == [_content(folder)]
+    assert [path.name for path in (tmp_path / "p").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(("age_hours", "stays"), [(0, True), (2, False)])
+def test_what_a_killed_process_left_is_removed_but_not_what_another_builds(
+    built, tmp_path, age_hours, stays
+):
+    images, folder = built
+    half_built = tmp_path / "p" / ".building_x" / folder.name / "nnUNetPlans_3d_fullres"
+    half_built.mkdir(parents=True)
+    written = time.time() - 3600 * age_hours
+    for path in (half_built, half_built.parent, half_built.parents[1]):
+        os.utime(path, (written, written))
+    (folder / "inputs.json").unlink()
+
+    build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+    assert half_built.exists() == stays
 
 
 @pytest.mark.parametrize("change", ["mask", "preset", "cases"])
