@@ -13,6 +13,8 @@ from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.pipelines import train as pipeline
 from sslmedsam2.pipelines.train import TrainOptions, train
+from sslmedsam2.refine.dataset import build_dataset, write_splits
+from sslmedsam2.refine.training import preprocessed_dir
 from sslmedsam2.weights.locate import locate_models
 
 
@@ -147,13 +149,14 @@ def test_changed_data_are_refused_before_anything_is_trained(trained):
 def test_other_number_of_folds_is_refused(trained, tmp_path):
     options, _ = trained
     # Four cases are too few for three folds, so more are needed to come that far.
-    write_labelled_cases(tmp_path / "data", count=6)
+    images = write_labelled_cases(tmp_path / "data", count=6)
     options = replace(
         options, data_dir=tmp_path / "data", work_dir=tmp_path / "work", folds=3, weights_dir=None
     )
-    dataset = tmp_path / "work" / "preprocessed" / "Dataset001_Liver"
-    dataset.mkdir(parents=True)
-    (dataset / "splits_final.json").write_text("[]")
+    dataset = build_dataset(
+        images, preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
+    )
+    write_splits(dataset, [])
 
     with pytest.raises(UsageError, match="other folds"):
         train(options)
