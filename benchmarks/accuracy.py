@@ -2,6 +2,8 @@
 
 - T2 by cross-validation: each fold of a ``train`` work directory on the cases it never saw, in
   their own contrast and with the contrast inverted (dark becomes bright, air stays dark).
+- The shipped weights on the same T2 cases, all of which they were **trained on**: how well they
+  fit.
 - Another contrast altogether: the shipped weights on ``totalseg_ct``, as stored and mirrored into
   the opposite handedness.
 - The shipped weights on the phantoms of ``test_inputs/``.
@@ -12,6 +14,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +28,13 @@ from sslmedsam2.evaluation.metrics import measure
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume
-from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.model_folder import ModelSpec, read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.pipelines.evaluate import evaluate
 from sslmedsam2.pipelines.predict import PredictOptions, predict
 from sslmedsam2.refine.dataset import TrainingImage, alternating_splits, case_key
 from sslmedsam2.refine.training import trained_model_dir
+from sslmedsam2.weights.locate import locate_models
 
 
 def main() -> None:
@@ -44,38 +48,58 @@ def main() -> None:
         figures["cross_validation"] = cross_validation(
             options.work_dir, options.folds, only=options.fold
         )
+    figures["trained_on"] = trained_on()
     figures["totalseg_ct"] = other_contrast()
     figures["phantoms"] = phantoms()
     report(figures, options.json)
 
 
 def cross_validation(work_dir: Path, n_folds: int, *, only: list[int] | None) -> dict[str, Any]:
-    found = find_labelled_series(require_real_data("chaos_mr_t2"))
-    images = [TrainingImage(**asdict(item)) for item in found]
-    series = {case_key(image): image for image in images}
-    rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
+    images = t2_images()
+    rows: dict[str, list[dict[str, Any]]] = {}
     for fold, split in enumerate(alternating_splits(images, n_folds=n_folds)):
         if only is not None and fold not in only:
             continue
         spec = read_model_spec(trained_model_dir(work_dir), folds=(str(fold),))
-        segmenter = CanonicalSegmenter(spec, EngineOptions())
-        for case in split["val"]:
-            volume, mask = canonical_pair(series[case].image_path, series[case].mask_path)
-            inverted = replace(volume, array_zyx=invert(volume.array_zyx))
-            for name, image in (("t2", volume), ("t2_inverted", inverted)):
-                found = measure(
-                    segmenter.segment(image).mask_zyx, mask, spacing_zyx_mm=image.spacing_zyx_mm
-                )
-                rows[name].append(
-                    {
-                        "case": case,
-                        "fold": fold,
-                        "dice": round(found.dice, 4),
-                        "hausdorff_mm": round(found.hausdorff_mm, 1),
-                        "hausdorff95_mm": round(found.hausdorff95_mm, 1),
-                    }
-                )
-    return {name: {**means(found), "cases": found} for name, found in rows.items()}
+        held_out = [image for image in images if case_key(image) in split["val"]]
+        for contrast, found in both_contrasts(spec, held_out).items():
+            rows.setdefault(contrast, []).extend({**row, "fold": fold} for row in found)
+    return {contrast: {**means(found), "cases": found} for contrast, found in rows.items()}
+
+
+def trained_on() -> dict[str, Any]:
+    (shipped,) = locate_models(ROOT / "weights")
+    spec = read_model_spec(shipped.path, folds=shipped.folds)
+    return {contrast: means(found) for contrast, found in both_contrasts(spec, t2_images()).items()}
+
+
+def t2_images() -> list[TrainingImage]:
+    found = find_labelled_series(require_real_data("chaos_mr_t2"))
+    return [TrainingImage(**asdict(item)) for item in found]
+
+
+def both_contrasts(
+    spec: ModelSpec, images: Sequence[TrainingImage]
+) -> dict[str, list[dict[str, Any]]]:
+    """Score a model on images as they are, and on the same with the contrast inverted."""
+    segmenter = CanonicalSegmenter(spec, EngineOptions())
+    rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
+    for image in images:
+        volume, mask = canonical_pair(image.image_path, image.mask_path)
+        inverted = replace(volume, array_zyx=invert(volume.array_zyx))
+        for contrast, shown in (("t2", volume), ("t2_inverted", inverted)):
+            found = measure(
+                segmenter.segment(shown).mask_zyx, mask, spacing_zyx_mm=shown.spacing_zyx_mm
+            )
+            rows[contrast].append(
+                {
+                    "case": case_key(image),
+                    "dice": round(found.dice, 4),
+                    "hausdorff_mm": round(found.hausdorff_mm, 1),
+                    "hausdorff95_mm": round(found.hausdorff95_mm, 1),
+                }
+            )
+    return rows
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, float]:
