@@ -33,7 +33,7 @@ from common import ROOT, parser, report, require_real_data
 N_LABELLED, N_UNLABELLED = 3, 9
 PHANTOMS, PHANTOM_SEED, PHANTOM_EPOCHS = 14, 7000, 12
 FOLDS, ROUNDS = 3, 2
-EPOCHS = 24
+EPOCHS = 16
 """Of 50 iterations, a network, in all its rounds together."""
 CONTRAST_PROBABILITY = 0.15
 """Random contrasts are for other sequences than this one; few leave more of the budget to it."""
