@@ -208,7 +208,11 @@ def _write_cases(
 def _clear_abandoned(preprocessed_dir: Path) -> None:
     """Remove what a killed process left half built; a living one writes every few seconds."""
     for scratch in preprocessed_dir.glob(f"{_BUILDING}*"):
-        written = [path.stat().st_mtime for path in (scratch, *scratch.glob("*/*/"))]
+        try:
+            written = [path.stat().st_mtime for path in (scratch, *scratch.glob("*/*/"))]
+        except FileNotFoundError:
+            # Another process has just finished with it.
+            continue
         if time.time() - max(written) > _ABANDONED_AFTER_SECONDS:
             shutil.rmtree(scratch, ignore_errors=True)
 
