@@ -38,7 +38,7 @@ from sslmedsam2.refine.training import (
     preprocessed_dir,
     train_fold,
     trained_model_dir,
-    worth_compiling,
+    worth_measuring,
 )
 from sslmedsam2.weights.layout import PLANS_FILE
 
@@ -201,7 +201,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         contrast_probability=options.contrast_probability,
-        compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
     )
 

@@ -17,14 +17,20 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from sslmedsam2.refine.labels import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
+from sslmedsam2.refine.labels import (
+    AUXILIARY_OFFSET,
+    IGNORE,
+    LIVER,
+    N_ORGANS,
+    UNSURE_LIVER,
+)
 
 _QUANTILE_SAMPLE = 20_000
 _CURVE_BINS = 1024
 _AIR_BELOW = 0.06
 """Share of the intensity range below which a voxel is taken for air."""
 _CLOSING_VOXELS = 8
-_FLUID_SIZE = ((0.08, 0.25), (0.06, 0.2), (0.06, 0.2))
+_BLOB_SIZE = ((0.08, 0.25), (0.06, 0.2), (0.06, 0.2))
 """Half axes, as shares of the patch along z, y and x."""
 
 
@@ -78,7 +84,7 @@ def random_label_contrast(unit: Tensor, segmentation: Tensor) -> Tensor:
     auxiliary organs.
     """
     out = unit
-    for label in (LIVER, *range(AUXILIARY_OFFSET + 1, AUXILIARY_OFFSET + 5)):
+    for label in (LIVER, *range(AUXILIARY_OFFSET + 2, AUXILIARY_OFFSET + N_ORGANS + 1)):
         inside = _liver(segmentation) if label == LIVER else segmentation == label
         if not inside.any() or _chance(0.2):
             continue
@@ -129,16 +135,50 @@ def bright_fluid(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
     A stomach or bowel full of fluid moves the z-score of everything: without such patches a
     network loses the whole liver. ``unit`` is the patch before any repainting.
     """
-    shape = painted.shape[1:]
-    half_axes = [n * _uniform(low, high) for n, (low, high) in zip(shape, _FLUID_SIZE, strict=True)]
+    place = _random_ellipsoid(unit) & (segmentation == 0) & (unit > _AIR_BELOW)
+    return painted + _blurred(place) * (_uniform(1.2, 4.0) - painted)
+
+
+def liver_like_neighbours(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
+    """Give organs and a few ellipsoids of unlabelled tissue the liver's own brightness.
+
+    In T1 without contrast agent the heart, the stomach's wall, muscle and spleen are nearly as
+    grey as the liver: only shape, place and borders tell them apart. ``unit`` is the patch before
+    any repainting. A patch without liver is returned as it is.
+    """
+    liver = _liver(segmentation)
+    if not liver.any():
+        return painted
+    brightness = painted[liver].mean()
+    for label in range(AUXILIARY_OFFSET + 2, AUXILIARY_OFFSET + N_ORGANS + 1):
+        inside = segmentation == label
+        if inside.any() and _chance(0.5):
+            painted = _repaint(
+                painted, unit, inside, target=_near(brightness), gain=_uniform(0.3, 1)
+            )
+    for _ in range(int(torch.randint(1, 4, ()).item())):
+        inside = _random_ellipsoid(unit) & (segmentation == 0) & (unit > _AIR_BELOW)
+        if inside.any():
+            painted = _repaint(
+                painted, unit, inside, target=_near(brightness), gain=_uniform(0.3, 1)
+            )
+    return painted
+
+
+def _near(brightness: Tensor) -> float:
+    return (brightness + 0.05 * torch.randn(())).item()
+
+
+def _random_ellipsoid(unit: Tensor) -> Tensor:
+    """Return a mask of a random ellipsoid, of the shape of the patch."""
+    shape = unit.shape[1:]
+    half_axes = [n * _uniform(low, high) for n, (low, high) in zip(shape, _BLOB_SIZE, strict=True)]
     centre = [n * _uniform(0.1, 0.9) for n in shape]
     z, y, x = (
         ((torch.arange(n) - c) / a).square()
         for n, c, a in zip(shape, centre, half_axes, strict=True)
     )
-    distance = z[:, None, None] + y[:, None] + x
-    place = (distance[None] < 1) & (segmentation == 0) & (unit > _AIR_BELOW)
-    return painted + _blurred(place) * (_uniform(1.2, 4.0) - painted)
+    return (z[:, None, None] + y[:, None] + x)[None] < 1
 
 
 def _dilate(mask: Tensor, voxels: int) -> Tensor:
@@ -207,6 +247,8 @@ class RandomContrastTransform(BasicTransform):
                 painted = random_curve(painted.clamp(0, 1))
             elif kind < 0.8:
                 painted = random_convolutions(painted)
+        if _chance(0.25):
+            painted = liver_like_neighbours(painted, unit, segmentation)
         if _chance(0.35):
             painted = bright_fat(painted, unit, segmentation)
         return bright_fluid(painted, unit, segmentation) if _chance(0.2) else painted

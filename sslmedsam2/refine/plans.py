@@ -110,6 +110,7 @@ def compact_plans(
         },
         "batch_dice": False,
     }
+    interpolate_between_slices(configuration)
     return {
         "dataset_name": dataset_name,
         "plans_name": PLANS_NAME,
@@ -123,6 +124,16 @@ def compact_plans(
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {"0": intensity},
     }
+
+
+def interpolate_between_slices(configuration: dict[str, Any]) -> None:
+    """Resample linearly along the thick axis, where nnU-Net's default repeats slices; in place.
+
+    A liver taken from 3 mm slices to 6 mm and back keeps a Dice of 0.98 with repeated slices and of
+    0.999 with interpolated ones (``benchmarks/slice_resampling.py``).
+    """
+    for what in ("data", "seg", "probabilities"):
+        configuration[f"resampling_fn_{what}_kwargs"]["order_z"] = 1
 
 
 def _resampling(*, is_seg: bool, order: int) -> dict[str, Any]:

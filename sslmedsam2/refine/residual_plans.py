@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslmedsam2.refine.labels import TRAINED_LABELS
-from sslmedsam2.refine.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME, Grid, dataset_json
+from sslmedsam2.refine.plans import (
+    CONFIGURATION,
+    DATASET_NAME,
+    PLANS_NAME,
+    Grid,
+    dataset_json,
+    interpolate_between_slices,
+)
 
 _PLANNERS = (
     "nnunetv2.experiment_planning.experiment_planners.residual_unets.residual_encoder_unet_planners"
@@ -59,6 +66,7 @@ def residual_plans(
         plans = json.loads((preprocessed / f"{PLANS_NAME}.json").read_text(encoding="utf-8"))
     configuration = plans["configurations"][CONFIGURATION]
     configuration["data_identifier"] = f"{PLANS_NAME}_{CONFIGURATION}"
+    interpolate_between_slices(configuration)
     return {
         **plans,
         "configurations": {CONFIGURATION: configuration},

@@ -28,7 +28,6 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from sslmedsam2.inference.device import has_matrix_units
 from sslmedsam2.refine.contrast import (
     BiasFieldTransform,
     DropAuxiliaryLabelsTransform,
@@ -37,7 +36,12 @@ from sslmedsam2.refine.contrast import (
     RandomContrastTransform,
     SliceThicknessTransform,
 )
-from sslmedsam2.refine.cpu import arrange_for_cpu, can_compile
+from sslmedsam2.refine.cpu import (
+    USUAL_ARITHMETIC,
+    CpuArithmetic,
+    arithmetic_of_fold,
+    arrange_for_cpu,
+)
 from sslmedsam2.refine.curves import Curves
 from sslmedsam2.refine.dataset import read_repeats
 from sslmedsam2.refine.deterministic import CrossEntropy, arrange_deterministically
@@ -45,6 +49,10 @@ from sslmedsam2.refine.deterministic import CrossEntropy, arrange_deterministica
 logger = logging.getLogger(__name__)
 
 _MAX_GRADIENT_NORM = 12.0
+_AVERAGE_DECAY = 0.999
+_TRAINING_WEIGHTS = "training_weights"
+"""Where a checkpoint holds the weights that the optimiser works on; nnU-Net's own entry holds their
+average, which is what serves."""
 _CURVES = {
     "loss/train": "train_losses",
     "loss/validation": "val_losses",
@@ -69,10 +77,9 @@ class TrainingSettings:
     mirror_probability
         Share of patches mirrored; small, because canonical orientation tells left from right and
         only a wrong header needs it.
-    compile_on_cpu
-        Let torch.compile fuse the network where a C++ compiler is installed: half a minute at the
-        start, a fifth less time an iteration, and with matrix units for bfloat16, which is then
-        used, two thirds less. A GPU follows nnU-Net's own setting.
+    measure_cpu
+        Measure at the start which number format and memory layout this CPU trains quickest in, and
+        whether torch.compile pays: up to two minutes. A GPU follows nnU-Net's own settings.
     deterministic
         Let a GPU give the same weights each time: slower, patches loaded in this process.
     seed
@@ -88,7 +95,7 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     contrast_probability: float = 0.7
     mirror_probability: float = 0.1
-    compile_on_cpu: bool = False
+    measure_cpu: bool = False
     deterministic: bool = False
     seed: int = 20260
 
@@ -118,7 +125,9 @@ class LiverTrainer(nnUNetTrainer):
     settings: TrainingSettings
     network: Any
     curves: Curves | None = None
-    _half_on_cpu: bool = False
+    arithmetic: CpuArithmetic | None = None
+    _average: list[torch.Tensor]
+    _steps: int = 0
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -137,10 +146,32 @@ class LiverTrainer(nnUNetTrainer):
         if self.settings.deterministic:
             arrange_deterministically(self.network)
         if self.device.type == "cpu":
-            arrange_for_cpu(self.network)
-            if self.settings.compile_on_cpu and can_compile():
-                self.network = torch.compile(self.network)
-                self._half_on_cpu = has_matrix_units()
+            self._arrange_for_cpu()
+        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+
+    @property
+    def _bare_network(self) -> torch.nn.Module:
+        """The network without what distributed training and torch.compile wrap around it."""
+        network: Any = getattr(self.network, "module", self.network)
+        return getattr(network, "_orig_mod", network)
+
+    def start_from(self, weights: dict[str, Any]) -> None:
+        """Begin with these weights; raises RuntimeError where they do not fit the network."""
+        self._bare_network.load_state_dict(weights)
+        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+
+    def _arrange_for_cpu(self) -> None:
+        arrange_for_cpu(self.network)
+        shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+        self.arithmetic = USUAL_ARITHMETIC
+        if self.settings.measure_cpu:
+            folder = Path(self.output_folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.arithmetic = arithmetic_of_fold(folder, self.network, patch=torch.randn(shape))
+        # torch's stubs do not know this documented form.
+        self.network.to(memory_format=self.arithmetic.layout)
+        if self.arithmetic.compiled:
+            self.network = torch.compile(self.network)
 
     def _reseed(self) -> None:
         # Processes that share a training must not draw the same patches.
@@ -277,21 +308,36 @@ class LiverTrainer(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Reseed by epoch number, then proceed as nnU-Net does."""
         self._reseed()
+        self._steps = self.current_epoch * self.num_iterations_per_epoch
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one optimisation step; on a CPU on channels-last memory."""
-        if self.device.type != "cpu":
-            return super().train_step(batch)
+        """Take one optimisation step, on a CPU as it computes quickest, and average the weights."""
+        if self.arithmetic is None:
+            result = super().train_step(batch)
+        else:
+            result = self._cpu_step(batch, self.arithmetic)
+        self._update_average()
+        return result
+
+    def _cpu_step(self, batch: dict[str, Any], arithmetic: CpuArithmetic) -> dict[str, Any]:
         self.optimizer.zero_grad(set_to_none=True)
-        data = batch["data"].contiguous(memory_format=torch.channels_last_3d)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half_on_cpu):
+        data = batch["data"].contiguous(memory_format=arithmetic.layout)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic.bfloat16):
             outputs = self.network(data)
         loss = self.loss([output.float() for output in outputs], batch["target"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
         self.optimizer.step()
         return {"loss": loss.detach().numpy()}
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights: quickly at first, then over 1,000 steps."""
+        self._steps += 1
+        decay = min(_AVERAGE_DECAY, (1 + self._steps) / (10 + self._steps))
+        weights = [weight.detach() for weight in self._bare_network.parameters()]
+        for mean, weight in zip(self._average, weights, strict=True):
+            mean.lerp_(weight, 1 - decay)
 
     def on_epoch_end(self) -> None:
         """Checkpoint as nnU-Net does, then report one line and the curves."""
@@ -311,8 +357,37 @@ class LiverTrainer(nnUNetTrainer):
         )
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write under a temporary name first: a kill must not cost the last good checkpoint."""
+        """Write under a temporary name first: a kill must not cost the last good checkpoint.
+
+        What nnU-Net calls ``network_weights`` is the average of the last steps' weights: it serves
+        better than the newest ones, above all while the learning rate is still high.
+        """
         partial = Path(f"{filename}.partial")
         super().save_checkpoint(str(partial))
-        if partial.exists():
-            partial.replace(filename)
+        if not partial.exists():
+            return
+        content = torch.load(partial, weights_only=False)
+        newest = content["network_weights"]
+        content[_TRAINING_WEIGHTS] = newest
+        content["network_weights"] = self._averaged(newest)
+        torch.save(content, partial)
+        partial.replace(filename)
+
+    def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
+        """Return the average under the names that nnU-Net gives weights, shared ones included."""
+        network = self._bare_network
+        average = {
+            id(weight): mean
+            for weight, mean in zip(network.parameters(), self._average, strict=True)
+        }
+        own = network.state_dict(keep_vars=True)
+        return {name: average.get(id(own[name]), value) for name, value in newest.items()}
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Go on from a checkpoint of this class: newest weights, average and optimiser."""
+        super().load_checkpoint(filename_or_checkpoint)
+        network = self._bare_network
+        self._average = [weight.detach().clone() for weight in network.parameters()]
+        content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+        # One of an earlier version holds no average.
+        network.load_state_dict(content.get(_TRAINING_WEIGHTS, content["network_weights"]))

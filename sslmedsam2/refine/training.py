@@ -14,7 +14,7 @@ import os
 import shutil
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.refine.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
@@ -29,16 +29,16 @@ Fold = int | str
 """A fold's number, or ``"all"`` for training on every case."""
 
 
-_WORTH_COMPILING = 250
-"""Iterations from which torch.compile saves more time than it takes."""
+_WORTH_MEASURING = 1000
+"""Iterations from which it pays to measure and to compile, which takes up to two minutes."""
 _SHARED_MEMORY = Path("/dev/shm")
 _WORKERS_NEED_BYTES = 2 * 2**30
 """For a dozen of nnU-Net's workers with a few batches of the larger presets each."""
 
 
-def worth_compiling(iterations: int) -> bool:
-    """Whether a training is long enough for torch.compile to pay on a CPU."""
-    return iterations >= _WORTH_COMPILING
+def worth_measuring(iterations: int) -> bool:
+    """Whether a training is long enough to look for the quickest arithmetic of a CPU first."""
+    return iterations >= _WORTH_MEASURING
 
 
 def preprocessed_dir(work_dir: Path) -> Path:
@@ -164,11 +164,8 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
 
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
-    # Both distributed training and torch.compile wrap the network and rename its weights.
-    network: Any = getattr(trainer.network, "module", trainer.network)
-    network = getattr(network, "_orig_mod", network)
     try:
-        network.load_state_dict(content["network_weights"])
+        trainer.start_from(content["network_weights"])
     except RuntimeError as error:
         raise ModelError(
             checkpoint,

@@ -9,7 +9,7 @@ import torch
 from tiny_models import make_network, make_plans
 from torch import nn
 
-from sslmedsam2.refine.cpu import arrange_for_cpu
+from sslmedsam2.refine.cpu import arithmetic_of_fold, arrange_for_cpu
 
 PATCH = (1, 1, 16, 32, 32)
 
@@ -88,3 +88,13 @@ def test_freed_memory_is_used_again_without_the_system_clearing_it():
 
     assert first > 10
     assert again < first / 5
+
+
+def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path):
+    network = arrange_for_cpu(make_network(make_plans(), seed=3))
+    patch = torch.randn(PATCH)
+
+    first = arithmetic_of_fold(tmp_path, network, patch=patch)
+    assert first.seconds
+    assert min(first.seconds.values()) > 0
+    assert arithmetic_of_fold(tmp_path, network, patch=patch) == first

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import signal
@@ -196,6 +197,7 @@ def test_step_on_a_gpu_is_left_to_nnunet_and_so_in_mixed_precision(monkeypatch):
     monkeypatch.setattr(nnUNetTrainer, "train_step", lambda _, batch: {"loss": batch})
     trainer = object.__new__(LiverTrainer)
     trainer.device = torch.device("cuda", 0)
+    trainer.network, trainer._average = torch.nn.Identity(), []
 
     assert trainer.train_step("a batch") == {"loss": "a batch"}
 
@@ -242,24 +244,36 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     assert told["nnUNet_results"] == str(tmp_path / "results")
 
 
-@pytest.mark.parametrize(("compiled", "units"), [(True, True), (True, False), (False, True)])
-def test_bfloat16_is_for_a_compiled_network_on_matrix_units(
-    trained, work_dir, monkeypatch, compiled, units
-):
-    # Compiling takes half a minute, and changes nothing that is looked at here.
-    monkeypatch.setattr(torch, "compile", lambda network: network)
-    monkeypatch.setattr(trainer_module, "can_compile", lambda: True)
-    monkeypatch.setattr(trainer_module, "has_matrix_units", lambda: units)
-
-    settings = replace(SETTINGS, compile_on_cpu=compiled)
+def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work_dir, monkeypatch):
+    measured = {"float32": 0.4, "bfloat16": 0.1}
+    # Which is quickest differs between machines, and compiling takes half a minute.
+    monkeypatch.setattr(cpu, "can_compile", lambda: False)
+    monkeypatch.setattr(
+        cpu,
+        "_seconds_a_step",
+        lambda _call, _patch, *, bfloat16: measured["bfloat16" if bfloat16 else "float32"],
+    )
+    settings = replace(SETTINGS, measure_cpu=True)
     checkpoint = train_fold(work_dir, fold=0, settings=settings, device="cpu")
 
+    noted = json.loads((checkpoint.parent / "cpu_arithmetic.json").read_text())
+    assert noted["bfloat16"]
+    assert not noted["compiled"]
     exact, found = _weights(trained[1]), _weights(checkpoint)
-    same = all(torch.equal(exact[name], found[name]) for name in exact)
-    assert same == (not (compiled and units))
+    assert not all(torch.equal(exact[name], found[name]) for name in exact)
     for name, weight in exact.items():
         # Four steps of AdamW move a weight by 4e-3 at most, whatever the rounding.
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
+
+
+def test_served_weights_are_the_average_of_the_last_steps(trained):
+    content = torch.load(trained[1], weights_only=False)
+    newest, served = content["training_weights"], content["network_weights"]
+    assert newest.keys() == served.keys()
+    moved = [name for name in newest if not torch.equal(newest[name], served[name])]
+    assert len(moved) > len(newest) / 2
+    for name in newest:
+        torch.testing.assert_close(served[name], newest[name], rtol=0, atol=1e-2)
 
 
 def test_patches_of_data_with_an_ignore_label_lie_within_the_image(tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ from sslmedsam2.refine.training import (
     preprocessed_dir,
     train_fold,
     trained_model_dir,
-    worth_compiling,
+    worth_measuring,
 )
 from sslmedsam2.running.in_process import InProcessRunner
 from sslmedsam2.running.job import Runner, Stop, all_or_error
@@ -118,7 +118,7 @@ def train_round(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         contrast_probability=options.contrast_probability,
-        compile_on_cpu=worth_compiling(options.epochs * options.iterations_per_epoch),
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
         seed=options.seed,
     )
