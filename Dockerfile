@@ -86,7 +86,7 @@ COPY --from=build /app /app
 # Everything that libraries like to write goes to the temporary folder: the root file system may be
 # read-only and the user may have no home and no name. The base image asks for a recent driver and
 # refuses to start without one; that check is off, because on such a host the run falls back to the
-# CPU. How many threads are started follows from the container's limits (pipelines/host.py).
+# CPU. How many threads are started follows from the container's limits (execution/host.py).
 ENV PATH=/opt/venv/bin:${PATH} \
     HOME=/tmp \
     LOGNAME=sslmedsam2 \

@@ -24,16 +24,16 @@ import numpy as np
 from common import ROOT, parser, report, require_real_data
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.evaluation.metrics import measure
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.model_folder import ModelSpec, read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-from sslmedsam2.pipelines.evaluate import evaluate
-from sslmedsam2.pipelines.predict import PredictOptions, predict
-from sslmedsam2.refine.dataset import TrainingImage, alternating_splits, case_key
-from sslmedsam2.refine.training import trained_model_dir
+from sslmedsam2.nnunet.dataset import TrainingImage, alternating_splits, case_key
+from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.predict.pipeline import PredictOptions, predict
+from sslmedsam2.submission.evaluate import evaluate
+from sslmedsam2.submission.metrics import measure
 from sslmedsam2.weights.locate import locate_models
 
 

@@ -84,11 +84,9 @@ def answer(
     """Segment the queries and score them; runs in its own process."""
     import torch
 
-    from sslmedsam2.evaluation.metrics import measure
-    from sslmedsam2.fewshot.build import build_strategy
     from sslmedsam2.fewshot.checkpoint import load_sam2
-    from sslmedsam2.fewshot.settings import FewShotSettings
-    from sslmedsam2.fewshot.strategy import Query, Support
+    from sslmedsam2.fewshot.strategy import FewShotSettings, Query, Support, build_strategy
+    from sslmedsam2.submission.metrics import measure
 
     loaded = load_sam2(sam2, device=torch.device("cpu"))
     given = [
@@ -259,13 +257,13 @@ def hiera_tiny() -> dict[str, Any]:
 
     torch.manual_seed(0)
     model = build_hiera_tiny(512).eval().requires_grad_(False)
-    pictures = torch.rand(4, 1, 512, 512)
+    slices = torch.rand(4, 1, 512, 512)
     masks = (torch.rand(4, 1, 512, 512) > 0.5).float()
     seconds: dict[str, float] = {}
     with torch.inference_mode():
         for attempt in range(2):
             start = time.perf_counter()
-            features = encode_slices(model, pictures)
+            features = encode_slices(model, slices)
             encoded = time.perf_counter()
             memory = remember_prompts(model, features, masks)
             remembered = time.perf_counter()

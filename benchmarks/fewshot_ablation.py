@@ -20,19 +20,19 @@ from common import parser, report, require_real_data
 from fewshot import COMPACT, SUPPORTS, Case, load
 from torch import Tensor
 
-from sslmedsam2.evaluation.metrics import measure
 from sslmedsam2.fewshot.alignment import Place, align, find_place
-from sslmedsam2.fewshot.appearance import refine_by_intensity
 from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
 from sslmedsam2.fewshot.encoded import EncodedVolume, Encoder
+from sslmedsam2.fewshot.harmonise import refine_by_intensity
 from sslmedsam2.fewshot.memory import Decoded, Memory, remember_decoded, segment
 from sslmedsam2.fewshot.outcome import largest_piece, mask_dice
 from sslmedsam2.fewshot.slices import SliceStack, cut_masks, cut_slices, paste, whole_frame
+from sslmedsam2.submission.metrics import measure
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A case as the network sees it, with its true masks on the pictures."""
+    """A case as the network sees it, with its true masks on the slices."""
 
     case: Case
     stack: SliceStack
@@ -196,10 +196,10 @@ WAYS: dict[str, Callable[[Bench, Seen], np.ndarray]] = {
 def dice_of(query: Seen, probability: np.ndarray, *, refined: bool) -> float:
     maps = probability.astype(np.float32)
     if refined:
-        size = query.stack.pictures.shape[-1]
+        size = query.stack.slices.shape[-1]
         tensor = torch.from_numpy(maps)[:, None]
         fine = torch.nn.functional.interpolate(tensor, size=(size, size), mode="bilinear")
-        maps = refine_by_intensity(fine[:, 0].numpy(), query.stack.pictures)
+        maps = refine_by_intensity(fine[:, 0].numpy(), query.stack.slices)
     mask, _ = largest_piece(paste(maps, query.stack) > 0.5)
     spacing = query.case.image.spacing_zyx_mm
     return measure(mask, query.case.mask_zyx, spacing_zyx_mm=spacing).dice

@@ -44,8 +44,8 @@ def main() -> None:
 
 def second_round(proof_dir: Path, scratch: Path) -> dict[str, Any]:
     """Test Dice and HD of the second round's ensemble, warm and from scratch."""
-    from sslmedsam2.pipelines.retraining.run import retrain
-    from sslmedsam2.refine.training import trained_model_dir
+    from sslmedsam2.nnunet.training import trained_model_dir
+    from sslmedsam2.retrain.pipeline import retrain
 
     draw = proof_dir / "draw_1"
     options = proof.ssl_options(
@@ -101,9 +101,9 @@ def networks(scratch: Path) -> dict[str, dict[str, float]]:
 
 def dice(model: Path, bodies: list[Path], sequence: str) -> float:
     """Return the mean Dice of a network on one sequence of these bodies."""
-    from sslmedsam2.evaluation.metrics import measure
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+    from sslmedsam2.submission.metrics import measure
 
     spec = read_model_spec(model, folds=("all",))
     segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))

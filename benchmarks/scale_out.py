@@ -24,9 +24,9 @@ from typing import Any
 
 from common import parser, report, require_real_data
 
-from sslmedsam2.pipelines.plan_cluster import UnitCosts
-from sslmedsam2.pipelines.predict import PredictOptions, predict
-from sslmedsam2.running.choose import open_runner
+from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.predict.pipeline import PredictOptions, predict
+from sslmedsam2.retrain.plan_cluster import UnitCosts
 
 CLUSTERS = ("none", "local:1", "local:2")
 UNITS = 10_000

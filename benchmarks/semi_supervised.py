@@ -9,8 +9,8 @@ Each draw deals the volumes of `chaos_mr_t2` out anew: 3 labelled, 9 unlabelled,
 
 All networks are of the compact preset, begin with one that was trained on phantoms only, and get
 the same number of iterations; those of (c) share them out over the rounds, each of which goes on
-from the one before. The first round of (c) learns from expert masks alone. Nothing is chosen by the
-test volumes.
+from the one before. The first round of (c) learns from reference masks alone. Nothing is
+chosen by the test volumes.
 
     python benchmarks/semi_supervised.py --json benchmarks/results/semi_supervised.json
 
@@ -57,9 +57,9 @@ def main() -> None:
 
 def phantom_start(work_dir: Path) -> Path:
     """Train the common start on phantoms, which show no patient."""
+    from sslmedsam2.nnunet.training import trained_model_dir
     from sslmedsam2.phantom.studies import write_training_cases
-    from sslmedsam2.pipelines.train import TrainOptions, train
-    from sslmedsam2.refine.training import trained_model_dir
+    from sslmedsam2.train.pipeline import TrainOptions, train
 
     data, network = work_dir / "phantoms", work_dir / "start"
     checkpoint = trained_model_dir(network) / "fold_all" / "checkpoint_final.pth"
@@ -113,7 +113,7 @@ def deal(cases: Sequence[Path], folder: Path, *, masks: bool) -> Path:
 
 def fewshot(folders: Mapping[str, Path], tests: Sequence[Path], work_dir: Path) -> Any:
     """(b): label the test volumes by the few-shot branch."""
-    from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions, pseudo_label
+    from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 
     output = work_dir / "b"
     pseudo_label(
@@ -132,8 +132,8 @@ def supervised(data: Path, tests: Sequence[Path], work_dir: Path, start: Path) -
 
 def trained(data: Path, work_dir: Path, *, epochs: int, start: Path | None) -> Path:
     """Train one network on all labelled volumes of a folder and return its model folder."""
-    from sslmedsam2.pipelines.train import TrainOptions, train
-    from sslmedsam2.refine.training import trained_model_dir
+    from sslmedsam2.nnunet.training import trained_model_dir
+    from sslmedsam2.train.pipeline import TrainOptions, train
 
     train(
         TrainOptions(
@@ -156,8 +156,8 @@ def ssl(
     start: Path,
 ) -> Any:
     """(c): the whole loop, and each round's networks on the test volumes."""
-    from sslmedsam2.pipelines.retraining.run import retrain
-    from sslmedsam2.refine.training import trained_model_dir
+    from sslmedsam2.nnunet.training import trained_model_dir
+    from sslmedsam2.retrain.pipeline import retrain
 
     options = ssl_options(folders, work_dir / "c", start)
     summary = retrain(options)
@@ -190,8 +190,8 @@ def ssl(
 
 def ssl_options(folders: Mapping[str, Path], work_dir: Path, start: Path) -> Any:
     """Return the options of (c)."""
-    from sslmedsam2.pipelines.retraining.options import RetrainOptions
-    from sslmedsam2.refine.convergence import StoppingRule
+    from sslmedsam2.retrain.options import RetrainOptions
+    from sslmedsam2.retrain.selection import StoppingRule
 
     return RetrainOptions(
         folders["labelled"],
@@ -212,7 +212,7 @@ def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output
     from sslmedsam2.imaging.writing import write_mask
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-    from sslmedsam2.pipelines.volume_work import judge, make_ready
+    from sslmedsam2.predict.series import judge, make_ready
 
     segmenter = CanonicalSegmenter(read_model_spec(model, folds=folds), EngineOptions(device="cpu"))
     masks = {}
@@ -227,8 +227,8 @@ def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output
 
 def scored(masks: Mapping[str, Path], cases: Sequence[Path]) -> dict[str, Any]:
     """Compare masks with the experts'; an empty mask's distances are the scan's diagonal."""
-    from sslmedsam2.evaluation.metrics import diagonal_mm, measure
     from sslmedsam2.imaging.reading import read_mask
+    from sslmedsam2.submission.metrics import diagonal_mm, measure
 
     rows = {}
     for case in cases:

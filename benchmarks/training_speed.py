@@ -21,7 +21,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
-    from sslmedsam2.refine.cpu import keep_freed_memory
+    from sslmedsam2.nnunet.cpu import keep_freed_memory
 
     steps = variants()
     usual = median_seconds(steps, options.rounds)
@@ -61,8 +61,8 @@ def variants() -> dict[str, Callable[[], None]]:
     """Return one training step a variant, each on a network of its own."""
     import torch
 
-    from sslmedsam2.refine.cpu import arrange_for_cpu
-    from sslmedsam2.refine.plans import CompactPreset
+    from sslmedsam2.nnunet.cpu import arrange_for_cpu
+    from sslmedsam2.nnunet.plans import CompactPreset
 
     patch = CompactPreset().patch_zyx
     data = torch.randn(1, 1, *patch)
@@ -83,7 +83,7 @@ def network() -> Any:
     """Build the compact preset's network as nnU-Net does."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    from sslmedsam2.refine.plans import CONFIGURATION, CompactPreset, compact_plans
+    from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, compact_plans
 
     preset = CompactPreset()
     plans = compact_plans(

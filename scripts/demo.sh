@@ -15,7 +15,7 @@ printf '\n== Segmenting test_inputs/images\n'
 printf '\n== Comparing the masks with test_inputs/references\n'
 .venv/bin/python entrypoint.py evaluate --predictions $OUTPUT --references test_inputs/references
 
-printf '\n== Making the page of the results\n'
+printf '\n== Provenance the page of the results\n'
 .venv/bin/python entrypoint.py report --run $OUTPUT --input test_inputs/images \
     --references test_inputs/references
 

@@ -7,8 +7,12 @@ error is not confined to one case.
 
 from __future__ import annotations
 
+import logging
 from enum import IntEnum
+from pathlib import Path
 from typing import Any, ClassVar
+
+logger = logging.getLogger(__name__)
 
 
 class ExitCode(IntEnum):
@@ -86,3 +90,14 @@ class ModelError(SslMedSam2Error):
     """A model folder is missing, incomplete, altered or of a kind that is not supported."""
 
     exit_code = ExitCode.MODEL_INVALID
+
+
+def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
+    """Wrap any exception that arose over ``path``; its traceback goes to the debug log."""
+    logger.debug("unforeseen error", exc_info=error)
+    detail = " ".join(str(error).split())[:200] or "no details"
+    return SslMedSam2Error(
+        path,
+        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
+        remedy="Run again with --verbose and report the traceback",
+    )

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sslmedsam2.running.cluster_spec import LocalSpec
-from sslmedsam2.running.dask_cluster import connected
-from sslmedsam2.running.dask_runner import DaskRunner
+from sslmedsam2.execution.dask_cluster import LocalSpec, connected
+from sslmedsam2.execution.dask_executor import DaskRunner
 
 _TICK_S = 0.02
 

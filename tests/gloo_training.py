@@ -10,8 +10,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 from tiny_training import restored_environment
 
-from sslmedsam2.refine.several_gpus import SharedTraining, take_part
-from sslmedsam2.refine.trainer import LiverTrainer
+from sslmedsam2.nnunet.trainer import LiverTrainer
+from sslmedsam2.nnunet.training import SharedTraining, take_part
 
 
 def take_part_on_a_cpu(rank: int, training: SharedTraining, notes: Path) -> None:

@@ -14,7 +14,7 @@ from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_pat
 from sslmedsam2.contract.series import Series
 from sslmedsam2.fewshot.checkpoint import save_compact
 from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
-from sslmedsam2.pipelines.pseudo_label import (
+from sslmedsam2.pseudo_label.pipeline import (
     PseudoLabelOptions,
     PseudoLabelSummary,
     pseudo_label,

@@ -23,8 +23,8 @@ from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from tiny_scans import write_scan
 from tiny_training import PRESET
 
-from sslmedsam2.pipelines.retraining.options import RetrainOptions
-from sslmedsam2.refine.convergence import StoppingRule
+from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.selection import StoppingRule
 
 EXPERTS = ("1001-A-S1", "1002-A-S1", "1003-B1-S2")
 UNLABELLED = ("0011-B1", "0012-B1", "0013-B1")
@@ -120,7 +120,7 @@ def main() -> None:
     """Run ``retrain`` as told on the command line."""
     import torch
 
-    from sslmedsam2.pipelines.retraining.run import retrain
+    from sslmedsam2.retrain.pipeline import retrain
 
     root, module, function, call = sys.argv[1:]
     # As many as the tests in whose results this one's are compared.

@@ -15,7 +15,7 @@ from sslmedsam2 import LiverSegmenter, Segmentation
 from sslmedsam2.errors import InputError, ModelError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_stored, read_volume
-from sslmedsam2.pipelines.predict import PredictOptions, predict
+from sslmedsam2.predict.pipeline import PredictOptions, predict
 
 REPOSITORY = Path(__file__).parents[1]
 # Stored left-handed, slices downwards.

@@ -1,4 +1,4 @@
-"""The arrows between the rooms of the package, held against every import in it."""
+"""Which package may import which, held against every import."""
 
 import ast
 from collections.abc import Iterator
@@ -9,41 +9,38 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "sslmedsam2"
 
 _GROUND = {"errors", "imaging"}
-_MIDDLE = {
-    "contract",
-    "dicom",
-    "evaluation",
-    "fewshot",
-    "inference",
-    "phantom",
-    "refine",
-    "reporting",
-    "running",
-    "weights",
-}
+_NEEDS = {"contract", "dicom", "execution", "phantom", "reporting", "weights"}
+_METHODS = {"fewshot", "inference", "nnunet"}
 ALLOWED = {
     "errors": set(),
     "imaging": {"errors"},
     "contract": _GROUND,
     # Another way to find studies: its series are the contract's.
     "dicom": _GROUND | {"contract"},
-    "evaluation": _GROUND,
+    # Where units are computed, not what they are.
+    "execution": {"errors"},
     "phantom": _GROUND,
     "reporting": _GROUND,
     "weights": _GROUND,
-    # A model folder's layout and checkpoints are the business of weights alone.
+    # What a model folder holds is the business of weights alone.
     "inference": _GROUND | {"weights"},
     "fewshot": _GROUND | {"weights"},
-    "refine": _GROUND | {"weights", "inference"},
-    # Who does the work, not what it is.
-    "running": {"errors"},
-    "pipelines": _GROUND | _MIDDLE,
-    "api": _GROUND | _MIDDLE | {"pipelines"},
-    "cli": _GROUND | _MIDDLE | {"pipelines"},
+    "nnunet": _GROUND | {"weights"},
+    "submission": _GROUND | _NEEDS,
+    "predict": _GROUND | _NEEDS | {"inference", "submission"},
+    "pseudo_label": _GROUND | _NEEDS | {"inference", "fewshot", "predict"},
+    "train": _GROUND | _NEEDS | _METHODS | {"submission"},
+    "retrain": _GROUND | _NEEDS | _METHODS | {"predict", "pseudo_label", "train", "submission"},
+    "doctor": _GROUND | _NEEDS | {"inference", "fewshot", "predict", "pseudo_label"},
+    "api": _GROUND | _NEEDS | {"inference", "predict"},
+    "cli": None,
 }
-"""Which rooms a room may import; its own modules and the package's version are free to all."""
+"""Which packages a package may import; its own modules and the version are free to all, and
+everything is to the commands."""
+ALLOWED["cli"] = set(ALLOWED) - {"cli", "api"}
+FEATURES = ("predict", "pseudo_label", "retrain", "train", "submission", "doctor")
 
-WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "running", "cli")
+WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "execution", "submission", "cli")
 TORCH = {"torch", "nnunetv2", "batchgenerators", "batchgeneratorsv2"}
 SLOW_TO_IMPORT = TORCH | {
     "SimpleITK",
@@ -95,44 +92,44 @@ def _statements_on_load(node: ast.AST) -> Iterator[ast.AST]:
         yield from _statements_on_load(child)
 
 
-def rooms_of(modules: set[str], *, package: str) -> set[str]:
-    """Return the rooms that modules of the package lie in."""
+def packages_of(modules: set[str], *, package: str) -> set[str]:
+    """Return the packages that modules of the package lie in."""
     parts = [name.split(".") for name in modules]
     return {part[1] for part in parts if part[0] == package and len(part) > 1} - {"__version__"}
 
 
-def room_of(module: Path, *, root: Path) -> str:
+def package_of(module: Path, *, root: Path) -> str:
     """Return the folder directly below the package, or the name of a module that lies there."""
     return module.relative_to(root).parts[0].removesuffix(".py")
 
 
-def _modules_of(room: str) -> list[Path]:
-    return [path for path in PACKAGE.rglob("*.py") if room_of(path, root=PACKAGE) == room]
+def _modules_of(name: str) -> list[Path]:
+    return [path for path in PACKAGE.rglob("*.py") if package_of(path, root=PACKAGE) == name]
 
 
-def test_every_room_stands_in_the_table():
-    rooms = {room_of(path, root=PACKAGE) for path in PACKAGE.rglob("*.py")}
-    assert rooms - {"__init__", "__main__"} == ALLOWED.keys()
+def test_every_package_stands_in_the_table():
+    packages = {package_of(path, root=PACKAGE) for path in PACKAGE.rglob("*.py")}
+    assert packages - {"__init__", "__main__"} == ALLOWED.keys()
 
 
-def test_arrows_never_lead_in_a_circle():
+def test_imports_never_form_a_circle():
     placed: set[str] = set()
     while placed != ALLOWED.keys():
-        ready = {room for room, below in ALLOWED.items() if below <= placed} - placed
+        ready = {name for name, below in ALLOWED.items() if below <= placed} - placed
         assert ready, f"a circle among {sorted(ALLOWED.keys() - placed)}"
         placed |= ready
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_room_imports_only_what_lies_below(room):
-    for module in _modules_of(room):
-        rooms = rooms_of(imported_modules(module, root=PACKAGE), package="sslmedsam2")
-        assert rooms - {room} <= ALLOWED[room], module.relative_to(PACKAGE)
+@pytest.mark.parametrize("name", ALLOWED)
+def test_package_imports_only_what_it_may(name):
+    for module in _modules_of(name):
+        packages = packages_of(imported_modules(module, root=PACKAGE), package="sslmedsam2")
+        assert packages - {name} <= ALLOWED[name], module.relative_to(PACKAGE)
 
 
-@pytest.mark.parametrize("room", WITHOUT_TORCH)
-def test_room_does_without_torch(room):
-    for module in _modules_of(room):
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_package_does_without_torch(name):
+    for module in _modules_of(name):
         names = {name.split(".")[0] for name in imported_modules(module, root=PACKAGE)}
         assert not names & TORCH, module.relative_to(PACKAGE)
 
@@ -141,22 +138,22 @@ def test_commands_load_nothing_slow():
     for module in _modules_of("cli"):
         loaded = imported_modules(module, root=PACKAGE, top_level_only=True)
         assert not {name.split(".")[0] for name in loaded} & SLOW_TO_IMPORT, module.name
-        assert "pipelines" not in rooms_of(loaded, package="sslmedsam2"), module.name
+        assert not packages_of(loaded, package="sslmedsam2") & set(FEATURES), module.name
 
 
 @pytest.fixture
 def sample(tmp_path):
     """A module of another package that imports in every way there is."""
-    module = tmp_path / "house" / "cellar" / "wine.py"
+    module = tmp_path / "shop" / "cellar" / "wine.py"
     module.parent.mkdir(parents=True)
     module.write_text(
         "from typing import TYPE_CHECKING\n"
-        "import house.attic.chest as chest\n"
+        "import shop.attic.chest as chest\n"
         "from . import beer\n"
         "from ..roof import tiles\n"
         "from .. import gate\n"
         "if TYPE_CHECKING:\n    import torch\n"
-        "def late():\n    from house.kitchen.stove import fire\n"
+        "def late():\n    from shop.kitchen.stove import fire\n"
         "class Rack:\n    import scipy\n"
     )
     return module
@@ -167,8 +164,8 @@ def test_imports_are_seen_wherever_they_hide(sample):
     everything = imported_modules(sample, root=root)
     on_load = imported_modules(sample, root=root, top_level_only=True)
 
-    assert rooms_of(everything, package="house") == {"attic", "cellar", "roof", "gate", "kitchen"}
+    assert packages_of(everything, package="shop") == {"attic", "cellar", "roof", "gate", "kitchen"}
     assert {"torch", "scipy"} <= everything
-    assert rooms_of(on_load, package="house") == {"attic", "cellar", "roof", "gate"}
+    assert packages_of(on_load, package="shop") == {"attic", "cellar", "roof", "gate"}
     assert "scipy" in on_load
     assert "torch" not in on_load

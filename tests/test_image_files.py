@@ -198,7 +198,7 @@ def _tar(files: dict[str, bytes]) -> bytes:
 
 def test_an_image_of_libraries_and_code_is_found_clean(tmp_path):
     clean = {
-        "app/sslmedsam2/refine/dataset.py": b"code",
+        "app/sslmedsam2/nnunet/dataset.py": b"code",
         "opt/venv/lib/python3.12/site-packages/pipelines/x.py": b"",
         "opt/venv/lib/python3.12/site-packages/pydicom/data/palettes/pet.dcm": b"",
         "usr/bin/python3.12": b"",

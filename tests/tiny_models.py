@@ -9,7 +9,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
-from sslmedsam2.refine.plans import CONFIGURATION, CompactPreset, compact_plans, dataset_json
+from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, compact_plans, dataset_json
 
 PATCH = (16, 32, 32)
 _ANISOTROPIC = ((1, 1, 1), (1, 2, 2))

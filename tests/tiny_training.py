@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
-from sslmedsam2.refine.curves import FOLDER_NAME
-from sslmedsam2.refine.dataset import TrainingImage
-from sslmedsam2.refine.plans import CompactPreset
+from sslmedsam2.nnunet.dataset import TrainingImage
+from sslmedsam2.nnunet.plans import CompactPreset
+from sslmedsam2.nnunet.trainer import FOLDER_NAME
 
 PRESET = CompactPreset(
     spacing_zyx_mm=(14.0, 8.0, 8.0),

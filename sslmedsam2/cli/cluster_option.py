@@ -11,9 +11,34 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from sslmedsam2.execution.dask_cluster import parse_cluster
+from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.execution.progress import OnProgress
+from sslmedsam2.execution.units import Runner
+
 if TYPE_CHECKING:
-    from sslmedsam2.running.job import Runner
-    from sslmedsam2.running.progress import Progress
+    from sslmedsam2.execution.progress import Progress
+
+
+@contextmanager
+def open_runner(cluster: str, *, on_progress: OnProgress | None = None) -> Iterator[Runner]:
+    """Give the runner that ``--cluster`` asks for; its cluster ends with the context.
+
+    Raises
+    ------
+    UsageError
+        The value is of no known form, packages are missing, or no scheduler answers.
+    """
+    spec = parse_cluster(cluster)
+    if spec is None:
+        yield InProcessRunner()
+        return
+    from sslmedsam2.execution.dask_cluster import connected
+    from sslmedsam2.execution.dask_executor import DaskRunner
+
+    with connected(spec) as client:
+        yield DaskRunner(client, on_progress=on_progress)
+
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,9 +56,8 @@ cluster_option = click.option(
 @contextmanager
 def chosen_runner(cluster: str) -> Iterator[Runner]:
     """Give the runner, whose progress is logged now and then; raises UsageError."""
-    from sslmedsam2.running.choose import open_runner
 
-    with open_runner(cluster, on_progress=_Teller()) as runner:
+    with open_runner(cluster, on_progress=_ProgressPrinter()) as runner:
         yield runner
 
 
@@ -44,7 +68,7 @@ def for_cluster(cluster: str, options: dict[str, Any]) -> dict[str, Any]:
     return {k: v.absolute() if isinstance(v, Path) else v for k, v in options.items()}
 
 
-class _Teller:
+class _ProgressPrinter:
     """Logs the progress, but no line a second."""
 
     def __init__(self) -> None:

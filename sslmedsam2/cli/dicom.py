@@ -44,7 +44,7 @@ def dicom(
     which series they stand for.
     """
     from sslmedsam2.contract.names import parse_sequence_list
-    from sslmedsam2.pipelines.inputs import list_dicom
+    from sslmedsam2.predict.inputs import list_dicom
 
     found = list_dicom(
         input_path,

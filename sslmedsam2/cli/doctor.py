@@ -12,7 +12,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import device_option, model_option
 
 if TYPE_CHECKING:
-    from sslmedsam2.pipelines.doctor_findings import Diagnosis
+    from sslmedsam2.doctor.checks import Diagnosis
 
 _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 
@@ -50,9 +50,9 @@ def doctor(*, as_json: bool, **options: Any) -> int:
     of a small phantom. Ends with 0 if a run can start, with 4 if the model is to blame, with 1 if
     anything else is.
     """
-    from sslmedsam2.pipelines.doctor import DoctorOptions, examine
+    from sslmedsam2.doctor.checks import DoctorOptions, run_checks
 
-    diagnosis = examine(DoctorOptions(**options))
+    diagnosis = run_checks(DoctorOptions(**options))
     click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
     return int(diagnosis.exit_code)
 

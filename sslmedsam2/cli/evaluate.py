@@ -41,8 +41,8 @@ def evaluate(
     B1, B2). Ends with 0 if every reference was compared with a mask that is not empty, with 1 if
     not, with 3 if there is nothing to compare.
     """
-    from sslmedsam2.evaluation.formatting import format_tables
-    from sslmedsam2.pipelines import evaluate as pipeline
+    from sslmedsam2.submission import evaluate as pipeline
+    from sslmedsam2.submission.tables import format_tables
 
     result = pipeline.evaluate(predictions=predictions, references=references)
     pipeline.write_results(result, json_path=json_path, csv_path=csv_path)

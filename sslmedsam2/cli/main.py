@@ -104,7 +104,7 @@ class _LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Set the log up, keep to the container's limits, then run the command."""
-        from sslmedsam2.pipelines.host import keep_to_limits
+        from sslmedsam2.execution.host import keep_to_limits
 
         apply_verbosity(ctx)
         keep_to_limits()

@@ -34,7 +34,7 @@ def package(output_dir: Path, zip_path: Path | None, description: Path | None) -
     Holds LiSeg_pred and, where other sequences than GED4 are predicted, the list of them.
     """
     from sslmedsam2.contract.packaging import DEFAULT_ZIP_NAME
-    from sslmedsam2.pipelines import package as pipeline
+    from sslmedsam2.submission import package as pipeline
 
     target = zip_path or output_dir / DEFAULT_ZIP_NAME
     plan = pipeline.package(output_dir=output_dir, zip_path=target, description=description)

@@ -31,14 +31,14 @@ from sslmedsam2.cli.config import ConfiguredCommand
 )
 def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given: Any) -> None:
     """Estimate time, memory and disk of a retraining on 1, 8 and 64 workers."""
-    from sslmedsam2.pipelines.plan_cluster import (
+    from sslmedsam2.retrain.plan_cluster import (
         PlanOptions,
         UnitCosts,
         count_volumes,
         read_costs,
         stages_once,
     )
-    from sslmedsam2.pipelines.plan_cluster import plan_cluster as run
+    from sslmedsam2.retrain.plan_cluster import plan_cluster as run
 
     n_labelled, n_unlabelled = count_volumes(labelled, unlabelled)
     plan = run(

@@ -90,8 +90,8 @@ if TYPE_CHECKING:
 def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     """Segment the liver in every study of a folder."""
     from sslmedsam2.contract.names import parse_sequence_list
-    from sslmedsam2.pipelines.predict import PredictOptions
-    from sslmedsam2.pipelines.predict import predict as run
+    from sslmedsam2.predict.pipeline import PredictOptions
+    from sslmedsam2.predict.pipeline import predict as run
 
     if options["sequences"] is not None:
         options["sequences"] = parse_sequence_list(options["sequences"])
@@ -99,7 +99,7 @@ def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
         options["sequence_map"] = load_table(options["sequence_map"])
     options = for_cluster(cluster, options)
     with chosen_runner(cluster) as runner, _progress() as progress:
-        report = run(PredictOptions(**options), on_result=_Teller(progress), runner=runner)
+        report = run(PredictOptions(**options), on_result=_ProgressPrinter(progress), runner=runner)
     _summarise(report, options["output_dir"])
     if with_page and not report.interrupted:
         _make_page(options)
@@ -122,7 +122,7 @@ def _progress() -> AbstractContextManager[Progress | None]:
     )
 
 
-class _Teller:
+class _ProgressPrinter:
     """Shows each result: the bar moves on, and one line is logged."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -147,7 +147,7 @@ class _Teller:
 
 
 def _make_page(options: dict[str, Any]) -> None:
-    from sslmedsam2.pipelines.report import ReportOptions, report_or_none
+    from sslmedsam2.predict.page import ReportOptions, report_or_none
 
     page = report_or_none(ReportOptions(options["output_dir"], options["input_path"]))
     if page is not None:

@@ -46,8 +46,8 @@ from sslmedsam2.cli.shared_options import device_option
 @device_option
 def pretrain_sam2(**options: Any) -> None:
     """Train the compact SAM2 from scratch, on synthetic volumes only."""
-    from sslmedsam2.pipelines.pretrain_sam2 import PretrainOptions
-    from sslmedsam2.pipelines.pretrain_sam2 import pretrain_sam2 as run
+    from sslmedsam2.train.pretrain_sam2 import PretrainOptions
+    from sslmedsam2.train.pretrain_sam2 import pretrain_sam2 as run
 
     path = run(PretrainOptions(**options))
     click.echo(f"wrote {path}; use it with pseudo-label --sam2 {path}")

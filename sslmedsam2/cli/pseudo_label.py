@@ -13,8 +13,8 @@ from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import device_option, sam2_option
 
 if TYPE_CHECKING:
-    from sslmedsam2.pipelines.pseudo_label import PseudoLabelSummary
-    from sslmedsam2.pipelines.pseudo_label_records import PseudoLabelRecord
+    from sslmedsam2.pseudo_label.pipeline import PseudoLabelSummary
+    from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def pseudo_label(
     """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.contract.pseudo_labels import parse_shard
-    from sslmedsam2.fewshot.settings import FewShotSettings
-    from sslmedsam2.pipelines.pseudo_label import PseudoLabelOptions
-    from sslmedsam2.pipelines.pseudo_label import pseudo_label as run
+    from sslmedsam2.fewshot.strategy import FewShotSettings
+    from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions
+    from sslmedsam2.pseudo_label.pipeline import pseudo_label as run
 
     chosen = PseudoLabelOptions(
         **for_cluster(cluster, options),

@@ -31,8 +31,8 @@ def refine() -> None:
 def plan(**given: Any) -> int:
     """Index the data, make pseudo labels, choose among them, plan the network."""
     from sslmedsam2.errors import ExitCode
-    from sslmedsam2.pipelines.interrupt import stop_on_signals
-    from sslmedsam2.pipelines.retraining.run import plan as run
+    from sslmedsam2.execution.interrupt import stop_on_signals
+    from sslmedsam2.retrain.pipeline import plan as run
 
     options = as_options(**given)
     with stop_on_signals() as stop:
@@ -57,9 +57,9 @@ def plan(**given: Any) -> int:
 def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
     """Train the folds of the next round, or go on with them."""
     from sslmedsam2.errors import UsageError
-    from sslmedsam2.pipelines.retraining.run import begin_round, options_of
-    from sslmedsam2.pipelines.retraining.training import train_round
-    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+    from sslmedsam2.retrain.pipeline import begin_round, options_of
+    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.train_round import train_round
 
     options = options_of(WorkDir(work_dir))
     if any(fold >= options.folds for fold in folds):
@@ -68,9 +68,9 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
             reason=f"the work directory has folds 0 to {options.folds - 1}",
             remedy="Choose one of these",
         )
-    step = begin_round(options).step
-    train_round(step, options, folds=folds or None)
-    click.echo(f"round {step.number}: trained; next: refine relabel")
+    round_dir = begin_round(options).round_dir
+    train_round(round_dir, options, folds=folds or None)
+    click.echo(f"round {round_dir.number}: trained; next: refine relabel")
 
 
 @refine.command(cls=ConfiguredCommand)
@@ -78,9 +78,9 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
 def relabel(*, work_dir: Path) -> int:
     """Score the trained folds, re-predict the unlabelled volumes, compare and decide."""
     from sslmedsam2.errors import ExitCode
-    from sslmedsam2.pipelines.interrupt import stop_on_signals
-    from sslmedsam2.pipelines.retraining.run import begin_round, finish_round, options_of
-    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+    from sslmedsam2.execution.interrupt import stop_on_signals
+    from sslmedsam2.retrain.pipeline import begin_round, finish_round, options_of
+    from sslmedsam2.retrain.state import WorkDir
 
     options = options_of(WorkDir(work_dir))
     with stop_on_signals() as stop:
@@ -105,9 +105,9 @@ def freeze(*, work_dir: Path, weights_dir: Path) -> None:
     """Freeze the best round so far."""
     from dataclasses import replace
 
-    from sslmedsam2.pipelines.retraining.run import freeze as run
-    from sslmedsam2.pipelines.retraining.run import options_of
-    from sslmedsam2.pipelines.retraining.work_dir import WorkDir
+    from sslmedsam2.retrain.pipeline import freeze as run
+    from sslmedsam2.retrain.pipeline import options_of
+    from sslmedsam2.retrain.state import WorkDir
 
     model = run(replace(options_of(WorkDir(work_dir)), weights_dir=weights_dir))
     click.echo(f"frozen as {model.name}, folds {', '.join(model.folds)}, in {weights_dir}")

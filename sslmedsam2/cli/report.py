@@ -48,8 +48,8 @@ def report(
     Ends with 0 if all masks and images could be read, with 1 if some could not (the page says
     which), with 3 if there is no run.
     """
-    from sslmedsam2.pipelines.report import ReportOptions
-    from sslmedsam2.pipelines.report import report as run
+    from sslmedsam2.predict.page import ReportOptions
+    from sslmedsam2.predict.page import report as run
 
     page = run(ReportOptions(run_dir, input_path, references, output_dir))
     shown = sum(entry.shown == "volumes" for entry in page.entries)

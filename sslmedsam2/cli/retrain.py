@@ -12,7 +12,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.retrain_options import as_options, retrain_options
 
 if TYPE_CHECKING:
-    from sslmedsam2.pipelines.retraining.run import RetrainSummary
+    from sslmedsam2.retrain.pipeline import RetrainSummary
 
 
 @click.command(cls=ConfiguredCommand)
@@ -37,7 +37,7 @@ def retrain(*, cluster: str, **given: Any) -> int:
     has not seen, and again until the masks settle. Run the same command again to go on after a
     stop.
     """
-    from sslmedsam2.pipelines.retraining.run import retrain as run
+    from sslmedsam2.retrain.pipeline import retrain as run
 
     options = as_options(**for_cluster(cluster, given))
     with chosen_runner(cluster) as runner:
@@ -51,7 +51,7 @@ def tell(summary: RetrainSummary) -> None:
     for figures in summary.rounds:
         change = "-" if figures.change_dice is None else f"{figures.change_dice:.4f}"
         click.echo(
-            f"round {figures.number}: Dice on expert masks {figures.validation_dice:.4f}, "
+            f"round {figures.number}: Dice on reference masks {figures.validation_dice:.4f}, "
             f"between masks before and after {change}"
         )
     if summary.interrupted:

@@ -21,7 +21,7 @@ from sslmedsam2.cli.shared_options import (
 )
 
 if TYPE_CHECKING:
-    from sslmedsam2.pipelines.retraining.options import RetrainOptions
+    from sslmedsam2.retrain.options import RetrainOptions
 
 _OPTIONS = (
     click.option(
@@ -93,14 +93,14 @@ _OPTIONS = (
         "--experts-first/--pseudo-labels-first",
         default=False,
         show_default=True,
-        help="Let round 1 learn from expert masks alone, then label by both branches.",
+        help="Let round 1 learn from reference masks alone, then label by both branches.",
     ),
     click.option(
         "--expert-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,
         show_default=True,
-        help="Part of the training patches that show expert masks.",
+        help="Part of the training patches that show reference masks.",
     ),
     click.option(
         "--ignore-above",
@@ -145,9 +145,9 @@ def as_options(**given: Any) -> RetrainOptions:
     """Turn what click parsed into the pipeline's options; raises UsageError."""
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.inference.device import choose_device
-    from sslmedsam2.pipelines.retraining.options import RetrainOptions
-    from sslmedsam2.refine.convergence import StoppingRule
-    from sslmedsam2.refine.presets import PRESETS, default_preset, default_schedule
+    from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
+    from sslmedsam2.retrain.options import RetrainOptions
+    from sslmedsam2.retrain.selection import StoppingRule
 
     preset = PRESETS[given.pop("preset") or default_preset(choose_device(given["device"]))]
     schedule = default_schedule(preset)

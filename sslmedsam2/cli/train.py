@@ -87,9 +87,9 @@ from sslmedsam2.cli.shared_options import (
 @licence_option
 def train(**options: Any) -> int:
     """Train a model from labelled studies."""
-    from sslmedsam2.pipelines.train import TrainOptions
-    from sslmedsam2.pipelines.train import train as run
-    from sslmedsam2.refine.presets import PRESETS, default_preset, default_schedule
+    from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
+    from sslmedsam2.train.pipeline import TrainOptions
+    from sslmedsam2.train.pipeline import train as run
 
     preset = PRESETS[options.pop("preset") or default_preset(options["device"])]
     schedule = default_schedule(preset)

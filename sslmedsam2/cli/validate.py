@@ -37,7 +37,7 @@ def validate(
     are as the challenge wants them; NOTE lines are for information. Ends with 0 if nothing
     fails, with 1 if something does, with 3 if there is nothing to check.
     """
-    from sslmedsam2.pipelines import validate as pipeline
+    from sslmedsam2.submission import validate as pipeline
 
     result = pipeline.validate(input_path=input_path, output_dir=output_dir)
     if json_path:

@@ -1,4 +1,4 @@
-"""What one folder contributes: a case, volumes of unnamed sequence, or an error.
+"""What one folder contributes: a case, volumes that stand for no sequence, or an error.
 
 Decided by content, in this order:
 
@@ -6,7 +6,7 @@ Decided by content, in this order:
    folder; other volumes in it are noted and left alone.
 2. A folder whose own name says that it is a case (``0930-A``, or directly below a vendor
    folder), but in which no sequence name occurs, is an error. The input folder itself is exempt.
-3. In any other folder **each volume is a case** of unnamed sequence, called by its stem, with
+3. In any other folder **each volume is a case** without a sequence, called by its stem, with
    the names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
 """
 
@@ -44,7 +44,7 @@ def read_folder(folder: Folder, *, tree: Tree) -> FolderPart:
     elif folder.path != tree.root and _is_named_as_case(folder.path):
         part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
     else:
-        part = _read_unnamed(folder, images, root=tree.root)
+        part = _read_volumes(folder, images, root=tree.root)
     return replace(part, problems=(*oddities, *part.problems))
 
 
@@ -64,7 +64,7 @@ def folder_name(path: Path) -> str:
     return Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
 
 
-def unnamed_case(folder: Path, stem: str, *, root: Path) -> str:
+def case_of_volume(folder: Path, stem: str, *, root: Path) -> str:
     """Return the case name of a volume outside the challenge's layout, by its place."""
     return "_".join((*folder.relative_to(root).parts, stem))
 
@@ -105,11 +105,11 @@ def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
     return FolderPart((study,) if series else (), tuple(problems), tuple(notes))
 
 
-def _read_unnamed(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
+def _read_volumes(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
     """Read a folder of volumes outside the challenge's layout: each is a case."""
     studies, problems = [], []
     for path in images:
-        case = unnamed_case(folder.path, volume_stem(path), root=root)
+        case = case_of_volume(folder.path, volume_stem(path), root=root)
         unsafe = names.unsafe_reason(case)
         if unsafe:
             problems.append(_unsafe(path, unsafe))

@@ -21,9 +21,9 @@ from typing import Literal
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import (
+    case_of_volume,
     find_vendor,
     folder_name,
-    unnamed_case,
     volume_stem,
 )
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
@@ -109,7 +109,7 @@ def _mask_file(path: Path, image_stem: str, *, root: Path) -> MaskFile:
         case = folder_name(path.parent)
         by_folder, by_name = find_vendor(case, path.parent, root=root)
     else:
-        case = unnamed_case(path.parent, image_stem, root=root)
+        case = case_of_volume(path.parent, image_stem, root=root)
         by_folder, by_name = find_vendor(image_stem, path.parent, root=root)
     sequence = name.sequence if name else None
     return MaskFile(case=case, vendor=by_folder or by_name, sequence=sequence, path=path)

@@ -1,6 +1,6 @@
 """What ``pseudo-label`` writes: one place that knows the names.
 
-``<output>/<Case>/``, or directly in ``<output>`` for volumes of unnamed sequence::
+``<output>/<Case>/``, or directly in ``<output>`` for volumes that stand for no sequence::
 
     <SEQ>_pred.nii.gz          the mask; what a program wrote, never taken for an expert's
     probability_<SEQ>.nii.gz

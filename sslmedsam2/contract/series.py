@@ -1,4 +1,4 @@
-"""What the contract hands to the other rooms: an image, and the images of one case."""
+"""What flows from the contract to other packages: an image, and the images of one case."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ class Study:
     stage: int | None = None
 
     @property
-    def is_unnamed(self) -> bool:
-        """Whether this is a volume outside the challenge's layout, of unnamed sequence."""
+    def has_no_sequence(self) -> bool:
+        """Whether this is a volume outside the challenge's layout, which stands for no sequence."""
         return self.series[0].sequence is None

@@ -57,7 +57,7 @@ def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) 
         A folder, in any layout that `folder_rules` describes, or one volume.
     sequences
         Canonical names of the sequences to keep (default: those that the challenge scores).
-        Images of unnamed sequence are always kept.
+        Images that stand for no sequence are always kept.
 
     Raises
     ------
@@ -107,12 +107,16 @@ def _read_input(path: Path) -> Tree:
 
 def _without_own_results(studies: list[Study]) -> list[Study]:
     """Drop ``X_liver`` where ``X`` is itself a case: a mask that an earlier run wrote."""
-    unnamed = {study.case for study in studies if study.is_unnamed}
+    without_sequence = {study.case for study in studies if study.has_no_sequence}
 
     def is_own_result(study: Study) -> bool:
         stem = volume_stem(study.series[0].path)
         bases = {study.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
-        return study.is_unnamed and stem.endswith(GENERIC_SUFFIX) and bool(bases & unnamed)
+        return (
+            study.has_no_sequence
+            and stem.endswith(GENERIC_SUFFIX)
+            and bool(bases & without_sequence)
+        )
 
     return [study for study in studies if not is_own_result(study)]
 
@@ -125,12 +129,12 @@ def _split_duplicates(studies: list[Study]) -> tuple[list[Study], list[InputErro
     """
     groups: dict[tuple[str, bool], list[Study]] = defaultdict(list)
     for study in studies:
-        groups[names.identity_key(study.case), study.is_unnamed].append(study)
+        groups[names.identity_key(study.case), study.has_no_sequence].append(study)
     unique = [group[0] for group in groups.values() if len(group) == 1]
     clashes = [
         _duplicate(study, group) for group in groups.values() if len(group) > 1 for study in group
     ]
-    return sorted(unique, key=lambda study: (study.case, study.is_unnamed)), clashes
+    return sorted(unique, key=lambda study: (study.case, study.has_no_sequence)), clashes
 
 
 def _duplicate(study: Study, group: list[Study]) -> InputError:
@@ -146,7 +150,7 @@ def _duplicate(study: Study, group: list[Study]) -> InputError:
 def _namesake(study: Study) -> Path:
     """Return what gives a study its name: the folder, or outside the challenge the file."""
     path = study.series[0].path
-    return path if study.is_unnamed else path.parent
+    return path if study.has_no_sequence else path.parent
 
 
 def _keep_sequences(
@@ -173,7 +177,7 @@ def _disagreements(tree: Tree, studies: list[Study]) -> list[str]:
             missing=frozenset(names.SEQUENCES) - {series.sequence for series in study.series},
         )
         for study in studies
-        if not study.is_unnamed
+        if not study.has_no_sequence
     ]
     files = [path for folder in tree.folders for path in folder.others]
     tables = [path for path in files if info_csv.is_info_table(path)]
@@ -181,7 +185,7 @@ def _disagreements(tree: Tree, studies: list[Study]) -> list[str]:
 
 
 def _layout_of(studies: Iterable[Study]) -> Layout:
-    kinds = {study.is_unnamed for study in studies}
+    kinds = {study.has_no_sequence for study in studies}
     if not kinds:
         return "empty"
     if len(kinds) == 2:

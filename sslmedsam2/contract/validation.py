@@ -57,7 +57,7 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
     present = {path: one for path, one in expected.items() if path.is_file()}
     checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
     checks += [_presence(one, is_there=path in present) for path, one in expected.items()]
-    cases = {study.case: study for study in discovery.studies if not study.is_unnamed}
+    cases = {study.case: study for study in discovery.studies if not study.has_no_sequence}
     folder = output_dir / PREDICTION_FOLDER
     if cases or folder.exists():
         checks += _check_folder(folder, expected=expected.keys(), cases=cases)

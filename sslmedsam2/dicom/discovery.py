@@ -18,7 +18,7 @@ from sslmedsam2.dicom.model import (
 )
 from sslmedsam2.dicom.names import case_name, file_name, series_name
 from sslmedsam2.dicom.phases import Candidate, name_phases
-from sslmedsam2.dicom.sequence_map import SKIP, UNNAMED, SequenceMap
+from sslmedsam2.dicom.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
 from sslmedsam2.dicom.stacks import split_series
 from sslmedsam2.dicom.support import require_dicom
@@ -169,8 +169,8 @@ class _Study:
             return Candidate(series, frames, Guess("left_out", "the sequence map says skip"))
         if first.is_colour or not first.rows:
             return Candidate(series, frames, Guess("left_out", exclusion or ""))
-        if choice == UNNAMED:
-            return Candidate(series, frames, Guess("unnamed", _BY_MAP), by_map=True)
+        if choice == NO_SEQUENCE:
+            return Candidate(series, frames, Guess("no_sequence", _BY_MAP), by_map=True)
         own = guess_sequence(first)
         # Of the volumes of one series, the one that looks the part comes first.
         penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
@@ -189,7 +189,7 @@ class _Study:
             return None
 
     def _choose(self, usable: list[tuple[Candidate, DicomVolume]]) -> list[NamedVolume]:
-        """Keep the best volume for each sequence, and every unnamed one."""
+        """Keep the best volume for each sequence, and every volume that stands for no sequence."""
         kept = []
         best: dict[str, str] = {}
         for candidate, volume in sorted(usable, key=_rank):

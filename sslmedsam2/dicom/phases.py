@@ -76,9 +76,9 @@ def _by_order(dynamic: list[Candidate], *, is_alone: bool) -> list[tuple[Candida
     for place, one in enumerate(dynamic):
         reason = one.guess.reason
         if len(dynamic) < 2 or not is_alone:
-            guess = Guess("unnamed", f"{reason}; which phase it is cannot be told")
+            guess = Guess("no_sequence", f"{reason}; which phase it is cannot be told")
         elif place >= len(order):
-            guess = Guess("unnamed", f"{reason}; a further dynamic image")
+            guess = Guess("no_sequence", f"{reason}; a further dynamic image")
         else:
             order_said = f"{reason}; number {place + 1} of {len(dynamic)} in time"
             guess = Guess("sequence", order_said, order[place], one.guess.penalty)

@@ -1,6 +1,6 @@
 """The user's word on what a series is, which beats every guess.
 
-A table from a series to a sequence, ``skip`` or ``unnamed``. A series is called by its
+A table from a series to a sequence, ``skip`` or ``none``. A series is called by its
 SeriesInstanceUID, its description (letter case does not matter), or its name in the report:
 ``study-3f2a9c01d4/301-a1b2c3``, without the study, or with ``.2`` for one volume of several.
 """
@@ -16,12 +16,12 @@ from sslmedsam2.dicom.model import Frame
 from sslmedsam2.errors import UsageError
 
 SKIP = "skip"
-UNNAMED = "unnamed"
+NO_SEQUENCE = "none"
 
 
 @dataclass(frozen=True)
 class SequenceMap:
-    """Checked entries: key in lower case to a canonical sequence, ``skip`` or ``unnamed``."""
+    """Checked entries: key in lower case to a canonical sequence, ``skip`` or ``none``."""
 
     entries: Mapping[str, str]
 
@@ -49,14 +49,14 @@ def parse_sequence_map(table: Mapping[str, Any]) -> SequenceMap:
     Raises
     ------
     UsageError
-        A value is no sequence, ``skip`` or ``unnamed``. The key is not quoted: it may be a
+        A value is no sequence, ``skip`` or ``none``. The key is not quoted: it may be a
         description, which is free text.
     """
     entries = {}
     for number, (key, value) in enumerate(table.items(), start=1):
         word = value.strip() if isinstance(value, str) else ""
         name = parse_sequence(word)
-        if word.lower() in (SKIP, UNNAMED):
+        if word.lower() in (SKIP, NO_SEQUENCE):
             entries[key.strip().lower()] = word.lower()
         elif name is not None:
             entries[key.strip().lower()] = name.sequence
@@ -64,6 +64,6 @@ def parse_sequence_map(table: Mapping[str, Any]) -> SequenceMap:
             raise UsageError(
                 f"--sequence-map, entry {number}",
                 reason="its value is not a sequence",
-                remedy=f"Use one of {', '.join(SEQUENCES)}, {UNNAMED} or {SKIP}",
+                remedy=f"Use one of {', '.join(SEQUENCES)}, {NO_SEQUENCE} or {SKIP}",
             )
     return SequenceMap(entries)

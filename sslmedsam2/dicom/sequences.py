@@ -19,7 +19,7 @@ import numpy as np
 from sslmedsam2.dicom.model import IMAGE_MODALITIES, Frame
 from sslmedsam2.dicom.stacks import normal_of
 
-Kind = Literal["sequence", "post_contrast", "unnamed", "left_out"]
+Kind = Literal["sequence", "post_contrast", "no_sequence", "left_out"]
 
 _DWI_RANGE = (600.0, 1000.0)
 _DWI_BEST = 800.0
@@ -154,7 +154,7 @@ class Guess:
     Attributes
     ----------
     kind
-        ``post_contrast``: T1-weighted after contrast, phase not named; ``unnamed``: an image of
+        ``post_contrast``: T1-weighted after contrast, phase not named; ``no_sequence``: an image of
         no sequence of the challenge; ``left_out``: not an image to segment.
     sequence
         For kind ``sequence``.
@@ -193,7 +193,7 @@ def exclusion_of(frame: Frame) -> str | None:
 def guess_sequence(frame: Frame) -> Guess:
     """Guess what a volume is from its first frame's header."""
     if frame.modality == "CT":
-        return Guess("unnamed", "CT, which is no sequence of the challenge")
+        return Guess("no_sequence", "CT, which is no sequence of the challenge")
     words = _words(frame.text)
     diffusion = _guess_diffusion(frame, words)
     if diffusion is not None:
@@ -252,9 +252,9 @@ def _guess_weighting(frame: Frame, words: str) -> Guess:
     """Tell T1 from T2 by words, else by echo and repetition time."""
     te, tr = frame.echo_time_ms, frame.repetition_time_ms
     if _first_word(words, _MRCP_WORDS) or (te is not None and te >= _MRCP_FROM_TE_MS):
-        return Guess("unnamed", "an image of the bile ducts (MRCP)")
+        return Guess("no_sequence", "an image of the bile ducts (MRCP)")
     if _first_word(words, _STEADY_WORDS):
-        return Guess("unnamed", "a steady-state image, neither T1- nor T2-weighted")
+        return Guess("no_sequence", "a steady-state image, neither T1- nor T2-weighted")
     word = _first_word(words, _T2_WORDS)
     if word:
         return Guess("sequence", f"the description says '{word}'", "T2")
@@ -269,7 +269,7 @@ def _guess_weighting(frame: Frame, words: str) -> Guess:
         return Guess("sequence", f"{reason}; nothing tells of contrast agent", "T1", penalty=0.5)
     if te is not None and te >= _T2_FROM_TE_MS and not frame.is_gradient_echo:
         return Guess("sequence", f"spin echo, {_times(frame)}", "T2", penalty=0.5)
-    return Guess("unnamed", "the header tells of no sequence of the challenge")
+    return Guess("no_sequence", "the header tells of no sequence of the challenge")
 
 
 def _ranked(guess: Guess, frame: Frame) -> Guess:

@@ -69,12 +69,12 @@ class Encoder:
     def volume(self, stack: SliceStack) -> EncodedVolume:
         """Encode each slice once."""
         with self.sam2.computing():
-            features = self._features(stack.pictures)
-        self.calls += len(stack.pictures)
+            features = self._features(stack.slices)
+        self.calls += len(stack.slices)
         return EncodedVolume(
             features=features,
             descriptors=_descriptors(features),
-            z_mm=np.arange(len(stack.pictures)) * stack.spacing_zyx_mm[0],
+            z_mm=np.arange(len(stack.slices)) * stack.spacing_zyx_mm[0],
         )
 
     def remember(self, volume: EncodedVolume, masks: npt.NDArray[np.float32]) -> Memory:
@@ -92,10 +92,10 @@ class Encoder:
             torch.cat([part.spatial for part in parts]), torch.cat([part.pointer for part in parts])
         )
 
-    def _features(self, pictures: npt.NDArray[np.float32]) -> Features:
+    def _features(self, slices: npt.NDArray[np.float32]) -> Features:
         parts = [
-            encode_slices(self.sam2.model, self._on_device(pictures[start : start + BATCH]))
-            for start in range(0, len(pictures), BATCH)
+            encode_slices(self.sam2.model, self._on_device(slices[start : start + BATCH]))
+            for start in range(0, len(slices), BATCH)
         ]
         return Features(
             torch.cat([part.fine for part in parts]),

@@ -1,4 +1,4 @@
-"""From the supports' opinions to a pseudo label: mask, uncertainty, and what speaks for it."""
+"""From the supports' predictions to a pseudo label: mask, uncertainty, and what speaks for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LIVER_ML: Final = (500.0, 4000.0)
 
 
 @dataclass(frozen=True)
-class Opinion:
+class SupportPrediction:
     """What one support makes of a query.
 
     Attributes
@@ -49,7 +49,7 @@ def name_seed(*parts: object) -> int:
 
 def conclude(
     stack: SliceStack,
-    opinions: Sequence[Opinion],
+    predictions: Sequence[SupportPrediction],
     *,
     probability: npt.NDArray[np.float32],
     encoder_calls: int,
@@ -57,26 +57,28 @@ def conclude(
 ) -> FewShotResult:
     """Bring the fused ``probability`` to the volume's grid and weigh the evidence.
 
-    It is ``(n, size, size)``, as fine as the opinions' maps or a multiple of that.
+    It is ``(n, size, size)``, as fine as the predictions' maps or a multiple of that.
     """
     on_grid = paste(probability, stack).clip(0, 1)
     mask, n_pieces = largest_piece(on_grid > 0.5)
-    total = sum(opinion.weight for opinion in opinions)
+    total = sum(prediction.weight for prediction in predictions)
     scores = tuple(
         SupportScore(
-            name=opinion.name,
-            weight=opinion.weight / total,
-            similarity=opinion.similarity,
+            name=prediction.name,
+            weight=prediction.weight / total,
+            similarity=prediction.similarity,
             agreement=agreement,
-            reverse_dice=opinion.reverse_dice,
+            reverse_dice=prediction.reverse_dice,
         )
-        for opinion, agreement in zip(opinions, agreements(opinions, probability), strict=True)
+        for prediction, agreement in zip(
+            predictions, agreements(predictions, probability), strict=True
+        )
     )
-    present = _decided(opinions, probability).any((1, 2))
+    present = _decided(predictions, probability).any((1, 2))
     object_score = np.average(
-        [opinion.object_score for opinion in opinions],
+        [prediction.object_score for prediction in predictions],
         axis=0,
-        weights=[opinion.weight for opinion in opinions],
+        weights=[prediction.weight for prediction in predictions],
     )
     reverse = [score.reverse_dice for score in scores if score.reverse_dice is not None]
     evidence = Evidence(
@@ -99,17 +101,19 @@ def conclude(
     )
 
 
-def agreements(opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]) -> list[float]:
+def agreements(
+    predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
+) -> list[float]:
     """Return the Dice of each support's own mask with the fused result's."""
-    decided = _decided(opinions, probability)
-    return [mask_dice(opinion.probability > 0.5, decided) for opinion in opinions]
+    decided = _decided(predictions, probability)
+    return [mask_dice(prediction.probability > 0.5, decided) for prediction in predictions]
 
 
 def _decided(
-    opinions: Sequence[Opinion], probability: npt.NDArray[np.float32]
+    predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.bool_]:
-    """Return the fused mask as coarse as the opinions' maps."""
-    return shrink(probability, opinions[0].probability.shape[-1]) > 0.5
+    """Return the fused mask as coarse as the predictions' maps."""
+    return shrink(probability, predictions[0].probability.shape[-1]) > 0.5
 
 
 def shrink(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

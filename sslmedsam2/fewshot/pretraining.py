@@ -266,7 +266,7 @@ def _episode_loss(model: SAM2Base, batch: Episode, *, chained: bool) -> Tensor:
 
 
 def _loss(decoded: Decoded, masks: Tensor) -> Tensor:
-    """Score masks, and the network's own opinion of them; ``masks`` are ``(n, 1, size, size)``."""
+    """Score masks, and the network's estimate of them; ``masks`` are ``(n, 1, size, size)``."""
     logits = nnf.interpolate(decoded.logits.float(), size=masks.shape[-2:], mode="bilinear")
     present = masks.flatten(1).amax(1)
     bce = nnf.binary_cross_entropy_with_logits(logits, masks, reduction="none")

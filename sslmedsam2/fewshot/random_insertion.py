@@ -22,23 +22,27 @@ import torch
 from torch import Tensor
 
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
-from sslmedsam2.fewshot.checks import check_masks, check_pictures
 from sslmedsam2.fewshot.memory import normalise
-from sslmedsam2.fewshot.outcome import Opinion, conclude, name_seed
-from sslmedsam2.fewshot.settings import FewShotSettings
-from sslmedsam2.fewshot.slices import cut_masks, cut_slices, whole_frame
-from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
+from sslmedsam2.fewshot.outcome import SupportPrediction, conclude, name_seed
+from sslmedsam2.fewshot.slices import (
+    check_masks,
+    check_pictures,
+    cut_masks,
+    cut_slices,
+    whole_frame,
+)
+from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 
 N_PLACES: Final = 5
 
 
 @dataclass(frozen=True)
 class _CutSupport:
-    """A support's pictures and masks, both ``(n, size, size)``."""
+    """A support's slices and masks, both ``(n, size, size)``."""
 
     name: str
     case: str
-    pictures: npt.NDArray[np.float32]
+    slices: npt.NDArray[np.float32]
     masks: npt.NDArray[np.float32]
 
 
@@ -68,21 +72,21 @@ class RandomInsertion:
         stack = cut_slices(query.image, size=size, frame=whole_frame(query.image.array_zyx.shape))
         check_pictures(stack, name=query.name)
         calls = 0
-        opinions = []
+        predictions = []
         for support in self._supports:
             if support.case == leave_out_case:
                 continue
             runs = []
-            for place in self._places(query.name, support.name, len(stack.pictures)):
+            for place in self._places(query.name, support.name, len(stack.slices)):
                 frames = np.concatenate(
-                    [stack.pictures[:place], support.pictures, stack.pictures[place:]]
+                    [stack.slices[:place], support.slices, stack.slices[place:]]
                 )
                 with self._sam2.computing():
                     probability, scores = _track(self._sam2, frames, support.masks, place=place)
                 calls += len(frames)
                 runs.append((probability, scores))
-            opinions.append(
-                Opinion(
+            predictions.append(
+                SupportPrediction(
                     name=support.name,
                     probability=np.mean([probability for probability, _ in runs], axis=0),
                     object_score=np.mean([scores for _, scores in runs], axis=0),
@@ -91,8 +95,8 @@ class RandomInsertion:
         seconds = {"segment": round(time.perf_counter() - start, 3)}
         return conclude(
             stack,
-            opinions,
-            probability=np.mean([opinion.probability for opinion in opinions], axis=0),
+            predictions,
+            probability=np.mean([prediction.probability for prediction in predictions], axis=0),
             encoder_calls=calls,
             seconds=seconds,
         )
@@ -109,7 +113,7 @@ def _cut_support(support: Support, size: int) -> _CutSupport:
     stack = cut_slices(support.image, size=size, frame=frame)
     masks = cut_masks(support.mask_zyx, frame, size=size)
     check_masks(masks, name=support.name)
-    return _CutSupport(support.name, support.case, stack.pictures, masks)
+    return _CutSupport(support.name, support.case, stack.slices, masks)
 
 
 def _track(
@@ -164,9 +168,9 @@ def _directions(first: int, n_frames: int) -> Iterator[tuple[range, bool]]:
 
 
 def _encode(
-    sam2: LoadedSam2, picture: npt.NDArray[np.float32]
+    sam2: LoadedSam2, slice_image: npt.NDArray[np.float32]
 ) -> tuple[list[Tensor], list[Tensor], list[tuple[int, int]]]:
-    image = torch.from_numpy(picture)[None, None].to(sam2.device)
+    image = torch.from_numpy(slice_image)[None, None].to(sam2.device)
     backbone = sam2.model.forward_image(normalise(image))
     _, features, positions, sizes = sam2.model._prepare_backbone_features(backbone)
     return features, positions, sizes

@@ -58,7 +58,7 @@ class Calibration:
 def score(evidence: Evidence) -> float:
     """Sum the evidence up in one number, about the Dice that it suggests.
 
-    Confidence orders good results best; leading badly back to the expert masks, and a mask that
+    Confidence orders good results best; leading badly back to the reference masks, and a mask that
     cannot be a liver, give a confident failure away.
     """
     misled = max(0.0, _LEADS_BACK - evidence.reverse_dice)

@@ -19,19 +19,29 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as nnf
 
-from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place
-from sslmedsam2.fewshot.appearance import refine_by_intensity
+from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
-from sslmedsam2.fewshot.checks import check_masks, check_pictures
 from sslmedsam2.fewshot.encoded import BATCH, EncodedSupport, EncodedVolume, Encoder
-from sslmedsam2.fewshot.harmonise import AS_IS, Quantiles, appearances, body_quantiles
+from sslmedsam2.fewshot.harmonise import (
+    AS_IS,
+    Quantiles,
+    appearances,
+    body_quantiles,
+    refine_by_intensity,
+)
 from sslmedsam2.fewshot.memory import Memory, segment
-from sslmedsam2.fewshot.outcome import Opinion, agreements, conclude, mask_dice, shrink
-from sslmedsam2.fewshot.physical import on_query_grid
-from sslmedsam2.fewshot.settings import FewShotSettings
-from sslmedsam2.fewshot.slices import SliceStack, cut, cut_masks, cut_slices, unit_intensities
+from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, mask_dice, shrink
+from sslmedsam2.fewshot.slices import (
+    SliceStack,
+    check_masks,
+    check_pictures,
+    cut,
+    cut_masks,
+    cut_slices,
+    unit_intensities,
+)
 from sslmedsam2.fewshot.store import SupportStore, content_key
-from sslmedsam2.fewshot.strategy import FewShotResult, Query, Support
+from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 from sslmedsam2.imaging.volume import CanonicalVolume
 
 _TOGETHER_AT_MOST: Final = 8
@@ -80,13 +90,13 @@ class _Attempt:
     """A query in one appearance, segmented."""
 
     appearance: str
-    opinions: list[Opinion]
+    predictions: list[SupportPrediction]
     probability: npt.NDArray[np.float32]
 
     @property
     def credit(self) -> float:
         """How far the supports agree: on a query in the wrong contrast each sees something else."""
-        return float(np.mean(agreements(self.opinions, self.probability)))
+        return float(np.mean(agreements(self.predictions, self.probability)))
 
 
 class Retrieval:
@@ -120,13 +130,13 @@ class Retrieval:
         supports = [known for known in self._known if known.case != leave_out_case]
         shown = self._appearances(stack, supports)
         attempts = [
-            self._attempt(query, replace(stack, pictures=pictures), supports, appearance=name)
-            for name, pictures in shown.items()
+            self._attempt(query, replace(stack, slices=slices), supports, appearance=name)
+            for name, slices in shown.items()
         ]
         best = max(attempts, key=lambda attempt: attempt.credit)
         result = conclude(
             stack,
-            best.opinions,
+            best.predictions,
             probability=best.probability,
             encoder_calls=self._encoder.calls - calls_before,
             seconds={"segment": round(time.perf_counter() - start, 3)},
@@ -142,9 +152,9 @@ class Retrieval:
         self, stack: SliceStack, supports: Sequence[_Known]
     ) -> Mapping[str, npt.NDArray[np.float32]]:
         if not self._settings.harmonise:
-            return {AS_IS: stack.pictures}
+            return {AS_IS: stack.slices}
         reference = np.mean([known.contrast for known in supports], axis=0)
-        return appearances(stack.pictures, reference)
+        return appearances(stack.slices, reference)
 
     def _cut(self, image: CanonicalVolume) -> SliceStack:
         return cut_slices(image, size=self._encoder.sam2.image_size)
@@ -163,15 +173,15 @@ class Retrieval:
             self._own_view(query, stack, known, others=others) or self._view(known, partners)
             for known, partners in zip(supports, aligned, strict=True)
         ]
-        opinions = [self._ask(volume, view) for view in views]
+        predictions = [self._ask(volume, view) for view in views]
         together = self._ask_together(volume, views)
-        probability = np.stack([_mean(opinions), together]).mean(axis=0, dtype=np.float32)
+        probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
         probability = _enlarge(probability, self._encoder.sam2.image_size)
         if self._settings.refine:
-            probability = refine_by_intensity(probability, stack.pictures)
+            probability = refine_by_intensity(probability, stack.slices)
         if self._settings.reverse:
-            opinions = self._question(volume, views, opinions, probability)
-        return _Attempt(appearance, opinions, probability)
+            predictions = self._question(volume, views, predictions, probability)
+        return _Attempt(appearance, predictions, probability)
 
     def _know(self, index: int, support: Support) -> _Known:
         stack = self._cut(support.image)
@@ -184,13 +194,13 @@ class Retrieval:
             key=key,
             place=find_place(encoded.masks, encoded.volume.z_mm),
             mean_descriptor=encoded.volume.descriptors.mean(0),
-            contrast=body_quantiles(stack.pictures),
+            contrast=body_quantiles(stack.slices),
         )
 
     def _encode_support(self, support: Support, stack: SliceStack) -> str:
         masks = cut_masks(support.mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
         check_masks(masks, name=support.name)
-        key = content_key(stack.pictures, masks)
+        key = content_key(stack.slices, masks)
         if key not in self._store:
             self._store.put(key, self._encoded(stack, masks))
         return key
@@ -211,20 +221,20 @@ class Retrieval:
             return None
         support = self._supports[known.index]
         image_zyx, mask_zyx = on_query_grid(support, query)
-        pictures = cut(unit_intensities(image_zyx), stack.frame, size=stack.pictures.shape[-1])
-        covered = np.flatnonzero(pictures.any((1, 2)))
-        if len(covered) < _LEAST_COVERED * len(pictures) or not mask_zyx.any():
+        slices = cut(unit_intensities(image_zyx), stack.frame, size=stack.slices.shape[-1])
+        covered = np.flatnonzero(slices.any((1, 2)))
+        if len(covered) < _LEAST_COVERED * len(slices) or not mask_zyx.any():
             return None
         masks = cut_masks(mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
-        encoded = self._encoded(replace(stack, pictures=pictures), masks)
-        nearest = np.abs(np.arange(len(pictures))[:, None] - covered[None]).argmin(1)
+        encoded = self._encoded(replace(stack, slices=slices), masks)
+        nearest = np.abs(np.arange(len(slices))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
         return _View(known.name, lambda: encoded, covered[nearest], similarity=1.0, share=share)
 
-    def _ask(self, volume: EncodedVolume, view: _View) -> Opinion:
+    def _ask(self, volume: EncodedVolume, view: _View) -> SupportPrediction:
         """Segment every slice by one support alone."""
         probability, object_score = self._segment(volume, [view.memory()])
-        return Opinion(
+        return SupportPrediction(
             view.name, probability, object_score, weight=view.share, similarity=view.similarity
         )
 
@@ -239,23 +249,23 @@ class Retrieval:
         self,
         volume: EncodedVolume,
         views: Sequence[_View],
-        opinions: Sequence[Opinion],
+        predictions: Sequence[SupportPrediction],
         probability: npt.NDArray[np.float32],
-    ) -> list[Opinion]:
+    ) -> list[SupportPrediction]:
         """Let the result segment each support back, and note how well it does.
 
         Reverse classification accuracy: a wrong mask leads back to wrong masks.
         """
         result = self._encoder.remember(volume, (probability > 0.5).astype(np.float32))
         questioned = []
-        for view, opinion in zip(views, opinions, strict=True):
+        for view, prediction in zip(views, predictions, strict=True):
             support = view.support()
             back = _inverse(view.partners, support.volume.n_slices)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
             expected = shrink(support.masks, found.shape[-1])
             seen = np.isin(np.arange(support.volume.n_slices), view.partners)
             questioned.append(
-                replace(opinion, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
+                replace(prediction, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
             )
         return questioned
 
@@ -285,10 +295,11 @@ def _enlarge(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32
     return nnf.interpolate(tensor, size=(size, size), mode="bilinear")[:, 0].numpy()
 
 
-def _mean(opinions: Sequence[Opinion]) -> npt.NDArray[np.float32]:
-    weights = np.array([opinion.weight for opinion in opinions], np.float32)
+def _mean(predictions: Sequence[SupportPrediction]) -> npt.NDArray[np.float32]:
+    weights = np.array([prediction.weight for prediction in predictions], np.float32)
     total = sum(
-        weight * opinion.probability for weight, opinion in zip(weights, opinions, strict=True)
+        weight * prediction.probability
+        for weight, prediction in zip(weights, predictions, strict=True)
     )
     return (total / weights.sum()).astype(np.float32)
 

@@ -1,6 +1,6 @@
-"""A volume as a stack of small square pictures, all cut the same way from the patient's body.
+"""A volume as a stack of small square slices, all cut the same way from the patient's body.
 
-SAM2 compares places within pictures, so slices of two patients must show the body at the same
+SAM2 compares places within slices, so slices of two patients must show the body at the same
 place and size: the crop follows the body's outline, and its sides are equal in millimetres.
 """
 
@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 
 AIR_BELOW: Final = 0.02
-"""A picture's pixels up to this are taken for air."""
+"""A slice's pixels up to this are taken for air."""
 
 _MARGIN: Final = 1.04
 """Side of the crop over the longer side of the body."""
@@ -31,9 +32,9 @@ _SAMPLE: Final = 500_000
 
 @dataclass(frozen=True)
 class Frame:
-    """The rectangle that pictures are cut from, in voxels of the canonical volume.
+    """The rectangle that slices are cut from, in voxels of the canonical volume.
 
-    The picture's pixel centres are spread evenly from ``start`` over ``size``; the rectangle may
+    A slice's pixel centres are spread evenly from ``start`` over ``size``; the rectangle may
     reach beyond the volume.
     """
 
@@ -43,11 +44,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class SliceStack:
-    """``n`` pictures of a volume, foot to head.
+    """``n`` slices of a volume, foot to head.
 
     Attributes
     ----------
-    pictures
+    slices
         float32 ``(n, size, size)`` in [0, 1]; rows go from front to back, columns from the
         patient's right to left.
     frame
@@ -56,7 +57,7 @@ class SliceStack:
         Of the canonical volume.
     """
 
-    pictures: npt.NDArray[np.float32]
+    slices: npt.NDArray[np.float32]
     frame: Frame
     spacing_zyx_mm: tuple[float, float, float]
     shape_zyx: tuple[int, int, int]
@@ -131,7 +132,7 @@ def cut_slices(volume: CanonicalVolume, *, size: int, frame: Frame | None = None
         frame = body_frame(unit, volume.spacing_zyx_mm)
     z, y, x = unit.shape
     return SliceStack(
-        pictures=cut(unit, frame, size=size),
+        slices=cut(unit, frame, size=size),
         frame=frame,
         spacing_zyx_mm=volume.spacing_zyx_mm,
         shape_zyx=(z, y, x),
@@ -139,7 +140,7 @@ def cut_slices(volume: CanonicalVolume, *, size: int, frame: Frame | None = None
 
 
 def cut_masks(mask_zyx: MaskZYX, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:
-    """Cut a mask as its volume's pictures are cut; 0 or 1, ``(n, size, size)``."""
+    """Cut a mask as its volume's slices are cut; 0 or 1, ``(n, size, size)``."""
     return (cut(mask_zyx, frame, size=size) > 0.5).astype(np.float32)
 
 
@@ -155,20 +156,20 @@ def cut(array_zyx: npt.NDArray, frame: Frame, *, size: int) -> npt.NDArray[np.fl
     ).astype(np.float32)
 
 
-def paste(pictures: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[np.float32]:
-    """Bring values of pictures ``(n, size, size)`` back to the canonical grid; 0 beyond."""
-    size = pictures.shape[-1]
+def paste(slices: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[np.float32]:
+    """Bring values of slices ``(n, size, size)`` back to the canonical grid; 0 beyond."""
+    size = slices.shape[-1]
     _, height, width = stack.shape_zyx
     frame = stack.frame
     rows = _back_weights(frame.start_yx[0], frame.size_yx[0], height, size)
     columns = _back_weights(frame.start_yx[1], frame.size_yx[1], width, size)
-    return np.einsum("yp,zpq,xq->zyx", rows, pictures, columns, optimize=True).astype(np.float32)
+    return np.einsum("yp,zpq,xq->zyx", rows, slices, columns, optimize=True).astype(np.float32)
 
 
 def _weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
     """Return ``(n_out, n_in)`` triangle weights: linear when enlarging, averaging when reducing.
 
-    A pixel's weights sum to 1 over an endless volume; at the rim a picture fades to the 0 beyond.
+    A pixel's weights sum to 1 over an endless volume; at the rim a slice fades to the 0 beyond.
     """
     step = extent / n_out
     reach = max(1.0, step)
@@ -181,8 +182,30 @@ def _weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[
 
 
 def _back_weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
-    """Return ``(n_in, n_out)`` linear weights from picture pixels to voxels."""
+    """Return ``(n_in, n_out)`` linear weights from a slice's pixels to voxels."""
     step = extent / n_out
     places = (np.arange(n_in) + 0.5 - start) / step - 0.5
     distance = np.abs(np.arange(n_out)[None] - places[:, None])
     return np.clip(1 - distance, 0, 1).astype(np.float32)
+
+
+def check_pictures(stack: SliceStack, *, name: str) -> None:
+    """Refuse a query that shows nothing (``empty_image``)."""
+    if not stack.slices.any():
+        raise InputError(
+            name,
+            kind="empty_image",
+            reason="all its voxels have the same value",
+            remedy="Check the export of this volume",
+        )
+
+
+def check_masks(masks: npt.NDArray[np.float32], *, name: str) -> None:
+    """Refuse a support without a pixel of mask (``empty_mask``)."""
+    if not masks.any():
+        raise InputError(
+            name,
+            kind="empty_mask",
+            reason="its mask holds no liver, or less than a pixel of the network's slices",
+            remedy="Remove the case from the labelled folder, or correct its mask",
+        )

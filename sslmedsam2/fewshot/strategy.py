@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
+from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, Geometry, MaskZYX
 
 StrategyName = Literal["retrieval", "random-insertion"]
@@ -50,7 +52,7 @@ class SupportScore:
     agreement
         Dice of its own mask with the result.
     reverse_dice
-        Dice of its expert mask with what the result, used as a prompt, finds in it; None where
+        Dice of its reference mask with what the result, used as a prompt, finds in it; None where
         that was not tried.
     """
 
@@ -119,3 +121,45 @@ class Strategy(Protocol):
             The query holds nothing to segment.
         """
         ...
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    """How pseudo labels are made.
+
+    Attributes
+    ----------
+    strategy
+        ``retrieval`` is this project's; ``random-insertion`` the published procedure.
+    harmonise
+        Bring supports to the query's contrast where it differs.
+    refine
+        Correct the result by the query's own intensities.
+    reverse
+        Let the result segment the supports back, to weigh them and to judge the result.
+    seed
+        Of the positions of ``random-insertion``; mixed with each query's name.
+    memory_limit_mb
+        How much of the encoded supports is kept in memory; the rest waits on disk.
+    """
+
+    strategy: StrategyName = "retrieval"
+    harmonise: bool = True
+    refine: bool = True
+    reverse: bool = True
+    seed: int = 0
+    memory_limit_mb: int = 2048
+
+
+def build_strategy(
+    settings: FewShotSettings, sam2: LoadedSam2, supports: Sequence[Support], *, scratch_dir: Path
+) -> Strategy:
+    """Encode the supports and return the strategy that the settings name.
+
+    ``scratch_dir`` takes what does not fit into memory; the caller removes it.
+    """
+    from sslmedsam2.fewshot.random_insertion import RandomInsertion
+    from sslmedsam2.fewshot.retrieval import Retrieval
+
+    kind = Retrieval if settings.strategy == "retrieval" else RandomInsertion
+    return kind(settings, sam2, supports, scratch_dir=scratch_dir)

@@ -9,7 +9,7 @@ Nothing is taken from any image or mask, so that few-shot results on real organs
 training on them. Ideas: SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789) for random
 contrast, UniverSeg (Butoi et al. 2023, arXiv:2304.06131) for episodes of synthetic tasks.
 
-Coordinates are ``(x, y, z)`` in half widths of the picture: -1 to 1 across, z in the same unit.
+Coordinates are ``(x, y, z)`` in half widths of the slice: -1 to 1 across, z in the same unit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AIR, _FAT, _MUSCLE, _INNER = 0, 1, 2, 3
 _FIRST_ORGAN: Final = 4
 _ATTEMPTS: Final = 6
 _ENOUGH_PIXELS: Final = 0.008
-"""Share of the picture that an organ must cover to be worth asking for."""
+"""Share of the slice that an organ must cover to be worth asking for."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.atomic import atomic_path
-from sslmedsam2.imaging.volume import mask_volume_ml
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, mask_volume_ml
 
 if TYPE_CHECKING:
     from PIL import ImageFont
+
 
 _Pixels = npt.NDArray[np.uint8]
 
@@ -185,3 +187,21 @@ def _palette() -> list[int]:
     greys = [[level * 255 // (_GREYS - 1)] * 3 for level in range(_GREYS)]
     reds = [[channel * level // (_REDS - 1) for channel in _RED_RGB] for level in range(_REDS)]
     return [channel for colour in (*greys, *reds, _OUTLINE_RGB) for channel in colour]
+
+
+def draw_preview(
+    canonical: CanonicalVolume, mask_zyx: MaskZYX, *, path: Path, title: str, flags: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Write the preview of a canonical mask; return a warning if that fails."""
+    try:
+        write_preview(
+            canonical.array_zyx,
+            mask_zyx,
+            spacing_zyx_mm=canonical.spacing_zyx_mm,
+            path=path,
+            title=title,
+            flags=flags,
+        )
+    except OutputError as error:
+        return (f"no_preview: {error}",)
+    return ()

@@ -76,7 +76,7 @@ class RoundLabel:
 
 @dataclass(frozen=True)
 class ExpertScore:
-    """A fold's network on an expert mask that it had not seen."""
+    """A fold's network on an reference mask that it had not seen."""
 
     case: str
     sequence: str
@@ -93,7 +93,7 @@ class FoldTraining:
     Attributes
     ----------
     held_out_loss, held_out_dice
-        On patches of expert masks that the fold does not train on; the Dice is nnU-Net's
+        On patches of reference masks that the fold does not train on; the Dice is nnU-Net's
         "pseudo Dice".
     """
 
@@ -111,7 +111,7 @@ class RoundFigures:
     Attributes
     ----------
     validation_dice, validation_hausdorff_mm
-        Means over all expert masks.
+        Means over all reference masks.
     change_dice
         Mean Dice between the pseudo masks before and after the round.
     trained, waiting, rejected, failed
@@ -156,7 +156,7 @@ class RoundPart:
 class FewShotPart:
     """The few-shot branch.
 
-    ``expert_dice`` is its mean Dice on expert masks, each labelled by the others.
+    ``expert_dice`` is its mean Dice on reference masks, each labelled by the others.
     """
 
     labels: tuple[FewShotLabel, ...]

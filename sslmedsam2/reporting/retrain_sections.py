@@ -63,7 +63,7 @@ def round_section(part: RoundPart, *, is_best: bool, is_open: bool) -> Element:
     made = _part(round_anchor(part.number), f"Round {part.number}", line, is_open=is_open)
     add(made, *_gallery(part.gallery), *_training_charts(part.trainings))
     if part.scores:
-        add(made, element("h3", "Expert masks, each scored by the fold that did not train on it"))
+        add(made, element("h3", "Reference masks, each scored by the fold that never saw it"))
         add(made, scores_table(part.scores, number=part.number))
     add(made, element("h3", "Pseudo labels"), _weights_line(part))
     add(made, labels_table(part.labels, number=part.number))
@@ -91,7 +91,7 @@ def _standing(page: RetrainPage) -> str:
         ending = "Ended" if outcome.ended else "Goes on"
         dice = f"{best.figures.validation_dice:.4f}"
         return (
-            f"Best is round {best.number}, by its Dice of {dice} on expert masks. "
+            f"Best is round {best.number}, by its Dice of {dice} on reference masks. "
             f"{ending}: {outcome.reason}."
         )
     if not page.rounds:
@@ -103,14 +103,14 @@ def _rounds_chart(page: RetrainPage) -> Element | None:
     scored = [(part.number, part.figures.validation_dice) for part in page.rounds]
     changes = [(part.number, part.figures.change_dice) for part in page.rounds]
     levels = [
-        ("few-shot branch on expert masks", page.fewshot.expert_dice),
+        ("few-shot branch on reference masks", page.fewshot.expert_dice),
         ("settled", page.settled_at),
     ]
     chart = LineChart(
-        "Dice on expert masks, and between the pseudo masks before and after a round",
+        "Dice on reference masks, and between the pseudo masks before and after a round",
         "round",
         (
-            Curve("on expert masks", tuple((x, y) for x, y in scored if y is not None)),
+            Curve("on reference masks", tuple((x, y) for x, y in scored if y is not None)),
             Curve("to the masks before", tuple((x, y) for x, y in changes if y is not None)),
         ),
         tuple((name, height) for name, height in levels if height is not None),

@@ -64,8 +64,8 @@ def labels_table(labels: Sequence[RoundLabel], *, number: int) -> Element:
 
 
 def scores_table(scores: Sequence[ExpertScore], *, number: int) -> Element:
-    """Return a round's scores on expert masks."""
-    return table(_SCORE_COLUMNS, scores, caption=f"Expert masks in round {number}")
+    """Return a round's scores on reference masks."""
+    return table(_SCORE_COLUMNS, scores, caption=f"Reference masks in round {number}")
 
 
 def fewshot_word(label: FewShotLabel) -> str:
@@ -121,7 +121,7 @@ _LINE_COLUMNS: Final[tuple[Column[_Line], ...]] = (
         "Dice",
         lambda line: line.dice,
         4,
-        told="Mean on expert masks, each judged by what had not seen it",
+        told="Mean on reference masks, each judged by what had not seen it",
     ),
     _line_figure("HD mm", "validation_hausdorff_mm", 1),
     _line_figure("Dice to the last", "change_dice", 4),

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.pipelines import train as train_pipeline
-from sslmedsam2.pipelines.retraining import run as retrain_pipeline
-from sslmedsam2.refine.convergence import StoppingRule
-from sslmedsam2.refine.presets import PRESETS
+from sslmedsam2.nnunet.presets import PRESETS
+from sslmedsam2.retrain import pipeline as retrain_pipeline
+from sslmedsam2.retrain.selection import StoppingRule
+from sslmedsam2.train import pipeline as train_pipeline
 
 
 class _AskedError(Exception):

@@ -239,7 +239,7 @@ def test_volumes_in_sub_folders_are_told_apart_by_the_folders(make):
     assert list(listed(discovery)) == ["one_scan", "two_scan"]
 
 
-def test_unnamed_volumes_of_one_name_are_an_error_for_both(make):
+def test_volumes_without_sequence_of_one_name_are_an_error_for_both(make):
     discovery = find_studies(make("a.nii", "a.nii.gz", "b_c.nii", "b/c.nii"))
 
     assert discovery.studies == ()

@@ -182,13 +182,13 @@ def test_the_map_overrules_the_guess_by_any_name_of_a_series(tmp_path, key):
     assert (mapped.row.sequence, mapped.row.reason) == ("GED4", "named by the sequence map")
 
 
-def test_the_map_skips_keeps_unnamed_and_saves_derived_images(tmp_path):
+def test_the_map_skips_keeps_without_sequence_and_saves_derived_images(tmp_path):
     write_series(tmp_path / "a", ARRAY, number=1, description="t2 one")
     write_series(tmp_path / "b", ARRAY, number=2, description="t2 two")
     derived = ["DERIVED", "SECONDARY"]
     write_series(tmp_path / "c", ARRAY, number=3, description="t1", ImageType=derived)
 
-    discovery = found(tmp_path, table={"t2 one": "skip", "t2 two": "unnamed", "t1": "T1"})
+    discovery = found(tmp_path, table={"t2 one": "skip", "t2 two": "none", "t1": "T1"})
 
     assert [(row.sequence, row.use) for row in discovery.rows] == [
         (None, "left_out"),

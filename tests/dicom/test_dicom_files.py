@@ -44,7 +44,7 @@ def test_a_folder_without_dicom_loads_nothing_for_dicom(tmp_path):
     (tmp_path / "info.csv").write_text("Case\n0001-A\n")
     code = (
         "import sys, pathlib\n"
-        "from sslmedsam2.pipelines.inputs import find_inputs\n"
+        "from sslmedsam2.predict.inputs import find_inputs\n"
         f"found = find_inputs(pathlib.Path({str(tmp_path)!r}), sequences=None)\n"
         "assert len(found.studies.studies) == 1 and found.dicom is None\n"
         # nibabel itself imports pydicom where it is installed.

@@ -369,6 +369,6 @@ def test_a_real_ct_makes_the_round_trip(place):
     assert place.predict() == ExitCode.OK
 
     [result] = place.report.series
-    assert result.sequence == "unnamed"
+    assert result.sequence == "no sequence"
     assert any(note.startswith("hounsfield_window") for note in result.warnings)
     assert_round_trip(place, result)

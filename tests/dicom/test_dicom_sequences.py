@@ -108,8 +108,8 @@ def test_a_b_value_of_zero_alone_makes_no_diffusion_image(frame):
         ("portal venous", {}, "CT"),
     ],
 )
-def test_what_is_no_sequence_stays_unnamed(frame, description, tags, modality):
-    assert guess_sequence(frame(description, modality=modality, **tags)).kind == "unnamed"
+def test_what_is_no_sequence_stays_without_sequence(frame, description, tags, modality):
+    assert guess_sequence(frame(description, modality=modality, **tags)).kind == "no_sequence"
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 import numpy as np
 from tiny_sam2 import centred_grid, make_query, make_support
 
-from sslmedsam2.fewshot.build import build_strategy
 from sslmedsam2.fewshot.outcome import entropy_bits, largest_piece
-from sslmedsam2.fewshot.settings import FewShotSettings
+from sslmedsam2.fewshot.strategy import FewShotSettings, build_strategy
 
 
 def supports_of(geometry, *, names=("s1/GED4", "s2/GED4", "s3/GED4")):

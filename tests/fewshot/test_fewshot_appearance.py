@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sslmedsam2.fewshot.appearance import refine_by_intensity
+from sslmedsam2.fewshot.harmonise import refine_by_intensity
 from sslmedsam2.fewshot.outcome import mask_dice
 
 SHAPE = (8, 64, 64)
@@ -15,11 +15,11 @@ def organ():
 
 
 def _pictures(organ, *, inside, outside):
-    pictures = np.zeros(SHAPE, np.float32)
-    pictures[:, 6:58, 4:60] = outside
-    pictures[organ] = inside
+    slices = np.zeros(SHAPE, np.float32)
+    slices[:, 6:58, 4:60] = outside
+    slices[organ] = inside
     noise = np.random.default_rng(0).normal(0, 0.02, SHAPE)
-    return np.where(pictures > 0, pictures + noise, 0).clip(0, 1).astype(np.float32)
+    return np.where(slices > 0, slices + noise, 0).clip(0, 1).astype(np.float32)
 
 
 @pytest.fixture
@@ -39,10 +39,10 @@ def test_a_shifted_mask_moves_onto_the_organ(organ, propagated, inside, outside)
 
 
 def test_tissue_of_the_same_brightness_far_away_stays_outside(organ, propagated):
-    pictures = _pictures(organ, inside=0.8, outside=0.4)
-    pictures[:, 48:56, 48:56] = 0.8
+    slices = _pictures(organ, inside=0.8, outside=0.4)
+    slices[:, 48:56, 48:56] = 0.8
     propagated[:, 44:, 44:] = 0.001
-    refined = refine_by_intensity(propagated, pictures)
+    refined = refine_by_intensity(propagated, slices)
     assert not (refined[:, 50:54, 50:54] > 0.5).any()
 
 

@@ -16,7 +16,7 @@ from sslmedsam2.fewshot.slices import cut_slices
 def _pictures(*, seed, inverted=False):
     geometry = centred_grid()
     image, _ = render(geometry, seed=seed, inverted=inverted)
-    return cut_slices(canonical(image, geometry), size=64).pictures.clip(0, 1)
+    return cut_slices(canonical(image, geometry), size=64).slices.clip(0, 1)
 
 
 @pytest.fixture(scope="module")

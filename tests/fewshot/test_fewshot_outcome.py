@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sslmedsam2.fewshot.outcome import (
-    Opinion,
+    SupportPrediction,
     conclude,
     entropy_bits,
     largest_piece,
@@ -20,7 +20,7 @@ BOX = (slice(1, 5), slice(8, 20), slice(6, 24))
 @pytest.fixture
 def stack():
     return SliceStack(
-        pictures=np.ones(SHAPE, np.float32),
+        slices=np.ones(SHAPE, np.float32),
         frame=whole_frame(SHAPE),
         spacing_zyx_mm=(20.0, 10.0, 10.0),
         shape_zyx=SHAPE,
@@ -34,12 +34,16 @@ def probability():
     return probability
 
 
-def _conclude(stack, opinions, probability):
-    return conclude(stack, opinions, probability=probability, encoder_calls=7, seconds={"a": 1.0})
+def _conclude(stack, predictions, probability):
+    return conclude(
+        stack, predictions, probability=probability, encoder_calls=7, seconds={"a": 1.0}
+    )
 
 
 def _opinion(name, probability, **others):
-    return Opinion(name, probability, np.full(len(probability), 0.8, np.float32), **others)
+    return SupportPrediction(
+        name, probability, np.full(len(probability), 0.8, np.float32), **others
+    )
 
 
 def test_the_result_lies_on_the_volumes_grid(stack, probability):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from tiny_sam2 import centred_grid, make_query, make_support, render
 
+from sslmedsam2.fewshot.alignment import on_query_grid
 from sslmedsam2.fewshot.outcome import mask_dice
-from sslmedsam2.fewshot.physical import on_query_grid
 from sslmedsam2.imaging.orientation import apply_reorientation
 
 LAS = np.diag([1.0, -1.0, 1.0])  # x to the left, y to anterior, z to superior: left-handed

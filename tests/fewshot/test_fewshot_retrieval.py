@@ -154,7 +154,7 @@ def test_the_patients_other_sequence_is_used_wherever_its_file_puts_its_axes(tin
 
 
 def test_beyond_the_patients_other_sequence_its_last_slice_is_shown(tiny_sam2, scratch):
-    """Equal pictures with equal memories: so the same is found in them."""
+    """Equal slices with equal memories: so the same is found in them."""
     array = QUERY.image.array_zyx.copy()
     array[6:] = array[5]
     query = replace(QUERY, image=replace(QUERY.image, array_zyx=array))

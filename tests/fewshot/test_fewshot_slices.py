@@ -17,7 +17,7 @@ SIZE = 128
 GRIDS = {
     "square pixels": centred_grid(),
     "oblong pixels": centred_grid((6, 40, 120), spacing_zyx_mm=(30.0, 7.0, 3.0)),
-    "finer than the pictures": centred_grid((5, 190, 260), spacing_zyx_mm=(30.0, 1.4, 1.4)),
+    "finer than the slices": centred_grid((5, 190, 260), spacing_zyx_mm=(30.0, 1.4, 1.4)),
     "body in a corner": centred_grid((6, 90, 110), centre_xyz_mm=(100.0, 90.0, 0.0)),
     "body cut by the edge": centred_grid((6, 36, 50), centre_xyz_mm=(-40.0, 30.0, 0.0)),
 }
@@ -27,8 +27,8 @@ GRIDS = {
 def test_a_mask_that_is_cut_and_pasted_is_the_mask(geometry):
     support = make_support("a", seed=1, geometry=geometry)
     stack = cut_slices(support.image, size=SIZE)
-    pictures = cut(support.mask_zyx, stack.frame, size=SIZE)
-    back = paste((pictures > 0.5).astype(np.float32), stack) > 0.5
+    slices = cut(support.mask_zyx, stack.frame, size=SIZE)
+    back = paste((slices > 0.5).astype(np.float32), stack) > 0.5
     assert mask_dice(back, support.mask_zyx > 0) > 0.97
 
 
@@ -41,35 +41,35 @@ def test_a_mask_comes_back_from_a_squashed_slice():
 
 
 def test_coarser_pictures_bring_probabilities_back_to_the_right_place():
-    """The decoder's maps have a quarter of the pictures' side."""
+    """The decoder's maps have a quarter of the slices' side."""
     support = make_support("a", seed=1)
     stack = cut_slices(support.image, size=SIZE)
-    pictures = cut(support.mask_zyx, stack.frame, size=SIZE)
-    quarter = pictures.reshape(len(pictures), 32, 4, 32, 4).mean((2, 4))
+    slices = cut(support.mask_zyx, stack.frame, size=SIZE)
+    quarter = slices.reshape(len(slices), 32, 4, 32, 4).mean((2, 4))
     assert mask_dice(paste(quarter, stack) > 0.5, support.mask_zyx > 0) > 0.9
 
 
 @pytest.mark.parametrize("geometry", GRIDS.values(), ids=GRIDS)
 def test_pictures_are_in_the_unit_range(geometry):
-    pictures = cut_slices(make_support("a", seed=1, geometry=geometry).image, size=SIZE).pictures
-    assert pictures.shape == (geometry.shape_zyx[0], SIZE, SIZE)
-    assert pictures.dtype == np.float32
-    assert pictures.min() >= 0
-    assert 0.5 < pictures.max() <= 1 + 1e-5
+    slices = cut_slices(make_support("a", seed=1, geometry=geometry).image, size=SIZE).slices
+    assert slices.shape == (geometry.shape_zyx[0], SIZE, SIZE)
+    assert slices.dtype == np.float32
+    assert slices.min() >= 0
+    assert 0.5 < slices.max() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("side", [64, 100, 128, 190, 256, 384])
 def test_what_is_even_stays_even(side):
     even = np.full((1, side, side), 0.7, np.float32)
-    picture = cut(even, Frame((0.0, 0.0), (float(side), float(side))), size=128)
-    assert np.allclose(picture[0, 4:-4, 4:-4], 0.7, atol=0.02)
+    slice_image = cut(even, Frame((0.0, 0.0), (float(side), float(side))), size=128)
+    assert np.allclose(slice_image[0, 4:-4, 4:-4], 0.7, atol=0.02)
 
 
 def test_beyond_the_volume_there_is_nothing():
     ones = np.ones((1, 20, 20), np.float32)
-    picture = cut(ones, Frame((-20.0, 0.0), (40.0, 20.0)), size=40)[0]
-    assert not picture[:18].any()
-    assert np.allclose(picture[22:-2, 2:-2], 1)
+    slice_image = cut(ones, Frame((-20.0, 0.0), (40.0, 20.0)), size=40)[0]
+    assert not slice_image[:18].any()
+    assert np.allclose(slice_image[22:-2, 2:-2], 1)
 
 
 def test_the_crop_is_square_in_millimetres_and_centred_on_the_body():
@@ -79,7 +79,7 @@ def test_the_crop_is_square_in_millimetres_and_centred_on_the_body():
     height_mm, width_mm = frame.size_yx[0] * 7, frame.size_yx[1] * 3
     assert height_mm == pytest.approx(width_mm)
     assert 300 < width_mm < 360
-    bodies = cut_slices(volume, size=SIZE).pictures > 0
+    bodies = cut_slices(volume, size=SIZE).slices > 0
     rows, columns = np.nonzero(bodies.any(0))
     assert abs((rows.min() + rows.max()) / 2 - SIZE / 2) < 4
     assert abs((columns.min() + columns.max()) / 2 - SIZE / 2) < 4
@@ -91,11 +91,11 @@ def test_a_wider_field_of_view_changes_the_picture_little():
     one, other = (
         cut_slices(make_support("a", seed=4, geometry=g).image, size=64) for g in (near, wide)
     )
-    assert np.abs(one.pictures - other.pictures).mean() < 0.03
+    assert np.abs(one.slices - other.slices).mean() < 0.03
 
 
 def test_slices_run_from_front_to_back_and_right_to_left():
-    """The phantom's liver is on the patient's right: in the left half of a picture."""
+    """The phantom's liver is on the patient's right: in the left half of a slice_image."""
     support = make_support("a", seed=1)
     stack = cut_slices(support.image, size=SIZE)
     liver = cut(support.mask_zyx, stack.frame, size=SIZE).sum((0, 1))
@@ -108,8 +108,8 @@ def test_an_image_of_one_value_becomes_nothing(value):
     assert not unit_intensities(array).any()
     geometry = centred_grid((3, 20, 30))
     stack = cut_slices(canonical(array, geometry), size=32)
-    assert stack.pictures.shape == (3, 32, 32)
-    assert not stack.pictures.any()
+    assert stack.slices.shape == (3, 32, 32)
+    assert not stack.slices.any()
 
 
 def test_ct_is_shown_in_the_abdominal_window():

@@ -100,7 +100,7 @@ def test_neighbouring_query_slices_resemble_each_other(episodes):
 
 
 def test_the_target_can_be_told_from_its_surroundings_in_some_episode(episodes):
-    """Its mean brightness differs from the rest of the picture's by more than noise."""
+    """Its mean brightness differs from the rest of the slice_image's by more than noise."""
     gaps = []
     for episode in episodes:
         inside = episode.support_masks > 0

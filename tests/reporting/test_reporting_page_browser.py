@@ -17,7 +17,7 @@ from PIL import Image
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT, QcRun
 from result_page import CASES, IS_SHOWN, coloured, open_case, stage
 
-from sslmedsam2.pipelines.report import ReportOptions, report
+from sslmedsam2.predict.page import ReportOptions, report
 
 # A browser that draws in software takes minutes on two cores.
 pytestmark = pytest.mark.slow

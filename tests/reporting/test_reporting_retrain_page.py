@@ -31,14 +31,14 @@ def test_the_head_says_how_much_there_is_and_which_round_is_best_and_why(page):
     assert "3unlabelled, of 2 patient(s)" in page.text
     assert "2round(s) finished" in page.text
     assert (
-        "Best is round 2, by its Dice of 0.9234 on expert masks. "
+        "Best is round 2, by its Dice of 0.9234 on reference masks. "
         "Goes on: the pseudo masks still change (Dice to the last 0.9425)." in page.text
     )
 
 
 def test_a_run_that_has_ended_says_why(write):
-    outcome = replace(example_page().outcome, ended=True, reason="Dice on expert masks fell")
-    assert "Ended: Dice on expert masks fell." in ParsedPage(write(outcome=outcome)).text
+    outcome = replace(example_page().outcome, ended=True, reason="Dice on reference masks fell")
+    assert "Ended: Dice on reference masks fell." in ParsedPage(write(outcome=outcome)).text
 
 
 def test_each_round_has_its_line_beside_the_few_shot_branch(page):
@@ -96,7 +96,7 @@ def test_the_few_shot_branch_tells_verdicts_and_warnings(page):
 def test_every_finished_round_has_its_training_curves(page):
     charts = [told["aria-label"].split(":")[0] for told in page.found("svg") if "role" in told]
     assert charts == [
-        "Dice on expert masks, and between the pseudo masks before and after a round",
+        "Dice on reference masks, and between the pseudo masks before and after a round",
         *[
             "Loss on training patches",
             "Loss on held-out patches",

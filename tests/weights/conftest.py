@@ -10,7 +10,7 @@ from weights_samples import (
     save_like_the_trainer,
 )
 
-from sslmedsam2.refine.plans import dataset_json
+from sslmedsam2.nnunet.plans import dataset_json
 from sslmedsam2.weights.freeze import freeze_model
 
 

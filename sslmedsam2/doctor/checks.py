@@ -1,0 +1,461 @@
+"""``doctor``: is everything there that a run needs, and does it work?
+
+Each question is asked by itself, so that whatever is broken, the answers to all others stand.
+Libraries are imported where they are asked about: one that cannot be loaded is a finding.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from sslmedsam2 import __version__
+from sslmedsam2.errors import ExitCode, SslMedSam2Error
+from sslmedsam2.execution.host import Limits, read_limits
+from sslmedsam2.inference.device import Device
+
+logger = logging.getLogger(__name__)
+
+
+class State(str, Enum):
+    """How a finding bears on a run."""
+
+    OK = "ok"
+    NOTE = "note"
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The answer to one question.
+
+    Attributes
+    ----------
+    name
+        Short and stable, for programs that read the JSON.
+    text
+        The answer in words, one line.
+    remedy
+        What the user can do, if anything should be done.
+    details
+        The same in numbers and names, ready for JSON.
+    """
+
+    name: str
+    state: State
+    text: str
+    remedy: str | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything that was found, in the order in which it was asked."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """What stands in the way of a run."""
+        return tuple(f for f in self.findings if f.state is State.PROBLEM)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """4 if the model is to blame, 1 for any other problem, else 0."""
+        if not self.problems:
+            return ExitCode.OK
+        blamed = {finding.name for finding in self.problems}
+        return ExitCode.MODEL_INVALID if "weights" in blamed else ExitCode.SOME_CASES_FAILED
+
+
+_KERNEL_DRIVER: Final = Path("/proc/driver/nvidia/version")
+_PHANTOM_SEED: Final = 11
+_PHANTOM_SHAPE_ZYX: Final = (24, 64, 80)
+_PHANTOM_SPACING_ZYX_MM: Final = (8.0, 4.0, 4.0)
+_USUAL_DICE: Final = 0.7
+"""The shipped network reaches 0.92 on this phantom; one of other data may do less."""
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What ``doctor`` is asked to look at.
+
+    Attributes
+    ----------
+    model_dir
+        None to search the usual places, see :mod:`sslmedsam2.weights.locate`.
+    device
+        ``cuda`` makes it a problem that there is no GPU; with ``auto`` that is a note.
+    inference
+        Load the networks and segment a small phantom.
+    """
+
+    input_path: Path
+    output_dir: Path
+    model_dir: Path | None = None
+    device: Device = "auto"
+    inference: bool = True
+
+
+def run_checks(options: DoctorOptions) -> Diagnosis:
+    """Ask everything; nothing is raised and nothing is left behind."""
+    limits = read_limits()
+    questions: dict[str, Callable[[], Finding]] = {
+        "program": check_program,
+        "torch": _ask_torch,
+        "device": lambda: _ask_device(options.device),
+        "sam2": lambda: _ask_sam2(load=options.inference),
+        "weights": lambda: _ask_weights(options.model_dir),
+        "processors": lambda: check_processors(limits),
+        "memory": lambda: check_memory(limits),
+        "processes": lambda: check_processes(limits),
+        "shared_memory": check_shared_memory,
+        "temporary": check_temporary_folder,
+        "input": lambda: check_input(options.input_path),
+        "output": lambda: check_output(options.output_dir),
+    }
+    if options.inference:
+        questions["inference"] = lambda: _ask_inference(options)
+    return Diagnosis(tuple(_answer(name, ask) for name, ask in questions.items()))
+
+
+def _answer(name: str, ask: Callable[[], Finding]) -> Finding:
+    try:
+        return ask()
+    except SslMedSam2Error as error:
+        return Finding(name, State.PROBLEM, f"{error.subject}: {error.reason}", error.remedy)
+    except Exception as error:  # A doctor must survive whatever is broken.
+        logger.debug("%s", name, exc_info=error)
+        detail = " ".join(str(error).split())[:200]
+        remedy = "Run again with --verbose and report the traceback"
+        return Finding(name, State.PROBLEM, f"{type(error).__name__}: {detail}", remedy)
+
+
+def _ask_torch() -> Finding:
+    import torch
+
+    cuda = torch.version.cuda
+    text = f"torch {torch.__version__} ({f'CUDA {cuda}' if cuda else 'CPU only'})"
+    return Finding(
+        "torch",
+        State.OK,
+        f"{text}, openvino {version('openvino')}, nnunetv2 {version('nnunetv2')}",
+        details={
+            "torch": torch.__version__,
+            "cuda": cuda,
+            "openvino": version("openvino"),
+            "nnunetv2": version("nnunetv2"),
+        },
+    )
+
+
+def _ask_device(wanted: Device) -> Finding:
+    import torch
+
+    driver = _driver()
+    details = {"cuda_available": torch.cuda.is_available(), "driver": driver}
+    if wanted == "cpu" or not torch.cuda.is_available():
+        missing = wanted == "cuda"
+        unused = wanted == "auto" and driver is not None
+        return Finding(
+            "device",
+            State.PROBLEM if missing else State.NOTE if unused else State.OK,
+            f"CPU{'' if wanted == 'cpu' else '; ' + _why_no_gpu(driver)}",
+            "Start the container with --gpus all, or use --device cpu" if missing else None,
+            details | {"device": "cpu"},
+        )
+    gpu = torch.cuda.get_device_properties(0)
+    free, total = torch.cuda.mem_get_info(0)
+    return Finding(
+        "device",
+        State.OK,
+        f"{gpu.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free,"
+        f" compute capability {gpu.major}.{gpu.minor}, driver {driver or 'unknown'}",
+        details=details
+        | {
+            "device": "cuda",
+            "name": gpu.name,
+            "count": torch.cuda.device_count(),
+            "free_bytes": free,
+            "total_bytes": total,
+            "compute_capability": f"{gpu.major}.{gpu.minor}",
+        },
+    )
+
+
+def _why_no_gpu(driver: str | None) -> str:
+    import torch
+
+    if torch.version.cuda is None:
+        return "this build of torch knows no GPU"
+    if driver is None:
+        return "no NVIDIA driver is visible"
+    return f"driver {driver} shows no GPU that CUDA {torch.version.cuda} can use"
+
+
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, or None where none is visible."""
+    try:
+        words = _KERNEL_DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
+        return next(word for word in words if word[0].isdigit())
+    except (OSError, IndexError, StopIteration):
+        pass
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    lines = done.stdout.split()
+    return lines[0] if done.returncode == 0 and lines else None
+
+
+def _ask_sam2(*, load: bool) -> Finding:
+    from sslmedsam2.pseudo_label.supports import COMPACT_NAME, COMPACT_PATH
+    from sslmedsam2.weights.catalogue import OFFICIAL, find_official
+
+    if load:
+        import torch
+
+        from sslmedsam2.fewshot.checkpoint import load_sam2
+
+        load_sam2(COMPACT_PATH, device=torch.device("cpu"))
+    names = [COMPACT_NAME] if COMPACT_PATH.is_file() else []
+    for name in OFFICIAL:
+        try:
+            find_official(name)
+        except SslMedSam2Error as error:
+            # Most users never fetch one; a damaged file is told of when it is asked for.
+            logger.debug("%s", error)
+        else:
+            names.append(name)
+    return Finding(
+        "sam2",
+        State.OK if names else State.NOTE,
+        f"sam2 {version('sam2')}, weights: {', '.join(names) or 'none'}",
+        None if names else "For pseudo-label, give a checkpoint to --sam2",
+        {"sam2": version("sam2"), "weights": names},
+    )
+
+
+def _ask_weights(model_dir: Path | None) -> Finding:
+    from sslmedsam2.weights.locate import locate_models
+
+    models = locate_models(model_dir)
+    verified = all(model.verified for model in models)
+    named = ", ".join(
+        f"{model.name} ({model.files[-1].sha256[:12]}, {len(model.files)} files"
+        f" {'verified' if model.verified else 'unverified'})"
+        for model in models
+    )
+    return Finding(
+        "weights",
+        State.OK if verified else State.NOTE,
+        f"{named} in {models[0].path.parent}",
+        None if verified else "No manifest vouches for these files: see weights verify",
+        {
+            "models": [
+                {
+                    "name": model.name,
+                    "path": str(model.path),
+                    "sequences": list(model.sequences),
+                    "verified": model.verified,
+                    "sha256": {file.path: file.sha256 for file in model.files},
+                }
+                for model in models
+            ]
+        },
+    )
+
+
+def _ask_inference(options: DoctorOptions) -> Finding:
+    """Segment a phantom of one window, small enough for a moment on a CPU."""
+    from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+    from sslmedsam2.inference.model_folder import read_model_spec
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+    from sslmedsam2.phantom.anatomy import make_anatomy
+    from sslmedsam2.phantom.rendering import axial_grid, render_sequence
+    from sslmedsam2.weights.locate import locate_models
+
+    model = locate_models(options.model_dir)[0]
+    spec = read_model_spec(model.path, folds=model.folds)
+    segmenter = CanonicalSegmenter(spec, EngineOptions(options.device))
+    # Along the axes of the canonical orientation already.
+    grid = axial_grid(shape_zyx=_PHANTOM_SHAPE_ZYX, spacing_zyx_mm=_PHANTOM_SPACING_ZYX_MM)
+    anatomy = make_anatomy(_PHANTOM_SEED)
+    image, liver = render_sequence(anatomy, "T2", grid=grid, seed=_PHANTOM_SEED)
+    start = time.perf_counter()
+    found = segmenter.segment(
+        CanonicalVolume(image, grid.spacing_zyx_mm, Reorientation((0, 1, 2), ()))
+    )
+    seconds = time.perf_counter() - start
+    dice = 2 * int((found.mask_zyx & liver).sum()) / int(found.mask_zyx.sum() + liver.sum())
+    return Finding(
+        "inference",
+        State.OK if dice >= _USUAL_DICE else State.NOTE,
+        f"a phantom's liver in {seconds:.1f} s on {segmenter.device} ({segmenter.backend}),"
+        f" Dice {dice:.2f}",
+        None if dice >= _USUAL_DICE else "Low for a phantom: try the model on scans with masks",
+        {
+            "seconds": round(seconds, 2),
+            "device": segmenter.device,
+            "backend": segmenter.backend,
+            "dice": round(dice, 4),
+        },
+    )
+
+
+_NEEDED_MEMORY_GB: Final = 1.5
+"""The largest scans of the challenge take 1.0 GB; see benchmarks/RESULTS.md."""
+
+_NEEDED_PROCESSES: Final = 40
+_NEEDED_TEMPORARY_MB: Final = 16
+_SHARED_MEMORY: Final = Path("/dev/shm")
+
+
+def check_program() -> Finding:
+    """Which version runs, on which Python, as which user."""
+    user = f"{os.getuid()}:{os.getgid()}"
+    text = (
+        f"sslmedsam2 {__version__}, Python {platform.python_version()},"
+        f" {platform.system()} {platform.machine()}, user {user}"
+    )
+    details = {"version": __version__, "python": sys.version.split()[0], "user": user}
+    return Finding("program", State.OK, text, details=details)
+
+
+def check_processors(limits: Limits) -> Finding:
+    """On how many processors the run computes."""
+    used, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    quota = "" if limits.processors is None else f", a limit of {limits.processors:g}"
+    return Finding(
+        "processors",
+        State.OK,
+        f"{used} of {present}{quota}",
+        details={"used": used, "present": present, "limit": limits.processors},
+    )
+
+
+def check_memory(limits: Limits) -> Finding:
+    """How much memory is left, to the container or else on the machine."""
+    available = _available_on_machine()
+    if limits.memory_bytes is not None:
+        # What the kernel counts as used includes file caches that it gives up on demand, so a
+        # container is judged by its limit.
+        available = min(available, limits.memory_bytes)
+    limit = "no limit" if limits.memory_bytes is None else f"limit {_gb(limits.memory_bytes):.1f}"
+    enough = _gb(available) >= _NEEDED_MEMORY_GB
+    return Finding(
+        "memory",
+        State.OK if enough else State.PROBLEM,
+        f"{_gb(available):.1f} GB available, {limit}",
+        None if enough else f"Give it {_NEEDED_MEMORY_GB} GB: --memory 2g",
+        {
+            "available_bytes": available,
+            "limit_bytes": limits.memory_bytes,
+            "used_bytes": limits.memory_used_bytes,
+        },
+    )
+
+
+def check_processes(limits: Limits) -> Finding:
+    """How many processes and threads the container may have."""
+    details = {"limit": limits.processes, "used": limits.processes_used}
+    if limits.processes is None:
+        return Finding("processes", State.OK, "no limit", details=details)
+    enough = limits.processes - (limits.processes_used or 0) >= _NEEDED_PROCESSES
+    return Finding(
+        "processes",
+        State.OK if enough else State.PROBLEM,
+        f"{limits.processes_used} of {limits.processes}",
+        None if enough else "Allow more: --pids-limit 128",
+        details,
+    )
+
+
+def check_shared_memory(folder: Path = _SHARED_MEMORY) -> Finding:
+    """How large ``/dev/shm`` is; nothing here needs it."""
+    if not folder.is_dir():
+        return Finding("shared_memory", State.OK, f"no {folder}; none is needed")
+    size = shutil.disk_usage(folder).total
+    text = f"{size / 1e6:.0f} MB in {folder}; none is needed"
+    return Finding("shared_memory", State.OK, text, details={"bytes": size})
+
+
+def check_temporary_folder() -> Finding:
+    """Whether libraries have a folder for their caches."""
+    remedy = "Mount one: --tmpfs /tmp"
+    try:
+        folder = Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        return Finding("temporary", State.PROBLEM, "no writable folder for caches", remedy)
+    free = shutil.disk_usage(folder).free
+    enough = free >= _NEEDED_TEMPORARY_MB * 1_000_000
+    return Finding(
+        "temporary",
+        State.OK if enough else State.PROBLEM,
+        f"{folder}, {free / 1e6:.0f} MB free",
+        None if enough else remedy,
+        {"path": str(folder), "free_bytes": free},
+    )
+
+
+def check_input(path: Path) -> Finding:
+    """Whether the input can be listed; that it is not there is worth a note only."""
+    details = {"path": str(path)}
+    try:
+        entries = sum(1 for _ in path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return Finding("input", State.NOTE, f"there is no folder {path}", None, details)
+    except OSError as error:
+        return Finding(
+            "input",
+            State.PROBLEM,
+            f"{path} cannot be listed ({error.strerror})",
+            "Make it readable for the user that runs the program",
+            details,
+        )
+    return Finding("input", State.OK, f"{path}, {entries} entries", None, details)
+
+
+def check_output(folder: Path) -> Finding:
+    """Whether the output folder can be written; that it is not there is worth a note only."""
+    details = {"path": str(folder)}
+    if not folder.exists():
+        return Finding("output", State.NOTE, f"there is no folder {folder}", None, details)
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-"):
+            free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(
+            "output",
+            State.PROBLEM,
+            f"{folder} cannot be written ({error.strerror})",
+            'Make it writable for this user, or start with --user "$(id -u):$(id -g)"',
+            details,
+        )
+    text = f"{folder} is writable, {_gb(free):.0f} GB free"
+    return Finding("output", State.OK, text, None, details | {"free_bytes": free})
+
+
+def _available_on_machine() -> int:
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise OSError("/proc/meminfo does not say how much memory is available")
+
+
+def _gb(n_bytes: float) -> float:
+    return n_bytes / 1e9

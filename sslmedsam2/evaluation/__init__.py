@@ -1,1 +1,0 @@
-"""How good a mask is against a reference, and the tables that say so."""

@@ -1,0 +1,324 @@
+"""Dask clusters, as ``--cluster`` asks for them: local, somebody else's, or a batch system's."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.execution.dask_worker import PROCESSORS_VARIABLE, UNITS_IN_HAND
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+logger = logging.getLogger(__name__)
+
+QUEUES: Final = ("slurm", "pbs", "lsf")
+_KEYS: Final = ("queue", "jobs", "gpus", "options")
+_REMEDY: Final = "Write none, local, local:4, tcp://HOST:PORT or a file FILE.yaml"
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """Worker processes on this machine; None for one a GPU, or one where there is none."""
+
+    workers: int | None = None
+
+
+@dataclass(frozen=True)
+class AddressSpec:
+    """A scheduler that somebody else runs."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class QueueSpec:
+    """Workers that a batch system starts as jobs.
+
+    Attributes
+    ----------
+    queue
+        One of ``QUEUES``.
+    jobs
+        How many, each one worker.
+    gpus
+        Of one job.
+    options
+        For dask-jobqueue's cluster class of that queue, as they stand.
+    """
+
+    queue: str
+    jobs: int
+    gpus: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+ClusterSpec = LocalSpec | AddressSpec | QueueSpec
+
+
+def parse_cluster(text: str) -> ClusterSpec | None:
+    """Read the value of ``--cluster``; None for ``none``.
+
+    Raises
+    ------
+    UsageError
+        It is of no known form, or the file cannot be used.
+    """
+    if text == "none":
+        return None
+    kind, _, rest = text.partition(":")
+    if kind == "local":
+        return LocalSpec(_number(rest, text) if _ else None)
+    if kind in ("tcp", "tls", "ws", "wss") and rest.startswith("//"):
+        return AddressSpec(text)
+    if text.endswith((".yaml", ".yml")):
+        return read_queue_spec(Path(text))
+    raise UsageError(f"--cluster {text}", reason="it is of no known form", remedy=_REMEDY)
+
+
+def _number(text: str, whole: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise UsageError(
+        f"--cluster {whole}", reason="there must be a number from 1", remedy="Write local:4"
+    )
+
+
+def read_queue_spec(path: Path) -> QueueSpec:
+    """Read a file for a batch system.
+
+    Raises
+    ------
+    UsageError
+        It cannot be read, or a key is missing, unknown or of the wrong kind.
+    """
+    content = _load_yaml(path)
+    if not isinstance(content, dict):
+        raise _wrong(path, "it holds no table")
+    unknown = sorted(set(content) - set(_KEYS))
+    if unknown:
+        raise _wrong(path, f"key {unknown[0]!r} is not known")
+    if content.get("queue") not in QUEUES:
+        raise _wrong(path, f"'queue' is not one of {', '.join(QUEUES)}")
+    jobs, gpus, options = content.get("jobs", 1), content.get("gpus", 0), content.get("options")
+    if not _is_count(jobs, least=1) or not _is_count(gpus, least=0):
+        raise _wrong(path, "'jobs' and 'gpus' must be whole numbers")
+    if not isinstance(options, dict) or not {"cores", "memory"} <= set(options):
+        raise _wrong(path, "'options' must hold at least 'cores' and 'memory'")
+    return QueueSpec(content["queue"], jobs, gpus, options)
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise missing_packages() from error
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise _wrong(path, f"it cannot be read ({' '.join(str(error).split())})") from error
+
+
+def missing_packages() -> UsageError:
+    """Say what ``--cluster`` needs."""
+    return UsageError(
+        "--cluster",
+        reason="the packages for clusters are not installed",
+        remedy="Install them with: pip install 'sslmedsam2[cluster]'",
+    )
+
+
+def _is_count(value: Any, *, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _wrong(path: Path, reason: str) -> UsageError:
+    return UsageError(path, reason=reason, remedy="Compare it with the guide's page on clusters")
+
+
+GPU = "GPU"
+"""The Dask resource that a worker has as many of as it has GPUs."""
+
+DEATHS_ALLOWED = 2
+"""How many workers a unit may take down before the scheduler gives it up."""
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[Client]:
+    """Start a cluster, or join one, for as long as the context lasts.
+
+    Raises
+    ------
+    UsageError
+        The packages are missing, there is no scheduler at the address, or the batch system's
+        options are wrong.
+    """
+    try:
+        import dask
+
+        # Read when it is imported.
+        with dask.config.set({"logging.distributed": "warning"}):
+            from distributed import Client
+    except ModuleNotFoundError as error:
+        raise missing_packages() from error
+    settings = {
+        # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
+        "distributed.worker.daemon": False,
+        # Looks at all threads a hundred times a second, and nobody looks at what it finds.
+        "distributed.worker.profile.enabled": False,
+        "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
+        # In place of Dask's own, which would give this process, too, one numerical thread.
+        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
+    }
+    with dask.config.set(settings):
+        cluster = _start(spec)
+        try:
+            address = spec.address if isinstance(spec, AddressSpec) else cluster
+            try:
+                client = Client(address, timeout=connect_timeout_s, set_as_default=False)
+            except (OSError, ValueError) as error:
+                raise UsageError(
+                    f"--cluster {address}",
+                    reason=f"no scheduler answers there ({' '.join(str(error).split())})",
+                    remedy="Start 'dask scheduler' and see that its port can be reached",
+                ) from error
+            with client:
+                logger.info("Dask's dashboard: %s", client.dashboard_link)
+                yield client
+        finally:
+            if cluster is not None:
+                cluster.close()
+
+
+def _start(spec: ClusterSpec) -> Any:
+    if isinstance(spec, LocalSpec):
+        return _local(spec)
+    if isinstance(spec, QueueSpec):
+        cluster = queue_cluster(spec)
+        cluster.scale(jobs=spec.jobs)
+        return cluster
+    return None
+
+
+def _local(spec: LocalSpec) -> Any:
+    """Start workers that share out the machine's GPUs, or its processors."""
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    gpus = _visible_gpus()
+    count = spec.workers or len(gpus) or 1
+    workers = {
+        number: {
+            "cls": Nanny,
+            "options": {
+                "nthreads": UNITS_IN_HAND,
+                "host": "127.0.0.1",
+                # What is held does not lie in Dask's hands, so it could not spill any of it.
+                "memory_limit": 0,
+                "dashboard": False,
+                **_share(number, count, gpus),
+            },
+        }
+        for number in range(count)
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
+            "allowed_failures": DEATHS_ALLOWED,
+        },
+    }
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
+
+
+def _share(number: int, count: int, gpus: list[str]) -> dict[str, Any]:
+    """Return the environment and resources of one of the local workers.
+
+    Workers beyond the number of GPUs share one; then none of them claims it, as Dask would have
+    it, for itself.
+    """
+    processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    # Where there are more workers than processors, they share.
+    mine = processors[number::count] or processors[number % max(len(processors), 1) :][:1]
+    environment = {name: str(max(len(mine), 1)) for name in _THREAD_VARIABLES}
+    if mine:
+        environment[PROCESSORS_VARIABLE] = ",".join(map(str, mine))
+    if not gpus:
+        return {"env": environment}
+    environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    return {"env": environment, "resources": {GPU: 1}}
+
+
+def _visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, as CUDA names them, without loading CUDA."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name and name != "-1"]
+    import subprocess
+
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return listed.stdout.split()
+
+
+def queue_cluster(spec: QueueSpec) -> Any:
+    """Return a cluster whose workers are jobs of a batch system; none is submitted yet.
+
+    Raises
+    ------
+    UsageError
+        dask-jobqueue is missing or does not take the options.
+    """
+    try:
+        from dask_jobqueue import LSFCluster, PBSCluster, SLURMCluster
+    except ModuleNotFoundError as error:
+        raise missing_packages() from error
+    kinds = {"slurm": SLURMCluster, "pbs": PBSCluster, "lsf": LSFCluster}
+    try:
+        return kinds[spec.queue](**_queue_options(spec))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"'options' for {spec.queue}",
+            reason=f"dask-jobqueue does not take them ({' '.join(str(error).split())})",
+            remedy="Compare them with dask-jobqueue's own documentation",
+        ) from error
+
+
+def _queue_options(spec: QueueSpec) -> dict[str, Any]:
+    """Complete the user's options: one worker a job, its threads and GPUs announced."""
+    given = dict(spec.options)
+    announced = ["--nthreads", str(UNITS_IN_HAND)]
+    if spec.gpus:
+        announced += ["--resources", f"{GPU}={spec.gpus}"]
+    threads = {name: str(given["cores"]) for name in _THREAD_VARIABLES}
+    prologue = [
+        # Dask gives its workers one numerical thread and makes them daemons, which suits neither
+        # networks nor nnU-Net's trainer.
+        f'export DASK_DISTRIBUTED__NANNY__ENVIRON="{threads}"',
+        "export DASK_DISTRIBUTED__WORKER__DAEMON=False",
+        "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=False",
+        "export DASK_DISTRIBUTED__WORKER__MEMORY__TERMINATE=False",
+    ]
+    return {
+        "processes": 1,
+        **given,
+        "worker_extra_args": [*given.get("worker_extra_args", []), *announced],
+        "job_script_prologue": [*prologue, *given.get("job_script_prologue", [])],
+    }

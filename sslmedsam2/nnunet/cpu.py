@@ -1,0 +1,189 @@
+"""What makes training quick on a CPU: a network rearranged, and memory kept.
+
+Measured by ``benchmarks/training_speed.py``: convolutions are quickest on channels-last memory, but
+torch's instance normalisation would turn every activation back. Group normalisation with one group
+a channel is the same function, and keeps the layout. Which of float32 and bfloat16 is quicker, and
+whether compiling pays, differs between CPUs, so it is measured when a training begins.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from sslmedsam2.imaging.atomic import write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+_COMPILERS = ("g++", "clang++")
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Of glibc's ``mallopt``."""
+_ARITHMETIC_FILE = "cpu_arithmetic.json"
+_TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class CpuArithmetic:
+    """How a network computes on a CPU while it learns.
+
+    ``seconds`` is one forward and backward pass of a patch as it was measured, by candidate.
+    """
+
+    bfloat16: bool
+    compiled: bool
+    channels_last: bool
+    seconds: dict[str, float]
+    cpu: str
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """Of activations and weights."""
+        return torch.channels_last_3d if self.channels_last else torch.contiguous_format
+
+
+USUAL_ARITHMETIC: Final = CpuArithmetic(
+    bfloat16=False, compiled=False, channels_last=True, seconds={}, cpu=""
+)
+"""For a training that is too short to measure."""
+
+
+def arithmetic_of_fold(folder: Path, network: nn.Module, *, patch: Tensor) -> CpuArithmetic:
+    """Return what this CPU computes quickest, measured once in ``folder`` on each kind of CPU.
+
+    A training that goes on where it was stopped computes as before, so that it ends with the
+    same weights; on another kind of CPU it is measured again.
+
+    Parameters
+    ----------
+    patch
+        ``(batch, channel, z, y, x)``, as the network will be given.
+    """
+    path = folder / _ARITHMETIC_FILE
+    cpu = _cpu_name()
+    if path.is_file():
+        noted = CpuArithmetic(**json.loads(path.read_text(encoding="utf-8")))
+        if noted.cpu == cpu:
+            return noted
+    chosen = _measure_arithmetic(network, patch=patch, cpu=cpu)
+    logger.info("seconds a step on this CPU: %s", chosen.seconds)
+    write_text_atomic(path, json.dumps(asdict(chosen), indent=2) + "\n")
+    return chosen
+
+
+def _cpu_name() -> str:
+    facts = torch.cpu.get_capabilities()
+    return " ".join(sorted(f"{name}={value}" for name, value in facts.items() if value))
+
+
+def _may_know_bfloat16() -> bool:
+    """Whether a step in bfloat16 ends in time to be measured: without wide vectors it does not."""
+    facts = torch.cpu.get_capabilities()
+    return any(value and ("avx512" in name or "bf16" in name) for name, value in facts.items())
+
+
+def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuArithmetic:
+    """Time the layouts and number formats, then compile the quickest layout in both formats."""
+    seconds: dict[str, float] = {}
+    candidates: dict[str, tuple[bool, bool, bool]] = {}
+
+    def measure(*, bfloat16: bool, compiled: bool, channels_last: bool, call: Any) -> None:
+        name = " ".join(
+            [
+                "bfloat16" if bfloat16 else "float32",
+                "compiled" if compiled else "eager",
+                "channels-last" if channels_last else "channels-first",
+            ]
+        )
+        candidates[name] = (bfloat16, compiled, channels_last)
+        layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+        network.to(memory_format=layout)  # type: ignore[call-overload]
+        seconds[name] = round(
+            _seconds_a_step(call, patch.contiguous(memory_format=layout), bfloat16=bfloat16), 4
+        )
+
+    formats = (False, True) if _may_know_bfloat16() else (False,)
+    for channels_last in (True, False):
+        for bfloat16 in formats:
+            measure(bfloat16=bfloat16, compiled=False, channels_last=channels_last, call=network)
+    if can_compile():
+        _, _, channels_last = candidates[min(seconds, key=seconds.__getitem__)]
+        eager = dict(seconds)
+        for bfloat16 in formats:
+            # A format that is emulated gains nothing from half a minute of compiling.
+            of_format = min(s for n, s in eager.items() if candidates[n][0] == bfloat16)
+            if of_format < 2 * min(eager.values()):
+                measure(
+                    bfloat16=bfloat16,
+                    compiled=True,
+                    channels_last=channels_last,
+                    call=torch.compile(network),
+                )
+    best = min(seconds, key=seconds.__getitem__)
+    return CpuArithmetic(*candidates[best], seconds=seconds, cpu=cpu)
+
+
+def _seconds_a_step(
+    call: Callable[[Tensor], list[Tensor]], patch: Tensor, *, bfloat16: bool
+) -> float:
+    """Return the least of a few forward and backward passes, after one that does not count."""
+    taken = []
+    for _ in range(1 + _TIMED_STEPS):
+        start = time.perf_counter()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
+            outputs = call(patch)
+        sum(output.float().square().mean() for output in outputs).backward()  # type: ignore[union-attr]
+        taken.append(time.perf_counter() - start)
+    for parameter in getattr(call, "parameters", list)():
+        parameter.grad = None
+    return min(taken[1:])
+
+
+def arrange_for_cpu(network: nn.Module) -> nn.Module:
+    """Swap instance for group normalisation and lay the weights out channels-last, in place.
+
+    Parameters keep their names and values, so checkpoints fit both forms.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.InstanceNorm3d):
+                setattr(module, name, _as_group_norm(child))
+    # torch's stubs do not know this documented form.
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return network
+
+
+def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
+    twin = nn.GroupNorm(norm.num_features, norm.num_features, eps=norm.eps, affine=norm.affine)
+    twin.weight, twin.bias = norm.weight, norm.bias
+    return twin
+
+
+def can_compile() -> bool:
+    """Whether the compiler that torch.compile needs, on any device, is installed."""
+    return any(shutil.which(name) for name in _COMPILERS)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step to use again.
+
+    A step's activations are large, and glibc would hand each back to the system, which clears it
+    page by page when the next step asks for it: a quarter of an iteration. Other C libraries are
+    left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

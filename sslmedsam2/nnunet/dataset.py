@@ -1,0 +1,398 @@
+"""From labelled volumes to nnU-Net's preprocessed data set, in one process.
+
+The volumes are turned to the canonical orientation first, exactly as ``predict`` turns them, so
+that the network only ever sees one orientation.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.reading import read_labels, read_volume
+from sslmedsam2.nnunet.labels import AUXILIARY_OFFSET, LIVER, TRAINED_LABELS
+from sslmedsam2.nnunet.plans import (
+    CONFIGURATION,
+    DATASET_NAME,
+    PLANS_NAME,
+    Grid,
+    dataset_json,
+)
+from sslmedsam2.nnunet.presets import Preset, plan_network
+from sslmedsam2.weights.manifest import sha256_file
+
+_INPUTS_NAME = "inputs.json"
+_BUILDING = ".building_"
+_ABANDONED_AFTER_SECONDS = 3600
+"""What a finished data set was made from; written last."""
+_SPLITS_NAME = "splits_final.json"
+_REPEATS_NAME = "repeats.json"
+_SAMPLED_VOXELS = 200_000
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One image to train on, with its liver mask and, where there is one, a map of organs.
+
+    The mask of a ``pseudo`` image is a map of trained labels, the ignore label among them; in an
+    reference mask all that is not 0 is liver.
+    """
+
+    case: str
+    sequence: str
+    image_path: Path
+    mask_path: Path
+    organs_path: Path | None
+    pseudo: bool = False
+
+
+@dataclass(frozen=True)
+class LabelledArray:
+    """A canonical image with its labels, both ``[z, y, x]``."""
+
+    image_zyx: npt.NDArray[np.float32]
+    labels_zyx: npt.NDArray[np.int16]
+    spacing_zyx_mm: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class _Extent:
+    """What the plans take of one image: its grid, and a sample of its liver's intensities."""
+
+    grid: Grid
+    liver: npt.NDArray[np.float32]
+
+
+def case_key(series: TrainingImage) -> str:
+    """Return the identifier of a training image within the data set."""
+    return f"{series.case}__{series.sequence}"
+
+
+def load_labelled(series: TrainingImage) -> LabelledArray:
+    """Read an image with its masks and turn them to the canonical orientation.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read, a mask lies on another grid, or it holds no liver.
+    """
+    volume = read_volume(series.image_path)
+    image = to_canonical(volume)
+    labels = _labels_like(series.mask_path, volume.geometry.shape_zyx)
+    combined = labels if series.pseudo else np.where(labels > 0, LIVER, 0).astype(np.int16)
+    if not (combined == LIVER).any():
+        raise InputError(
+            series.mask_path,
+            kind="empty_mask",
+            reason="the mask holds no liver",
+            remedy="Remove the case, or correct its mask",
+        )
+    if series.organs_path is not None:
+        organs = _labels_like(series.organs_path, volume.geometry.shape_zyx)
+        other = (combined == 0) & (organs > LIVER)
+        combined[other] = organs[other] + AUXILIARY_OFFSET
+    array, _ = window_if_hounsfield(image.array_zyx)
+    return LabelledArray(
+        image_zyx=array,
+        labels_zyx=apply_reorientation(combined, image.reorientation),
+        spacing_zyx_mm=image.spacing_zyx_mm,
+    )
+
+
+def _labels_like(path: Path, shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.int16]:
+    labels = read_labels(path).array_zyx
+    if labels.shape != shape_zyx:
+        raise InputError(
+            path,
+            kind="shape_mismatch",
+            reason=f"the mask has shape {labels.shape}, its image {shape_zyx}",
+            remedy="Export the mask on the grid of its image",
+        )
+    return labels.astype(np.int16)
+
+
+def build_dataset(
+    series: Sequence[TrainingImage],
+    *,
+    preprocessed_dir: Path,
+    preset: Preset,
+    labels: Mapping[str, int] = TRAINED_LABELS,
+    plans: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write nnU-Net's preprocessed data set and return its folder.
+
+    Without ``plans`` they are made for these images; weights carry over from one data set to
+    another only if the plans are the same.
+
+    ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
+    trainer can work on the folder. A data set that was finished from the same files and preset is
+    kept as it is; an unfinished one is made anew. It appears as a whole: of several processes that
+    begin together, the first to finish provides for all.
+
+    Raises
+    ------
+    UsageError
+        Fewer than two labelled images, or the folder holds a data set that was finished from
+        other files or another preset: what was trained on it must not be mixed with this one.
+    InputError
+        See :func:`load_labelled`.
+    """
+    if len(series) < 2:
+        raise UsageError(
+            "labelled data",
+            reason=f"{len(series)} labelled image(s) found, training needs at least two",
+            remedy="Point at case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
+        )
+    folder = preprocessed_dir / DATASET_NAME
+    inputs = _inputs(series, preset, labels=labels, plans=plans)
+    if _is_finished(folder, inputs):
+        logger.info("the %d preprocessed images are up to date", len(series))
+        return folder
+    preprocessed_dir.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(preprocessed_dir)
+    with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=preprocessed_dir) as scratch:
+        # A folder of its own, because a temporary one is open to its owner only.
+        building = Path(scratch) / DATASET_NAME
+        _write_cases(
+            building,
+            series,
+            plans=dict(plans) if plans is not None else make_plans(series, preset),
+            meta=dataset_json(n_cases=len(series), labels=dict(labels)),
+        )
+        _write_json(building / _INPUTS_NAME, inputs)
+        try:
+            building.rename(folder)
+        except OSError:
+            if _is_finished(folder, inputs):
+                return folder
+            # nnU-Net trains fold "all" on whatever lies there.
+            shutil.rmtree(folder)
+            building.rename(folder)
+    return folder
+
+
+def _write_cases(
+    folder: Path, series: Sequence[TrainingImage], *, plans: dict[str, Any], meta: dict[str, Any]
+) -> None:
+    data_folder = folder / f"{PLANS_NAME}_{CONFIGURATION}"
+    data_folder.mkdir(parents=True)
+    _write_json(folder / "dataset.json", meta)
+    write_plans(folder / f"{PLANS_NAME}.json", plans)
+    fingerprint: dict[str, list[Any]] = {"spacings": [], "shapes_before_crop": []}
+    # One at a time: a release does not fit into memory.
+    for item in series:
+        key, labelled = case_key(item), load_labelled(item)
+        fingerprint["spacings"].append(labelled.spacing_zyx_mm)
+        fingerprint["shapes_before_crop"].append(labelled.image_zyx.shape)
+        _preprocess(labelled, plans=plans, meta=meta, target=data_folder / key)
+        logger.info("preprocessed %s", key)
+    _write_json(folder / "dataset_fingerprint.json", fingerprint)
+
+
+def _clear_abandoned(preprocessed_dir: Path) -> None:
+    """Remove what a killed process left half built; a living one writes every few seconds."""
+    for scratch in preprocessed_dir.glob(f"{_BUILDING}*"):
+        try:
+            written = [path.stat().st_mtime for path in (scratch, *scratch.glob("*/*/"))]
+        except FileNotFoundError:
+            # Another process has just finished with it.
+            continue
+        if time.time() - max(written) > _ABANDONED_AFTER_SECONDS:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def make_plans(series: Sequence[TrainingImage], preset: Preset) -> dict[str, Any]:
+    """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
+    return _plans_for([_extent(load_labelled(item)) for item in series], preset)
+
+
+def read_plans(path: Path) -> dict[str, Any]:
+    """Read nnU-Net's plans."""
+    plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return plans
+
+
+def write_plans(path: Path, plans: Mapping[str, Any]) -> None:
+    """Write nnU-Net's plans; raises OutputError."""
+    _write_json(path, dict(plans))
+
+
+def _inputs(
+    series: Sequence[TrainingImage],
+    preset: Preset,
+    *,
+    labels: Mapping[str, int],
+    plans: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what decides a data set's content, as JSON reads it back."""
+    cases = {}
+    for item in series:
+        files = {"image": item.image_path, "mask": item.mask_path, "organs": item.organs_path}
+        cases[case_key(item)] = {role: sha256_file(path) for role, path in files.items() if path}
+    decisive = {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
+    return json.loads(json.dumps(decisive))
+
+
+def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
+    path = folder / _INPUTS_NAME
+    if not path.is_file():
+        return False
+    if json.loads(path.read_text(encoding="utf-8")) == inputs:
+        return True
+    raise UsageError(
+        folder,
+        reason="it was made from other images, masks or settings",
+        remedy="Choose another work directory, or remove that one to begin anew",
+    )
+
+
+def _extent(item: LabelledArray) -> _Extent:
+    liver = item.image_zyx[item.labels_zyx == LIVER]
+    step = max(1, liver.size // _SAMPLED_VOXELS)
+    return _Extent(Grid(item.image_zyx.shape, item.spacing_zyx_mm), liver[::step].copy())
+
+
+def _plans_for(extents: Sequence[_Extent], preset: Preset) -> dict[str, Any]:
+    foreground = np.concatenate([extent.liver for extent in extents])
+    low, median, high = np.percentile(foreground, [0.5, 50, 99.5])
+    return plan_network(
+        preset,
+        [extent.grid for extent in extents],
+        intensity={
+            "mean": float(foreground.mean()),
+            "std": float(foreground.std()),
+            "min": float(foreground.min()),
+            "max": float(foreground.max()),
+            "median": float(median),
+            "percentile_00_5": float(low),
+            "percentile_99_5": float(high),
+        },
+    )
+
+
+def _preprocess(
+    item: LabelledArray, *, plans: dict[str, Any], meta: dict[str, Any], target: Path
+) -> None:
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.training.dataloading.nnunet_dataset import (
+        comp_blosc2_params,
+        nnUNetDatasetBlosc2,
+    )
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(CONFIGURATION)
+    data, seg, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+        item.image_zyx[None],
+        item.labels_zyx[None],
+        {"spacing": list(item.spacing_zyx_mm)},
+        manager,
+        configuration,
+        meta,
+    )
+    data = data.astype(np.float32, copy=False)
+    seg = seg.astype(np.int16, copy=False)
+    patch = tuple(configuration.patch_size)
+    blocks, chunks = comp_blosc2_params(data.shape, patch, data.itemsize)
+    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch, seg.itemsize)
+    nnUNetDatasetBlosc2.save_case(
+        data,
+        seg,
+        properties,
+        str(target),
+        chunks=chunks,
+        blocks=blocks,
+        chunks_seg=chunks_seg,
+        blocks_seg=blocks_seg,
+    )
+
+
+def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -> None:
+    """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` a fold.
+
+    Raises
+    ------
+    UsageError
+        Other splits are there already: a fold that was trained on them may have seen what it
+        would now be scored on.
+    """
+    path = dataset_folder / _SPLITS_NAME
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != list(splits):
+        raise UsageError(
+            path,
+            reason="the work directory is split into other folds",
+            remedy="Use as many folds as before, or another work directory",
+        )
+    _write_json(path, list(splits))
+
+
+def split_cases(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], ...]:
+    """Split sorted cases over folds in turn; returns the held-out cases of each fold."""
+    ordered = sorted(set(cases))
+    return tuple(frozenset(ordered[fold::n_folds]) for fold in range(n_folds))
+
+
+def alternating_splits(
+    images: Sequence[TrainingImage], *, n_folds: int, always: Sequence[TrainingImage] = ()
+) -> list[dict[str, list[str]]]:
+    """Split cases over folds; the held-out cases of a fold are its validation set.
+
+    All images of a case go to one fold: a network must not be scored on a patient that it has
+    seen in another sequence. ``always`` trains in every fold and validates in none.
+    """
+    return [
+        {
+            "train": sorted(
+                [case_key(image) for image in images if image.case not in held_out]
+                + [case_key(image) for image in always]
+            ),
+            "val": sorted(case_key(image) for image in images if image.case in held_out),
+        }
+        for held_out in split_cases((image.case for image in images), n_folds=n_folds)
+    ]
+
+
+def repeats_for_share(
+    images: Sequence[TrainingImage], others: Sequence[TrainingImage], *, share: float
+) -> dict[str, int]:
+    """Return how often each image is listed so that ``images`` fill ``share`` of the draws.
+
+    Whole numbers, and each image at least once, so the share is met approximately.
+    """
+    ratio = share / (1 - share) * len(others) / max(1, len(images))
+    weight, other_weight = max(1, round(ratio)), max(1, round(1 / ratio) if ratio else 1)
+    return {
+        **{case_key(image): weight for image in images},
+        **{case_key(image): other_weight for image in others},
+    }
+
+
+def write_repeats(dataset_folder: Path, repeats: Mapping[str, int]) -> None:
+    """Write how often each training case is listed, which decides how often it is drawn."""
+    _write_json(dataset_folder / _REPEATS_NAME, dict(repeats))
+
+
+def read_repeats(dataset_folder: Path) -> dict[str, int]:
+    """Return what :func:`write_repeats` wrote; empty if it did not."""
+    path = dataset_folder / _REPEATS_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_text_atomic(path, json.dumps(content, indent=2) + "\n")

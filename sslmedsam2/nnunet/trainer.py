@@ -1,0 +1,498 @@
+"""nnU-Net's trainer with randomised contrast and settings for a short schedule.
+
+Importing this module imports torch and nnU-Net; import it inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
+    DownsampleSegForDSTransform,
+)
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+
+from sslmedsam2.nnunet.contrast import (
+    BiasFieldTransform,
+    DropAuxiliaryLabelsTransform,
+    FieldOfViewTransform,
+    IntensityJitterTransform,
+    RandomContrastTransform,
+    SliceThicknessTransform,
+)
+from sslmedsam2.nnunet.cpu import (
+    USUAL_ARITHMETIC,
+    CpuArithmetic,
+    arithmetic_of_fold,
+    arrange_for_cpu,
+)
+from sslmedsam2.nnunet.dataset import read_repeats
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    """Hold torch to deterministic algorithms; it raises RuntimeError where it has none."""
+    former = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+    # Without it cuBLAS may add up in any order.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(former[0])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = former[1:]
+
+
+class BlockMean(nn.Module):
+    """Average pooling over blocks that do not overlap, as a mean over axes."""
+
+    def __init__(self, block_zyx: tuple[int, int, int]) -> None:
+        """Take the size of a block, which must divide whatever is pooled."""
+        super().__init__()
+        self.block_zyx = block_zyx
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Pool ``(batch, channel, z, y, x)``."""
+        (dz, dy, dx), (z, y, x) = self.block_zyx, features.shape[2:]
+        blocks = features.reshape(*features.shape[:2], z // dz, dz, y // dy, dy, x // dx, dx)
+        return blocks.mean(dim=(3, 5, 7))
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy over all voxels that are not to be ignored."""
+
+    def __init__(self, ignored_label: int | None) -> None:
+        """Take the label whose voxels do not count."""
+        super().__init__()
+        self.ignored_label = ignored_label
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Take ``(batch, class, ...)`` logits and labels, with or without an axis of one class."""
+        if target.ndim < logits.ndim:
+            target = target[:, None]
+        counted = target != self.ignored_label if self.ignored_label is not None else None
+        labels = target if counted is None else target.masked_fill(~counted, 0)
+        classes = torch.arange(logits.shape[1], device=logits.device)
+        chosen = labels.long() == classes.view(1, -1, *[1] * (logits.ndim - 2))
+        loss = -(logits.log_softmax(dim=1) * chosen).sum(dim=1, keepdim=True)
+        return loss.mean() if counted is None else (loss * counted).sum() / counted.sum()
+
+
+def arrange_deterministically(network: nn.Module) -> nn.Module:
+    """Replace the poolings, in place; all weights keep their names."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.AvgPool3d):
+                setattr(module, name, _as_block_mean(child))
+    return network
+
+
+def _as_block_mean(pool: nn.AvgPool3d) -> BlockMean:
+    if pool.kernel_size != pool.stride or pool.padding not in (0, (0, 0, 0)):
+        raise ValueError(f"{pool} is no mean over blocks")
+    size = pool.kernel_size
+    z, y, x = (size,) * 3 if isinstance(size, int) else tuple(size)
+    return BlockMean((z, y, x))
+
+
+FOLDER_NAME = "tensorboard"
+
+
+class Curves:
+    """Scalars of one training, an event file a process."""
+
+    def __init__(self, folder: Path, *, first_epoch: int) -> None:
+        """Begin at an epoch; what an earlier process wrote from there on no longer counts."""
+        self._writer: Any = None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            logger.debug("TensorBoard is not installed: no curves for it")
+            return
+        self._writer = SummaryWriter(str(folder / FOLDER_NAME), purge_step=first_epoch)
+
+    def add(self, epoch: int, scalars: Mapping[str, float]) -> None:
+        """Write the scalars of one epoch to the disk."""
+        if self._writer is None:
+            return
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, float(value), epoch)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+_MAX_GRADIENT_NORM = 12.0
+_AVERAGE_DECAY = 0.999
+_TRAINING_WEIGHTS = "training_weights"
+"""Where a checkpoint holds the weights that the optimiser works on; nnU-Net's own entry holds their
+average, which is what serves."""
+_CURVES = {
+    "loss/train": "train_losses",
+    "loss/validation": "val_losses",
+    "pseudo_dice": "mean_fg_dice",
+    "learning_rate": "lrs",
+}
+"""Names in TensorBoard, and what nnU-Net's own log calls them."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Schedule and augmentation of one training.
+
+    Attributes
+    ----------
+    epochs, iterations_per_epoch
+        Length; a checkpoint is written after every epoch.
+    learning_rate
+        AdamW's start value, decayed to zero by nnU-Net's polynomial schedule.
+    contrast_probability
+        Share of patches repainted with a random contrast.
+    mirror_probability
+        Share of patches mirrored; small, because canonical orientation tells left from right and
+        only a wrong header needs it.
+    measure_cpu
+        Measure at the start which number format and memory layout this CPU trains quickest in, and
+        whether torch.compile pays: up to two minutes. A GPU follows nnU-Net's own settings.
+    deterministic
+        Let a GPU give the same weights each time: slower, patches loaded in this process.
+    seed
+        Decides the first weights and reseeds every epoch, so that on a CPU a run that was
+        interrupted and resumed ends with the same weights as one that was not. On a GPU, unless
+        ``deterministic``, nnU-Net loads patches in worker processes, whose order no seed decides.
+    """
+
+    epochs: int = 30
+    iterations_per_epoch: int = 50
+    validation_iterations: int = 2
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    contrast_probability: float = 0.7
+    mirror_probability: float = 0.1
+    measure_cpu: bool = False
+    deterministic: bool = False
+    seed: int = 20260
+
+
+class PatchLoader(nnUNetDataLoader):
+    """Places the patches of data with an ignore label as nnU-Net places those of all other data.
+
+    Where there is an ignore label, nnU-Net centres each patch on a labelled voxel, and lets it hang
+    over the image's far borders, because such data may be labelled in a few places only. Here all
+    but a rim is labelled, a patch is nearly as large as the image, and half of it would be empty.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what nnU-Net's loader takes."""
+        super().__init__(*args, **kwargs)
+        self.has_ignore = False
+
+
+class LiverTrainer(nnUNetTrainer):
+    """Train nnU-Net on canonical liver volumes.
+
+    Differences from the parent: AdamW instead of SGD (it reaches a useful network in a tenth of
+    the iterations), a network rearranged for a CPU, randomised contrast, no test-time mirroring,
+    atomic checkpoints after every epoch.
+    """
+
+    settings: TrainingSettings
+    network: Any
+    curves: Curves | None = None
+    arithmetic: CpuArithmetic | None = None
+    _average: list[torch.Tensor]
+    _steps: int = 0
+
+    def use(self, settings: TrainingSettings) -> None:
+        """Apply ``settings``; call before ``initialize``."""
+        self.settings = settings
+        self.num_epochs = settings.epochs
+        self.num_iterations_per_epoch = settings.iterations_per_epoch
+        self.num_val_iterations_per_epoch = settings.validation_iterations
+        self.initial_lr = settings.learning_rate
+        self.weight_decay = settings.weight_decay
+        self.save_every = 1
+
+    def initialize(self) -> None:
+        """Build network and optimiser as nnU-Net does, from seeded weights."""
+        self._reseed()
+        super().initialize()
+        if self.settings.deterministic:
+            arrange_deterministically(self.network)
+        if self.device.type == "cpu":
+            self._arrange_for_cpu()
+        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+
+    @property
+    def _bare_network(self) -> torch.nn.Module:
+        """The network without what distributed training and torch.compile wrap around it."""
+        network: Any = getattr(self.network, "module", self.network)
+        return getattr(network, "_orig_mod", network)
+
+    def start_from(self, weights: dict[str, Any]) -> None:
+        """Begin with these weights; raises RuntimeError where they do not fit the network."""
+        self._bare_network.load_state_dict(weights)
+        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+
+    def _arrange_for_cpu(self) -> None:
+        arrange_for_cpu(self.network)
+        shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
+        self.arithmetic = USUAL_ARITHMETIC
+        if self.settings.measure_cpu:
+            folder = Path(self.output_folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.arithmetic = arithmetic_of_fold(folder, self.network, patch=torch.randn(shape))
+        # torch's stubs do not know this documented form.
+        self.network.to(memory_format=self.arithmetic.layout)
+        if self.arithmetic.compiled:
+            self.network = torch.compile(self.network)
+
+    def _reseed(self) -> None:
+        # Processes that share a training must not draw the same patches.
+        seed = self.settings.seed + 1000 * self.current_epoch + 7 * self.local_rank
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def print_to_log_file(
+        self, *args: object, also_print_to_console: bool = True, add_timestamp: bool = True
+    ) -> None:
+        """Send nnU-Net's console lines to the log."""
+        super().print_to_log_file(*args, also_print_to_console=False, add_timestamp=add_timestamp)
+        if also_print_to_console:
+            logger.debug(" ".join(str(part) for part in args))
+
+    def configure_optimizers(self) -> tuple[Any, Any]:
+        """Return AdamW with nnU-Net's polynomial decay."""
+        from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Load patches as nnU-Net does, by a :class:`PatchLoader`."""
+        # The parent names its loader's class in its module, and nowhere else.
+        module: Any = sys.modules[nnUNetTrainer.__module__]
+        usual = module.nnUNetDataLoader
+        module.nnUNetDataLoader = PatchLoader
+        try:
+            return super().get_dataloaders()
+        finally:
+            module.nnUNetDataLoader = usual
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Split as nnU-Net does, with each training case listed as often as the data set says."""
+        training, validation = super().do_split()
+        repeats = read_repeats(Path(self.preprocessed_dataset_folder_base))
+        return [key for key in training for _ in range(repeats.get(key, 1))], list(validation)
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
+        self,
+    ) -> tuple[tuple[float, float], bool, tuple[int, ...], tuple[int, ...]]:
+        """Return modest rotations, a patch with room for them, and no test-time mirroring."""
+        angle = 15 / 360 * 2 * np.pi
+        patch = np.array(self.configuration_manager.patch_size)
+        # Thin along z: only the in-plane axes need room to turn and shrink.
+        initial = tuple(int(n) for n in np.ceil(patch * np.array([1.1, 1.25, 1.25])))
+        self.inference_allowed_mirroring_axes = None
+        return (-angle, angle), False, initial, ()
+
+    def get_training_transforms(
+        self,
+        patch_size: Any,
+        rotation_for_DA: Any,  # noqa: N803
+        deep_supervision_scales: Any,
+        *_args: object,
+        **_kwargs: object,
+    ) -> BasicTransform:
+        """Return the augmentation: geometry, random contrast, then scanner effects."""
+        settings = self.settings
+
+        def sometimes(probability: float, transform: BasicTransform) -> RandomTransform:
+            return RandomTransform(transform, apply_probability=probability)
+
+        transforms: list[BasicTransform] = [
+            SpatialTransform(
+                patch_size,
+                patch_center_dist_from_border=0,
+                random_crop=False,
+                p_elastic_deform=0.15,
+                elastic_deform_scale=(0.1, 0.25),
+                elastic_deform_magnitude=(1, 5),
+                p_rotation=0.4,
+                rotation=rotation_for_DA,
+                p_scaling=0.5,
+                scaling=(0.75, 1.3),
+                p_synchronize_scaling_across_axes=0.5,
+                mode_seg="nearest",
+                border_mode_seg="constant",
+                padding_value_seg=-1,
+            ),
+            sometimes(settings.contrast_probability, RandomContrastTransform()),
+            DropAuxiliaryLabelsTransform(),
+            sometimes(0.25, BiasFieldTransform()),
+            sometimes(0.3, GammaTransform((0.6, 1.6), 0.1, True, 1.0, 1.0)),
+            sometimes(0.5, IntensityJitterTransform()),
+            sometimes(0.15, GaussianBlurTransform((0.5, 1.0), True, False, p_per_channel=1.0)),
+            sometimes(
+                0.15,
+                SimulateLowResolutionTransform((0.5, 1.0), True, True, (0,), p_per_channel=1.0),
+            ),
+            sometimes(0.15, SliceThicknessTransform()),
+            sometimes(0.2, GaussianNoiseTransform((0, 0.1), 1.0, True)),
+            sometimes(0.2, FieldOfViewTransform()),
+            sometimes(settings.mirror_probability, MirrorTransform((0, 1, 2))),
+        ]
+        if deep_supervision_scales is not None:
+            transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
+        return ComposeTransforms(transforms)
+
+    def get_validation_transforms(
+        self, deep_supervision_scales: Any, *_args: object, **_kwargs: object
+    ) -> BasicTransform:
+        """Return the label clean-up and the targets of deep supervision."""
+        transforms: list[BasicTransform] = [DropAuxiliaryLabelsTransform()]
+        if deep_supervision_scales is not None:
+            transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
+        return ComposeTransforms(transforms)
+
+    def _build_loss(self) -> Any:
+        loss = super()._build_loss()
+        if self.settings.deterministic:
+            of_each_output = getattr(loss, "loss", loss)
+            of_each_output.ce = CrossEntropy(self.label_manager.ignore_label)
+        return loss
+
+    def on_train_start(self) -> None:
+        """Begin the curves where the training begins or goes on."""
+        super().on_train_start()
+        if self.local_rank == 0:
+            self.curves = Curves(Path(self.output_folder), first_epoch=self.current_epoch)
+
+    def on_train_end(self) -> None:
+        """Finish checkpoint and curves."""
+        super().on_train_end()
+        if self.curves is not None:
+            self.curves.close()
+
+    def on_train_epoch_start(self) -> None:
+        """Reseed by epoch number, then proceed as nnU-Net does."""
+        self._reseed()
+        self._steps = self.current_epoch * self.num_iterations_per_epoch
+        super().on_train_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Take one optimisation step, on a CPU as it computes quickest, and average the weights."""
+        if self.arithmetic is None:
+            result = super().train_step(batch)
+        else:
+            result = self._cpu_step(batch, self.arithmetic)
+        self._update_average()
+        return result
+
+    def _cpu_step(self, batch: dict[str, Any], arithmetic: CpuArithmetic) -> dict[str, Any]:
+        self.optimizer.zero_grad(set_to_none=True)
+        data = batch["data"].contiguous(memory_format=arithmetic.layout)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic.bfloat16):
+            outputs = self.network(data)
+        loss = self.loss([output.float() for output in outputs], batch["target"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        return {"loss": loss.detach().numpy()}
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights: quickly at first, then over 1,000 steps."""
+        self._steps += 1
+        decay = min(_AVERAGE_DECAY, (1 + self._steps) / (10 + self._steps))
+        weights = [weight.detach() for weight in self._bare_network.parameters()]
+        for mean, weight in zip(self._average, weights, strict=True):
+            mean.lerp_(weight, 1 - decay)
+
+    def on_epoch_end(self) -> None:
+        """Checkpoint as nnU-Net does, then report one line and the curves."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        if self.curves is None:
+            return
+        newest = {name: self.logger.get_value(key, step=-1) for name, key in _CURVES.items()}
+        self.curves.add(epoch, newest)
+        logger.info(
+            "fold %s, epoch %d of %d: loss %.3f, validation Dice of patches %.3f",
+            self.fold,
+            epoch + 1,
+            self.num_epochs,
+            newest["loss/train"],
+            newest["pseudo_dice"],
+        )
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write under a temporary name first: a kill must not cost the last good checkpoint.
+
+        What nnU-Net calls ``network_weights`` is the average of the last steps' weights: it serves
+        better than the newest ones, above all while the learning rate is still high.
+        """
+        partial = Path(f"{filename}.partial")
+        super().save_checkpoint(str(partial))
+        if not partial.exists():
+            return
+        content = torch.load(partial, weights_only=False)
+        newest = content["network_weights"]
+        content[_TRAINING_WEIGHTS] = newest
+        content["network_weights"] = self._averaged(newest)
+        torch.save(content, partial)
+        partial.replace(filename)
+
+    def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
+        """Return the average under the names that nnU-Net gives weights, shared ones included."""
+        network = self._bare_network
+        average = {
+            id(weight): mean
+            for weight, mean in zip(network.parameters(), self._average, strict=True)
+        }
+        own = network.state_dict(keep_vars=True)
+        return {name: average.get(id(own[name]), value) for name, value in newest.items()}
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Go on from a checkpoint of this class: newest weights, average and optimiser."""
+        super().load_checkpoint(filename_or_checkpoint)
+        network = self._bare_network
+        self._average = [weight.detach().clone() for weight in network.parameters()]
+        content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
+        # One of an earlier version holds no average.
+        network.load_state_dict(content.get(_TRAINING_WEIGHTS, content["network_weights"]))

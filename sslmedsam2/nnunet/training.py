@@ -1,0 +1,282 @@
+"""Run, resume and lay out the training of folds in one work directory.
+
+Layout of the work directory::
+
+    preprocessed/Dataset001_Liver/...      nnU-Net's preprocessed data, plans, splits
+    results/Dataset001_Liver/<trainer>__<plans>__<configuration>/fold_<k>/checkpoint_*.pth
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError
+from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
+from sslmedsam2.nnunet.trainer import TrainingSettings
+from sslmedsam2.weights.checkpoint import read_checkpoint
+
+if TYPE_CHECKING:
+    from sslmedsam2.nnunet.trainer import LiverTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SharedTraining:
+    """What every process is told.
+
+    Attributes
+    ----------
+    meeting_file
+        Where they find each other; must not exist yet.
+    """
+
+    work_dir: Path
+    fold: Fold
+    settings: TrainingSettings
+    device: str
+    warm_start: Path | None
+    gpus: int
+    meeting_file: Path
+    log_level: int
+
+
+def train_on_several_gpus(
+    work_dir: Path,
+    *,
+    fold: Fold,
+    settings: TrainingSettings,
+    device: str,
+    warm_start: Path | None,
+    gpus: int,
+) -> None:
+    """Train a fold to its end.
+
+    Raises
+    ------
+    SslMedSam2Error
+        One process failed; the others are ended.
+    """
+    import torch.multiprocessing
+
+    with tempfile.TemporaryDirectory() as folder:
+        training = SharedTraining(
+            work_dir=work_dir,
+            fold=fold,
+            settings=settings,
+            device=device,
+            warm_start=warm_start,
+            gpus=gpus,
+            meeting_file=Path(folder) / "processes",
+            log_level=logging.getLogger().getEffectiveLevel(),
+        )
+        try:
+            torch.multiprocessing.spawn(take_part, args=(training,), nprocs=gpus)
+        except (
+            torch.multiprocessing.ProcessRaisedException,
+            torch.multiprocessing.ProcessExitedException,
+        ) as error:
+            raise SslMedSam2Error(
+                f"fold {fold} on {gpus} GPUs",
+                reason=str(error).strip().splitlines()[-1],
+                remedy="Look at the lines above, and run the same command again to go on",
+            ) from error
+
+
+def take_part(rank: int, training: SharedTraining) -> None:
+    """Be one of the processes, with the GPU of that number."""
+    import torch
+    from torch import distributed
+
+    logging.basicConfig(level=training.log_level, format="%(levelname)s %(message)s")
+    distributed.init_process_group(
+        "nccl" if training.device == "cuda" else "gloo",
+        init_method=training.meeting_file.as_uri(),
+        rank=rank,
+        world_size=training.gpus,
+    )
+    try:
+        if training.device == "cuda":
+            torch.cuda.set_device(rank)
+        run_fold(
+            training.work_dir,
+            fold=training.fold,
+            settings=training.settings,
+            device=training.device,
+            warm_start=training.warm_start,
+        )
+    finally:
+        distributed.destroy_process_group()
+
+
+def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
+    """Raise :class:`UsageError` if so many GPUs cannot share a training."""
+    import torch
+
+    if gpus == 1:
+        return
+    there = torch.cuda.device_count() if device == "cuda" else 0
+    if there < gpus:
+        reason, remedy = f"{there} can be used", "Ask for fewer, or make more visible"
+    elif batch_size < gpus:
+        reason = f"the batch of the preset is {batch_size}, too small to be shared"
+        remedy = "Ask for fewer, or take a larger --preset"
+    else:
+        return
+    raise UsageError(f"--gpus {gpus}", reason=reason, remedy=remedy)
+
+
+Fold = int | str
+"""A fold's number, or ``"all"`` for training on every case."""
+
+
+_WORTH_MEASURING = 1000
+"""Iterations from which it pays to measure and to compile, which takes up to two minutes."""
+_SHARED_MEMORY = Path("/dev/shm")
+_WORKERS_NEED_BYTES = 2 * 2**30
+"""For a dozen of nnU-Net's workers with a few batches of the larger presets each."""
+
+
+def worth_measuring(iterations: int) -> bool:
+    """Whether a training is long enough to look for the quickest arithmetic of a CPU first."""
+    return iterations >= _WORTH_MEASURING
+
+
+def preprocessed_dir(work_dir: Path) -> Path:
+    """Return where nnU-Net's preprocessed data lie."""
+    return work_dir / "preprocessed"
+
+
+def trained_model_dir(work_dir: Path) -> Path:
+    """Return the folder with ``plans.json``, ``dataset.json`` and the folds."""
+    from sslmedsam2.nnunet.trainer import LiverTrainer
+
+    run = f"{LiverTrainer.__name__}__{PLANS_NAME}__{CONFIGURATION}"
+    return work_dir / "results" / DATASET_NAME / run
+
+
+def train_fold(
+    work_dir: Path,
+    *,
+    fold: Fold,
+    settings: TrainingSettings,
+    device: str,
+    warm_start: Path | None = None,
+    gpus: int = 1,
+) -> Path:
+    """Train one fold, or go on where it was stopped, and return its final checkpoint.
+
+    Parameters
+    ----------
+    warm_start
+        A checkpoint of the same plans whose weights the fold starts from; ignored when the fold
+        itself can be resumed.
+    gpus
+        That share the fold.
+
+    Raises
+    ------
+    ModelError
+        ``warm_start`` cannot be read or does not fit the network.
+    """
+    final = _final_checkpoint(work_dir, fold)
+    if final.is_file():
+        logger.info("fold %s is trained already", fold)
+    elif gpus == 1:
+        run_fold(work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start)
+    else:
+        train_on_several_gpus(
+            work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start, gpus=gpus
+        )
+    return final
+
+
+def run_fold(
+    work_dir: Path,
+    *,
+    fold: Fold,
+    settings: TrainingSettings,
+    device: str,
+    warm_start: Path | None,
+) -> None:
+    """Train one fold to its end in this process, alone or as one of several; see `train_fold`."""
+    from sslmedsam2.nnunet.cpu import keep_freed_memory
+    from sslmedsam2.nnunet.trainer import deterministic_algorithms
+
+    set_environment(work_dir, device=device, settings=settings)
+    if device == "cpu":
+        keep_freed_memory()
+    with deterministic_algorithms() if settings.deterministic else nullcontext():
+        trainer = _make_trainer(work_dir, fold=fold, device=device)
+        trainer.use(settings)
+        trainer.initialize()
+        latest = _final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
+        if latest.is_file():
+            trainer.load_checkpoint(str(latest))
+            logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
+        elif warm_start is not None:
+            _load_weights(trainer, warm_start)
+        trainer.run_training()
+
+
+def _final_checkpoint(work_dir: Path, fold: Fold) -> Path:
+    return trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
+
+
+def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) -> None:
+    """Tell nnU-Net its folders and settings in the environment, where alone it looks."""
+    from sslmedsam2.nnunet.cpu import can_compile
+
+    os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
+    os.environ["nnUNet_results"] = str(work_dir / "results")
+    if device == "cpu" or settings.deterministic or _shared_memory_is_small():
+        # Worker processes need shared memory, on a CPU they would only compete for its cores, and
+        # no seed decides which of them comes first.
+        os.environ["nnUNet_n_proc_DA"] = "0"
+    if device == "cpu" or settings.deterministic or not can_compile():
+        os.environ["nnUNet_compile"] = "f"
+
+
+def _shared_memory_is_small() -> bool:
+    """Whether worker processes would die for want of it, as in a container with its usual 64 MB."""
+    if not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free >= _WORKERS_NEED_BYTES:
+        return False
+    logger.warning(
+        "%s is small: patches are prepared one after the other; --shm-size 8g makes it quicker",
+        _SHARED_MEMORY,
+    )
+    return True
+
+
+def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
+    """Build nnU-Net's trainer by hand: its class search would import every variant it has."""
+    import torch
+
+    from sslmedsam2.nnunet.trainer import LiverTrainer
+
+    folder = preprocessed_dir(work_dir) / DATASET_NAME
+    plans = json.loads((folder / f"{PLANS_NAME}.json").read_text(encoding="utf-8"))
+    plans["continue_training"] = False
+    meta = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    return LiverTrainer(plans, CONFIGURATION, fold, meta, device=torch.device(device))
+
+
+def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
+    content = read_checkpoint(checkpoint)
+    try:
+        trainer.start_from(content["network_weights"])
+    except RuntimeError as error:
+        raise ModelError(
+            checkpoint,
+            reason="its weights do not fit the network of this training",
+            remedy="Warm-start only from a checkpoint of the same plans",
+        ) from error

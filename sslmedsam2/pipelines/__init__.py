@@ -1,1 +1,0 @@
-"""What each command means, end to end."""

@@ -1,0 +1,312 @@
+"""``report``: make a page of a finished run, with every result to look at.
+
+The run's report names the series; their masks lie in the run's folder, their images in the input
+folder. Series are read one at a time, and one that cannot be read is shown with its reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract import names
+from sslmedsam2.contract.masks import MaskKey, find_references
+from sslmedsam2.contract.outputs import preview_path, report_path
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.volume import MaskVolume, Volume
+from sslmedsam2.predict.inputs import InputImages, dicom_input_name
+from sslmedsam2.reporting.page import (
+    VIEW_BUDGET_BYTES,
+    write_page,
+    write_preview_case,
+    write_volumes_case,
+)
+from sslmedsam2.reporting.page_data import PageEntry, PageScore, Shown, page_data, worst_first
+from sslmedsam2.reporting.page_volumes import reduce_for_view
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report
+from sslmedsam2.submission.evaluate import evaluate
+from sslmedsam2.submission.tables import ScoreRow
+
+_LOG = logging.getLogger(__name__)
+
+PAGE_FOLDER = "report"
+_LISTED_REFERENCES = 5
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What ``report`` is asked to do.
+
+    Attributes
+    ----------
+    run_dir
+        The output folder of ``predict``.
+    input_path
+        What ``predict`` was given as input; None to show previews in place of volumes.
+    references
+        Folder of reference masks, or None.
+    output_dir
+        Of the page; None for ``report`` in the run's folder.
+    """
+
+    run_dir: Path
+    input_path: Path | None = None
+    references: Path | None = None
+    output_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class WrittenPage:
+    """Where the page is and what it shows, worst first."""
+
+    index_path: Path
+    entries: tuple[PageEntry, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK if every mask and image of the run could be read."""
+        problems = any(entry.problem for entry in self.entries)
+        return ExitCode.SOME_CASES_FAILED if problems else ExitCode.OK
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference's score, and where it lies if it is on the prediction's grid."""
+
+    name: str
+    score: PageScore
+    path: Path | None
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a series' own script was made to hold; see ``PageEntry``."""
+
+    shown: Shown
+    note: str
+    problem: str | None = None
+
+
+def report(options: ReportOptions) -> WrittenPage:
+    """Write the page of a run; a series that cannot be read says so, and the others go on.
+
+    Raises
+    ------
+    NoInputError
+        There is no usable run report, no such input folder, or no references in their folder.
+    OutputError
+        The page cannot be written.
+    """
+    run = _load_run(options.run_dir)
+    input_dir = _input_dir(options.input_path)
+    references, notes = _references(options)
+    folder = options.output_dir or options.run_dir / PAGE_FOLDER
+    maker = _ViewMaker(options.run_dir, input_dir, folder)
+    reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
+    entries = []
+    results = sorted(run.series, key=lambda result: result.key)
+    for number, result in enumerate(results, start=1):
+        reference = references.pop(_mask_key(result), None)
+        series_id = f"{number:04d}"
+        view = maker.make(series_id, result, reference_path=reference.path if reference else None)
+        if view.problem:
+            _LOG.warning("%s %s is not shown: %s", result.case, result.sequence, view.problem)
+        entries.append(
+            PageEntry(
+                series_id=series_id,
+                result=result,
+                shown=view.shown,
+                view_note=view.note,
+                problem=view.problem,
+                score=reference.score if reference else None,
+                sequence_reason=reasons.get(result.input_path, ""),
+            )
+        )
+        _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
+    ordered = worst_first(entries)
+    notes = (*notes, *_left_over(references))
+    index = write_page(
+        folder, page_data(run, ordered, notes=notes), title=options.run_dir.resolve().name
+    )
+    return WrittenPage(index_path=index, entries=tuple(ordered))
+
+
+def report_or_none(options: ReportOptions) -> WrittenPage | None:
+    """Write the page of a run that has just ended; None, and a warning, where that fails.
+
+    The masks are good without it, so that no error may reach the run.
+    """
+    try:
+        return report(options)
+    except Exception as error:
+        _LOG.warning("no page of the results: %s", error)
+        _LOG.debug("where the error arose", exc_info=True)
+        return None
+
+
+class _ViewMaker:
+    """Writes the script of each series with the best picture there is of it."""
+
+    def __init__(self, run_dir: Path, input_dir: Path | None, folder: Path) -> None:
+        self._run_dir = run_dir
+        self._images = None if input_dir is None else InputImages(input_dir)
+        self._folder = folder
+        self._folders = (run_dir, input_dir)
+
+    def make(self, series_id: str, result: SeriesResult, *, reference_path: Path | None) -> _View:
+        """Write volumes, or else the preview, or else nothing."""
+        try:
+            mask = self._mask(result)
+            if self._images is not None:
+                image = _as_seen(self._images.read(result.input_path))
+                return self._volumes(series_id, image, mask, reference_path=reference_path)
+        except InputError as error:
+            # That a series without a mask cannot be read is what the run itself reports.
+            reason = _without_folders(str(error), self._folders)
+            if result.output_path:
+                return self._preview(series_id, result, note="", problem=reason)
+            return self._preview(series_id, result, note=reason)
+        note = "Give --input to see the volumes." if result.output_path else ""
+        return self._preview(series_id, result, note=note)
+
+    def _mask(self, result: SeriesResult) -> MaskVolume | None:
+        return read_mask(self._run_dir / result.output_path) if result.output_path else None
+
+    def _volumes(
+        self,
+        series_id: str,
+        image: Volume,
+        mask: MaskVolume | None,
+        *,
+        reference_path: Path | None,
+    ) -> _View:
+        voxels = np.zeros_like(image.array_zyx, np.uint8) if mask is None else mask.array_zyx
+        if mask is not None:
+            _check_grid(mask, image)
+        volumes = reduce_for_view(
+            image,
+            voxels,
+            reference_zyx=read_mask(reference_path).array_zyx if reference_path else None,
+            budget_bytes=VIEW_BUDGET_BYTES,
+        )
+        write_volumes_case(self._folder, series_id, volumes)
+        return _View("volumes", volumes.note)
+
+    def _preview(
+        self, series_id: str, result: SeriesResult, *, note: str, problem: str | None = None
+    ) -> _View:
+        try:
+            png = preview_path(self._run_dir, _named(result)).read_bytes()
+        except (OSError, OutputError):
+            return _View("nothing", note, problem)
+        write_preview_case(self._folder, series_id, png)
+        return _View("preview", note, problem)
+
+
+def _load_run(run_dir: Path) -> RunReport:
+    path = report_path(run_dir)
+    if not path.is_file():
+        raise NoInputError(
+            run_dir,
+            reason=f"it holds no {path.name}" if run_dir.is_dir() else "there is no such folder",
+            remedy="Give the output folder of predict",
+        )
+    try:
+        return load_report(path)
+    except InputError as error:
+        again = "Run predict again with this version"
+        remedy = again if error.kind == "bad_report" else error.remedy
+        raise NoInputError(path, reason=error.reason, remedy=remedy) from error
+
+
+def _input_dir(path: Path | None) -> Path | None:
+    """Return the folder that the run's input names are relative to."""
+    if path is None or path.is_dir():
+        return path
+    if path.is_file():
+        return path.parent
+    raise NoInputError(
+        path,
+        reason="there is no such input folder",
+        remedy="Give the folder that predict was given, or leave --input out",
+    )
+
+
+def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tuple[str, ...]]:
+    """Score the references; return them by what they are masks of, and notes for the page."""
+    if options.references is None:
+        return {}, ()
+    files = {mask.key: mask for mask in find_references(options.references).masks}
+    try:
+        evaluation = evaluate(predictions=options.run_dir, references=options.references)
+    except NoInputError as error:
+        return {}, (f"Nothing was compared with the references: {error.reason}",)
+    folders = (options.run_dir, options.references)
+    found = {}
+    for row in evaluation.rows:
+        key = names.identity_key(row.case), row.sequence
+        path = files[key].path if row.metrics else None
+        found[key] = _Reference(
+            f"{row.case} {row.sequence or ''}".strip(), _score(row, folders), path
+        )
+    problems = (_without_folders(str(problem), folders) for problem in evaluation.problems)
+    return found, tuple(problems)
+
+
+def _score(row: ScoreRow, folders: Iterable[Path]) -> PageScore:
+    metrics, note = row.metrics, _without_folders(row.reason, folders)
+    if metrics is None:
+        return PageScore(None, None, note)
+    distance = metrics.hausdorff_mm
+    return PageScore(metrics.dice, None if math.isnan(distance) else distance, note)
+
+
+def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
+    if not references:
+        return ()
+    listed = sorted(reference.name for reference in references.values())
+    more = ", ..." if len(listed) > _LISTED_REFERENCES else ""
+    shown = ", ".join(listed[:_LISTED_REFERENCES])
+    return (f"{len(listed)} references belong to no series of this run: {shown}{more}",)
+
+
+def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
+    """Shorten paths to what follows the folder: the page tells nothing about the machine."""
+    for folder in folders:
+        if folder is not None:
+            text = text.replace(f"{folder}/", "")
+    return text
+
+
+def _named(result: SeriesResult) -> Series:
+    """Return the series as the contract knows it: no sequence is None there."""
+    sequence = result.sequence if result.sequence in names.SEQUENCES else None
+    return Series(result.case, result.vendor, sequence, Path(result.input_path))
+
+
+def _mask_key(result: SeriesResult) -> MaskKey:
+    return names.identity_key(result.case), _named(result).sequence
+
+
+def _as_seen(image: Volume) -> Volume:
+    """Return an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
+    return replace(image, array_zyx=window_if_hounsfield(image.array_zyx)[0])
+
+
+def _check_grid(mask: MaskVolume, image: Volume) -> None:
+    if not same_grid(mask.geometry, image.geometry):
+        raise InputError(
+            image.source.path,
+            kind="geometry_mismatch",
+            reason="the mask of the run lies on another grid than this image",
+            remedy="Give the input that the run was made from",
+        )

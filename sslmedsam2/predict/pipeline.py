@@ -1,0 +1,383 @@
+"""``predict``: find the studies, segment each series, write masks, previews and the report.
+
+Who does the series is the runner's business: by default this process, which reads the next one
+and writes the last while the network works. The report is rewritten after each series, so that a
+kill loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
+from sslmedsam2.contract.series import Series
+from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
+from sslmedsam2.dicom.outputs import seg_path
+from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
+from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.execution.units import Runner, Session
+from sslmedsam2.imaging.writing import MaskDtype
+from sslmedsam2.inference.device import Device
+from sslmedsam2.inference.segmenter import EngineOptions, Mode
+from sslmedsam2.predict.inputs import (
+    Inputs,
+    dicom_input_name,
+    dicom_series,
+    find_inputs,
+    input_name,
+)
+from sslmedsam2.predict.resume import reusable_result
+from sslmedsam2.predict.series import (
+    NO_SEQUENCE,
+    DicomTarget,
+    SeriesJob,
+    SeriesTarget,
+    given_up,
+)
+from sslmedsam2.reporting.run_report import (
+    DicomRecord,
+    LeftOutRecord,
+    ModelRecord,
+    RunReport,
+    SeriesResult,
+    SeriesStatus,
+    load_report,
+    start_report,
+    write_report,
+)
+from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
+from sslmedsam2.weights.manifest import ANY_SEQUENCE
+
+logger = logging.getLogger(__name__)
+
+FailurePolicy = Literal["fallback", "skip"]
+OnResult = Callable[[SeriesResult, int, int], None]
+"""Called with a result, how many series are done, and how many there are."""
+
+_GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """What ``predict`` is asked to do.
+
+    Attributes
+    ----------
+    model_dir
+        None to search the usual places, see :mod:`sslmedsam2.weights.locate`.
+    sequences
+        Canonical names; None for those that the challenge scores.
+    on_failure
+        ``fallback`` writes a valid, flagged best guess where a series fails; ``skip`` nothing.
+    resume
+        Keep what an earlier run with the same model and options has completed.
+    mask_dtype
+        ``uint8``, or ``input`` for the voxel type of each image.
+    sequence_map
+        From DICOM series to sequences, see :mod:`sslmedsam2.dicom.sequence_map`.
+    dicom_seg
+        Write a DICOM-SEG beside the mask of each DICOM series.
+    """
+
+    input_path: Path
+    output_dir: Path
+    model_dir: Path | None = None
+    sequences: tuple[str, ...] | None = None
+    device: Device = "auto"
+    mode: Mode = "exact"
+    mirror: bool = True
+    on_failure: FailurePolicy = "fallback"
+    resume: bool = False
+    previews: bool = True
+    mask_dtype: MaskDtype = "uint8"
+    sequence_map: Mapping[str, Any] | None = None
+    dicom_seg: bool = True
+
+
+def predict(
+    options: PredictOptions, *, on_result: OnResult | None = None, runner: Runner | None = None
+) -> RunReport:
+    """Segment everything below ``options.input_path`` and return the finished report.
+
+    ``runner`` does the series; None for this process.
+
+    A series that fails never stops the others; the report's ``exit_code`` sums up.
+
+    Raises
+    ------
+    NoInputError
+        The input path does not exist, or nothing below it can be used at all.
+    ModelError
+        No usable model was found.
+    UsageError
+        The device is not there, the sequence map is wrong, or there is nothing but DICOM and the
+        packages that read it are missing.
+    OutputError
+        The output folder cannot be written.
+    """
+    inputs = find_inputs(
+        options.input_path, sequences=options.sequences, sequence_map=options.sequence_map
+    )
+    for note in inputs.notes:
+        logger.info(note)
+    models = locate_models(options.model_dir)
+    plan = _plan(inputs, options, models)
+    job = SeriesJob(
+        models,
+        EngineOptions(options.device, options.mode, options.mirror),
+        sequences=frozenset(target.series.sequence for target in plan.targets),
+        shared_dir=options.output_dir,
+    )
+    with (runner or InProcessRunner()).open(job) as session:
+        return _run(inputs, plan, options, models, session=session, on_result=on_result)
+
+
+def _run(
+    inputs: Inputs,
+    plan: _Plan,
+    options: PredictOptions,
+    models: Sequence[ModelLocation],
+    *,
+    session: Session[SeriesTarget, SeriesResult],
+    on_result: OnResult | None,
+) -> RunReport:
+    """Do what is planned, with the report beside it."""
+    previous = _previous_report(options)
+    report = start_report(
+        models=tuple(_record(model) for model in models),
+        device=session.about.device,
+        backend=session.about.backend,
+        options=_recorded_options(options),
+        dicom=plan.dicom,
+        left_out=plan.left_out,
+    )
+    problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
+    problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
+    total = len(plan.targets) + len(problems)
+    recorder = _Recorder(report, report_path(options.output_dir), total=total, listener=on_result)
+    for problem in problems:
+        recorder.add(problem)
+    if not plan.targets:
+        recorder.end(ExitCode.NO_VALID_INPUT)
+        raise _no_input(inputs, plan, options)
+    with stop_on_signals() as stop:
+        _segment(plan.targets, session=session, recorder=recorder, previous=previous, stop=stop)
+        return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
+
+
+class _Recorder:
+    """Keeps the report on disk up to date and tells the listener."""
+
+    def __init__(
+        self, report: RunReport, path: Path, *, total: int, listener: OnResult | None
+    ) -> None:
+        self.report = report
+        self._path = path
+        self._total = total
+        self._listener = listener
+        write_report(report, path)
+
+    def add(self, result: SeriesResult) -> None:
+        """Add one result, write the report, log a line."""
+        self.report = self.report.with_series(result)
+        write_report(self.report, self._path)
+        if result.error:
+            logger.error("%s: %s", result.status.value, result.error)
+        if self._listener is not None:
+            self._listener(result, len(self.report.series), self._total)
+
+    def end(self, code: ExitCode, *, interrupted: bool = False) -> RunReport:
+        """Close the report."""
+        self.report = self.report.ended(exit_code=int(code), interrupted=interrupted)
+        write_report(self.report, self._path)
+        return self.report
+
+
+def _segment(
+    targets: Sequence[SeriesTarget],
+    *,
+    session: Session[SeriesTarget, SeriesResult],
+    recorder: _Recorder,
+    previous: RunReport | None,
+    stop: StopRequest,
+) -> None:
+    """Take over what stands, and do the rest until done or stopped."""
+    pending = []
+    for target in targets:
+        kept = reusable_result(target, previous, report=recorder.report)
+        if kept is None:
+            pending.append(target)
+        else:
+            recorder.add(kept)
+    for outcome in session.run(pending, stop=stop):
+        recorder.add(outcome.result or given_up(outcome.unit, outcome.error))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What there is to do, and what is left out; ``dicom`` is the table of all DICOM series."""
+
+    targets: tuple[SeriesTarget, ...]
+    left_out: tuple[LeftOutRecord, ...]
+    dicom: tuple[DicomRecord, ...]
+
+
+def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]) -> _Plan:
+    """Sort what the contract's rules find, then the DICOM series, by whether a model serves it."""
+    targets: list[SeriesTarget] = []
+    left_out: list[LeftOutRecord] = []
+    for study in inputs.studies.studies:
+        for series in study.series:
+            target = _target(series, input_name(series.path, options.input_path), options)
+            model = _model_or_reason(target, models)
+            if isinstance(model, str):
+                sequence = series.sequence or NO_SEQUENCE
+                left_out.append(LeftOutRecord(series.case, sequence, target.input_name, model))
+            else:
+                targets.append(target)
+    unserved: dict[SeriesRow, str] = {}
+    for named in inputs.dicom.volumes if inputs.dicom else ():
+        volume = named.volume
+        target = _target(dicom_series(named), dicom_input_name(volume.case, volume.series), options)
+        model = _model_or_reason(target, models)
+        if isinstance(model, str):
+            unserved[named.row] = model
+        else:
+            dicom = _dicom_target(volume, target.series, model, options)
+            targets.append(replace(target, dicom=dicom))
+    rows = tuple(_dicom_record(row, unserved.get(row)) for row in inputs.dicom_rows)
+    return _Plan(tuple(targets), tuple(left_out), rows)
+
+
+def _model_or_reason(target: SeriesTarget, models: Sequence[ModelLocation]) -> ModelLocation | str:
+    """Return the model that serves a series, or why there is none, which is also logged."""
+    try:
+        return model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
+    except ModelError as error:
+        logger.warning("%s is left out: %s", target.input_name, error.reason)
+        return error.reason
+
+
+def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
+    record = DicomRecord(**asdict(row))
+    if unserved is None:
+        return record
+    return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
+
+
+def _target(series: Series, input_name: str, options: PredictOptions) -> SeriesTarget:
+    path = mask_path(options.output_dir, series)
+    return SeriesTarget(
+        series=series,
+        input_name=input_name,
+        mask_path=path,
+        preview_path=preview_path(options.output_dir, series) if options.previews else None,
+        output_name=path.relative_to(options.output_dir).as_posix(),
+        mask_dtype=options.mask_dtype,
+        fallback=options.on_failure == "fallback",
+    )
+
+
+def _dicom_target(
+    volume: DicomVolume, series: Series, model: ModelLocation, options: PredictOptions
+) -> DicomTarget:
+    record = _record(model)
+    path = seg_path(options.output_dir, series) if options.dicom_seg else None
+    return DicomTarget(
+        volume=volume,
+        seg_path=path,
+        seg_name=path.relative_to(options.output_dir).as_posix() if path else None,
+        algorithm=Algorithm(record.name, record.sha256),
+    )
+
+
+def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
+    """Report what discovery could not make a series of: a case folder, or a file in one."""
+    path = Path(problem.subject)
+    is_file = split_volume_name(path.name) is not None
+    return SeriesResult(
+        case=path.parent.name if is_file else path.name,
+        vendor=None,
+        sequence=path.name if is_file else NO_SEQUENCE,
+        input_path=input_name(path, options.input_path) if path.is_absolute() else problem.subject,
+        output_path=None,
+        status=SeriesStatus.FAILED,
+        error=str(problem),
+    )
+
+
+def _unusable_result(row: SeriesRow) -> SeriesResult:
+    """Report a DICOM series or file that should have been a volume and is none."""
+    error = InputError(
+        f"{row.case}/{row.series}",
+        kind="unusable_dicom",
+        reason=row.reason,
+        remedy="Find it with 'sslmedsam2 dicom --identify' and export it again",
+    )
+    return SeriesResult(
+        case=row.case,
+        vendor=None,
+        sequence=row.sequence or NO_SEQUENCE,
+        input_path=dicom_input_name(row.case, row.series),
+        output_path=None,
+        status=SeriesStatus.FAILED,
+        error=str(error),
+    )
+
+
+def _previous_report(options: PredictOptions) -> RunReport | None:
+    if not options.resume:
+        return None
+    path = report_path(options.output_dir)
+    if not path.is_file():
+        logger.info("nothing to resume: there is no %s yet", path.name)
+        return None
+    try:
+        return load_report(path)
+    except InputError as error:
+        logger.warning("not resuming: %s", error)
+        return None
+
+
+def _recorded_options(options: PredictOptions) -> dict[str, object]:
+    """Return the options that decide the masks; folders are the caller's own business.
+
+    So is the sequence map, whose keys may say something of a patient; what it led to is in the
+    report's list of DICOM series.
+    """
+    recorded = asdict(options)
+    for name in ("input_path", "output_dir", "model_dir", "resume", "sequence_map", "dicom_seg"):
+        del recorded[name]
+    return recorded
+
+
+def _record(model: ModelLocation) -> ModelRecord:
+    return ModelRecord(model.name, {entry.path: entry.sha256 for entry in model.files})
+
+
+def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
+    if stop:
+        return ExitCode.INTERRUPTED
+    if all(result.status in _GOOD for result in report.series):
+        return ExitCode.OK
+    if all(result.status is SeriesStatus.FAILED for result in report.series):
+        return ExitCode.NO_VALID_INPUT
+    return ExitCode.SOME_CASES_FAILED
+
+
+def _no_input(inputs: Inputs, plan: _Plan, options: PredictOptions) -> SslMedSam2Error:
+    reasons = [problem.reason for problem in inputs.studies.problems]
+    reasons += [f"{row.case} {row.sequence}: {row.reason}" for row in plan.left_out]
+    reasons += [f"{row.case}/{row.series}: {row.reason}" for row in plan.dicom]
+    reasons = reasons or list(inputs.notes)
+    return NoInputError(
+        options.input_path,
+        reason="no volume can be used" + (f" ({reasons[0]})" if reasons else ""),
+        remedy="Mount case folders with GED4.nii.gz and the like, plain volumes or DICOM series",
+    )

@@ -1,0 +1,514 @@
+"""What happens to one series, in three steps that overlap between series.
+
+``load`` (reader thread) -> ``segment`` (main thread, the network) -> ``finish`` (writer thread).
+Each step takes the former one's frozen result; an error travels along as data, so that it stays
+with its series.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract.series import Series
+from sslmedsam2.dicom.model import Algorithm, DicomVolume
+from sslmedsam2.errors import InputError, ModelError, OutputError, SslMedSam2Error, unforeseen
+from sslmedsam2.execution.units import Claim
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
+from sslmedsam2.imaging.reading import read_grid, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.imaging.writing import MaskDtype, write_mask
+from sslmedsam2.inference.body import typical_liver
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
+from sslmedsam2.reporting.previews import draw_preview
+from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
+from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, hash_model
+
+NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
+
+
+@dataclass(frozen=True)
+class DicomTarget:
+    """A DICOM volume and where its DICOM-SEG goes.
+
+    Attributes
+    ----------
+    seg_path, seg_name
+        In full, and relative to the run's folder; None if none is wanted.
+    algorithm
+        What the object is to say of its making.
+    """
+
+    volume: DicomVolume
+    seg_path: Path | None
+    seg_name: str | None
+    algorithm: Algorithm
+
+
+@dataclass(frozen=True)
+class WrittenSeg:
+    """Where a DICOM-SEG was written, or None, and what is to be said of that."""
+
+    name: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def write_seg(target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool) -> WrittenSeg:
+    """Write the DICOM-SEG if one is wanted; a failure is a warning, for the mask is good.
+
+    A guess where the network found nothing, or failed, must not reach an archive of patients.
+    """
+    if target is None or target.seg_path is None:
+        return WrittenSeg()
+    if is_guess:
+        return WrittenSeg(warnings=(NO_SEG_FOR_GUESSES,))
+    from sslmedsam2.dicom.segmentation import write_dicom_seg
+
+    try:
+        write_dicom_seg(
+            mask_zyx, volume=target.volume, path=target.seg_path, algorithm=target.algorithm
+        )
+    except OutputError as error:
+        return WrittenSeg(warnings=(f"no_dicom_seg: {error}",))
+    return WrittenSeg(name=target.seg_name)
+
+
+_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
+_LOW_CONFIDENCE = 0.8
+_HOUNSFIELD_NOTE = (
+    "hounsfield_window: the values look like CT and were clipped to the abdominal window"
+)
+
+
+@dataclass(frozen=True)
+class ReadyVolume:
+    """A volume as read, as the network is to see it, and what was mended between the two."""
+
+    volume: Volume
+    canonical: CanonicalVolume
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JudgedMask:
+    """A liver mask in its image's own orientation, and what to know before trusting it.
+
+    Attributes
+    ----------
+    mask_zyx
+        On ``Volume.geometry``.
+    volume_ml
+        Of the mask.
+    touches_border
+        Whether it reaches a face of the volume.
+    warnings
+        Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
+        the mask.
+    """
+
+    mask_zyx: MaskZYX
+    volume_ml: float
+    touches_border: bool
+    warnings: tuple[str, ...]
+
+
+def make_ready(volume: Volume) -> ReadyVolume:
+    """Turn a volume to the canonical orientation, and clip it if it is a CT."""
+    canonical = to_canonical(volume)
+    array, clipped = window_if_hounsfield(canonical.array_zyx)
+    notes = (*volume.repairs, _HOUNSFIELD_NOTE) if clipped else volume.repairs
+    return ReadyVolume(volume, replace(canonical, array_zyx=array), notes)
+
+
+def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -> JudgedMask:
+    """Turn a canonical mask back and say what is remarkable about it.
+
+    ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
+    """
+    canonical = ready.canonical
+    volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
+    touches = _touches_border(mask_zyx)
+    doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
+    return JudgedMask(
+        mask_zyx=to_native(mask_zyx, canonical.reorientation),
+        volume_ml=volume_ml,
+        touches_border=touches,
+        warnings=(*ready.notes, *found.warnings, *doubts),
+    )
+
+
+def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
+    """Name what a person should look at before trusting the mask."""
+    if volume_ml == 0:
+        return ("no_liver: the network found none; check that it is an abdominal scan",)
+    low, high = _PLAUSIBLE_LIVER_ML
+    doubts = []
+    if not low <= volume_ml <= high:
+        doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
+    if touches_border:
+        doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
+    if confidence is not None and confidence < _LOW_CONFIDENCE:
+        doubts.append(f"low_confidence: mean foreground probability {confidence:.2f}")
+    return tuple(doubts)
+
+
+def _touches_border(mask_zyx: MaskZYX) -> bool:
+    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
+    return any(bool(face.any()) for face in faces)
+
+
+NO_SEQUENCE = "no sequence"
+LARGEST_GUESS_VOXELS = 2**26
+"""Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
+claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
+
+
+@dataclass(frozen=True)
+class SeriesTarget:
+    """One series and where its results go.
+
+    Attributes
+    ----------
+    preview_path
+        None without previews.
+    dicom
+        None unless it is a DICOM series; then ``series.path`` is no path but its neutral name.
+    """
+
+    series: Series
+    input_name: str
+    mask_path: Path
+    preview_path: Path | None
+    output_name: str
+    mask_dtype: MaskDtype
+    fallback: bool
+    dicom: DicomTarget | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A series as read, or the error that prevented it."""
+
+    target: SeriesTarget
+    ready: ReadyVolume | None
+    error: SslMedSam2Error | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A loaded series with its segmentation; both may be missing where ``error`` says why."""
+
+    loaded: Loaded
+    segmentation: CanonicalSegmentation | None
+    error: SslMedSam2Error | None
+
+
+def load(target: SeriesTarget) -> Loaded:
+    """Read a series and turn it to the canonical orientation."""
+    start = time.perf_counter()
+    path = target.series.path
+    try:
+        ready = make_ready(_read_image(target))
+    except SslMedSam2Error as error:
+        return Loaded(target, None, error)
+    except Exception as error:
+        return Loaded(target, None, unforeseen(path, error))
+    return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
+
+
+def _read_image(target: SeriesTarget) -> Volume:
+    if target.dicom is None:
+        return read_volume(target.series.path)
+    from sslmedsam2.dicom.reading import read_dicom
+
+    return read_dicom(target.dicom.volume)
+
+
+def read_target_grid(target: SeriesTarget) -> MaskVolume:
+    """Return an empty mask on a series' grid; raises InputError if that cannot be read."""
+    if target.dicom is None:
+        return read_grid(target.series.path)
+    from sslmedsam2.dicom.reading import dicom_grid
+
+    return dicom_grid(target.dicom.volume)
+
+
+def segment(loaded: Loaded, segmenter: CanonicalSegmenter) -> Segmented:
+    """Run the network; an unforeseen failure becomes this series' error."""
+    if loaded.ready is None:
+        return Segmented(loaded, None, loaded.error)
+    try:
+        return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
+    except SslMedSam2Error as error:
+        return Segmented(loaded, None, error)
+    except Exception as error:
+        return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
+
+
+def finish(work: Segmented) -> SeriesResult:
+    """Decide what to write, write it, and say how it went."""
+    start = time.perf_counter()
+    target = work.loaded.target
+    try:
+        result = _written(work)
+    except SslMedSam2Error as error:
+        result = _failed(work, error)
+    except Exception as error:
+        result = _failed(work, unforeseen(target.series.path, error))
+    seconds = dict(result.seconds)
+    seconds["write"] = round(time.perf_counter() - start, 4)
+    return replace(result, seconds=seconds)
+
+
+def given_up(target: SeriesTarget, error: SslMedSam2Error | None) -> SeriesResult:
+    """Return the result of a series that no worker could do."""
+    assert error is not None
+    return _failed(Segmented(Loaded(target, None, error), None, error), error)
+
+
+def _written(work: Segmented) -> SeriesResult:
+    """Write the network's mask, or a fallback where there is none and one is wanted."""
+    found = work.segmentation
+    if found is not None and found.n_components > 0:
+        return _write(work, found.mask_zyx, status=SeriesStatus.OK, reason=None)
+    if found is not None:
+        return _written_without_liver(work, found)
+    assert work.error is not None
+    if not work.loaded.target.fallback:
+        return _failed(work, work.error)
+    return _write_typical_liver(work, work.error)
+
+
+def _written_without_liver(work: Segmented, found: CanonicalSegmentation) -> SeriesResult:
+    """Write the likeliest region where the network found no liver, or none if none is wanted."""
+    path = work.loaded.target.series.path
+    empty = SslMedSam2Error(
+        path, reason="the network found no liver", remedy="Check that it is an abdominal scan"
+    )
+    if not work.loaded.target.fallback:
+        return _result(work, status=SeriesStatus.EMPTY, error=str(empty))
+    relaxed = found.relaxed_mask_zyx
+    # A network that says the same of every voxel prefers none.
+    if relaxed is None or not relaxed.any():
+        return _write_typical_liver(work, empty)
+    outcome = f"{empty} The likeliest region was written instead."
+    return _write(work, relaxed, status=SeriesStatus.FALLBACK, reason=outcome)
+
+
+def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
+    """Write the typical liver on the file's grid, if at least that can be read."""
+    ready = work.loaded.ready
+    grid = ready.volume if ready else _unread_grid(work.loaded.target)
+    if grid is None:
+        return _failed(work, cause)
+    turn = reorientation_of(grid.geometry)
+    z, y, x = (grid.geometry.shape_zyx[axis] for axis in turn.axes)
+    mask = to_native(typical_liver((z, y, x)), turn)
+    target = work.loaded.target
+    write_mask(mask, like=grid, path=target.mask_path, dtype=target.mask_dtype)
+    seg = write_seg(target.dicom, mask, is_guess=True)
+    voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
+    outcome = f"{cause} A liver of typical place and size was written instead."
+    result = _result(work, status=SeriesStatus.FALLBACK, error=outcome)
+    return replace(
+        result,
+        warnings=(*result.warnings, *seg.warnings),
+        output_path=target.output_name,
+        liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
+    )
+
+
+def _unread_grid(target: SeriesTarget) -> MaskVolume | None:
+    """Return the grid of a series whose voxels could not be read, if it can be relied on."""
+    try:
+        grid = read_target_grid(target)
+    except InputError:
+        return None
+    return grid if grid.array_zyx.size <= LARGEST_GUESS_VOXELS else None
+
+
+def _write(
+    work: Segmented, mask_zyx: MaskZYX, *, status: SeriesStatus, reason: str | None
+) -> SeriesResult:
+    target, ready, found = work.loaded.target, work.loaded.ready, work.segmentation
+    assert ready is not None
+    assert found is not None
+    judged = judge(mask_zyx, ready, found)
+    write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
+    is_guess = status is SeriesStatus.FALLBACK
+    seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
+    flags = ("FALLBACK",) if is_guess else ()
+    previewing = _preview(target, ready.canonical, mask_zyx, flags=flags)
+    return replace(
+        _result(work, status=status, error=reason),
+        output_path=target.output_name,
+        liver_volume_ml=round(judged.volume_ml, 1),
+        components=found.n_components,
+        touches_border=judged.touches_border,
+        mean_foreground_confidence=_rounded(found.mean_confidence),
+        warnings=(*judged.warnings, *seg.warnings, *previewing),
+        dicom_seg_path=seg.name,
+    )
+
+
+def _preview(
+    target: SeriesTarget, canonical: CanonicalVolume, mask_zyx: MaskZYX, *, flags: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Draw the preview if one is wanted."""
+    if target.preview_path is None:
+        return ()
+    title = " ".join(filter(None, (target.series.case, target.series.sequence)))
+    return draw_preview(canonical, mask_zyx, path=target.preview_path, title=title, flags=flags)
+
+
+def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
+    return _result(work, status=SeriesStatus.FAILED, error=str(error))
+
+
+def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> SeriesResult:
+    """Return what is known of a series without its mask."""
+    loaded = work.loaded
+    series, ready = loaded.target.series, loaded.ready
+    stages = work.segmentation.seconds if work.segmentation is not None else {}
+    return SeriesResult(
+        case=series.case,
+        vendor=series.vendor,
+        sequence=series.sequence or NO_SEQUENCE,
+        input_path=loaded.target.input_name,
+        output_path=None,
+        status=status,
+        seconds={**loaded.seconds, **stages},
+        peak_memory_mb=peak_memory_mb(),
+        warnings=ready.notes if ready else (),
+        error=error,
+        geometry=InputGeometry.of(ready.volume) if ready else None,
+    )
+
+
+def _rounded(confidence: float | None) -> float | None:
+    return None if confidence is None else round(confidence, 4)
+
+
+def peak_memory_mb() -> float:
+    """Return the process's largest resident size so far, in MB of 10**6 bytes."""
+    # Linux counts in KiB.
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
+
+
+@dataclass(frozen=True)
+class EngineAbout:
+    """What the networks run on."""
+
+    device: str
+    backend: str
+
+
+@dataclass(frozen=True)
+class SeriesJob:
+    """Segment series and write what comes of it.
+
+    Attributes
+    ----------
+    sequences
+        Those that will come, each of which has a model.
+    shared_dir
+        The output folder.
+    """
+
+    models: tuple[ModelLocation, ...]
+    engine: EngineOptions
+    sequences: frozenset[str | None]
+    shared_dir: Path
+    claim: Claim = "share"
+    _process: int = field(default_factory=os.getpid)
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self.engine.device != "cpu"
+
+    def name_of(self, target: SeriesTarget) -> str:
+        """Return the series as the report names it."""
+        return target.input_name
+
+    def files_of(self, target: SeriesTarget) -> Sequence[Path]:
+        """Return the files of a series."""
+        if target.dicom is None:
+            return (target.series.path,)
+        return tuple(dict.fromkeys(frame.path for frame in target.dicom.volume.frames))
+
+    def set_up(self) -> SeriesStages:
+        """Load the networks.
+
+        Raises
+        ------
+        ModelError
+            One cannot be loaded, or is another one here than where the job was made.
+        UsageError
+            The device is not there.
+        """
+        if os.getpid() != self._process:
+            for model in self.models:
+                _check_same(model)
+        return SeriesStages(self.models, self.engine, sequences=self.sequences)
+
+
+class SeriesStages:
+    """One loaded segmenter for each model that is needed, and what it does to a series.
+
+    All are loaded before anything is written, so that a model that cannot be loaded costs no
+    half-finished run.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelLocation],
+        options: EngineOptions,
+        *,
+        sequences: Collection[str | None],
+    ) -> None:
+        """Load what serves the sequences."""
+        chosen = {name: model_for_sequence(models, name or ANY_SEQUENCE) for name in sequences}
+        loaded: dict[Path, CanonicalSegmenter] = {}
+        for model in chosen.values() or models[:1]:
+            if model.path not in loaded:
+                spec = read_model_spec(model.path, folds=model.folds)
+                loaded[model.path] = CanonicalSegmenter(spec, options)
+        self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
+        first = next(iter(loaded.values()))
+        self.about = EngineAbout(first.device, first.backend)
+
+    def load(self, target: SeriesTarget) -> Loaded:
+        """Read a series."""
+        return load(target)
+
+    def compute(self, loaded: Loaded) -> Segmented:
+        """Run the network that serves the series."""
+        return segment(loaded, self._by_sequence[loaded.target.series.sequence])
+
+    def finish(self, work: Segmented) -> SeriesResult:
+        """Write what comes of it."""
+        return finish(work)
+
+    def close(self) -> None:
+        """Let go of the networks."""
+        self._by_sequence.clear()
+
+
+def _check_same(model: ModelLocation) -> None:
+    if hash_model(model.path, model.folds) != model.files:
+        raise ModelError(
+            model.path,
+            reason="it is another model here than where the run was started",
+            remedy="Put the model into a folder that all machines share",
+        )

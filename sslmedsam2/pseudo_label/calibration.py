@@ -1,0 +1,122 @@
+"""How far the reliability of pseudo labels can be trusted here: leave-one-out over the supports."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from sslmedsam2.errors import SslMedSam2Error
+from sslmedsam2.fewshot.outcome import mask_dice
+from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
+from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy, Support
+from sslmedsam2.imaging.atomic import write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CalibrationCase:
+    """One support, segmented by the others as if it had no mask.
+
+    Attributes
+    ----------
+    dice
+        Of the result with the reference mask.
+    score
+        The evidence in one number.
+    estimated_dice, interval
+        What a calibration on all the other supports makes of this one: how good estimates are
+        where the truth is not known.
+    """
+
+    name: str
+    dice: float
+    score: float
+    estimated_dice: float
+    interval: tuple[float, float]
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A calibration, what it rests on, and the `Provenance.key` that it holds for."""
+
+    key: str
+    calibration: Calibration
+    cases: tuple[CalibrationCase, ...]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """How a support was labelled by all other patients'; ``dice`` with its reference mask."""
+
+    name: str
+    evidence: Evidence
+    dice: float
+
+
+def leave_out(strategy: Strategy, support: Support) -> LeftOut | None:
+    """Segment a support by all other patients' and compare; None if that fails."""
+    query = Query(support.name, support.case, support.image, support.geometry)
+    try:
+        found = strategy.segment(query, leave_out_case=support.case)
+    except SslMedSam2Error as error:
+        logger.error("left out of the calibration: %s", error)
+        return None
+    return LeftOut(
+        support.name, found.evidence, mask_dice(found.mask_zyx > 0, support.mask_zyx > 0)
+    )
+
+
+def calibrate_on(found: Iterable[LeftOut], *, key: str) -> CalibrationRun:
+    """Learn from supports, each labelled by the others, in the order of the supports."""
+    known = {one.name: (one.evidence, one.dice) for one in found}
+    cases = tuple(_case(name, known) for name in known)
+    return CalibrationRun(key, calibrate(list(known.values())), cases)
+
+
+def _case(name: str, known: dict[str, tuple[Evidence, float]]) -> CalibrationCase:
+    evidence, dice = known[name]
+    others = calibrate([pair for other, pair in known.items() if other != name])
+    estimate = judge(evidence, others)
+    return CalibrationCase(
+        name=name,
+        dice=dice,
+        score=score(evidence),
+        estimated_dice=estimate.estimated_dice,
+        interval=estimate.interval,
+        evidence=evidence,
+    )
+
+
+def write_calibration(run: CalibrationRun, path: Path) -> None:
+    """Write a calibration as JSON, whole or not at all; raises OutputError."""
+    write_text_atomic(path, json.dumps(asdict(run), indent=2) + "\n")
+
+
+def read_calibration(path: Path, *, key: str) -> CalibrationRun | None:
+    """Read an earlier calibration if it was made in the same way; else None."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["key"] != key:
+            logger.info("%s was made from other data or settings and is made again", path.name)
+            return None
+        cases = tuple(
+            CalibrationCase(
+                **{
+                    **case,
+                    "interval": (case["interval"][0], case["interval"][1]),
+                    "evidence": Evidence(**case["evidence"]),
+                }
+            )
+            for case in content["cases"]
+        )
+        return CalibrationRun(key, Calibration(**content["calibration"]), cases)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        logger.warning("%s cannot be read and is made again (%s)", path, error)
+        return None

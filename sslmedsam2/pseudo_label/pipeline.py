@@ -1,0 +1,396 @@
+"""``pseudo-label``: a few labelled volumes and a frozen SAM2 label the volumes that have no mask.
+
+First each labelled volume is segmented by all others: that tells what the estimates of reliability
+are worth here. Then come the queries, done by a runner: by default this process, in sorted order;
+while SAM2 works on one, the next is read and the last is written. A query's record is written when
+all else of it is, so that a kill loses nothing that was finished.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from sslmedsam2 import __version__
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.pseudo_labels import (
+    CALIBRATION_NAME,
+    Shard,
+    pseudo_label_paths,
+    run_record_path,
+)
+from sslmedsam2.contract.queries import Queries, find_queries
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
+from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
+from sslmedsam2.execution.units import Outcome, Runner, Session, all_or_error
+from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
+from sslmedsam2.fewshot.strategy import FewShotSettings
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.inference.device import Device
+from sslmedsam2.predict.inputs import input_name
+from sslmedsam2.pseudo_label.calibration import (
+    CalibrationRun,
+    LeftOut,
+    calibrate_on,
+    read_calibration,
+    write_calibration,
+)
+from sslmedsam2.pseudo_label.query import (
+    EncodeUnit,
+    LabelJob,
+    LabelResult,
+    LabelUnit,
+    QueryTarget,
+    QueryUnit,
+    SupportUnit,
+    given_up,
+    reusable_record,
+)
+from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, write_table
+from sslmedsam2.pseudo_label.supports import CheckedSupports, check_supports, find_sam2
+
+logger = logging.getLogger(__name__)
+
+_WITHOUT_EFFECT: Final = ("memory_limit_mb",)
+"""Settings that change no pseudo label."""
+
+OnRecord = Callable[[PseudoLabelRecord, int, int], None]
+"""Called with each query's record, how many are done and how many there are."""
+
+
+@dataclass(frozen=True)
+class PseudoLabelOptions:
+    """What ``pseudo-label`` is asked to do.
+
+    Attributes
+    ----------
+    support_dir
+        Case folders with ``<SEQ>.nii.gz`` and ``mask_<SEQ>.nii.gz``.
+    query_dir
+        Volumes to label, in any layout that ``predict`` reads.
+    sam2
+        ``compact``, the name of an official checkpoint that was fetched, or a path.
+    sequences
+        Of the queries; canonical names, None for those that the challenge scores.
+    resume
+        Keep what an earlier run has completed in the same way.
+    shard
+        Label this part of the queries only; None for all. Shards may share ``output_dir``.
+    """
+
+    support_dir: Path
+    query_dir: Path
+    output_dir: Path
+    sam2: str
+    sequences: tuple[str, ...] | None = None
+    settings: FewShotSettings = field(default_factory=FewShotSettings)
+    device: Device = "auto"
+    resume: bool = False
+    shard: Shard | None = None
+
+
+@dataclass(frozen=True)
+class PseudoLabelSummary:
+    """How a run went.
+
+    Attributes
+    ----------
+    records
+        Of this run's queries; those that an earlier run had completed are counted in ``kept``.
+    problems
+        What should have been a query and cannot be.
+    support_errors
+        A line for each labelled volume that had to be left out.
+    """
+
+    records: tuple[PseudoLabelRecord, ...]
+    kept: int
+    problems: tuple[PseudoLabelRecord, ...]
+    support_errors: tuple[str, ...]
+    table_path: Path
+    interrupted: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """What the command ends with."""
+        if self.interrupted:
+            return ExitCode.INTERRUPTED
+        failed = self.problems or self.support_errors or any(r.error for r in self.records)
+        return ExitCode.SOME_CASES_FAILED if failed else ExitCode.OK
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pseudo labels there are of each verdict, and how many failed."""
+        words = [record.verdict or "failed" for record in (*self.records, *self.problems)]
+        return {word: words.count(word) for word in ("accept", "doubtful", "reject", "failed")}
+
+
+def pseudo_label(
+    options: PseudoLabelOptions,
+    *,
+    on_record: OnRecord | None = None,
+    runner: Runner | None = None,
+) -> PseudoLabelSummary:
+    """Label every query below ``options.query_dir``; ``runner`` does so, None for this process.
+
+    A query that fails never stops the others, nor does a labelled volume that cannot be used; the
+    summary's ``exit_code`` says whether there were any.
+
+    Raises
+    ------
+    NoInputError
+        There is no labelled volume that can be used, or no query.
+    InputError
+        The support folder leaves in doubt which mask belongs to which image.
+    ModelError
+        There is no such SAM2, or it is damaged.
+    UsageError
+        The device is not there, or the output would lie among the queries.
+    OutputError
+        The output folder cannot be written.
+    """
+    _check_output_dir(options)
+    labelled = find_labelled_series(options.support_dir)
+    queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
+    for note in queries.notes:
+        logger.info(note)
+    targets = [_target(series, options) for series in queries.series]
+    if not targets:
+        raise _no_query(queries, options)
+    sam2 = identify_sam2(find_sam2(options.sam2))
+    checked = check_supports(options.support_dir, labelled)
+    job = LabelJob(
+        options.settings,
+        sam2,
+        checked.supports,
+        _provenance(options.settings, sam2, checked),
+        options.device,
+        options.output_dir,
+    )
+    part = targets if options.shard is None else options.shard.of(targets)
+    with (runner or InProcessRunner()).open(job) as session:
+        run = _Run(options, job, checked, queries, session=session, listener=on_record)
+        with stop_on_signals() as stop:
+            return run.work(part, stop)
+
+
+class _Run:
+    """One run: what all queries have in common, and what has come of them so far."""
+
+    def __init__(
+        self,
+        options: PseudoLabelOptions,
+        job: LabelJob,
+        checked: CheckedSupports,
+        queries: Queries,
+        *,
+        session: Session[LabelUnit, LabelResult],
+        listener: OnRecord | None,
+    ) -> None:
+        self._options = options
+        self._session = session
+        self._supports = job.supports
+        self._support_errors = tuple(str(problem) for problem in checked.problems)
+        self._problems = tuple(_problem_record(error, options) for error in queries.problems)
+        self._listener = listener
+        self._started = _now()
+        self._provenance = job.provenance
+        self._records: list[PseudoLabelRecord] = []
+        self._n_queries = 0
+        self._kept = 0
+        self._seconds: dict[str, float] = {}
+
+    def work(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
+        """Label the targets, until done or stopped, and sum up."""
+        self._n_queries = len(targets)
+        for problem in self._problems:
+            logger.error(problem.error)
+        self._write_run_record(None)
+        pending = [target for target in targets if not self._keep(target)]
+        if pending:
+            self._label(pending, stop)
+        summary = PseudoLabelSummary(
+            records=tuple(self._records),
+            kept=self._kept,
+            problems=self._problems,
+            support_errors=self._support_errors,
+            table_path=write_table(self._options.output_dir, problems=self._problems),
+            interrupted=bool(stop),
+        )
+        self._write_run_record(summary)
+        return summary
+
+    def _keep(self, target: QueryTarget) -> bool:
+        """Take over what an earlier run has completed, if that is wanted and still stands."""
+        record = reusable_record(target, self._provenance) if self._options.resume else None
+        if record is None:
+            return False
+        self._kept += 1
+        self._add(record)
+        return True
+
+    def _label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> None:
+        """Calibrate, then label the queries, until done or stopped."""
+        with self._timed("supports"):
+            all_or_error(self._session.run([EncodeUnit()], stop=stop))
+        with self._timed("calibration"):
+            calibrated = self._calibrate(stop)
+        if calibrated is None:
+            return
+        units: list[LabelUnit] = [QueryUnit(one, calibrated.calibration) for one in targets]
+        for outcome in self._session.run(units, stop=stop):
+            assert isinstance(outcome.unit, QueryUnit)
+            record = outcome.result
+            if not isinstance(record, PseudoLabelRecord):
+                record = given_up(outcome.unit.target, outcome.error)
+            self._add(record)
+
+    def _calibrate(self, stop: StopRequest) -> CalibrationRun | None:
+        """Return an earlier calibration that still holds, or a new one; None if stopped."""
+        path, key = self._options.output_dir / CALIBRATION_NAME, self._provenance.key
+        if self._options.resume or self._options.shard is not None:
+            earlier = read_calibration(path, key=key)
+            if earlier is not None:
+                return earlier
+        # A single patient leaves nothing to learn from; the calibration then says so.
+        alone = len(self._supports.cases) < 2
+        if alone:
+            logger.warning(
+                "one labelled patient cannot tell how good pseudo labels are: none accepted"
+            )
+        found = {} if alone else self._left_out(stop)
+        if stop:
+            return None
+        calibrated = calibrate_on((found[index] for index in sorted(found)), key=key)
+        write_calibration(calibrated, path)
+        return calibrated
+
+    def _left_out(self, stop: StopRequest) -> dict[int, LeftOut]:
+        """Label each support by the others; the results by its place among them."""
+        units = [SupportUnit(index) for index in range(len(self._supports))]
+        found: dict[int, LeftOut] = {}
+        for unit, result in all_or_error(self._told(self._session.run(units, stop=stop))):
+            if isinstance(unit, SupportUnit) and isinstance(result, LeftOut):
+                found[unit.index] = result
+        return found
+
+    def _told(
+        self, outcomes: Iterable[Outcome[LabelUnit, LabelResult]]
+    ) -> Iterator[Outcome[LabelUnit, LabelResult]]:
+        """Log each support's outcome as it comes."""
+        for number, outcome in enumerate(outcomes, start=1):
+            if isinstance(outcome.result, LeftOut):
+                logger.info(
+                    "calibration %d/%d %s: Dice %.3f",
+                    number,
+                    len(self._supports),
+                    outcome.result.name,
+                    outcome.result.dice,
+                )
+            yield outcome
+
+    def _add(self, record: PseudoLabelRecord) -> None:
+        self._records.append(record)
+        if record.error is not None:
+            logger.error(record.error)
+        if self._listener is not None:
+            self._listener(record, len(self._records), self._n_queries)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[stage] = round(time.perf_counter() - start, 3)
+
+    def _write_run_record(self, summary: PseudoLabelSummary | None) -> None:
+        """Write what was asked for and, with a ``summary``, how it went."""
+        content: dict[str, Any] = {
+            "tool_version": __version__,
+            "started": self._started,
+            "finished": None,
+            "options": _recorded_options(self._options),
+            "device": self._session.about,
+            "provenance": asdict(self._provenance),
+            "support_errors": self._support_errors,
+            "query_problems": [problem.error for problem in self._problems],
+            "queries": self._n_queries,
+        }
+        if summary is not None:
+            content |= {
+                "finished": _now(),
+                "interrupted": summary.interrupted,
+                "exit_code": int(summary.exit_code),
+                "counts": summary.counts,
+                "kept": summary.kept,
+                "seconds": self._seconds,
+            }
+        path = run_record_path(self._options.output_dir, self._options.shard)
+        write_text_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def _check_output_dir(options: PseudoLabelOptions) -> None:
+    """Refuse an output folder whose files the next run would find among its queries."""
+    output, root = options.output_dir.resolve(), options.query_dir.resolve()
+    if root in (output, *output.parents):
+        raise UsageError(
+            options.output_dir,
+            reason=f"the output would lie among the queries in {options.query_dir}",
+            remedy="Choose an output folder beside the query folder",
+        )
+
+
+def _provenance(settings: FewShotSettings, sam2: Sam2File, checked: CheckedSupports) -> Provenance:
+    chosen = {name: v for name, v in asdict(settings).items() if name not in _WITHOUT_EFFECT}
+    return Provenance(__version__, sam2.name, sam2.sha256, chosen, checked.supports.sha256)
+
+
+def _target(series: Series, options: PseudoLabelOptions) -> QueryTarget:
+    return QueryTarget(
+        series=series,
+        image_name=input_name(series.path, options.query_dir),
+        paths=pseudo_label_paths(options.output_dir, series),
+    )
+
+
+def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoLabelRecord:
+    """Note what discovery could not make a query of: a case folder, or a file in one."""
+    path = Path(problem.subject)
+    is_file = split_volume_name(path.name) is not None
+    return PseudoLabelRecord(
+        case=path.parent.name if is_file else path.name,
+        sequence=path.name if is_file else None,
+        vendor=None,
+        image=input_name(path, options.query_dir),
+        error=str(problem),
+    )
+
+
+def _no_query(queries: Queries, options: PseudoLabelOptions) -> NoInputError:
+    reasons = [*map(str, queries.problems), *queries.notes]
+    return NoInputError(
+        options.query_dir,
+        reason="there is no volume to label" + (f" ({reasons[0]})" if reasons else ""),
+        remedy="Give case folders with GED4.nii.gz and the like, or plain volumes",
+    )
+
+
+def _recorded_options(options: PseudoLabelOptions) -> dict[str, Any]:
+    """Return the options but for the folders, which are the caller's own business."""
+    recorded = asdict(options)
+    for name in ("support_dir", "query_dir", "output_dir"):
+        del recorded[name]
+    return recorded
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

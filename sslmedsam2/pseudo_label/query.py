@@ -1,0 +1,440 @@
+"""What happens to one query, in three steps that overlap between queries.
+
+``load`` (reader thread) -> ``Labeller.segment`` (main thread, the network) -> ``Labeller.finish``
+(writer thread). Each step takes the former one's frozen result; an error travels along as data, so
+that it stays with its query.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
+from sslmedsam2.execution.units import Claim
+from sslmedsam2.fewshot.checkpoint import Sam2File, load_sam2
+from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
+from sslmedsam2.fewshot.strategy import (
+    FewShotResult,
+    FewShotSettings,
+    Query,
+    Strategy,
+    Support,
+    build_strategy,
+)
+from sslmedsam2.imaging.atomic import output_error
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import to_canonical, to_native
+from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.pseudo_label.calibration import LeftOut, leave_out
+from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, read_record, write_record
+from sslmedsam2.pseudo_label.supports import SupportFiles
+from sslmedsam2.reporting.previews import draw_preview
+from sslmedsam2.weights.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class QueryTarget:
+    """One query and where its pseudo label goes; ``image_name`` is relative to the query folder."""
+
+    series: Series
+    image_name: str
+    paths: PseudoLabelPaths
+
+    @property
+    def name(self) -> str:
+        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        return self.series.name
+
+    @property
+    def blank(self) -> PseudoLabelRecord:
+        """A record that only says what the query is."""
+        series = self.series
+        return PseudoLabelRecord(series.case, series.sequence, series.vendor, self.image_name)
+
+
+@dataclass(frozen=True)
+class LoadedQuery:
+    """A query as read, or the error that prevented it."""
+
+    target: QueryTarget
+    image_sha256: str | None = None
+    volume: Volume | None = None
+    canonical: CanonicalVolume | None = None
+    error: SslMedSam2Error | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SegmentedQuery:
+    """A loaded query with its result; None where ``error`` says why."""
+
+    loaded: LoadedQuery
+    result: FewShotResult | None
+    error: SslMedSam2Error | None
+    warnings: tuple[str, ...] = ()
+
+
+def load(target: QueryTarget) -> LoadedQuery:
+    """Read a query and turn it to the canonical orientation."""
+    start = time.perf_counter()
+    path = target.series.path
+    try:
+        volume = read_volume(path)
+        canonical, sha256 = to_canonical(volume), sha256_file(path)
+    except SslMedSam2Error as error:
+        return LoadedQuery(target, error=error)
+    except Exception as error:
+        return LoadedQuery(target, error=unforeseen(target.series.path, error))
+    seconds = {"read": round(time.perf_counter() - start, 4)}
+    return LoadedQuery(target, sha256, volume, canonical, seconds=seconds)
+
+
+class Labeller:
+    """A few-shot strategy with its calibration: turns loaded queries into files and records."""
+
+    def __init__(
+        self,
+        strategy: Strategy,
+        calibration: Calibration,
+        *,
+        supports: SupportFiles,
+        provenance: Provenance,
+        device: str,
+    ) -> None:
+        """Take the strategy, and what every record has to say about it."""
+        self._strategy = strategy
+        self._calibration = calibration
+        self._supports = supports
+        self._provenance = provenance
+        self._device = device
+
+    def segment(self, loaded: LoadedQuery) -> SegmentedQuery:
+        """Run the network; an unforeseen failure becomes this query's error."""
+        if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
+            return SegmentedQuery(loaded, None, loaded.error)
+        target = loaded.target
+        twin = self._supports.case_with_image(loaded.image_sha256)
+        warnings = (f"labelled: the same image as a support's; case {twin} was left out of them",)
+        query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
+        try:
+            if twin is not None and self._supports.cases == {twin}:
+                raise _only_itself(target)
+            result = self._strategy.segment(query, leave_out_case=twin)
+        except SslMedSam2Error as error:
+            return SegmentedQuery(loaded, None, error)
+        except Exception as error:
+            return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
+        return SegmentedQuery(loaded, result, None, warnings if twin else ())
+
+    def finish(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        """Write what there is, and last the record; raises OutputError if that cannot be written.
+
+        Of a query that failed, no earlier result is left either: it would have no record.
+        """
+        start = time.perf_counter()
+        target = work.loaded.target
+        try:
+            record = self._written(work)
+        except SslMedSam2Error as error:
+            record = replace(self._record(work), error=str(error))
+        except Exception as error:
+            record = replace(self._record(work), error=str(unforeseen(target.series.path, error)))
+        if record.error is not None:
+            _remove_files(target.paths)
+        seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
+        record = replace(record, seconds=seconds)
+        write_record(record, target.paths.record)
+        return record
+
+    def _written(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        loaded, result = work.loaded, work.result
+        if result is None or loaded.volume is None or loaded.canonical is None:
+            assert work.error is not None
+            raise work.error
+        volume, canonical, paths = loaded.volume, loaded.canonical, loaded.target.paths
+        turn = canonical.reorientation
+        write_mask(to_native(result.mask_zyx, turn), like=volume, path=paths.mask)
+        write_map(to_native(result.probability_zyx, turn), like=volume, path=paths.probability)
+        write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
+        reliability = judge(result.evidence, self._calibration)
+        drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
+        volume_ml = mask_volume_ml(result.mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
+        low, high = reliability.interval
+        return replace(
+            self._record(work),
+            verdict=reliability.verdict,
+            estimated_dice=round(reliability.estimated_dice, 4),
+            interval=(round(low, 4), round(high, 4)),
+            volume_ml=round(volume_ml, 1),
+            encoder_calls=result.encoder_calls,
+            warnings=(*volume.repairs, *work.warnings, *result.warnings, *drawing),
+            evidence=asdict(result.evidence),
+            supports=tuple(asdict(score) for score in result.supports),
+            calibration=asdict(self._calibration),
+            mask_sha256=sha256_file(paths.mask),
+        )
+
+    def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        """Return what is known of a query without its result."""
+        loaded = work.loaded
+        stages = {} if work.result is None else work.result.seconds
+        return replace(
+            loaded.target.blank,
+            key=_key(loaded.target, loaded.image_sha256, self._provenance),
+            seconds={**loaded.seconds, **stages},
+            device=self._device,
+            provenance=self._provenance,
+        )
+
+
+def given_up(target: QueryTarget, error: SslMedSam2Error | None) -> PseudoLabelRecord:
+    """Note that no worker could do a query; no earlier result is left of it either."""
+    _remove_files(target.paths)
+    record = replace(target.blank, error=str(error))
+    write_record(record, target.paths.record)
+    return record
+
+
+def reusable_record(target: QueryTarget, provenance: Provenance) -> PseudoLabelRecord | None:
+    """Return the record of an earlier run if its pseudo label still stands, else None.
+
+    It stands if it was made in the same way from the same image, without an error, and all its
+    files are there, the mask readable and on the grid of its image.
+    """
+    paths = target.paths
+    if not paths.record.is_file():
+        return None
+    record = read_record(paths.record)
+    if record is None or record.error is not None:
+        return None
+    try:
+        if record.key != _key(target, sha256_file(target.series.path), provenance):
+            logger.info(
+                "%s is done again: its image or the way it is made has changed", target.name
+            )
+            return None
+        mask, image = read_mask(paths.mask), read_grid(target.series.path)
+    except (InputError, OSError) as error:
+        logger.info("%s is done again: %s", target.name, error)
+        return None
+    if not same_grid(mask.geometry, image.geometry):
+        logger.info("%s is done again: its mask lies on another grid", target.name)
+        return None
+    if not (paths.probability.is_file() and paths.uncertainty.is_file()):
+        logger.info("%s is done again: a map is missing", target.name)
+        return None
+    return record
+
+
+def _key(target: QueryTarget, image_sha256: str | None, provenance: Provenance) -> str | None:
+    return None if image_sha256 is None else provenance.key_of(target.name, image_sha256)
+
+
+def _remove_files(paths: PseudoLabelPaths) -> None:
+    for path in (paths.mask, paths.probability, paths.uncertainty, paths.preview):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        # The record says that there is no pseudo label, whatever lies beside it.
+        logger.warning("%s cannot be removed (%s)", path, error.strerror)
+
+
+def _preview(
+    target: QueryTarget,
+    canonical: CanonicalVolume,
+    mask_zyx: MaskZYX,
+    *,
+    reliability: Reliability,
+) -> tuple[str, ...]:
+    """Draw the preview, a CT in the abdominal window, with the estimate in its title."""
+    array, _ = window_if_hounsfield(canonical.array_zyx)
+    low, high = reliability.interval
+    estimate = f"Dice about {reliability.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
+    return draw_preview(
+        replace(canonical, array_zyx=array),
+        mask_zyx,
+        path=target.paths.preview,
+        title=f"{target.name}   {estimate}",
+        flags=(reliability.verdict.upper(),),
+    )
+
+
+def _only_itself(target: QueryTarget) -> InputError:
+    return InputError(
+        target.series.path,
+        kind="labelled_query",
+        reason="it is itself the only labelled volume",
+        remedy="Add other labelled volumes, or leave this query out",
+    )
+
+
+@dataclass(frozen=True)
+class EncodeUnit:
+    """Nothing but building the strategy."""
+
+
+@dataclass(frozen=True)
+class SupportUnit:
+    """A support, by its place among them, to be labelled by the others."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class QueryUnit:
+    """A query, with the calibration that its estimate rests on."""
+
+    target: QueryTarget
+    calibration: Calibration
+
+
+LabelUnit = EncodeUnit | SupportUnit | QueryUnit
+LabelResult = LeftOut | PseudoLabelRecord | None
+"""Of an `EncodeUnit`, and of a support that could not be labelled, None."""
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """Label volumes by a SAM2 and a few supports.
+
+    Attributes
+    ----------
+    shared_dir
+        The output folder.
+    """
+
+    settings: FewShotSettings
+    sam2: Sam2File
+    supports: SupportFiles
+    provenance: Provenance
+    device: Device
+    shared_dir: Path
+    claim: Claim = "share"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self.device != "cpu"
+
+    def name_of(self, unit: LabelUnit) -> str:
+        """Return what messages call a volume."""
+        if isinstance(unit, QueryUnit):
+            return unit.target.name
+        return "the supports" if isinstance(unit, EncodeUnit) else f"support {unit.index + 1}"
+
+    def files_of(self, unit: LabelUnit) -> Sequence[Path]:
+        """Return the volume's files, and those of all supports."""
+        own = (unit.target.series.path,) if isinstance(unit, QueryUnit) else ()
+        return (*own, *self.supports.paths)
+
+    def set_up(self) -> LabelStages:
+        """Load SAM2.
+
+        Raises
+        ------
+        ModelError
+            It is damaged, or another one here than where the run was started.
+        UsageError
+            The device is not there.
+        OutputError
+            The output folder cannot be written.
+        """
+        return LabelStages(self)
+
+
+class LabelStages:
+    """A loaded SAM2, and the strategy once it is needed."""
+
+    def __init__(self, job: LabelJob) -> None:
+        """Load SAM2."""
+        self._job = job
+        self.about = choose_device(job.device)
+        self._sam2 = load_sam2(job.sam2.path, device=torch.device(self.about))
+        if self._sam2.sha256 != job.sam2.sha256:
+            raise ModelError(
+                job.sam2.path,
+                reason="it is another SAM2 here than where the run was started",
+                remedy="Put the checkpoint into a folder that all machines share",
+            )
+        self._built: Strategy | None = None
+        self._scratch = ExitStack()
+
+    def load(self, unit: LabelUnit) -> tuple[LabelUnit, Support | LoadedQuery | None]:
+        """Read the volume."""
+        if isinstance(unit, QueryUnit):
+            return unit, load(unit.target)
+        return unit, self._job.supports[unit.index] if isinstance(unit, SupportUnit) else None
+
+    def compute(
+        self, loaded: tuple[LabelUnit, Support | LoadedQuery | None]
+    ) -> tuple[LabelUnit, LeftOut | SegmentedQuery | None]:
+        """Run SAM2."""
+        unit, volume = loaded
+        strategy = self._strategy()
+        if isinstance(unit, QueryUnit) and isinstance(volume, LoadedQuery):
+            return unit, self._labeller(unit).segment(volume)
+        return unit, leave_out(strategy, volume) if isinstance(volume, Support) else None
+
+    def finish(self, computed: tuple[LabelUnit, LeftOut | SegmentedQuery | None]) -> LabelResult:
+        """Write what comes of a query."""
+        unit, found = computed
+        if isinstance(unit, QueryUnit) and isinstance(found, SegmentedQuery):
+            return self._labeller(unit).finish(found)
+        assert not isinstance(found, SegmentedQuery)
+        return found
+
+    def close(self) -> None:
+        """Let go of the encoded supports and what they took on the disk."""
+        self._built = None
+        self._scratch.close()
+
+    def _strategy(self) -> Strategy:
+        if self._built is None:
+            job = self._job
+            scratch_dir = self._scratch_folder()
+            self._built = build_strategy(
+                job.settings, self._sam2, job.supports, scratch_dir=scratch_dir
+            )
+        return self._built
+
+    def _labeller(self, unit: QueryUnit) -> Labeller:
+        job = self._job
+        return Labeller(
+            self._strategy(),
+            unit.calibration,
+            supports=job.supports,
+            provenance=job.provenance,
+            device=self.about,
+        )
+
+    def _scratch_folder(self) -> Path:
+        """Make a folder on the output's disk that is gone in the end."""
+        output_dir = self._job.shared_dir
+        try:
+            output_dir.mkdir(parents=True, exist_ok=True)
+            folder = tempfile.TemporaryDirectory(
+                dir=output_dir, prefix=".scratch-", ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            raise output_error(output_dir, error) from error
+        return Path(self._scratch.enter_context(folder))

@@ -1,0 +1,171 @@
+"""What is kept of each pseudo label: a JSON file beside it, and a row of the summary table."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from sslmedsam2.contract.pseudo_labels import TABLE_NAME, find_records
+from sslmedsam2.fewshot.strategy import Verdict
+from sslmedsam2.imaging.atomic import write_text_atomic
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS: Final = (
+    *("case", "sequence", "vendor", "verdict", "estimated_dice", "dice_low", "dice_high"),
+    *("volume_ml", "seconds", "encoder_calls", "error"),
+)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """All that decides a pseudo label besides its query.
+
+    Attributes
+    ----------
+    sam2_sha256
+        Of the checkpoint file.
+    settings
+        Of the few-shot method, by name; none that only concerns speed or memory.
+    supports
+        For each labelled volume the SHA-256 of its files ``image`` and ``mask``.
+    """
+
+    tool_version: str
+    sam2_name: str
+    sam2_sha256: str
+    settings: Mapping[str, Any]
+    supports: Mapping[str, Mapping[str, str]]
+
+    @property
+    def key(self) -> str:
+        """Equal for two runs that label alike, whatever the files are called."""
+        named = {name: value for name, value in asdict(self).items() if name != "sam2_name"}
+        return _hash(named)
+
+    def key_of(self, name: str, image_sha256: str) -> str:
+        """Return a key of one query's pseudo label."""
+        return _hash([self.key, name, image_sha256])
+
+
+@dataclass(frozen=True)
+class PseudoLabelRecord:
+    """How one query fared.
+
+    Attributes
+    ----------
+    sequence, vendor
+        None where they are not known.
+    image
+        The query's file, relative to the query folder.
+    key
+        See `Provenance.key_of`; None where the file could not be read.
+    error
+        One line; then there is no pseudo label, and all that follows is empty.
+    interval
+        Holds the true Dice in nine cases of ten.
+    evidence, supports
+        Fields of :class:`~sslmedsam2.fewshot.strategy.Evidence` and of each ``SupportScore``.
+    calibration
+        Fields of :class:`~sslmedsam2.fewshot.reliability.Calibration`.
+    mask_sha256
+        Of the mask's file; another one was manually corrected.
+    """
+
+    case: str
+    sequence: str | None
+    vendor: str | None
+    image: str
+    key: str | None = None
+    error: str | None = None
+    verdict: Verdict | None = None
+    estimated_dice: float | None = None
+    interval: tuple[float, float] | None = None
+    volume_ml: float | None = None
+    encoder_calls: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    evidence: Mapping[str, float] | None = None
+    supports: tuple[Mapping[str, Any], ...] = ()
+    calibration: Mapping[str, float] | None = None
+    device: str | None = None
+    provenance: Provenance | None = None
+    mask_sha256: str | None = None
+
+
+def write_record(record: PseudoLabelRecord, path: Path) -> None:
+    """Write a record as JSON, whole or not at all; raises OutputError."""
+    write_text_atomic(path, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def read_record(path: Path) -> PseudoLabelRecord | None:
+    """Read a record; None, and a warning, if the file holds none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        interval, provenance = content["interval"], content["provenance"]
+        return PseudoLabelRecord(
+            **{
+                **content,
+                "interval": None if interval is None else (interval[0], interval[1]),
+                "warnings": tuple(content["warnings"]),
+                "supports": tuple(content["supports"]),
+                "provenance": None if provenance is None else Provenance(**provenance),
+            }
+        )
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        logger.warning("%s: cannot be read as a record and is passed over (%s)", path, error)
+        return None
+
+
+def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> Path:
+    """Write one row for each record of the output folder, and for ``problems`` that left none.
+
+    Made from the records on disk, so that runs which share the folder do not lose each other's
+    rows. Raises OutputError.
+    """
+    path, more = output_dir / TABLE_NAME, list(problems)
+    text = None
+    # Another shard may have added a record meanwhile: whoever writes last has seen them all.
+    while text != (text := _table([*_all_records(output_dir), *more])):
+        write_text_atomic(path, text)
+    return path
+
+
+def _all_records(output_dir: Path) -> list[PseudoLabelRecord]:
+    return [record for path in find_records(output_dir) if (record := read_record(path))]
+
+
+def _table(records: Iterable[PseudoLabelRecord]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(map(_row, records), key=lambda row: (row["case"], row["sequence"])))
+    return text.getvalue()
+
+
+def _row(record: PseudoLabelRecord) -> dict[str, Any]:
+    low, high = record.interval or (None, None)
+    return {
+        "case": record.case,
+        "sequence": record.sequence or "",
+        "vendor": record.vendor or "",
+        "verdict": record.verdict,
+        "estimated_dice": record.estimated_dice,
+        "dice_low": low,
+        "dice_high": high,
+        "volume_ml": record.volume_ml,
+        "seconds": round(sum(record.seconds.values()), 2),
+        "encoder_calls": record.encoder_calls,
+        "error": record.error,
+    }
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

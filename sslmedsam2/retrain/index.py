@@ -1,0 +1,339 @@
+"""First stage: which images take part, and whether the whole can work at all.
+
+Everything that would make hours of work vain is refused here: too few patients, masks that do not
+fit their images, a disk that is too small.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from sslmedsam2.contract.labelled import LabelledSeries, find_labelled_series
+from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.contract.series import Series
+from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.orientation import reorientation_of
+from sslmedsam2.imaging.reading import read_grid
+from sslmedsam2.inference.device import choose_device
+from sslmedsam2.nnunet.dataset import TrainingImage, load_labelled
+from sslmedsam2.nnunet.plans import CompactPreset, Grid
+from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
+from sslmedsam2.retrain.options import RetrainOptions, as_record, decisive
+from sslmedsam2.retrain.plan_cluster import UnitCosts
+from sslmedsam2.retrain.state import WorkDir, read_json, write_json
+from sslmedsam2.weights.checkpoint import read_checkpoint
+from sslmedsam2.weights.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
+
+_PREPROCESSED_BYTES: Final = 6
+"""A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
+_MAP_BYTES: Final = 2
+"""A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
+_UNNAMED: Final = "volume"
+
+
+@dataclass(frozen=True)
+class Query:
+    """One unlabelled image; ``sequence`` is None where it is not known."""
+
+    case: str
+    vendor: str | None
+    sequence: str | None
+    path: Path
+    sha256: str
+
+    @property
+    def series(self) -> Series:
+        """The image as the contract's rooms know it."""
+        return Series(self.case, self.vendor, self.sequence, self.path)
+
+    @property
+    def training_sequence(self) -> str:
+        """What the image is called by in a data set, where it needs a sequence."""
+        return self.sequence or _UNNAMED
+
+    @property
+    def name(self) -> str:
+        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        return self.series.name
+
+
+@dataclass(frozen=True)
+class Index:
+    """The images that take part, one line for each that cannot, and the hash of the start."""
+
+    labelled: tuple[TrainingImage, ...]
+    queries: tuple[Query, ...]
+    problems: tuple[str, ...]
+    start_sha256: str | None
+
+
+def index_data(options: RetrainOptions) -> Index:
+    """Find, check and record the images; kept when it was done before and nothing changed.
+
+    Raises
+    ------
+    NoInputError
+        No labelled or no unlabelled image.
+    InputError
+        A labelled image or its mask cannot be used.
+    UsageError
+        Too few patients for the folds, too small a disk, a device that is not there, a mean of
+        weights without a common start, or a work directory of other data or options.
+    ModelError
+        The checkpoint to start from cannot be read.
+    """
+    work = WorkDir(options.work_dir)
+    _keep_apart(options)
+    _check_options(work, options)
+    check_final(options)
+    if options.start is not None:
+        read_checkpoint(options.start)
+    labelled = _labelled(options)
+    index = _index(options, labelled)
+    record = _as_record(index)
+    if not work.index.is_file():
+        _check_cases(labelled, options)
+        for image in index.labelled:
+            load_labelled(image)
+        _check_machine(index, options)
+        _estimate_time(options)
+    elif _identity(read_json(work.index)) != _identity(record):
+        raise UsageError(
+            work.path,
+            reason="it was made from other images or masks, or with another --start",
+            remedy="Choose another work directory, or remove that one to begin anew",
+        )
+    write_json(work.options, as_record(options))
+    write_json(work.index, record)
+    return index
+
+
+def read_index(work: WorkDir) -> Index:
+    """Read what :func:`index_data` wrote; raises UsageError."""
+    record = read_json(work.index)
+    labelled = tuple(
+        TrainingImage(
+            item["case"],
+            item["sequence"],
+            Path(item["image_path"]),
+            Path(item["mask_path"]),
+            None if item["organs_path"] is None else Path(item["organs_path"]),
+        )
+        for item in record["labelled"]
+    )
+    queries = tuple(Query(**{**item, "path": Path(item["path"])}) for item in record["queries"])
+    return Index(labelled, queries, tuple(record["problems"]), record["start_sha256"])
+
+
+def check_final(options: RetrainOptions) -> None:
+    """Raise :class:`UsageError` if the mean of weights is asked for that have no common start."""
+    if options.final == "average" and options.start is None:
+        raise UsageError(
+            "--final average",
+            reason="without a common start the folds' weights go far apart, and have no mean",
+            remedy="Give all folds a --start, or freeze the ensemble",
+        )
+
+
+def _keep_apart(options: RetrainOptions) -> None:
+    work = options.work_dir.resolve()
+    for folder in (options.labelled_dir, options.unlabelled_dir):
+        root = folder.resolve()
+        if root in (work, *work.parents):
+            raise UsageError(
+                options.work_dir,
+                reason=f"the work directory lies inside {folder}, whose images it would join",
+                remedy="Choose a work directory beside the data",
+            )
+
+
+def _check_options(work: WorkDir, options: RetrainOptions) -> None:
+    if not work.options.is_file():
+        return
+    before, now = decisive(read_json(work.options)), decisive(_through_json(options))
+    changed = sorted(name for name in now if before.get(name) != now[name])
+    if changed:
+        raise UsageError(
+            work.path,
+            reason=f"it was begun with other options ({', '.join(changed)})",
+            remedy="Repeat those of options.json there, or choose another work directory",
+        )
+
+
+def _through_json(options: RetrainOptions) -> dict[str, Any]:
+    import json
+
+    record: dict[str, Any] = json.loads(json.dumps(as_record(options)))
+    return record
+
+
+def _labelled(options: RetrainOptions) -> list[LabelledSeries]:
+    found = find_labelled_series(options.labelled_dir)
+    chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
+    if not chosen:
+        raise NoInputError(
+            options.labelled_dir,
+            reason="there is no labelled image" + (" of these sequences" if found else ""),
+            remedy="Give case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
+        )
+    return chosen
+
+
+def _check_cases(labelled: Sequence[LabelledSeries], options: RetrainOptions) -> None:
+    n_cases = len({series.case for series in labelled})
+    if options.folds < 2:
+        raise UsageError(
+            f"--folds {options.folds}",
+            reason="a volume can only be re-predicted by a fold that left it out",
+            remedy="Give 2 or more",
+        )
+    if n_cases < options.folds:
+        raise UsageError(
+            options.labelled_dir,
+            reason=f"{n_cases} labelled patient(s) are too few for {options.folds} folds",
+            remedy="Lower --folds, or label more patients: each fold is judged by at least one",
+        )
+
+
+def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index:
+    found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
+    expert_images = {sha256_file(series.image_path) for series in labelled}
+    taken = {(series.case, series.sequence): series.image_path for series in labelled}
+    queries, problems = [], [str(problem) for problem in found.problems]
+    for series in found.series:
+        try:
+            sha256 = sha256_file(series.path)
+            read_grid(series.path)
+        except (InputError, OSError) as error:
+            problems.append(str(error))
+            continue
+        if sha256 in expert_images:
+            logger.info("%s: is labelled, and so is left out of the unlabelled", series.path)
+            continue
+        query = Query(series.case, series.vendor, series.sequence, series.path, sha256)
+        other = taken.setdefault((query.case, query.training_sequence), query.path)
+        if other != query.path:
+            problems.append(f"{query.path}: is left out, since {other} has the same case and name")
+            continue
+        queries.append(query)
+    for problem in problems:
+        logger.warning(problem)
+    if not queries:
+        raise NoInputError(
+            options.unlabelled_dir,
+            reason="there is no unlabelled image" + (f" ({problems[0]})" if problems else ""),
+            remedy="Give case folders with GED4.nii.gz and the like; without any, use train",
+        )
+    images = tuple(TrainingImage(**asdict(series)) for series in labelled)
+    start_sha256 = None if options.start is None else sha256_file(options.start)
+    return Index(images, tuple(queries), tuple(problems), start_sha256)
+
+
+def _as_record(index: Index) -> dict[str, Any]:
+    labelled = [
+        {
+            "case": image.case,
+            "sequence": image.sequence,
+            **{
+                role: None if path is None else str(path.resolve())
+                for role, path in _files(image).items()
+            },
+            "sha256": {role: sha256_file(path) for role, path in _files(image).items() if path},
+        }
+        for image in index.labelled
+    ]
+    queries = [{**asdict(query), "path": str(query.path.resolve())} for query in index.queries]
+    return {
+        "labelled": labelled,
+        "queries": queries,
+        "problems": list(index.problems),
+        "start_sha256": index.start_sha256,
+    }
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the results, of a JSON record: the files, wherever they lie by now."""
+    return {
+        "labelled": [
+            {key: item[key] for key in ("case", "sequence", "sha256")}
+            for item in record["labelled"]
+        ],
+        "queries": [
+            {key: item[key] for key in ("case", "vendor", "sequence", "sha256")}
+            for item in record["queries"]
+        ],
+        "start_sha256": record["start_sha256"],
+    }
+
+
+def _files(image: TrainingImage) -> dict[str, Path | None]:
+    return {
+        "image_path": image.image_path,
+        "mask_path": image.mask_path,
+        "organs_path": image.organs_path,
+    }
+
+
+def _check_machine(index: Index, options: RetrainOptions) -> None:
+    from sslmedsam2.nnunet.training import check_gpus
+
+    grids = [
+        _grid(path)
+        for path in (
+            *(image.image_path for image in index.labelled),
+            *(query.path for query in index.queries),
+        )
+    ]
+    planned = planned_network(plan_network(options.preset, grids, intensity={}))
+    device = choose_device(options.device)
+    check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
+    _check_disk(grids, planned, options)
+
+
+def _check_disk(grids: Sequence[Grid], planned: PlannedNetwork, options: RetrainOptions) -> None:
+    voxel_mm3 = float(np.prod(planned.spacing_zyx_mm))
+    labels = sum(float(np.prod(grid.shape_zyx)) for grid in grids)
+    preprocessed = sum(
+        float(np.prod(grid.shape_zyx)) * float(np.prod(grid.spacing_zyx_mm)) / voxel_mm3
+        for grid in grids
+    )
+    a_round = preprocessed * _PREPROCESSED_BYTES + labels * _MAP_BYTES
+    needed = labels * _MAP_BYTES + a_round * options.rule.most_rounds
+    options.work_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(options.work_dir).free
+    logger.info(
+        "estimate: up to %.1f GB in the work directory (%.1f GB are free)", needed / 1e9, free / 1e9
+    )
+    if needed > free:
+        raise UsageError(
+            options.work_dir,
+            reason=f"up to {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            remedy="Make room, choose another disk, or ask for fewer rounds",
+        )
+
+
+def _grid(path: Path) -> Grid:
+    """Read where an image's voxels lie once it is turned to the canonical orientation."""
+    geometry = read_grid(path).geometry
+    z, y, x = reorientation_of(geometry).axes
+    shape, spacing = geometry.shape_zyx, geometry.spacing_zyx_mm
+    return Grid((shape[z], shape[y], shape[x]), (spacing[z], spacing[y], spacing[x]))
+
+
+def _estimate_time(options: RetrainOptions) -> None:
+    iterations = options.folds * options.epochs * options.iterations_per_epoch
+    logger.info(
+        "estimate: %d iterations a round, at most %d rounds", iterations, options.rule.most_rounds
+    )
+    if isinstance(options.preset, CompactPreset):
+        hours = iterations * UnitCosts().iteration_s / 3600
+        logger.info("estimate: on two CPU cores about %.1f hours a round", hours)

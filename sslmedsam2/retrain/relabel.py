@@ -1,0 +1,283 @@
+"""A round's last stage: its networks re-predict every unlabelled image, out of fold.
+
+No network labels what it was trained on, which would only confirm it. An image that trained is
+predicted by the one fold that left its patient out. One that waits was seen by none, so all folds
+predict it: their agreement says whether it may come in, and their mean counts, unless some know the
+patient from another sequence: those then leave the ensemble.
+
+The new mask comes from two branches that err independently: the networks' probability and the
+few-shot branch's are averaged, each weighted by its Dice on reference masks it had not seen.
+Where they contradict each other, the mean is uncertain, and the next round does not train there.
+A mask of the few-shot branch that was manually corrected stands as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.errors import SslMedSam2Error, unforeseen
+from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Claim, Runner, all_or_error
+from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
+from sslmedsam2.imaging.orientation import apply_reorientation, to_native
+from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.volume import mask_volume_ml
+from sslmedsam2.imaging.writing import write_map, write_mask
+from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.inference.postprocessing import keep_liver
+from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.predict.series import make_ready
+from sslmedsam2.reporting.previews import draw_preview
+from sslmedsam2.retrain.index import Index
+from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.select import PseudoLabel
+from sslmedsam2.retrain.state import (
+    RelabelRecord,
+    RoundDir,
+    WorkDir,
+    key_of,
+    read_relabel_record,
+    write_relabel_record,
+)
+from sslmedsam2.retrain.train_round import fold_cases
+from sslmedsam2.train.fold_scores import load_fold
+from sslmedsam2.weights.layout import checkpoint_file
+from sslmedsam2.weights.manifest import sha256_file
+
+if TYPE_CHECKING:
+    from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
+
+logger = logging.getLogger(__name__)
+
+
+def relabel_round(
+    round_dir: RoundDir,
+    index: Index,
+    before: Sequence[PseudoLabel],
+    options: RetrainOptions,
+    *,
+    trained: frozenset[str],
+    fewshot_weight: float,
+    stop: StopRequest,
+    runner: Runner | None = None,
+) -> tuple[RelabelRecord, ...] | None:
+    """Re-predict the unlabelled images; what an earlier run finished is kept.
+
+    Parameters
+    ----------
+    before
+        The newest pseudo labels so far, in the order of the index's queries.
+    trained
+        Names of the queries that the round trained on.
+    fewshot_weight
+        Of the few-shot branch in the new masks, 0 to 1; the networks have the rest.
+
+    Returns None if it was stopped on the way.
+
+    Raises
+    ------
+    ModelError
+        A network cannot be read.
+    OutputError
+        The new masks cannot be written.
+    SslMedSam2Error
+        No worker of a cluster could do one of them; the others are done.
+    """
+    model_dir = trained_model_dir(round_dir.path)
+    sha256 = [sha256_file(model_dir / checkpoint_file(str(k))) for k in range(options.folds)]
+    held_out_cases = fold_cases(index, n_folds=options.folds)
+    known = {image.case for image in index.labelled}
+    known |= {query.case for query in index.queries if query.name in trained}
+    fewshot_dir = WorkDir(options.work_dir).pseudo_labels
+    kept: dict[str, RelabelRecord] = {}
+    units = []
+    for label in before:
+        own = next(
+            fold for fold, held_out in enumerate(held_out_cases) if label.query.case in held_out
+        )
+        folds = (own,) if label.query.name in trained else tuple(range(options.folds))
+        fewshot = pseudo_label_paths(fewshot_dir, label.query.series)
+        fewshot_file, weight = fewshot.probability, fewshot_weight
+        if label.candidate.manually_corrected:
+            fewshot_file, weight = fewshot.mask, 1.0
+        elif label.candidate.verdict not in ("accept", "doubtful"):
+            weight = 0.0
+        key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
+        paths = pseudo_label_paths(round_dir.relabelled, label.query.series)
+        record = _kept(paths, key)
+        if record is not None:
+            kept[label.query.name] = record
+            continue
+        blank = RelabelRecord(
+            label.query.case,
+            label.query.sequence,
+            key,
+            folds,
+            trained=label.query.name in trained,
+            fewshot_weight=weight,
+        )
+        members = (own,) if label.query.case in known else folds
+        units.append(RelabelUnit(blank, label, paths, members, fewshot_file))
+    if units:
+        with (runner or InProcessRunner()).open(RelabelJob(round_dir, options.device)) as session:
+            found = all_or_error(session.run(units, stop=stop))
+        kept |= {unit.label.query.name: record for unit, record in found}
+    if stop:
+        return None
+    return tuple(kept[label.query.name] for label in before)
+
+
+@dataclass(frozen=True)
+class RelabelUnit:
+    """One unlabelled image, and what its new mask is made of.
+
+    Attributes
+    ----------
+    blank
+        What is known of the new mask before it is made, such as which folds predict.
+    paths
+        Where it goes.
+    members
+        The folds whose probabilities are averaged.
+    fewshot_probability
+        File of the few-shot branch; its mask, if that was manually_corrected.
+    """
+
+    blank: RelabelRecord
+    label: PseudoLabel
+    paths: PseudoLabelPaths
+    members: tuple[int, ...]
+    fewshot_probability: Path
+
+
+@dataclass(frozen=True)
+class RelabelJob:
+    """Re-predict images by a round's networks."""
+
+    round_dir: RoundDir
+    device: Device
+    claim: Claim = "share"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self.device != "cpu"
+
+    @property
+    def shared_dir(self) -> Path:
+        """The round's part of the work directory."""
+        return self.round_dir.path
+
+    def name_of(self, unit: RelabelUnit) -> str:
+        """Return the image's name."""
+        return unit.label.query.name
+
+    def files_of(self, unit: RelabelUnit) -> Sequence[Path]:
+        """Return the image."""
+        return (unit.label.query.path,)
+
+    def set_up(self) -> _RelabelStages:
+        """Choose the device; raises UsageError."""
+        return _RelabelStages(self)
+
+
+class _RelabelStages:
+    """Networks are loaded when the first image asks for them."""
+
+    def __init__(self, job: RelabelJob) -> None:
+        self.about = choose_device(job.device)
+        self._job = job
+        self._networks: dict[int, CanonicalSegmenter] = {}
+
+    def load(self, unit: RelabelUnit) -> RelabelUnit:
+        return unit
+
+    def compute(self, unit: RelabelUnit) -> tuple[RelabelUnit, RelabelRecord]:
+        model_dir = trained_model_dir(self._job.round_dir.path)
+        for fold in unit.blank.folds:
+            if fold not in self._networks:
+                self._networks[fold] = load_fold(model_dir, fold=fold, device=self._job.device)
+        return unit, _relabel(unit, {fold: self._networks[fold] for fold in unit.blank.folds})
+
+    def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:
+        unit, record = done
+        write_relabel_record(record, unit.paths.record)
+        logger.info("round %d: %s re-predicted", self._job.round_dir.number, unit.label.query.name)
+        return record
+
+    def close(self) -> None:
+        self._networks.clear()
+
+
+def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
+    if not paths.record.is_file():
+        return None
+    record = read_relabel_record(paths.record)
+    return record if record is not None and record.key == key else None
+
+
+def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
+    """Predict, fuse and write one image; an error stays with the image."""
+    try:
+        return _written(unit, networks)
+    except SslMedSam2Error as error:
+        return replace(unit.blank, error=str(error))
+    except Exception as error:
+        return replace(unit.blank, error=str(unforeseen(unit.label.query.path, error)))
+
+
+def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
+    blank, label, paths = unit.blank, unit.label, unit.paths
+    volume = read_volume(label.query.path)
+    ready = make_ready(volume)
+    found = {
+        fold: network.segment(ready.canonical, with_probability=True)
+        for fold, network in networks.items()
+    }
+    probability = _mean_probability([found[fold] for fold in unit.members])
+    turn = ready.canonical.reorientation
+    if blank.fewshot_weight > 0:
+        other = apply_reorientation(read_volume(unit.fewshot_probability).array_zyx, turn)
+        probability += np.float32(blank.fewshot_weight) * (other - probability)
+    mask = keep_liver(np.asarray(probability > 0.5, dtype=np.uint8)).mask_zyx
+    native = to_native(mask, turn)
+    write_mask(native, like=volume, path=paths.mask)
+    write_map(to_native(entropy_bits(probability), turn), like=volume, path=paths.uncertainty)
+    pairs = [mask_dice(a.mask_zyx > 0, b.mask_zyx > 0) for a, b in combinations(found.values(), 2)]
+    record = replace(
+        blank,
+        agreement=round(float(np.mean(pairs)), 4) if pairs else None,
+        change_dice=_change(label, native),
+        volume_ml=round(mask_volume_ml(mask, spacing_zyx_mm=ready.canonical.spacing_zyx_mm), 1),
+        mean_confidence=round(float(probability[mask > 0].mean()), 4) if mask.any() else None,
+    )
+    draw_preview(
+        ready.canonical, mask, path=paths.preview, title=label.query.name, flags=_flags(record)
+    )
+    return record
+
+
+def _mean_probability(found: Sequence[CanonicalSegmentation]) -> npt.NDArray[np.float32]:
+    maps = [one.probability_zyx for one in found if one.probability_zyx is not None]
+    mean: npt.NDArray[np.float32] = np.stack(maps).mean(axis=0)
+    return mean
+
+
+def _flags(record: RelabelRecord) -> tuple[str, ...]:
+    return () if record.change_dice is None else (f"DICE TO LAST {record.change_dice:.3f}",)
+
+
+def _change(label: PseudoLabel, mask_zyx: npt.NDArray[np.uint8]) -> float | None:
+    if not label.has_mask:
+        return None
+    return round(mask_dice(read_mask(label.paths.mask).array_zyx > 0, mask_zyx > 0), 4)

@@ -1,0 +1,273 @@
+"""A round's middle stages: nnU-Net's data set, one network a fold, their scores."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sslmedsam2.errors import UsageError
+from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.execution.units import Claim, Runner, Stop, all_or_error
+from sslmedsam2.inference.device import choose_device
+from sslmedsam2.nnunet.dataset import (
+    TrainingImage,
+    build_dataset,
+    case_key,
+    make_plans,
+    read_plans,
+    repeats_for_share,
+    split_cases,
+    write_plans,
+    write_repeats,
+    write_splits,
+)
+from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.nnunet.presets import planned_network
+from sslmedsam2.nnunet.training import (
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+    worth_measuring,
+)
+from sslmedsam2.retrain.index import Index
+from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.state import RoundDir, WorkDir, read_json, write_json
+from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.weights.layout import checkpoint_file
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class FoldUnit:
+    """A fold, and the images with reference masks that it never sees."""
+
+    fold: int
+    held_out: tuple[TrainingImage, ...] = ()
+
+
+FoldWork = Callable[[RoundDir, RetrainOptions, FoldUnit], Result]
+
+
+@dataclass(frozen=True)
+class FoldJob(Generic[Result]):
+    """Do ``work``, a function of a module, to each fold of a round."""
+
+    round_dir: RoundDir
+    options: RetrainOptions
+    work: FoldWork[Result]
+    claim: Claim = "whole"
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self.options.device != "cpu"
+
+    @property
+    def shared_dir(self) -> Path:
+        """The round's part of the work directory."""
+        return self.round_dir.path
+
+    def name_of(self, unit: FoldUnit) -> str:
+        """Return the fold's name."""
+        return f"fold {unit.fold} of round {self.round_dir.number}"
+
+    def files_of(self, unit: FoldUnit) -> Sequence[Path]:
+        """Return the data set, and the images that are read besides."""
+        return (
+            preprocessed_dir(self.round_dir.path),
+            *(image.image_path for image in unit.held_out),
+        )
+
+    def set_up(self) -> _FoldStages[Result]:
+        """Choose the device; raises UsageError."""
+        return _FoldStages(self)
+
+
+class _FoldStages(Generic[Result]):
+    """All of a fold's work is the network's; it reads and writes as it goes."""
+
+    def __init__(self, job: FoldJob[Result]) -> None:
+        self._job = job
+        self.about = choose_device(job.options.device)
+
+    def load(self, unit: FoldUnit) -> FoldUnit:
+        return unit
+
+    def compute(self, unit: FoldUnit) -> Result:
+        return self._job.work(self._job.round_dir, self._job.options, unit)
+
+    def finish(self, result: Result) -> Result:
+        return result
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def fold_cases(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
+    """Split all patients over folds; a fold never trains on its own held-out cases.
+
+    Labelled patients are split first, so that each fold is scored on as many reference masks as the
+    next. A patient with both labelled and unlabelled images belongs to one fold.
+    """
+    labelled = {image.case for image in index.labelled}
+    unlabelled = {query.case for query in index.queries} - labelled
+    return tuple(
+        mine | more
+        for mine, more in zip(
+            split_cases(labelled, n_folds=n_folds),
+            split_cases(unlabelled, n_folds=n_folds),
+            strict=True,
+        )
+    )
+
+
+def prepare_training(
+    round_dir: RoundDir,
+    index: Index,
+    pseudo: Sequence[TrainingImage],
+    options: RetrainOptions,
+) -> None:
+    """Write the round's data set and its splits; plans are made once and serve all rounds.
+
+    Raises
+    ------
+    InputError, OutputError
+        An image cannot be read, or the data set not be written.
+    """
+    plans_path = WorkDir(options.work_dir).plans
+    images = [*index.labelled, *pseudo]
+    if not plans_path.is_file():
+        write_plans(plans_path, make_plans(images, options.preset))
+    folder = build_dataset(
+        images,
+        preprocessed_dir=preprocessed_dir(round_dir.path),
+        preset=options.preset,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+        plans=read_plans(plans_path),
+    )
+    write_splits(
+        folder,
+        [
+            {
+                "train": sorted(case_key(image) for image in images if image.case not in held_out),
+                "val": sorted(
+                    case_key(image) for image in index.labelled if image.case in held_out
+                ),
+            }
+            for held_out in fold_cases(index, n_folds=options.folds)
+        ],
+    )
+    if pseudo:
+        write_repeats(folder, repeats_for_share(index.labelled, pseudo, share=options.expert_share))
+
+
+def train_round(
+    round_dir: RoundDir, options: RetrainOptions, *, folds: Sequence[int] | None = None
+) -> None:
+    """Train the round's folds, or some of them; what is trained is kept, and what was stopped
+    goes on.
+
+    Raises
+    ------
+    ModelError
+        The checkpoint to start from does not fit.
+    UsageError
+        The device, or so many GPUs, are not there.
+    """
+    from sslmedsam2.nnunet.trainer import TrainingSettings
+    from sslmedsam2.nnunet.training import check_gpus
+
+    device = choose_device(options.device)
+    planned = planned_network(read_plans(WorkDir(options.work_dir).plans))
+    check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
+    settings = TrainingSettings(
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
+        seed=options.seed,
+    )
+    for fold in range(options.folds) if folds is None else folds:
+        train_fold(
+            round_dir.path,
+            fold=fold,
+            settings=settings,
+            device=device,
+            warm_start=_warm_start(round_dir, fold, options),
+            gpus=options.gpus,
+        )
+
+
+def train_folds(
+    round_dir: RoundDir, options: RetrainOptions, *, runner: Runner, stop: Stop
+) -> None:
+    """Train all folds of a round by a runner, until done or stopped.
+
+    Raises
+    ------
+    SslMedSam2Error
+        A fold could not be trained; the others are.
+    """
+    units = [FoldUnit(fold) for fold in range(options.folds)]
+    with runner.open(FoldJob(round_dir, options, _trained)) as session:
+        all_or_error(session.run(units, stop=stop))
+
+
+def _trained(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit) -> None:
+    train_round(round_dir, options, folds=[unit.fold])
+
+
+def _warm_start(round_dir: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
+    """Return the same fold's network of the round before: it has not seen its held-out cases."""
+    if round_dir.number == 1 or not options.warm_start:
+        return options.start
+    before = WorkDir(options.work_dir).round(round_dir.number - 1)
+    return trained_model_dir(before.path) / checkpoint_file(str(fold))
+
+
+def check_trained(round_dir: RoundDir, options: RetrainOptions) -> None:
+    """Raise :class:`UsageError` if a fold of the round is not trained to its end."""
+    for fold in range(options.folds):
+        if not (trained_model_dir(round_dir.path) / checkpoint_file(str(fold))).is_file():
+            raise UsageError(
+                round_dir.path,
+                reason=f"fold {fold} is not trained yet",
+                remedy="Run refine train, or retrain, to its end",
+            )
+
+
+def validate_round(
+    round_dir: RoundDir, index: Index, options: RetrainOptions, *, runner: Runner | None = None
+) -> tuple[FoldScore, ...]:
+    """Score each fold on the reference masks it never saw; kept when done.
+
+    Raises
+    ------
+    ModelError, InputError
+        A network or an image cannot be read.
+    """
+    if round_dir.validation.is_file():
+        return tuple(FoldScore(**score) for score in read_json(round_dir.validation))
+    units = [
+        FoldUnit(fold, tuple(image for image in index.labelled if image.case in held_out))
+        for fold, held_out in enumerate(fold_cases(index, n_folds=options.folds))
+    ]
+    with (runner or InProcessRunner()).open(FoldJob(round_dir, options, _scored)) as session:
+        found = all_or_error(session.run(units, stop=False))
+    by_fold = {unit.fold: scores for unit, scores in found}
+    scores = [score for unit in units for score in by_fold[unit.fold]]
+    write_json(round_dir.validation, [asdict(score) for score in scores])
+    return tuple(scores)
+
+
+def _scored(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit) -> list[FoldScore]:
+    model_dir = trained_model_dir(round_dir.path)
+    segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
+    return score_fold(unit.held_out, segmenter=segmenter, fold=unit.fold)

@@ -1,1 +1,0 @@
-"""Who does a run's units, where: this process, or workers of a Dask cluster."""

@@ -1,0 +1,1 @@
+"""The challenge's side of a run: ``evaluate``, ``validate`` and ``package``."""

@@ -1,0 +1,153 @@
+"""Score a folder of predicted masks against a folder of references."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sslmedsam2.contract import names
+from sslmedsam2.contract.masks import MaskFile, MaskListing, find_predictions, find_references
+from sslmedsam2.errors import ExitCode, InputError
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.reading import read_labels
+from sslmedsam2.imaging.volume import MaskVolume
+from sslmedsam2.submission.metrics import diagonal_mm, measure
+from sslmedsam2.submission.tables import GroupMeans, ScoreRow, as_json_data, rows_as_csv, summarise
+
+_LOG = logging.getLogger(__name__)
+_VENDOR_GROUPS = {
+    "in-distribution": names.IN_DISTRIBUTION_VENDORS,
+    f"vendor {names.UNSEEN_VENDOR}": (names.UNSEEN_VENDOR,),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of all references, their means, and what they do not cover.
+
+    ``unmatched`` are predictions without a reference.
+    """
+
+    rows: tuple[ScoreRow, ...]
+    summaries: tuple[GroupMeans, ...]
+    unmatched: tuple[Path, ...]
+    problems: tuple[InputError, ...]
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK if every reference was compared with a mask that is not empty."""
+        complete = not self.problems and all(row.status == "scored" for row in self.rows)
+        return ExitCode.OK if complete else ExitCode.SOME_CASES_FAILED
+
+
+def evaluate(*, predictions: Path, references: Path) -> Evaluation:
+    """Score every reference; a bad pair is a row that says so, and the others go on.
+
+    Raises
+    ------
+    NoInputError
+        One of the folders does not exist or holds no masks.
+    """
+    found, expected = find_predictions(predictions), find_references(references)
+    by_key = {mask.key: mask for mask in found.masks}
+    rows = []
+    for reference in expected.masks:
+        prediction = by_key.pop(reference.key, None)
+        rows.append(_score(reference, prediction))
+        _LOG.debug("scored %s", reference.path)
+    unmatched = tuple(mask.path for mask in by_key.values())
+    for path in unmatched:
+        _LOG.info("%s: no reference; left out", path)
+    if len(unmatched) == len(found.masks):
+        _LOG.warning("no mask of %s has the case and sequence of a reference", predictions)
+    rows.sort(key=lambda row: (names.sequence_order(row.sequence), row.case))
+    return Evaluation(
+        rows=tuple(rows),
+        summaries=summarise(rows, vendor_groups=_VENDOR_GROUPS),
+        unmatched=unmatched,
+        problems=_problems(found, expected),
+    )
+
+
+def write_results(
+    evaluation: Evaluation, *, json_path: Path | None = None, csv_path: Path | None = None
+) -> None:
+    """Write the scores as JSON (rows and means) and as CSV (rows); raises OutputError."""
+    if json_path:
+        data = as_json_data(evaluation.rows, evaluation.summaries)
+        data["unmatched"] = [str(path) for path in evaluation.unmatched]
+        data["problems"] = [str(problem) for problem in evaluation.problems]
+        write_text_atomic(json_path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    if csv_path:
+        write_text_atomic(csv_path, rows_as_csv(evaluation.rows))
+
+
+def _problems(found: MaskListing, expected: MaskListing) -> tuple[InputError, ...]:
+    problems = (*found.problems, *expected.problems)
+    for problem in problems:
+        _LOG.warning("%s", problem)
+    return problems
+
+
+def _score(reference: MaskFile, prediction: MaskFile | None) -> ScoreRow:
+    """Compare one reference with its prediction."""
+    row = ScoreRow(
+        case=reference.case,
+        sequence=reference.sequence,
+        vendor=reference.vendor or (prediction.vendor if prediction else None),
+        status="error",
+    )
+    try:
+        expected = _read_binary(reference.path)
+    except InputError as error:
+        return replace(row, reason=f"reference {error}")
+    spacing = expected.geometry.spacing_zyx_mm
+    diagonal = diagonal_mm(expected.geometry.shape_zyx, spacing_zyx_mm=spacing)
+    row = replace(row, diagonal_mm=diagonal)
+    if prediction is None:
+        return replace(row, status="missing", reason="no prediction")
+    try:
+        predicted = _read_binary(prediction.path)
+        _check_grid(predicted, expected)
+    except InputError as error:
+        return replace(row, reason=str(error))
+    metrics = measure(predicted.array_zyx, expected.array_zyx, spacing_zyx_mm=spacing)
+    row = replace(row, status="scored", metrics=metrics)
+    volumes = {"prediction": metrics.volume_ml, "reference": metrics.reference_volume_ml}
+    empty = " and ".join(name for name, volume_ml in volumes.items() if volume_ml == 0)
+    return replace(row, status="empty", reason=f"{empty} without a voxel") if empty else row
+
+
+def _read_binary(path: Path) -> MaskVolume:
+    """Read a mask, refusing label maps of several values: which of them is the liver?"""
+    mask = read_labels(path)
+    voxels = mask.array_zyx
+    if np.count_nonzero(voxels) != np.count_nonzero(voxels == voxels.max()) and voxels.any():
+        raise InputError(
+            path,
+            kind="not_a_mask",
+            reason="it holds more than two values",
+            remedy="Give a mask of the liver alone",
+        )
+    return mask
+
+
+def _check_grid(predicted: MaskVolume, expected: MaskVolume) -> None:
+    if same_grid(predicted.geometry, expected.geometry):
+        return
+    ours, theirs = predicted.geometry, expected.geometry
+    if ours.shape_zyx != theirs.shape_zyx:
+        difference = f"shape {ours.shape_zyx} against {theirs.shape_zyx}"
+    else:
+        difference = "its affine differs"
+    raise InputError(
+        predicted.source.path,
+        kind="geometry_mismatch",
+        reason=f"it lies on another grid than its reference ({difference})",
+        remedy="Write masks on the grid of the image",
+    )

@@ -1,0 +1,244 @@
+"""Rows of scores, and their means by sequence and vendor.
+
+How cases without a full score count
+------------------------------------
+Plain means run over the masks that could be compared. An empty prediction is among them with
+Dice 0; its distances are not defined and are left out. The ``with_missing`` means run over all
+references: a prediction that is missing, empty, unreadable or on another grid counts as Dice 0
+and with the diagonal of the image as its Hausdorff distance, the largest value possible.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from sslmedsam2.submission.metrics import MaskMetrics
+
+Status = Literal["scored", "empty", "missing", "error"]
+METRIC_NAMES = (
+    "dice",
+    "hausdorff_mm",
+    "hausdorff95_mm",
+    "surface_distance_mm",
+    "volume_error_ml",
+    "volume_error_percent",
+)
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """The score of one reference.
+
+    Attributes
+    ----------
+    status
+        ``scored``; ``empty``: compared, and a mask is empty; ``missing``: no prediction;
+        ``error``: cannot be compared. All but the first give a ``reason``.
+    metrics
+        None unless compared.
+    diagonal_mm
+        Of the reference's grid; None where the reference itself cannot be read, and then the row
+        counts in no mean.
+    """
+
+    case: str
+    sequence: str | None
+    vendor: str | None
+    status: Status
+    metrics: MaskMetrics | None = None
+    diagonal_mm: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class GroupMeans:
+    """Means of one sequence over one group of cases; NaN where there is nothing to average.
+
+    ``means`` and ``deviations`` (population) run over compared masks, volume errors by their
+    size; ``with_missing`` over all readable references, see the module.
+    """
+
+    sequence: str | None
+    group: str
+    references: int
+    compared: int
+    empty: int
+    missing: int
+    errors: int
+    means: dict[str, float]
+    deviations: dict[str, float]
+    with_missing: dict[str, float]
+
+
+def summarise(
+    rows: Sequence[ScoreRow], *, vendor_groups: Mapping[str, Sequence[str]]
+) -> tuple[GroupMeans, ...]:
+    """Average the rows of each sequence: over all, over each group of vendors, over each vendor.
+
+    Groups without a row are left out. The order of sequences is that of the rows.
+    """
+    summaries = []
+    for sequence in dict.fromkeys(row.sequence for row in rows):
+        own = [row for row in rows if row.sequence == sequence]
+        summaries.append(_means_of(own, "all"))
+        vendors = sorted({row.vendor for row in own if row.vendor})
+        groups = {**vendor_groups, **{f"vendor {vendor}": (vendor,) for vendor in vendors}}
+        for name, members in groups.items():
+            chosen = [row for row in own if row.vendor in members]
+            if chosen:
+                summaries.append(_means_of(chosen, name))
+    return tuple(summaries)
+
+
+def _means_of(rows: Sequence[ScoreRow], group: str) -> GroupMeans:
+    compared = [row.metrics for row in rows if row.metrics is not None]
+    columns = {
+        name: _defined(_size(name, getattr(metrics, name)) for metrics in compared)
+        for name in METRIC_NAMES
+    }
+    readable = [row for row in rows if row.diagonal_mm is not None]
+    with_missing = {
+        "dice": [_penalised_dice(row) for row in readable],
+        "hausdorff_mm": [_penalised_distance(row) for row in readable],
+    }
+    count_of = [row.status for row in rows].count
+    return GroupMeans(
+        sequence=rows[0].sequence,
+        group=group,
+        references=len(rows),
+        compared=len(compared),
+        empty=count_of("empty"),
+        missing=count_of("missing"),
+        errors=count_of("error"),
+        means=_averages(statistics.fmean, columns),
+        deviations=_averages(statistics.pstdev, columns),
+        with_missing=_averages(statistics.fmean, with_missing),
+    )
+
+
+def _size(name: str, value: float) -> float:
+    """Return a volume error without its sign: errors of both signs must not cancel in a mean."""
+    return abs(value) if name.startswith("volume_error") else value
+
+
+def _defined(values: Iterable[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _averages(
+    function: Callable[[list[float]], float], columns: dict[str, list[float]]
+) -> dict[str, float]:
+    return {name: function(values) if values else math.nan for name, values in columns.items()}
+
+
+def _penalised_dice(row: ScoreRow) -> float:
+    return row.metrics.dice if row.metrics else 0.0
+
+
+def _penalised_distance(row: ScoreRow) -> float:
+    if row.metrics and not math.isnan(row.metrics.hausdorff_mm):
+        return row.metrics.hausdorff_mm
+    return math.nan if row.diagonal_mm is None else row.diagonal_mm
+
+
+_NOTHING = "-"
+_METRIC_HEADINGS = ("Dice", "HD mm", "HD95 mm", "ASSD mm", "vol ml", "vol %")
+_ROW_HEADINGS = ("case", "sequence", "vendor", *_METRIC_HEADINGS, "remark")
+_MEAN_HEADINGS = (
+    *("sequence", "group", "n", *_METRIC_HEADINGS[:2], "sd Dice", "sd HD", *_METRIC_HEADINGS[2:]),
+    *("missing", "empty", "errors", "Dice*", "HD* mm"),
+)
+_WORD_HEADINGS = {"case", "sequence", "vendor", "group", "remark"}
+_LEGEND = """\
+vol: predicted less reference; in means, the size of the error. sd: standard deviation over cases.
+Dice*, HD*: over all references; a missing, empty or unusable prediction counts as Dice 0 and as
+the diagonal of its image."""
+
+
+def format_tables(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> str:
+    """Return the rows and the means as two tables with aligned columns, and a legend."""
+    row_table = _aligned([_ROW_HEADINGS, *map(_row_cells, rows)])
+    mean_table = _aligned([_MEAN_HEADINGS, *map(_mean_cells, summaries)])
+    return f"{row_table}\n\n{mean_table}\n\n{_LEGEND}"
+
+
+def rows_as_csv(rows: Iterable[ScoreRow]) -> str:
+    """Return the rows as CSV with a header; figures that are not defined are empty cells."""
+    metric_names = [field.name for field in fields(MaskMetrics)]
+    names = [field.name for field in fields(ScoreRow) if field.name != "metrics"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names, *metric_names], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        flat = _without_nan(asdict(row))
+        metrics = flat.pop("metrics") or {}
+        writer.writerow({**flat, **metrics})
+    return text.getvalue()
+
+
+def as_json_data(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> dict[str, Any]:
+    """Return rows and means for a JSON file; figures that are not defined are null."""
+    return {
+        "rows": [_without_nan(asdict(row)) for row in rows],
+        "summary": [_without_nan(asdict(summary)) for summary in summaries],
+    }
+
+
+def _row_cells(row: ScoreRow) -> tuple[str, ...]:
+    values = [getattr(row.metrics, name) if row.metrics else math.nan for name in METRIC_NAMES]
+    remark = "" if row.status == "scored" else f"{row.status.upper()} {row.reason}".rstrip()
+    figures = [_dice(values[0]), *map(_number, values[1:])]
+    return (row.case, row.sequence or _NOTHING, row.vendor or _NOTHING, *figures, remark)
+
+
+def _mean_cells(summary: GroupMeans) -> tuple[str, ...]:
+    means, deviations = summary.means, summary.deviations
+    return (
+        summary.sequence or _NOTHING,
+        summary.group,
+        str(summary.references),
+        _dice(means["dice"]),
+        _number(means["hausdorff_mm"]),
+        _dice(deviations["dice"]),
+        _number(deviations["hausdorff_mm"]),
+        *(_number(means[name]) for name in METRIC_NAMES[2:]),
+        str(summary.missing),
+        str(summary.empty),
+        str(summary.errors),
+        _dice(summary.with_missing["dice"]),
+        _number(summary.with_missing["hausdorff_mm"]),
+    )
+
+
+def _dice(value: float) -> str:
+    return _NOTHING if math.isnan(value) else f"{value:.4f}"
+
+
+def _number(value: float) -> str:
+    return _NOTHING if math.isnan(value) else f"{value:.2f}"
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lay cells out in columns, words to the left and figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    to_left = [heading in _WORD_HEADINGS for heading in lines[0]]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, to_left, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which JSON does not know, by None, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,1 @@
+"""``train`` and ``pretrain-sam2``: networks from labelled or synthetic volumes."""

@@ -1,0 +1,75 @@
+"""How a fold's network does on the reference masks it never saw."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.nnunet.dataset import TrainingImage, load_labelled
+from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.submission.metrics import diagonal_mm, measure
+
+if TYPE_CHECKING:
+    from sslmedsam2.inference.device import Device
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter
+
+logger = logging.getLogger(__name__)
+
+_AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
+
+
+@dataclass(frozen=True)
+class FoldScore:
+    """How a fold's network did on one image of a case that it never saw.
+
+    Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
+    """
+
+    case: str
+    sequence: str
+    fold: int
+    dice: float
+    hausdorff_mm: float
+    hausdorff95_mm: float
+
+
+def load_fold(model_dir: Path, *, fold: int, device: Device) -> CanonicalSegmenter:
+    """Load the network of one fold as ``predict`` would; raises ModelError."""
+    from sslmedsam2.inference.model_folder import read_model_spec
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+
+    spec = read_model_spec(model_dir, folds=(str(fold),))
+    return CanonicalSegmenter(spec, EngineOptions(device=device))
+
+
+def score_fold(
+    images: Sequence[TrainingImage], *, segmenter: CanonicalSegmenter, fold: int
+) -> list[FoldScore]:
+    """Score a fold's network on images with reference masks; raises InputError."""
+    scores = []
+    for image in images:
+        scores.append(_score(image, segmenter=segmenter, fold=fold))
+        logger.info("fold %d, %s %s: Dice %.4f", fold, image.case, image.sequence, scores[-1].dice)
+    return scores
+
+
+def _score(image: TrainingImage, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
+    truth = load_labelled(image)
+    volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
+    found = segmenter.segment(volume).mask_zyx
+    metrics = measure(found, truth.labels_zyx == LIVER, spacing_zyx_mm=truth.spacing_zyx_mm)
+    distances = metrics.hausdorff_mm, metrics.hausdorff95_mm
+    if not found.any():
+        distances = (diagonal_mm(found.shape, spacing_zyx_mm=truth.spacing_zyx_mm),) * 2
+    return FoldScore(
+        case=image.case,
+        sequence=image.sequence,
+        fold=fold,
+        dice=round(metrics.dice, 4),
+        hausdorff_mm=round(distances[0], 2),
+        hausdorff95_mm=round(distances[1], 2),
+    )

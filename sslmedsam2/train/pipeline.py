@@ -1,0 +1,263 @@
+"""``train``: labelled volumes to cross-validated, frozen weights.
+
+Cross-validation folds come first; each is scored on the cases it never saw. Then one network is
+trained on every case, warm-started from the first fold, and that one is frozen: the folds' scores
+say what the recipe is worth, the final network has seen all the data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.inference.device import choose_device
+from sslmedsam2.nnunet.dataset import (
+    TrainingImage,
+    alternating_splits,
+    build_dataset,
+    case_key,
+    read_plans,
+    repeats_for_share,
+    write_repeats,
+    write_splits,
+)
+from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset
+from sslmedsam2.nnunet.presets import Preset, planned_network
+from sslmedsam2.nnunet.training import (
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+    worth_measuring,
+)
+from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.weights.layout import PLANS_FILE
+
+if TYPE_CHECKING:
+    from sslmedsam2.nnunet.trainer import TrainingSettings
+
+logger = logging.getLogger(__name__)
+
+FINAL_FOLD = "all"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What ``train`` is asked to do.
+
+    Attributes
+    ----------
+    data_dir
+        Case folders with ``<SEQ>.nii.gz``, ``mask_<SEQ>.nii.gz`` and, optionally,
+        ``organs_<SEQ>.nii.gz``.
+    also_dirs
+        More labelled data of the same layout, which train every fold and are scored by none.
+    share
+        Of the patches that are drawn from ``data_dir``, where there are ``also_dirs``.
+    folds
+        Cross-validation folds, at least 2; 0 trains the final network only.
+    epochs, final_epochs
+        Length of each fold and of the final network.
+    start
+        A checkpoint of the same plans, trained on none of these data, that every fold starts from.
+    warm_start
+        A checkpoint of the same plans that the final network starts from; None for that of the
+        first fold.
+    weights_dir
+        Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
+    contrast_probability
+        Share of the patches that are repainted with a random contrast: high for a network that
+        has to serve contrasts without labels, low to be precise on those that have some.
+    deterministic
+        Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+    gpus
+        That share each training.
+    preset
+        Size of the network and of its patches.
+    """
+
+    data_dir: Path
+    work_dir: Path
+    also_dirs: tuple[Path, ...] = ()
+    share: float = 0.75
+    folds: int = 2
+    epochs: int = 28
+    final_epochs: int = 18
+    iterations_per_epoch: int = 50
+    contrast_probability: float = 0.7
+    device: Literal["cpu", "cuda"] = "cpu"
+    deterministic: bool = False
+    gpus: int = 1
+    start: Path | None = None
+    warm_start: Path | None = None
+    weights_dir: Path | None = None
+    name: str = "liver"
+    training_data: str = "not stated"
+    licence: str = "not stated"
+    preset: Preset = field(default_factory=CompactPreset)
+
+
+def train(options: TrainOptions) -> tuple[FoldScore, ...]:
+    """Train, score, freeze; every finished part is kept when the command is run again.
+
+    Returns the cross-validation scores, which are also written to
+    ``work_dir/cross_validation.json``.
+
+    Raises
+    ------
+    UsageError
+        Too few labelled cases for ``folds``, the device or so many GPUs are not there, or
+        ``work_dir`` holds a training on other data or folds.
+    InputError, ModelError
+        See the rooms ``refine`` and ``weights``.
+    """
+    choose_device(options.device)
+    images, also = _training_images(options), _also_images(options)
+    folder = build_dataset(
+        [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
+    )
+    _check_gpus(options, folder)
+    splits = alternating_splits(images, n_folds=options.folds, always=also)
+    if splits:
+        write_splits(folder, splits)
+    if also:
+        write_repeats(folder, repeats_for_share(images, also, share=options.share))
+    settings = _settings(options)
+    for fold in range(options.folds):
+        train_fold(
+            options.work_dir,
+            fold=fold,
+            settings=settings,
+            device=options.device,
+            warm_start=options.start,
+            gpus=options.gpus,
+        )
+    scores = _cross_validate(images, splits=splits, options=options)
+    train_fold(
+        options.work_dir,
+        fold=FINAL_FOLD,
+        settings=replace(settings, epochs=options.final_epochs),
+        device=options.device,
+        warm_start=_start_of_final(options),
+        gpus=options.gpus,
+    )
+    if options.weights_dir is not None:
+        _freeze(options, scores=scores, n_images=len(images) + len(also))
+    return scores
+
+
+def _check_gpus(options: TrainOptions, dataset_folder: Path) -> None:
+    from sslmedsam2.nnunet.training import check_gpus
+
+    planned = planned_network(read_plans(dataset_folder / f"{PLANS_NAME}.json"))
+    check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
+
+
+def _start_of_final(options: TrainOptions) -> Path | None:
+    if options.warm_start is None and options.folds:
+        return trained_model_dir(options.work_dir) / "fold_0" / "checkpoint_final.pth"
+    return options.warm_start or options.start
+
+
+def _training_images(options: TrainOptions) -> list[TrainingImage]:
+    images = [TrainingImage(**asdict(series)) for series in find_labelled_series(options.data_dir)]
+    n_cases = len({image.case for image in images})
+    if options.folds == 1:
+        raise UsageError(
+            "--folds 1",
+            reason="one fold leaves nothing to train on",
+            remedy="Give 2 or more, or 0 for no cross-validation",
+        )
+    if options.folds and n_cases < 2 * options.folds:
+        raise UsageError(
+            options.data_dir,
+            reason=f"{n_cases} labelled case(s) are too few for {options.folds} folds",
+            remedy="Lower --folds, or add case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
+        )
+    return images
+
+
+def _also_images(options: TrainOptions) -> list[TrainingImage]:
+    return [
+        TrainingImage(**asdict(series))
+        for folder in options.also_dirs
+        for series in find_labelled_series(folder)
+    ]
+
+
+def _settings(options: TrainOptions) -> TrainingSettings:
+    from sslmedsam2.nnunet.trainer import TrainingSettings
+
+    return TrainingSettings(
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
+    )
+
+
+def _cross_validate(
+    images: Sequence[TrainingImage],
+    *,
+    splits: Sequence[dict[str, list[str]]],
+    options: TrainOptions,
+) -> tuple[FoldScore, ...]:
+    by_key = {case_key(image): image for image in images}
+    scores: list[FoldScore] = []
+    for fold, split in enumerate(splits):
+        segmenter = load_fold(trained_model_dir(options.work_dir), fold=fold, device=options.device)
+        held_out = [by_key[key] for key in split["val"]]
+        scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
+    text = json.dumps([asdict(score) for score in scores], indent=1)
+    write_text_atomic(options.work_dir / "cross_validation.json", text + "\n")
+    return tuple(scores)
+
+
+def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:
+    from sslmedsam2.weights.freeze import freeze_model
+    from sslmedsam2.weights.manifest import ANY_SEQUENCE, ModelCard
+
+    assert options.weights_dir is not None
+    measured = {}
+    if scores:
+        measured = {
+            "cross_validation_cases": float(len(scores)),
+            "cross_validation_dice": float(np.mean([score.dice for score in scores])),
+            "cross_validation_hausdorff_mm": float(np.mean([s.hausdorff_mm for s in scores])),
+        }
+    network = planned_network(read_plans(trained_model_dir(options.work_dir) / PLANS_FILE))
+    recipe = (
+        f"sslmedsam2 train: voxels of {_by(network.spacing_zyx_mm)} mm, patches of "
+        f"{_by(network.patch_zyx)}, {n_images} labelled images, {options.folds} folds of "
+        f"{options.epochs} epochs, final network of {options.final_epochs} epochs, "
+        f"{options.iterations_per_epoch} iterations each"
+    )
+    freeze_model(
+        trained_model_dir(options.work_dir),
+        options.weights_dir,
+        name=options.name,
+        sequences=(ANY_SEQUENCE,),
+        folds=(FINAL_FOLD,),
+        half=True,
+        card=ModelCard(
+            training_data=options.training_data,
+            recipe=recipe,
+            licence=options.licence,
+            created=datetime.now(timezone.utc).date().isoformat(),
+            measured={name: round(value, 4) for name, value in measured.items()},
+        ),
+    )
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)

@@ -1,0 +1,284 @@
+"""Runners on plain functions: the same results anywhere, and what faults of a cluster cost.
+
+The clusters are real: a scheduler, and workers that are processes of their own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from running_jobs import Never, SquareJob, began
+
+from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.errors import InputError, ModelError, OutputError, UsageError
+from sslmedsam2.execution.in_process import InProcessRunner
+
+pytest.importorskip("distributed")
+
+from sslmedsam2.execution.dask_cluster import AddressSpec, LocalSpec, connected
+from sslmedsam2.execution.dask_executor import DaskRunner
+
+UNITS = list(range(12))
+PATIENCE_S = 20
+TESTS = Path(__file__).parents[1]
+PYTHON_PATH = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
+
+
+@contextmanager
+def local(workers, **how):
+    with connected(LocalSpec(workers)) as client:
+        client.wait_for_workers(workers, timeout=60)
+        yield DaskRunner(client, patience_s=PATIENCE_S, **how)
+
+
+@pytest.fixture(scope="module")
+def two_workers():
+    with local(2) as runner:
+        yield runner
+
+
+def outcomes(runner, job, units=UNITS, stop=None):
+    with runner.open(job) as session:
+        return {one.unit: one for one in session.run(units, stop=stop or Never())}
+
+
+def squares(found):
+    return {unit: one.result.square for unit, one in found.items() if one.result}
+
+
+def test_in_this_process_units_come_in_order(tmp_path):
+    with InProcessRunner().open(SquareJob(tmp_path)) as session:
+        found = list(session.run(UNITS, stop=Never()))
+    assert [one.unit for one in found] == UNITS
+    assert {one.result.pid for one in found} == {os.getpid()}
+
+
+def test_without_a_cluster_nothing_of_dask_is_imported():
+    code = (
+        "import sys\n"
+        "from sslmedsam2.cli.cluster_option import open_runner\n"
+        "with open_runner('none'): pass\n"
+        "assert not {'dask', 'distributed', 'yaml'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_workers_give_the_same_and_set_up_once_each(tmp_path, two_workers):
+    found = outcomes(two_workers, SquareJob(tmp_path, seconds=0.05))
+
+    assert squares(found) == squares(outcomes(InProcessRunner(), SquareJob(tmp_path)))
+    pids = {one.result.pid for one in found.values()}
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    assert all(one.result.set_ups == 1 for one in found.values())
+    assert not list(tmp_path.glob(".run-*"))
+
+
+def test_a_units_own_error_is_not_tried_again(tmp_path, two_workers):
+    found = outcomes(two_workers, SquareJob(tmp_path, wrong=frozenset({3})))
+
+    error = found[3].error
+    assert isinstance(error, InputError)
+    assert (error.kind, error.subject, error.reason) == ("odd", "number 3", "it is odd")
+    assert len(began(tmp_path, 3)) == 1
+    assert len(squares(found)) == len(UNITS) - 1
+
+
+def test_a_chance_failure_is_tried_again(tmp_path, two_workers):
+    found = outcomes(two_workers, SquareJob(tmp_path, shaky=frozenset({5})))
+
+    assert squares(found) == {unit: unit * unit for unit in UNITS}
+    assert len(began(tmp_path, 5)) == 2
+
+
+def test_what_fails_everywhere_is_named_after_a_few_tries(tmp_path, two_workers):
+    missing = tmp_path / "data" / "scan.nii.gz"
+
+    found = outcomes(two_workers, SquareJob(tmp_path, needs=(missing,)), units=[1])
+
+    assert found[1].result is None
+    assert found[1].error.subject == "number 1"
+    assert str(missing) in found[1].error.reason
+
+
+def test_an_error_of_the_set_up_is_raised_before_any_unit(tmp_path, two_workers):
+    with pytest.raises(ModelError, match="there is none"):
+        outcomes(two_workers, SquareJob(tmp_path, refuses=True))
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, two_workers):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot be written"):
+        outcomes(two_workers, SquareJob(tmp_path / "file"))
+
+
+def test_a_stop_leaves_the_rest(tmp_path, two_workers):
+    stop = []
+    with two_workers.open(SquareJob(tmp_path, seconds=0.1)) as session:
+        for _ in session.run(range(100), stop=stop):
+            stop.append(True)
+    assert len(list((tmp_path / "log").iterdir())) < 20
+
+
+def test_progress_counts_to_the_end(tmp_path):
+    seen = []
+    with local(1, on_progress=seen.append) as runner:
+        outcomes(runner, SquareJob(tmp_path, wrong=frozenset({2})), units=UNITS)
+    assert (seen[-1].done, seen[-1].failed, seen[-1].running) == (len(UNITS) - 1, 1, 0)
+    assert seen[-1].total == len(UNITS)
+    assert seen[-1].seconds_left == 0
+    assert all(one.running <= 3 for one in seen)
+
+
+def kill_who_began(shared_dir, unit):
+    """Kill the worker that works on a unit, as soon as there is one."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if pids := began(shared_dir, unit):
+            os.kill(pids[0], signal.SIGKILL)
+            return
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_worker_killed_in_mid_run_changes_nothing(tmp_path):
+    with local(2) as runner:
+        killer = threading.Thread(target=kill_who_began, args=(tmp_path, 4))
+        killer.start()
+        found = outcomes(runner, SquareJob(tmp_path, seconds=0.3))
+        killer.join()
+
+    assert squares(found) == {unit: unit * unit for unit in UNITS}
+    assert sum(len(began(tmp_path, unit)) for unit in UNITS) > len(UNITS)
+
+
+@pytest.mark.slow
+def test_a_unit_that_takes_workers_down_is_named_and_no_other(tmp_path):
+    with local(2) as runner:
+        found = outcomes(runner, SquareJob(tmp_path, deadly=frozenset({2}), seconds=0.02))
+
+    assert {unit for unit, one in found.items() if one.error} == {2}
+    assert found[2].error.subject == "number 2"
+    assert "died" in found[2].error.reason
+    assert len(squares(found)) == len(UNITS) - 1
+    assert len(began(tmp_path, 2)) <= 6
+
+
+@contextmanager
+def process(*arguments, **how):
+    running = subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHON_PATH},
+        **how,
+    )
+    try:
+        yield running
+    finally:
+        running.kill()
+        running.wait()
+
+
+@contextmanager
+def scheduler(tmp_path):
+    """Start a scheduler of its own and give its process and address."""
+    file = tmp_path / "scheduler.json"
+    arguments = ("--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+    with process(
+        "distributed.cli.dask_scheduler", *arguments, "--scheduler-file", str(file)
+    ) as running:
+        deadline = time.monotonic() + 60
+        while not file.exists() or not file.read_text().strip():
+            assert time.monotonic() < deadline, "no scheduler came up"
+            time.sleep(0.1)
+        yield running, json.loads(file.read_text())["address"]
+
+
+@contextmanager
+def worker(address, **how):
+    arguments = ("--nthreads", "3", "--no-dashboard", "--host", "127.0.0.1")
+    with process("distributed.cli.dask_worker", address, *arguments, **how) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_a_worker_that_sees_another_folder_is_left_out(tmp_path, monkeypatch):
+    """A relative path leads elsewhere on one worker, as a mount may on one machine."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        (folder / "out").mkdir(parents=True)
+    monkeypatch.chdir(here)
+
+    with (
+        scheduler(tmp_path) as (_, address),
+        worker(address, cwd=here),
+        worker(address, cwd=elsewhere),
+        connected(AddressSpec(address)) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        job = SquareJob(Path("out"), seconds=0.05)
+        found = outcomes(DaskRunner(client, patience_s=PATIENCE_S), job)
+
+    assert squares(found) == {unit: unit * unit for unit in UNITS}
+    assert not list((elsewhere / "out").iterdir())
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_goes_away_leaves_what_was_done_and_names_the_rest(tmp_path):
+    found = {}
+    with (
+        scheduler(tmp_path) as (running, address),
+        worker(address),
+        connected(AddressSpec(address), connect_timeout_s=10) as client,
+    ):
+        client.wait_for_workers(1, timeout=60)
+        runner = DaskRunner(client, patience_s=5)
+        with runner.open(SquareJob(tmp_path, seconds=0.2)) as session:
+            for one in session.run(UNITS, stop=Never()):
+                found[one.unit] = one
+                if len(found) == 2:
+                    running.kill()
+
+    assert set(found) == set(UNITS)
+    assert 2 <= len(squares(found)) < len(UNITS)
+    lost = [one for one in found.values() if one.error]
+    assert all(one.error.subject == f"number {one.unit}" for one in lost)
+
+
+def environment():
+    return os.environ.get("OMP_NUM_THREADS"), sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a process may not choose here")
+def test_workers_share_the_processors_and_this_process_keeps_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    mine = environment()
+    with connected(LocalSpec(2)) as client:
+        client.wait_for_workers(2, timeout=60)
+        with DaskRunner(client).open(SquareJob(tmp_path)) as session:
+            list(session.run(UNITS, stop=Never()))
+        threads = client.run(environment).values()
+    share = max(1, len(mine[1]) // 2)
+    assert {int(count) for count, _ in threads} <= {share, share + 1}
+    assert environment() == mine
+
+
+def test_an_address_where_nobody_answers_is_a_usage_error():
+    with (
+        pytest.raises(UsageError, match="no scheduler answers"),
+        connected(AddressSpec("tcp://127.0.0.1:9"), connect_timeout_s=1),
+    ):
+        pass
+
+
+def test_without_a_cluster_the_runner_is_this_process():
+    with open_runner("none") as runner:
+        assert isinstance(runner, InProcessRunner)

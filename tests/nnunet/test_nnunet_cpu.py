@@ -1,0 +1,100 @@
+"""The network rearranged for a CPU is the same function, and its weights fit both forms."""
+
+import subprocess
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from tiny_models import make_network, make_plans
+from torch import nn
+
+from sslmedsam2.nnunet.cpu import arithmetic_of_fold, arrange_for_cpu
+
+PATCH = (1, 1, 16, 32, 32)
+
+
+@pytest.fixture(params=["plain", "residual"])
+def twins(request):
+    """A small U-Net, and a rearranged copy of it."""
+    network = make_network(make_plans(residual=request.param == "residual"), seed=3)
+    return network, arrange_for_cpu(deepcopy(network))
+
+
+def test_outputs_and_gradients_are_the_same(twins):
+    network, arranged = twins
+    torch.manual_seed(0)
+    image, weighting = torch.randn(PATCH), torch.randn(1, 2, *PATCH[2:])
+
+    outputs = network(image), arranged(image.contiguous(memory_format=torch.channels_last_3d))
+    torch.testing.assert_close(*outputs, rtol=1e-3, atol=1e-4)
+    for output in outputs:
+        (output * weighting).mean().backward()
+    for one, other in zip(network.parameters(), arranged.parameters(), strict=True):
+        # A bias that a norm follows has no effect, and its gradient is rounding alone.
+        scale = max(1e-6, one.grad.abs().max().item())
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-3 * scale + 1e-7)
+
+
+def test_weights_fit_both_forms(twins):
+    network, arranged = twins
+    before, after = network.state_dict(), arranged.state_dict()
+
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    nn.init.zeros_(arranged.decoder.seg_layers[-1].weight)
+    network.load_state_dict(arranged.state_dict())
+    assert not network.decoder.seg_layers[-1].weight.any()
+
+
+def test_no_instance_norm_is_left(twins):
+    network, arranged = twins
+    assert any(isinstance(module, nn.InstanceNorm3d) for module in network.modules())
+
+    assert not any(isinstance(module, nn.InstanceNorm3d) for module in arranged.modules())
+    kernels = [module.weight for module in arranged.modules() if isinstance(module, nn.Conv3d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
+
+
+_COUNT_PAGES = """
+import resource
+import numpy as np
+from sslmedsam2.nnunet.cpu import keep_freed_memory
+
+def pages_cleared():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use_and_free():
+    np.empty(64 * 2**20, np.uint8).fill(1)
+
+before = pages_cleared()
+use_and_free()
+first = pages_cleared() - before
+keep_freed_memory()
+use_and_free()
+before = pages_cleared()
+use_and_free()
+print(first, pages_cleared() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_the_system_clearing_it():
+    # In a process of its own, because the setting stays.
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_PAGES], capture_output=True, text=True, check=True
+    )
+    first, again = map(int, done.stdout.split())
+
+    assert first > 10
+    assert again < first / 5
+
+
+def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path):
+    network = arrange_for_cpu(make_network(make_plans(), seed=3))
+    patch = torch.randn(PATCH)
+
+    first = arithmetic_of_fold(tmp_path, network, patch=patch)
+    assert first.seconds
+    assert min(first.seconds.values()) > 0
+    assert arithmetic_of_fold(tmp_path, network, patch=patch) == first

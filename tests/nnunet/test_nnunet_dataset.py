@@ -1,0 +1,353 @@
+import json
+import os
+import time
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from tiny_scans import abdomen, write_scan
+from tiny_training import PRESET, SPLEEN, write_labelled_case, write_labelled_cases
+
+from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.nnunet import dataset
+from sslmedsam2.nnunet.dataset import (
+    TrainingImage,
+    alternating_splits,
+    build_dataset,
+    case_key,
+    load_labelled,
+    make_plans,
+    read_repeats,
+    repeats_for_share,
+    split_cases,
+    write_repeats,
+    write_splits,
+)
+from sslmedsam2.nnunet.labels import (
+    AUXILIARY_OFFSET,
+    IGNORE,
+    LIVER,
+    TRAINED_LABELS_WITH_IGNORE,
+)
+
+
+@pytest.mark.parametrize(
+    ("flips_zyx", "codes"), [((), "LPS"), ((1,), "LAS"), ((1, 2), "RAS"), ((0, 1, 2), "RAI")]
+)
+def test_orientation_of_the_file_does_not_show(tmp_path, flips_zyx, codes):
+    twin = write_labelled_case(tmp_path / "twin", flips_zyx=flips_zyx, with_organs=True)
+    assert "".join(nib.aff2axcodes(nib.load(twin.image_path).affine)) == codes
+
+    loaded = load_labelled(twin)
+    image, liver = abdomen(seed=0)
+    assert np.array_equal(loaded.image_zyx, np.rint(image))
+    assert np.array_equal(loaded.labels_zyx == LIVER, liver == 1)
+    assert loaded.spacing_zyx_mm == pytest.approx((7, 4, 4))
+
+
+def test_other_organs_are_stored_above_the_offset(tmp_path):
+    labels = load_labelled(write_labelled_case(tmp_path / "c", with_organs=True)).labels_zyx
+
+    assert set(np.unique(labels)) == {0, LIVER, AUXILIARY_OFFSET + SPLEEN}
+    assert labels[12, 35, 60] == AUXILIARY_OFFSET + SPLEEN
+
+
+def test_expert_mask_wins_over_the_map_of_organs(tmp_path):
+    case = write_labelled_case(tmp_path / "c", with_organs=True)
+    everything = np.full(abdomen()[0].shape, SPLEEN)
+    write_scan(case.organs_path, everything, dtype=np.uint8)
+
+    labels = load_labelled(case).labels_zyx
+    assert np.array_equal(labels == LIVER, abdomen()[1] == 1)
+    assert (labels[labels != LIVER] == AUXILIARY_OFFSET + SPLEEN).all()
+
+
+def test_empty_mask_is_named(tmp_path):
+    case = write_labelled_case(tmp_path / "c")
+    write_scan(case.mask_path, np.zeros(abdomen()[0].shape), dtype=np.uint8)
+
+    with pytest.raises(InputError, match=r"mask_T2\.nii\.gz: the mask holds no liver") as error:
+        load_labelled(case)
+    assert error.value.kind == "empty_mask"
+
+
+@pytest.mark.parametrize("label", ["mask", "organs"])
+def test_label_of_another_shape_is_named(tmp_path, label):
+    case = write_labelled_case(tmp_path / "c", with_organs=True)
+    path = tmp_path / "c" / f"{label}_T2.nii.gz"
+    write_scan(path, abdomen()[1][:-1], dtype=np.uint8)
+
+    with pytest.raises(InputError, match=rf"{label}_T2\.nii\.gz: the mask has shape") as error:
+        load_labelled(case)
+    assert error.value.kind == "shape_mismatch"
+
+
+def test_one_image_is_too_few(tmp_path):
+    case = write_labelled_case(tmp_path / "c")
+
+    with pytest.raises(UsageError, match="at least two"):
+        build_dataset([case], preprocessed_dir=tmp_path / "p", preset=PRESET)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Images of two cases, and the data set made from them."""
+    images = [
+        write_labelled_case(tmp_path / "data" / "one", seed=1, with_organs=True),
+        write_labelled_case(tmp_path / "data" / "two", seed=2),
+    ]
+    folder = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+    return images, folder
+
+
+def _content(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_mtime_ns for path in files}
+
+
+def test_nnunet_reads_the_cases_on_the_planned_grid(built):
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    images, folder = built
+    data_folder = str(folder / "nnUNetPlans_3d_fullres")
+    dataset = infer_dataset_class(data_folder)(data_folder)
+    assert sorted(dataset.identifiers) == ["one__T2", "two__T2"]
+
+    data, labels, _, properties = dataset.load_case("one__T2")
+    assert data.shape == labels.shape == (1, 13, 35, 40)
+    assert abs(np.asarray(data[:]).mean()) < 0.1
+    assert set(np.unique(labels[:])) >= {0, LIVER, AUXILIARY_OFFSET + SPLEEN}
+    assert len(properties["class_locations"][LIVER]) > 0
+    meta = json.loads((folder / "dataset.json").read_text())
+    assert meta["labels"] == {"background": 0, "liver": 1}
+    assert meta["numTraining"] == len(images)
+
+
+def test_finished_data_set_is_kept(built, tmp_path):
+    images, folder = built
+    before = _content(folder)
+
+    assert build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET) == folder
+    assert _content(folder) == before
+
+
+def test_unfinished_data_set_is_made_anew_without_stale_cases(built, tmp_path):
+    images, folder = built
+    (folder / "inputs.json").unlink()
+    third = write_labelled_case(tmp_path / "data" / "three", seed=3)
+
+    build_dataset([images[1], third], preprocessed_dir=tmp_path / "p", preset=PRESET)
+    names = {path.name.split(".")[0] for path in (folder / "nnUNetPlans_3d_fullres").iterdir()}
+    assert {name.removesuffix("_seg") for name in names} == {"two__T2", "three__T2"}
+
+
+def test_first_of_two_that_build_together_provides_for_both(tmp_path, monkeypatch):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    write_cases = dataset._write_cases
+    first = []
+
+    def meanwhile(folder, *args, **kwargs):
+        write_cases(folder, *args, **kwargs)
+        monkeypatch.setattr(dataset, "_write_cases", write_cases)
+        done = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+        first.append(_content(done))
+
+    monkeypatch.setattr(dataset, "_write_cases", meanwhile)
+    folder = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+
+    assert first == [_content(folder)]
+    assert [path.name for path in (tmp_path / "p").iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(("age_hours", "stays"), [(0, True), (2, False)])
+def test_what_a_killed_process_left_is_removed_but_not_what_another_builds(
+    built, tmp_path, age_hours, stays
+):
+    images, folder = built
+    half_built = tmp_path / "p" / ".building_x" / folder.name / "nnUNetPlans_3d_fullres"
+    half_built.mkdir(parents=True)
+    written = time.time() - 3600 * age_hours
+    for path in (half_built, half_built.parent, half_built.parents[1]):
+        os.utime(path, (written, written))
+    (folder / "inputs.json").unlink()
+
+    build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+    assert half_built.exists() == stays
+
+
+@pytest.mark.parametrize("change", ["mask", "preset", "cases"])
+def test_data_set_of_other_inputs_is_refused_and_left_alone(built, tmp_path, change):
+    images, folder = built
+    preset = PRESET
+    if change == "mask":
+        write_scan(images[0].mask_path, np.roll(abdomen()[1], 2, axis=2), dtype=np.uint8)
+    elif change == "preset":
+        preset = replace(PRESET, patch_zyx=(8, 24, 24))
+    else:
+        images = [*images, write_labelled_case(tmp_path / "data" / "three", seed=3)]
+    before = _content(folder)
+
+    with pytest.raises(UsageError, match="other images, masks or settings"):
+        build_dataset(images, preprocessed_dir=tmp_path / "p", preset=preset)
+    assert _content(folder) == before
+
+
+def _image(case, sequence="T2"):
+    return TrainingImage(case, sequence, image_path=None, mask_path=None, organs_path=None)
+
+
+def test_every_image_is_validated_once_and_never_trained_on_in_that_fold():
+    images = [_image(f"c{n}") for n in range(7)]
+    splits = alternating_splits(images, n_folds=3)
+
+    validated = [key for split in splits for key in split["val"]]
+    assert sorted(validated) == sorted(case_key(image) for image in images)
+    for split in splits:
+        assert sorted(split["train"] + split["val"]) == sorted(validated)
+        assert len(split["val"]) in (2, 3)
+
+
+def test_sequences_of_a_patient_stay_on_one_side():
+    images = [_image(case, sequence) for case in "abcd" for sequence in ("T1", "T2", "GED4")]
+
+    for split in alternating_splits(images, n_folds=2):
+        trained = {key.split("__")[0] for key in split["train"]}
+        validated = {key.split("__")[0] for key in split["val"]}
+        assert trained
+        assert validated
+        assert not trained & validated
+
+
+def test_other_folds_in_the_same_place_are_refused(tmp_path):
+    images = write_labelled_cases(tmp_path / "data", count=4)
+    two, three = (alternating_splits(images, n_folds=n) for n in (2, 3))
+    write_splits(tmp_path, two)
+    write_splits(tmp_path, two)
+
+    with pytest.raises(UsageError, match="other folds"):
+        write_splits(tmp_path, three)
+    assert json.loads((tmp_path / "splits_final.json").read_text()) == two
+
+
+def _pseudo(folder, *, seed):
+    """Write a case whose mask is a map of trained labels: liver, a seam to ignore, background."""
+    case = write_labelled_case(folder, seed=seed, flips_zyx=(1,))
+    labels = abdomen(seed=seed)[1].copy()
+    labels[10:14, 20:50, 20:30] = IGNORE
+    flipped = nib.load(case.mask_path).affine
+    write_scan(case.mask_path, labels[:, ::-1], dtype=np.uint8, affine_ras=flipped)
+    return replace(case, pseudo=True), labels
+
+
+def test_labels_of_a_pseudo_image_are_kept_and_those_of_an_expert_are_all_liver(tmp_path):
+    pseudo, labels = _pseudo(tmp_path / "c", seed=1)
+
+    assert np.array_equal(load_labelled(pseudo).labels_zyx, labels)
+    expert = load_labelled(replace(pseudo, pseudo=False)).labels_zyx
+    assert np.array_equal(expert, np.where(labels > 0, LIVER, 0))
+
+
+def test_pseudo_image_that_is_ignored_altogether_is_refused(tmp_path):
+    pseudo, labels = _pseudo(tmp_path / "c", seed=1)
+    write_scan(pseudo.mask_path, np.full_like(labels, IGNORE), dtype=np.uint8)
+
+    with pytest.raises(InputError, match="holds no liver"):
+        load_labelled(pseudo)
+
+
+def test_ignore_label_reaches_nnunet_and_its_loss(tmp_path):
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    images = [write_labelled_case(tmp_path / "one", seed=1), _pseudo(tmp_path / "two", seed=2)[0]]
+    folder = build_dataset(
+        images,
+        preprocessed_dir=tmp_path / "p",
+        preset=PRESET,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+    )
+
+    data_folder = str(folder / "nnUNetPlans_3d_fullres")
+    dataset = infer_dataset_class(data_folder)(data_folder)
+    assert set(np.unique(dataset.load_case("one__T2")[1][:])) == {0, LIVER}
+    assert set(np.unique(dataset.load_case("two__T2")[1][:])) == {0, LIVER, IGNORE}
+    meta = json.loads((folder / "dataset.json").read_text())
+    plans = json.loads((folder / "nnUNetPlans.json").read_text())
+    manager = PlansManager(plans).get_label_manager(meta)
+    assert manager.ignore_label == IGNORE
+    assert manager.num_segmentation_heads == 2
+
+
+def test_given_plans_are_used_and_decide_with_the_files(built, tmp_path):
+    images, _ = built
+    plans = make_plans(images[:1], PRESET)
+
+    def build():
+        return build_dataset(images, preprocessed_dir=tmp_path / "q", preset=PRESET, plans=plans)
+
+    folder = build()
+    assert json.loads((folder / "nnUNetPlans.json").read_text()) == plans
+    before = _content(folder)
+    assert build() == folder
+    assert _content(folder) == before
+    plans["original_median_shape_after_transp"] = [1, 2, 3]
+    with pytest.raises(UsageError, match="other images, masks or settings"):
+        build()
+
+
+def test_plans_of_the_same_images_are_the_same(built):
+    images, folder = built
+
+    assert make_plans(images, PRESET) == json.loads((folder / "nnUNetPlans.json").read_text())
+
+
+def test_some_images_can_train_in_every_fold_and_validate_in_none():
+    images, always = [_image(f"c{n}") for n in range(4)], [_image("more"), _image("and")]
+
+    for split in alternating_splits(images, n_folds=2, always=always):
+        assert {"more__T2", "and__T2"} <= set(split["train"])
+        assert len(split["train"]) == 4
+        assert len(split["val"]) == 2
+        assert not {"more__T2", "and__T2"} & set(split["val"])
+
+
+def test_dealing_is_even_complete_and_blind_to_order():
+    hands = split_cases(["d", "b", "a", "c", "e", "a"], n_folds=3)
+
+    assert hands == (frozenset("ad"), frozenset("be"), frozenset("c"))
+    assert split_cases("edcba", n_folds=3) == hands
+    assert split_cases([], n_folds=2) == (frozenset(), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("n_images", "n_others", "share", "expected"),
+    [
+        (2, 8, 0.5, (4, 1)),
+        (8, 2, 0.5, (1, 4)),
+        (2, 2, 0.75, (3, 1)),
+        (3, 3, 0.5, (1, 1)),
+        (2, 20, 0.05, (1, 2)),
+    ],
+)
+def test_repeats_meet_the_share(n_images, n_others, share, expected):
+    images, others = ([_image(f"{kind}{k}") for k in range(n)] for kind, n in
+                      (("i", n_images), ("o", n_others)))  # fmt: skip
+    repeats = repeats_for_share(images, others, share=share)
+
+    assert {repeats[case_key(image)] for image in images} == {expected[0]}
+    assert {repeats[case_key(image)] for image in others} == {expected[1]}
+    drawn = n_images * expected[0]
+    assert drawn / (drawn + n_others * expected[1]) == pytest.approx(share, abs=0.01)
+
+
+def test_images_without_others_are_listed_once():
+    assert set(repeats_for_share([_image("a"), _image("b")], [], share=0.5).values()) == {1}
+
+
+def test_repeats_survive_the_disk(tmp_path):
+    assert read_repeats(tmp_path) == {}
+    write_repeats(tmp_path, {"a__T2": 3})
+
+    assert read_repeats(tmp_path) == {"a__T2": 3}

@@ -1,0 +1,112 @@
+"""One fold trained in several processes, on a CPU instead of several GPUs."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from gloo_training import take_part_on_a_cpu
+from tiny_training import PRESET, read_curves, restored_environment, write_labelled_cases
+
+from sslmedsam2.errors import SslMedSam2Error, UsageError
+from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.nnunet.trainer import TrainingSettings
+from sslmedsam2.nnunet.training import (
+    SharedTraining,
+    check_gpus,
+    preprocessed_dir,
+    train_on_several_gpus,
+    trained_model_dir,
+)
+
+SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+
+
+@pytest.fixture
+def work_dir(tmp_path):
+    """Preprocessed data of which a batch holds three patches."""
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    folder = tmp_path / "work"
+    preset = replace(PRESET, batch_size=3)
+    with restored_environment():
+        dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=preset)
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+    return folder
+
+
+def _shared(work_dir, meeting_file, **changes):
+    chosen = {
+        "work_dir": work_dir,
+        "fold": 0,
+        "settings": SETTINGS,
+        "device": "cpu",
+        "warm_start": None,
+        "gpus": 2,
+        "meeting_file": meeting_file,
+        "log_level": logging.WARNING,
+        **changes,
+    }
+    return SharedTraining(**chosen)
+
+
+@pytest.mark.slow
+def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, tmp_path):
+    shared = _shared(work_dir, tmp_path / "meeting")
+    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert [len(batch) for batch in first["drawn"]] == [2] * 4
+    assert [len(batch) for batch in second["drawn"]] == [1] * 4
+    for one, other in zip(first["drawn"], second["drawn"], strict=True):
+        assert not any(torch.equal(patch, other[0]) for patch in one)
+    fold = trained_model_dir(work_dir) / "fold_0"
+    written = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    for name, weights in written["network_weights"].items():
+        assert torch.equal(weights, first["weights"][name]), name
+        assert torch.equal(weights, second["weights"][name]), name
+    assert written["current_epoch"] == 2
+    assert [epoch for epoch, _ in read_curves(fold)["loss/train"]] == [0, 1]
+
+    # A checkpoint of one process, or of several, warm-starts several.
+    again = _shared(
+        work_dir,
+        tmp_path / "another_meeting",
+        fold=1,
+        settings=replace(SETTINGS, epochs=1),
+        warm_start=fold / "checkpoint_final.pth",
+    )
+    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(again, tmp_path), nprocs=2)
+    other_fold = fold.with_name("fold_1") / "checkpoint_final.pth"
+    warm = torch.load(other_fold, weights_only=False)["network_weights"]
+    for name, weights in written["network_weights"].items():
+        torch.testing.assert_close(warm[name], weights, atol=0.01, rtol=0)
+
+
+@pytest.mark.slow
+def test_process_that_fails_ends_the_others_and_is_named(tmp_path):
+    with pytest.raises(SslMedSam2Error, match=r"fold 0 on 2 GPUs: .*nnUNetPlans\.json"):
+        train_on_several_gpus(
+            tmp_path / "nothing", fold=0, settings=SETTINGS, device="cpu", warm_start=None, gpus=2
+        )
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "batch", "reason"),
+    [
+        (2, "cpu", 2, "0 can be used"),
+        (4, "cuda", 4, "3 can be used"),
+        (3, "cuda", 2, "the batch of the preset is 2"),
+    ],
+)
+def test_gpus_that_cannot_share_are_refused(monkeypatch, gpus, device, batch, reason):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    with pytest.raises(UsageError, match=f"--gpus {gpus}: {reason}"):
+        check_gpus(gpus, device=device, batch_size=batch)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(1, "cpu"), (1, "cuda"), (3, "cuda")])
+def test_gpus_that_can_share_are_taken(monkeypatch, gpus, device):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+
+    check_gpus(gpus, device=device, batch_size=4)

@@ -1,0 +1,345 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from tiny_models import make_plans
+from tiny_scans import abdomen
+from tiny_training import PRESET, read_curves, restored_environment, write_labelled_cases
+
+from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.device import choose_device
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.nnunet import trainer as trainer_module
+from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.nnunet.trainer import LiverTrainer, PatchLoader, TrainingSettings
+from sslmedsam2.nnunet.training import (
+    preprocessed_dir,
+    train_fold,
+    trained_model_dir,
+)
+from sslmedsam2.refine import cpu, training
+from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import ModelCard
+
+SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+
+_TRAIN_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
+from sslmedsam2.nnunet.training import train_fold
+
+class _Doomed(LiverTrainer):
+    def train_step(self, batch):
+        result = LiverTrainer.step(self, batch)
+        if self.current_epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+LiverTrainer.step, LiverTrainer.train_step = LiverTrainer.train_step, _Doomed.train_step
+settings = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+train_fold(Path(sys.argv[1]), fold=0, settings=settings, device="cpu")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    with restored_environment():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A work directory with preprocessed data and splits, and nothing trained."""
+    folder = tmp_path_factory.mktemp("training")
+    images = write_labelled_cases(folder / "data", count=2)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+    return folder
+
+
+@pytest.fixture
+def work_dir(data, tmp_path):
+    return shutil.copytree(data, tmp_path / "work")
+
+
+def _weights(checkpoint):
+    return torch.load(checkpoint, weights_only=False)["network_weights"]
+
+
+def _train(work_dir, **options):
+    return train_fold(work_dir, fold=0, settings=SETTINGS, device="cpu", **options)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_ends_like_an_uninterrupted_one(data, tmp_path):
+    whole, broken = (shutil.copytree(data, tmp_path / name) for name in ("whole", "broken"))
+    uninterrupted = _train(whole)
+
+    command = [sys.executable, "-c", _TRAIN_AND_DIE, str(broken)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    fold = trained_model_dir(broken) / "fold_0"
+    assert torch.load(fold / "checkpoint_latest.pth", weights_only=False)["current_epoch"] == 1
+    assert not (fold / "checkpoint_final.pth").exists()
+
+    resumed = _train(broken)
+    first, second = _weights(uninterrupted), _weights(resumed)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A work directory with a trained fold, and the fold's checkpoint."""
+    work_dir = tmp_path_factory.mktemp("trained") / "work"
+    return work_dir, _train(shutil.copytree(data, work_dir))
+
+
+def test_trained_fold_is_left_alone(trained):
+    work_dir, checkpoint = trained
+    written = checkpoint.stat().st_mtime_ns
+    names = {path.name for path in checkpoint.parent.iterdir()}
+
+    assert checkpoint == trained_model_dir(work_dir) / "fold_0" / "checkpoint_final.pth"
+    assert not any(name.endswith(".partial") for name in names)
+    assert "checkpoint_latest.pth" not in names
+    assert _train(work_dir) == checkpoint
+    assert checkpoint.stat().st_mtime_ns == written
+
+
+def test_curves_of_every_epoch_are_kept_for_tensorboard_and_as_a_picture(trained):
+    _, checkpoint = trained
+    curves = read_curves(checkpoint.parent)
+
+    assert curves.keys() == {"loss/train", "loss/validation", "pseudo_dice", "learning_rate"}
+    logged = torch.load(checkpoint, weights_only=False)["logging"]
+    for name, key in (("loss/train", "train_losses"), ("learning_rate", "lrs")):
+        assert [epoch for epoch, _ in curves[name]] == [0, 1]
+        assert [value for _, value in curves[name]] == pytest.approx(logged[key])
+    assert (checkpoint.parent / "progress.png").stat().st_size > 0
+
+
+def test_residual_network_is_trained_and_served(tmp_path):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    plans = make_plans(
+        residual=True,
+        patch=PRESET.patch_zyx,
+        spacing_mm=PRESET.spacing_zyx_mm,
+        strides=PRESET.strides_zyx,
+    )
+    residual = tmp_path / "residual"
+    dataset = build_dataset(
+        images, preprocessed_dir=preprocessed_dir(residual), preset=PRESET, plans=plans
+    )
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+
+    checkpoint = _train(residual)
+    freeze_model(
+        checkpoint.parents[1],
+        tmp_path / "weights",
+        name="residual",
+        sequences=("*",),
+        folds=("0",),
+        half=True,
+        card=ModelCard("abdomens", "a test", "Apache-2.0", "2026-01-31", {}),
+    )
+    (model,) = locate_models(tmp_path / "weights")
+    assert "ResidualEncoderUNet" in (model.path / "plans.json").read_text()
+    segmenter = CanonicalSegmenter(
+        read_model_spec(model.path, folds=model.folds), EngineOptions(device="cpu")
+    )
+    image = abdomen()[0]
+    as_is = Reorientation(axes=(0, 1, 2), flipped_axes=())
+    found = segmenter.segment(CanonicalVolume(image, (7.0, 4.0, 4.0), as_is))
+    assert found.mask_zyx.shape == image.shape
+
+
+def test_deterministic_training_holds_torch_to_it_and_lets_it_go(data, tmp_path, monkeypatch):
+    seen = []
+    step = LiverTrainer.train_step
+
+    def watched(self, batch):
+        seen.append(
+            (torch.are_deterministic_algorithms_enabled(), type(self.loss.loss.ce).__module__)
+        )
+        return step(self, batch)
+
+    monkeypatch.setattr(LiverTrainer, "train_step", watched)
+    weights = []
+    for name, deterministic in (("a", True), ("b", False)):
+        folder = shutil.copytree(data, tmp_path / name)
+        settings = replace(SETTINGS, epochs=1, deterministic=deterministic)
+        weights.append(_weights(train_fold(folder, fold=0, settings=settings, device="cpu")))
+
+    assert seen[:2] == [(True, "sslmedsam2.nnunet.trainer")] * 2
+    assert [enabled for enabled, _ in seen[2:]] == [False, False]
+    assert not torch.are_deterministic_algorithms_enabled()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], atol=1e-3, rtol=0)
+
+
+def test_step_on_a_gpu_is_left_to_nnunet_and_so_in_mixed_precision(monkeypatch):
+    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda _, batch: {"loss": batch})
+    trainer = object.__new__(LiverTrainer)
+    trainer.device = torch.device("cuda", 0)
+    trainer.network, trainer._average = torch.nn.Identity(), []
+
+    assert trainer.train_step("a batch") == {"loss": "a batch"}
+
+
+def _shared_memory(monkeypatch, *, megabytes):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: usage(megabytes * 2**20))
+
+
+def test_no_worker_processes_where_a_container_has_little_shared_memory(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    _shared_memory(monkeypatch, megabytes=64)
+
+    training.set_environment(tmp_path, device="cuda", settings=SETTINGS)
+    told = dict(os.environ)
+    assert told["nnUNet_n_proc_DA"] == "0"
+    assert "--shm-size" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "deterministic", "compiler", "workers", "compiled"),
+    [
+        ("cpu", False, True, "0", "f"),
+        ("cuda", False, True, None, None),
+        ("cuda", True, True, "0", "f"),
+        ("cuda", False, False, None, "f"),
+    ],
+)
+def test_nnunet_is_told_how_to_load_and_whether_to_compile(
+    tmp_path, monkeypatch, device, deterministic, compiler, workers, compiled
+):
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    monkeypatch.delenv("nnUNet_compile")
+    monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
+    _shared_memory(monkeypatch, megabytes=8000)
+    settings = replace(SETTINGS, deterministic=deterministic)
+
+    training.set_environment(tmp_path, device=device, settings=settings)
+    told = dict(os.environ)
+    assert told.get("nnUNet_n_proc_DA") == workers
+    assert told.get("nnUNet_compile") == compiled
+    assert told["nnUNet_results"] == str(tmp_path / "results")
+
+
+def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work_dir, monkeypatch):
+    measured = {"float32": 0.4, "bfloat16": 0.1}
+    # Which is quickest differs between machines, and compiling takes half a minute.
+    monkeypatch.setattr(cpu, "can_compile", lambda: False)
+    monkeypatch.setattr(cpu, "_may_know_bfloat16", lambda: True)
+    monkeypatch.setattr(
+        cpu,
+        "_seconds_a_step",
+        lambda _call, _patch, *, bfloat16: measured["bfloat16" if bfloat16 else "float32"],
+    )
+    settings = replace(SETTINGS, measure_cpu=True)
+    checkpoint = train_fold(work_dir, fold=0, settings=settings, device="cpu")
+
+    noted = json.loads((checkpoint.parent / "cpu_arithmetic.json").read_text())
+    assert noted["bfloat16"]
+    assert not noted["compiled"]
+    exact, found = _weights(trained[1]), _weights(checkpoint)
+    assert not all(torch.equal(exact[name], found[name]) for name in exact)
+    for name, weight in exact.items():
+        # Four steps of AdamW move a weight by 4e-3 at most, whatever the rounding.
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
+
+
+def test_served_weights_are_the_average_of_the_last_steps(trained):
+    content = torch.load(trained[1], weights_only=False)
+    newest, served = content["training_weights"], content["network_weights"]
+    assert newest.keys() == served.keys()
+    moved = [name for name in newest if not torch.equal(newest[name], served[name])]
+    assert len(moved) > len(newest) / 2
+    for name in newest:
+        torch.testing.assert_close(served[name], newest[name], rtol=0, atol=1e-2)
+
+
+def test_patches_of_data_with_an_ignore_label_lie_within_the_image(tmp_path, monkeypatch):
+    images = write_labelled_cases(tmp_path / "data", count=2)
+    work_dir = tmp_path / "work"
+    build_dataset(
+        images,
+        preprocessed_dir=preprocessed_dir(work_dir),
+        preset=PRESET,
+        labels=TRAINED_LABELS_WITH_IGNORE,
+    )
+    loaders = []
+
+    class Remembered(PatchLoader):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            loaders.append(self)
+
+    monkeypatch.setattr(trainer_module, "PatchLoader", Remembered)
+    train_fold(work_dir, fold="all", settings=SETTINGS, device="cpu")
+
+    assert len(loaders) == 2
+    patch = np.array(loaders[0].patch_size)
+    image = 3 * patch
+    # Centred on the image's far corner, most of a patch would be empty.
+    corner = {loaders[0].annotated_classes_key: np.array([[0, *(image - 1)]])}
+    first = np.array([loaders[0].get_bbox(image, False, corner)[0] for _ in range(20)])
+    margin = loaders[0].need_to_pad
+    assert (first >= -margin).all()
+    assert (first + patch <= image + margin).all()
+
+
+def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):
+    content = torch.load(trained[1], weights_only=False)
+    for tensor in content["network_weights"].values():
+        tensor.zero_()
+    torch.save(content, tmp_path / "zeros.pth")
+
+    # One step moves no weight far: what began at zero is still near it.
+    settings = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
+    warm = train_fold(
+        work_dir, fold=0, settings=settings, device="cpu", warm_start=tmp_path / "zeros.pth"
+    )
+    assert max(tensor.abs().max().item() for tensor in _weights(warm).values()) < 0.01
+    assert max(tensor.abs().max().item() for tensor in _weights(trained[1]).values()) > 0.1
+
+
+@pytest.mark.parametrize("damage", ["other_network", "no_checkpoint"])
+def test_warm_start_that_does_not_fit_is_refused(trained, work_dir, tmp_path, damage):
+    checkpoint = tmp_path / "start.pth"
+    if damage == "other_network":
+        content = torch.load(trained[1], weights_only=False)
+        content["network_weights"].popitem()
+        torch.save(content, checkpoint)
+    else:
+        checkpoint.write_bytes(b"nothing")
+
+    with pytest.raises(ModelError, match=r"start\.pth"):
+        _train(work_dir, warm_start=checkpoint)
+    assert not (trained_model_dir(work_dir) / "fold_0" / "checkpoint_final.pth").exists()
+
+
+def test_gpu_that_is_not_there_is_refused():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(UsageError, match="no usable CUDA device"):
+        choose_device("cuda")

@@ -1,0 +1,168 @@
+"""What cannot be used is named, and everything else goes on."""
+
+import csv
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pseudo_label_samples import CANONICAL_AFFINE_RAS, Workplace
+from tiny_scans import write_scan
+
+from sslmedsam2.errors import ExitCode, ModelError, NoInputError, UsageError
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.pseudo_label.pipeline import pseudo_label
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def workplace(tmp_path, small_sam2):
+    """One labelled volume and one sound query."""
+    place = Workplace(tmp_path, small_sam2)
+    place.add_support("1001-A-S1", seed=1)
+    place.add_query("0009-A/T2.nii.gz", n_slices=4)
+    return place
+
+
+def write_zeros(path):
+    write_scan(path, np.zeros((9, 35, 40), np.float32), affine_ras=CANONICAL_AFFINE_RAS)
+
+
+def write_nonsense(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"this is no image")
+
+
+@pytest.mark.parametrize("write", [write_zeros, write_nonsense])
+def test_a_bad_query_is_a_row_with_an_error_and_the_next_goes_on(workplace, write):
+    write(workplace.query / "0001-A" / "T2.nii.gz")
+
+    summary = workplace.run()
+
+    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
+    bad, good = csv.DictReader(summary.table_path.open(newline=""))
+    assert "0001-A/T2.nii.gz" in bad["error"]
+    assert bad["verdict"] == ""
+    assert good["case"] == "0009-A"
+    assert good["error"] == ""
+    assert not workplace.paths("0001-A").mask.exists()
+    assert workplace.paths("0009-A").mask.is_file()
+
+
+def test_a_query_of_three_slices_is_labelled(workplace):
+    image = workplace.add_query("0001-A/T2.nii.gz", n_slices=3)
+
+    assert workplace.run().exit_code == ExitCode.OK
+    assert nib.load(workplace.paths("0001-A").mask).shape == nib.load(image).shape
+
+
+def test_a_folder_that_should_be_a_query_and_is_none_is_reported(workplace):
+    (workplace.query / "Vendor-A" / "0001-A").mkdir(parents=True)
+
+    summary = workplace.run()
+
+    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
+    rows = list(csv.DictReader(summary.table_path.open(newline="")))
+    assert [row["case"] for row in rows] == ["0001-A", "0009-A"]
+    assert "holds no image" in rows[0]["error"]
+
+
+def test_a_query_that_has_become_bad_keeps_no_earlier_mask(workplace):
+    workplace.run()
+    assert workplace.paths("0009-A").mask.is_file()
+    write_nonsense(workplace.query / "0009-A" / "T2.nii.gz")
+
+    workplace.run(resume=True)
+
+    assert [path.name for path in workplace.paths("0009-A").mask.parent.iterdir()] == [
+        "T2_pseudo.json"
+    ]
+
+
+def empty_mask(folder):
+    path = folder / "mask_GED4.nii.gz"
+    write_scan(path, np.zeros((9, 35, 40)), dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+
+def mask_of_another_shape(folder):
+    path = folder / "mask_GED4.nii.gz"
+    write_scan(path, np.ones((8, 35, 40)), dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+
+def mask_elsewhere(folder):
+    path = folder / "mask_GED4.nii.gz"
+    elsewhere = CANONICAL_AFFINE_RAS.copy()
+    elsewhere[2, 3] += 42
+    write_scan(path, read_mask(path).array_zyx, dtype=np.uint8, affine_ras=elsewhere)
+
+
+def unreadable_mask(folder):
+    write_nonsense(folder / "mask_GED4.nii.gz")
+
+
+def unreadable_image(folder):
+    write_nonsense(folder / "GED4.nii.gz")
+
+
+SPOILERS = [empty_mask, mask_of_another_shape, mask_elsewhere, unreadable_mask, unreadable_image]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_a_bad_support_is_named_and_left_out(workplace, spoil, caplog):
+    spoil(workplace.add_support("1000-A-S1"))
+
+    summary = workplace.run()
+
+    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
+    assert len(summary.support_errors) == 1
+    assert "1000-A-S1" in summary.support_errors[0]
+    assert summary.support_errors[0] in caplog.text
+    record = workplace.record("0009-A")
+    assert [score["name"] for score in record["supports"]] == ["1001-A-S1/GED4"]
+
+
+def test_without_a_usable_support_nothing_is_begun(workplace):
+    empty_mask(workplace.support / "1001-A-S1")
+
+    with pytest.raises(NoInputError, match="holds no liver"):
+        pseudo_label(workplace.options())
+    assert not workplace.output.exists()
+
+
+def test_a_support_folder_without_masks_is_an_error(workplace, tmp_path):
+    (tmp_path / "none").mkdir()
+
+    with pytest.raises(NoInputError, match="labelled volume"):
+        pseudo_label(workplace.options(support_dir=tmp_path / "none"))
+
+
+def test_nothing_to_label_is_an_error_that_says_why(workplace):
+    with pytest.raises(NoInputError, match="is labelled"):
+        pseudo_label(workplace.options(query_dir=workplace.support))
+
+
+def test_the_only_support_cannot_label_itself(workplace):
+    workplace.add_query("1001-A-S1/GED4.nii.gz", seed=1)
+
+    summary = workplace.run()
+
+    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
+    assert "the only labelled volume" in workplace.record("1001-A-S1", "GED4")["error"]
+
+
+@pytest.mark.parametrize("content", [b"", b"no network", None])
+@pytest.mark.parametrize("name", ["sam2.pt", "sam2.safetensors"])
+def test_a_bad_checkpoint_is_refused_before_anything_is_written(workplace, name, content):
+    path = workplace.query.parent / name
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ModelError, match=name):
+        pseudo_label(workplace.options(sam2=str(path)))
+    assert not workplace.output.exists()
+
+
+@pytest.mark.parametrize("inside", [".", "out", "0009-A/out"])
+def test_the_output_may_not_lie_among_the_queries(workplace, inside):
+    with pytest.raises(UsageError, match="among the queries"):
+        pseudo_label(workplace.options(output_dir=workplace.query / inside))

@@ -1,0 +1,66 @@
+"""A run that is killed again and again ends with the weights of one that was left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from retrain_samples import content, options, write_data
+from tiny_training import restored_environment
+
+from sslmedsam2.retrain.pipeline import retrain
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+TESTS = Path(__file__).parents[1]
+_PIPELINES, _REFINE = "sslmedsam2.pipelines", "sslmedsam2.refine"
+
+KILLS = [
+    # (module, function, just before which call of it in that process)
+    (f"{_PIPELINES}.pseudo_label_work", "write_record", 3),
+    (f"{_PIPELINES}.retraining.selecting", "write_labels", 2),
+    (f"{_REFINE}.dataset", "_preprocess", 4),
+    # There are two steps an epoch: this is the second epoch of fold 0, then the first of fold 1.
+    (f"{_REFINE}.trainer", "LiverTrainer.train_step", 4),
+    (f"{_REFINE}.trainer", "LiverTrainer.train_step", 4),
+    (f"{_PIPELINES}.retraining.training", "write_json", 1),
+    (f"{_PIPELINES}.retraining.relabelling", "write_relabel_record", 3),
+    (f"{_PIPELINES}.retraining.run", "write_json", 2),
+    (f"{_PIPELINES}.retraining.run", "freeze_round", 1),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment():
+    with restored_environment():
+        yield
+
+
+def _killed_run(root, kill):
+    command = [sys.executable, "-m", "retrain_samples", str(root), *map(str, kill)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(TESTS), str(TESTS.parent)))}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def _frozen(root):
+    return content(root / "weights" / "tiny")
+
+
+def test_run_that_was_killed_at_every_stage_ends_like_an_uninterrupted_one(tmp_path):
+    whole, broken = (write_data(tmp_path / name) for name in ("whole", "broken"))
+    assert torch.get_num_threads() == 1
+    retrain(options(whole))
+
+    for kill in KILLS:
+        process = _killed_run(broken, kill)
+        assert process.returncode == -signal.SIGKILL, (kill, process.stderr)
+        assert not (broken / "weights").exists()
+    summary = retrain(options(broken))
+
+    assert not summary.interrupted
+    assert _frozen(broken) == _frozen(whole)
+    for name in ("rounds.json", "round_1/outcome.json", "round_2/outcome.json"):
+        assert (broken / "work" / name).read_text() == (whole / "work" / name).read_text(), name

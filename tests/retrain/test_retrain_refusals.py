@@ -1,0 +1,252 @@
+"""What cannot work is said before anything long starts."""
+
+import shutil
+from collections import namedtuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
+from retrain_samples import EXPERTS, UNLABELLED, options, write_expert, write_unlabelled
+from tiny_scans import write_scan
+
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import (
+    ExitCode,
+    InputError,
+    ModelError,
+    NoInputError,
+    SslMedSam2Error,
+    UsageError,
+)
+from sslmedsam2.nnunet.presets import PRESETS
+from sslmedsam2.retrain import index as module
+from sslmedsam2.retrain.index import index_data, read_index
+from sslmedsam2.retrain.pipeline import retrain
+from sslmedsam2.retrain.state import WorkDir
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two labelled cases and one unlabelled: the least that works."""
+    for seed, case in enumerate(EXPERTS[:2], start=1):
+        write_expert(tmp_path / "labelled" / case, seed=seed)
+    write_unlabelled(tmp_path / "unlabelled" / UNLABELLED[0], seed=11)
+    return tmp_path
+
+
+def _refused(error, match, asked):
+    """Check that ``retrain`` refuses, and that nothing was begun."""
+    with pytest.raises(error, match=match) as caught:
+        retrain(asked)
+    left = [path for path in asked.work_dir.rglob("*") if path.is_file()]
+    assert not left
+    return caught.value
+
+
+def test_least_that_works_is_indexed(root):
+    index = index_data(options(root))
+
+    assert [image.case for image in index.labelled] == list(EXPERTS[:2])
+    assert [query.name for query in index.queries] == [f"{UNLABELLED[0]}/T2"]
+    assert index.problems == ()
+    assert read_index(WorkDir(root / "work")) == index
+
+
+def test_no_labels(root):
+    for mask in root.rglob("mask_T2.nii.gz"):
+        mask.unlink()
+
+    error = _refused(NoInputError, "labelled: there is no labelled image", options(root))
+    assert error.exit_code == ExitCode.NO_VALID_INPUT
+
+
+def test_labels_of_no_wanted_sequence(root):
+    asked = options(root, sequences=("T1",))
+
+    _refused(NoInputError, "there is no labelled image of these sequences", asked)
+
+
+def test_folder_that_is_not_there(root):
+    _refused(NoInputError, "no such folder", options(root, labelled_dir=root / "nowhere"))
+    _refused(NoInputError, "nowhere", options(root, unlabelled_dir=root / "nowhere"))
+
+
+def test_one_labelled_case(root):
+    shutil.rmtree(root / "labelled" / EXPERTS[1])
+
+    error = _refused(UsageError, r"1 labelled patient\(s\) are too few for 2 folds", options(root))
+    assert error.exit_code == ExitCode.USAGE
+
+
+def test_more_folds_than_labelled_patients(root):
+    write_expert(root / "labelled" / EXPERTS[0], sequence="GED4", seed=3)
+
+    _refused(UsageError, r"2 labelled patient\(s\) are too few for 3", options(root, folds=3))
+
+
+def test_one_fold(root):
+    _refused(UsageError, "--folds 1: a volume can only be re-predicted", options(root, folds=1))
+
+
+def test_mask_on_another_grid(root):
+    mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
+    write_scan(mask, small_abdomen(2)[1][:-1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+    error = _refused(
+        InputError, rf"{EXPERTS[1]}.mask_T2\.nii\.gz: the mask has shape", options(root)
+    )
+    assert error.kind == "shape_mismatch"
+
+
+def test_empty_expert_mask(root):
+    mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
+    empty = np.zeros(small_abdomen(2)[1].shape)
+    write_scan(mask, empty, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+    _refused(InputError, r"mask_T2\.nii\.gz: the mask holds no liver", options(root))
+
+
+def test_labelled_image_that_cannot_be_read(root):
+    image = root / "labelled" / EXPERTS[0] / "T2.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+
+    _refused(InputError, rf"{EXPERTS[0]}.T2\.nii\.gz", options(root))
+
+
+def test_empty_unlabelled_folder(root):
+    shutil.rmtree(root / "unlabelled")
+    (root / "unlabelled").mkdir()
+
+    error = _refused(NoInputError, "unlabelled", options(root))
+    assert error.exit_code == ExitCode.NO_VALID_INPUT
+
+
+def test_unlabelled_folder_of_labelled_images_alone(root):
+    asked = options(root, unlabelled_dir=root / "labelled")
+
+    _refused(NoInputError, "there is no unlabelled image", asked)
+
+
+@pytest.mark.parametrize("folder", ["labelled", "unlabelled"])
+def test_work_directory_inside_the_data(root, folder):
+    asked = options(root, work_dir=root / folder / "work")
+    before = sorted(root.rglob("*"))
+
+    with pytest.raises(UsageError, match=f"the work directory lies inside .*{folder}"):
+        retrain(asked)
+    assert sorted(root.rglob("*")) == before
+
+
+def test_disk_too_small(root, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
+
+    _refused(UsageError, r"up to 0\.0 GB are needed and 0\.0 GB are free", options(root))
+
+
+def test_more_gpus_than_there_are(root):
+    _refused(UsageError, "--gpus 2: 0 can be used", options(root, gpus=2))
+
+
+def test_gpu_that_is_not_there(root, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    _refused(UsageError, "--device cuda", options(root, device="cuda"))
+
+
+@pytest.mark.parametrize("name", ["resenc-m", "resenc-l"])
+def test_disk_is_judged_by_the_voxels_that_the_preset_plans(root, monkeypatch, name):
+    usage = namedtuple("usage", "total used free")
+    free = {"bytes": 10**15}
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
+    index_data(options(root, work_dir=root / "roomy", preset=PRESETS[name]))
+
+    # At 6 x 3 x 3 mm a voxel of these scans would be cut into many.
+    free["bytes"] = 2 * 10**6
+    index_data(options(root, work_dir=root / "coarse", preset=PRESETS[name]))
+    fine = options(root, work_dir=root / "fine", preset=PRESETS["compact"])
+    with pytest.raises(UsageError, match="GB are needed"):
+        index_data(fine)
+
+
+def test_unknown_sequence(root, capsys):
+    arguments = ["--labelled", str(root / "labelled"), "--unlabelled", str(root / "unlabelled")]
+    code = main(["retrain", *arguments, "--work-dir", str(root / "work"), "--sequences", "T7"])
+
+    assert code == ExitCode.USAGE
+    assert "T7" in capsys.readouterr().err
+    assert not (root / "work").exists()
+
+
+@pytest.mark.parametrize("rounds", ["0", "many", "-1", "1.5"])
+def test_rounds_that_are_no_number(root, capsys, rounds):
+    arguments = ["--labelled", str(root / "labelled"), "--unlabelled", str(root / "unlabelled")]
+    code = main(["retrain", *arguments, "--work-dir", str(root / "work"), "--rounds", rounds])
+
+    assert code == ExitCode.USAGE
+    assert f"--rounds {rounds}" in capsys.readouterr().err
+
+
+def test_mean_of_weights_without_a_common_start(root):
+    _refused(UsageError, "--final average: without a common start", options(root, final="average"))
+
+
+def test_start_that_is_no_checkpoint(root):
+    (root / "start.pth").write_bytes(b"nothing")
+
+    _refused(ModelError, r"start\.pth", options(root, start=root / "start.pth"))
+
+
+def test_sam2_that_is_not_there(root):
+    with pytest.raises(SslMedSam2Error, match="nowhere"):
+        retrain(options(root, sam2=str(root / "nowhere.safetensors")))
+    assert not (root / "work" / "round_1").exists()
+
+
+def test_unlabelled_image_that_cannot_be_read_is_left_out_and_named(root):
+    write_unlabelled(root / "unlabelled" / UNLABELLED[1], seed=12)
+    broken = root / "unlabelled" / UNLABELLED[0] / "T2.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:200])
+
+    index = index_data(options(root))
+    assert [query.case for query in index.queries] == [UNLABELLED[1]]
+    (problem,) = index.problems
+    assert str(broken) in problem
+
+
+def test_copy_of_a_labelled_image_is_left_out(root):
+    folder = root / "unlabelled" / EXPERTS[0]
+    folder.mkdir()
+    shutil.copy(root / "labelled" / EXPERTS[0] / "T2.nii.gz", folder)
+
+    index = index_data(options(root))
+    assert [query.case for query in index.queries] == [UNLABELLED[0]]
+    assert index.problems == ()
+
+
+def test_unlabelled_image_that_is_called_like_a_labelled_one_is_left_out_and_named(root):
+    path = write_unlabelled(root / "unlabelled" / EXPERTS[0], seed=77)
+
+    index = index_data(options(root))
+    assert [query.case for query in index.queries] == [UNLABELLED[0]]
+    (problem,) = index.problems
+    assert problem.startswith(f"{path}: is left out, since ")
+
+
+def test_images_may_lie_elsewhere_on_the_next_call(root, tmp_path):
+    before = index_data(options(root))
+    shutil.move(root / "labelled", root / "moved")
+
+    after = index_data(options(root, labelled_dir=root / "moved"))
+    assert after.queries == before.queries
+    assert {image.image_path.parents[1] for image in after.labelled} == {root / "moved"}
+    assert read_index(WorkDir(tmp_path / "work")) == after
+
+
+def test_labelled_image_of_the_wrong_kind_is_named(root):
+    flat = root / "labelled" / EXPERTS[0] / "T2.nii.gz"
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 9, 3)), np.eye(4)), flat)
+
+    _refused(InputError, rf"{EXPERTS[0]}.T2\.nii\.gz", options(root))

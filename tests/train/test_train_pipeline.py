@@ -1,0 +1,189 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_scans import abdomen
+from tiny_training import PRESET, restored_environment, write_labelled_case, write_labelled_cases
+
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.nnunet.dataset import build_dataset, write_splits
+from sslmedsam2.nnunet.training import preprocessed_dir
+from sslmedsam2.train import pipeline
+from sslmedsam2.train.pipeline import TrainOptions, train
+from sslmedsam2.weights.locate import locate_models
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What ``train`` was asked to do, and the scores it gave."""
+    folder = tmp_path_factory.mktemp("train")
+    write_labelled_cases(folder / "data", count=4)
+    options = TrainOptions(
+        data_dir=folder / "data",
+        work_dir=folder / "work",
+        epochs=1,
+        final_epochs=1,
+        iterations_per_epoch=2,
+        weights_dir=folder / "weights",
+        name="tiny",
+        training_data="computed abdomens",
+        licence="Apache-2.0",
+        preset=PRESET,
+    )
+    with restored_environment():
+        return options, train(options)
+
+
+def _checkpoints(options):
+    found = options.work_dir.rglob("checkpoint_final.pth")
+    return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.slow
+def test_every_case_is_scored_by_the_fold_that_never_saw_it(trained):
+    options, scores = trained
+
+    assert sorted(score.case for score in scores) == ["case1", "case2", "case3", "case4"]
+    splits = next(options.work_dir.rglob("splits_final.json"))
+    for score in scores:
+        split = json.loads(splits.read_text())[score.fold]
+        assert f"{score.case}__T2" in split["val"]
+        assert f"{score.case}__T2" not in split["train"]
+        assert 0 <= score.dice <= 1
+        assert np.isfinite(score.hausdorff_mm)
+    written = json.loads((options.work_dir / "cross_validation.json").read_text())
+    assert [entry["dice"] for entry in written] == [score.dice for score in scores]
+
+
+@pytest.mark.slow
+def test_network_of_all_cases_is_frozen_with_its_figures(trained):
+    options, scores = trained
+
+    (model,) = locate_models(options.weights_dir)
+    assert model.verified
+    assert (model.name, model.folds, model.sequences) == ("tiny", ("all",), ("*",))
+    assert model.card.training_data == "computed abdomens"
+    assert "4 labelled images, 2 folds" in model.card.recipe
+    assert model.card.measured["cross_validation_cases"] == 4
+    mean = np.mean([score.dice for score in scores])
+    assert model.card.measured["cross_validation_dice"] == pytest.approx(mean, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_frozen_weights_verify_until_a_byte_changes(trained, capsys):
+    weights_dir = trained[0].weights_dir
+    assert main(["weights", "verify", "--model", str(weights_dir)]) == 0
+
+    plans = weights_dir / "tiny" / "plans.json"
+    content = plans.read_bytes()
+    plans.write_bytes(content.replace(b"14.0", b"15.0"))
+    try:
+        assert main(["weights", "verify", "--model", str(weights_dir)]) == 4
+    finally:
+        plans.write_bytes(content)
+    assert "plans.json" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_engine_of_predict_serves_the_frozen_weights(trained):
+    (model,) = locate_models(trained[0].weights_dir)
+    segmenter = CanonicalSegmenter(
+        read_model_spec(model.path, folds=model.folds), EngineOptions(device="cpu")
+    )
+    image = abdomen()[0]
+    as_is = Reorientation(axes=(0, 1, 2), flipped_axes=())
+
+    found = segmenter.segment(CanonicalVolume(image, (7.0, 4.0, 4.0), as_is))
+    assert found.mask_zyx.shape == image.shape
+    assert set(np.unique(found.mask_zyx)) <= {0, 1}
+
+
+@pytest.mark.slow
+def test_running_again_trains_nothing_anew(trained):
+    options, scores = trained
+    before = _checkpoints(options)
+    assert before.keys() == {"fold_0", "fold_1", "fold_all"}
+
+    with restored_environment():
+        assert train(options) == scores
+    assert _checkpoints(options) == before
+
+
+@pytest.mark.slow
+def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
+    options, scores = trained
+    # The command has no option for so small a network.
+    monkeypatch.setattr(pipeline, "train", lambda asked: train(replace(asked, preset=PRESET)))
+    arguments = ["--data", str(options.data_dir), "--work-dir", str(options.work_dir)]
+
+    with restored_environment():
+        assert main(["train", *arguments]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"{scores[0].case} T2: Dice {scores[0].dice:.4f}, Hausdorff ")
+    assert len(lines) == 5
+    mean = np.mean([score.dice for score in scores])
+    assert lines[-1] == f"mean Dice of 4 images by cross-validation: {mean:.4f}"
+
+
+@pytest.mark.slow
+def test_changed_data_are_refused_before_anything_is_trained(trained):
+    options, _ = trained
+    before = _checkpoints(options)
+    fifth = write_labelled_case(options.data_dir / "case5", seed=5)
+
+    try:
+        with pytest.raises(UsageError, match="other images, masks or settings"):
+            train(options)
+    finally:
+        for path in fifth.image_path.parent.iterdir():
+            path.unlink()
+    assert _checkpoints(options) == before
+
+
+@pytest.mark.slow
+def test_other_number_of_folds_is_refused(trained, tmp_path):
+    options, _ = trained
+    # Four cases are too few for three folds, so more are needed to come that far.
+    images = write_labelled_cases(tmp_path / "data", count=6)
+    options = replace(
+        options, data_dir=tmp_path / "data", work_dir=tmp_path / "work", folds=3, weights_dir=None
+    )
+    dataset = build_dataset(
+        images, preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
+    )
+    write_splits(dataset, [])
+
+    with pytest.raises(UsageError, match="other folds"):
+        train(options)
+
+
+@pytest.mark.parametrize(
+    ("count", "folds", "reason"),
+    [
+        (3, 2, r"3 labelled case\(s\) are too few for 2 folds"),
+        (4, 1, "one fold leaves nothing to train on"),
+        (1, 0, "training needs at least two"),
+        (0, 2, r"0 labelled case\(s\) are too few"),
+    ],
+)
+def test_too_few_cases_for_the_folds_are_refused(tmp_path, count, folds, reason):
+    (tmp_path / "data").mkdir()
+    write_labelled_cases(tmp_path / "data", count=count)
+    options = TrainOptions(data_dir=tmp_path / "data", work_dir=tmp_path / "work", folds=folds)
+
+    with pytest.raises(UsageError, match=reason):
+        train(options)
+    assert not (tmp_path / "work").exists()
+
+
+def test_command_ends_with_the_error_and_its_code(tmp_path, capsys):
+    data = tmp_path / "data"
+    code = main(["train", "--data", str(data), "--work-dir", str(tmp_path / "work")])
+
+    assert code == 3
+    assert "data: there is no such folder" in capsys.readouterr().err
