@@ -107,16 +107,12 @@ def _read_input(path: Path) -> Tree:
 
 def _without_own_results(studies: list[Study]) -> list[Study]:
     """Drop ``X_liver`` where ``X`` is itself a case: a mask that an earlier run wrote."""
-    without_sequence = {study.case for study in studies if study.has_no_sequence}
+    plain = {study.case for study in studies if study.has_no_sequence}
 
     def is_own_result(study: Study) -> bool:
         stem = volume_stem(study.series[0].path)
         bases = {study.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
-        return (
-            study.has_no_sequence
-            and stem.endswith(GENERIC_SUFFIX)
-            and bool(bases & without_sequence)
-        )
+        return study.has_no_sequence and stem.endswith(GENERIC_SUFFIX) and bool(bases & plain)
 
     return [study for study in studies if not is_own_result(study)]
 
