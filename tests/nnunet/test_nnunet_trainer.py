@@ -20,6 +20,7 @@ from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
 from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
@@ -29,7 +30,6 @@ from sslmedsam2.nnunet.training import (
     train_fold,
     trained_model_dir,
 )
-from sslmedsam2.refine import cpu, training
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard
