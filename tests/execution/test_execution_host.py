@@ -94,7 +94,7 @@ def test_threads_of_numpy_keep_to_a_limit_set_before_it_is_loaded():
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("this machine has one processor only")
     code = (
-        "from sslmedsam2.pipelines import host\n"
+        "from sslmedsam2.execution import host\n"
         "host.read_limits = lambda: host.Limits(1.0, None, None, None, None)\n"
         "host.keep_to_limits()\n"
         "import numpy, os\n"

@@ -16,20 +16,18 @@ from sslmedsam2.retrain.pipeline import retrain
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 TESTS = Path(__file__).parents[1]
-_PIPELINES, _REFINE = "sslmedsam2.pipelines", "sslmedsam2.refine"
-
 KILLS = [
     # (module, function, just before which call of it in that process)
-    (f"{_PIPELINES}.pseudo_label_work", "write_record", 3),
-    (f"{_PIPELINES}.retraining.selecting", "write_labels", 2),
-    (f"{_REFINE}.dataset", "_preprocess", 4),
+    ("sslmedsam2.pseudo_label.query", "write_record", 3),
+    ("sslmedsam2.retrain.select", "write_labels", 2),
+    ("sslmedsam2.nnunet.dataset", "_preprocess", 4),
     # There are two steps an epoch: this is the second epoch of fold 0, then the first of fold 1.
-    (f"{_REFINE}.trainer", "LiverTrainer.train_step", 4),
-    (f"{_REFINE}.trainer", "LiverTrainer.train_step", 4),
-    (f"{_PIPELINES}.retraining.training", "write_json", 1),
-    (f"{_PIPELINES}.retraining.relabelling", "write_relabel_record", 3),
-    (f"{_PIPELINES}.retraining.run", "write_json", 2),
-    (f"{_PIPELINES}.retraining.run", "freeze_round", 1),
+    ("sslmedsam2.nnunet.trainer", "LiverTrainer.train_step", 4),
+    ("sslmedsam2.nnunet.trainer", "LiverTrainer.train_step", 4),
+    ("sslmedsam2.retrain.train_round", "write_json", 1),
+    ("sslmedsam2.retrain.relabel", "write_relabel_record", 3),
+    ("sslmedsam2.retrain.pipeline", "write_json", 2),
+    ("sslmedsam2.retrain.pipeline", "freeze_round", 1),
 ]
 
 
