@@ -3,8 +3,8 @@
 Only a few sequences have reference masks, yet the network must serve every sequence and vendor.
 Each training patch is therefore repainted at random before nnU-Net's usual noise, blur and gamma.
 The ideas are those of SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789: a random
-contrast for each label) and GIN (Ouyang et al. 2022, arXiv:2111.12525: random shallow convolutions), kept
-anchored to the real texture so that anatomy stays recognisable.
+contrast for each label) and GIN (Ouyang et al. 2022, arXiv:2111.12525: random shallow
+convolutions), kept anchored to the real texture so that anatomy stays recognisable.
 
 All functions take a patch ``image`` of shape ``(1, z, y, x)``, roughly z-scored, and return the
 same shape. Randomness comes from torch's global generator, which the trainer seeds per epoch.
