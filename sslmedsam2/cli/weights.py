@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.logging_setup import terminal_console
 from sslmedsam2.weights.catalogue import FETCHED_DIR, OFFICIAL
 
 if TYPE_CHECKING:
@@ -85,8 +82,8 @@ def verify_models(model_dir: Path | None) -> None:
 def fetch_official(name: str, to_dir: Path, source: str | None, accept_licence: bool) -> None:
     """Fetch an official SAM2 checkpoint, whole and unchanged or not at all.
 
-    Goes on where an earlier attempt stopped. The file is compared with its published size and
-    SHA-256; its terms are shown first and stored beside it.
+    The file is compared with its published size and SHA-256; its terms are shown first and stored
+    beside it.
     """
     from sslmedsam2.weights.fetch import fetch
 
@@ -94,9 +91,8 @@ def fetch_official(name: str, to_dir: Path, source: str | None, accept_licence: 
     click.echo(_terms(entry), err=True)
     if entry.licence.must_be_accepted and not accept_licence:
         _ask_to_accept(entry)
-    with _progress(entry) as progress:
-        path = fetch(entry, to_dir=to_dir, source=source, progress=progress)
-    click.echo(path)
+    show_progress = sys.stderr.isatty()
+    click.echo(fetch(entry, to_dir=to_dir, source=source, show_progress=show_progress))
 
 
 def _terms(entry: CatalogueEntry) -> str:
@@ -118,34 +114,6 @@ def _ask_to_accept(entry: CatalogueEntry) -> None:
         reason=f"its terms were not accepted ({entry.licence.name})",
         remedy=f"Read {entry.licence.url} and, if you agree, give --accept-licence",
     )
-
-
-@contextmanager
-def _progress(entry: CatalogueEntry) -> Iterator[Callable[[int], None] | None]:
-    """Show a bar on a terminal; elsewhere say nothing while bytes arrive."""
-    console = terminal_console()
-    if console is None:
-        yield None
-        return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(entry.name, total=entry.size_bytes)
-        yield lambda n_bytes: bar.update(task, completed=n_bytes)
 
 
 def _as_table(model: ModelLocation) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """A real HTTP server for one file, with the faults that servers have."""
 
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,6 @@ class FileServer:
     ----------
     content
         The file; every path leads to it.
-    ranges
-        Whether it can send a part.
     drop_after
         For each coming request: after how many bytes the connection breaks; None for never.
     statuses
@@ -25,15 +22,14 @@ class FileServer:
     announce_size
         Whether it tells the size before it sends.
     asked
-        The ``Range`` header of each request so far, or None.
+        The path of each request so far.
     """
 
     content: bytes
-    ranges: bool = True
     drop_after: list[int | None] = field(default_factory=list)
     statuses: list[int | None] = field(default_factory=list)
     announce_size: bool = True
-    asked: list[str | None] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
     port: int = 0
 
     def url(self, path="file.pt") -> str:
@@ -61,24 +57,15 @@ def serving(server: FileServer) -> Iterator[FileServer]:
 
 
 def _answer(handler, server):
-    wanted = handler.headers["Range"]
-    server.asked.append(wanted)
+    server.asked.append(handler.path)
     status = server.statuses.pop(0) if server.statuses else None
     drop_after = server.drop_after.pop(0) if server.drop_after else None
     if status is not None:
         handler.send_error(status)
         return
-    start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
-    if start and start >= len(server.content):
-        handler.send_error(416)
-        return
-    body = server.content[start:]
-    handler.send_response(206 if start else 200)
-    if start:
-        last = len(server.content) - 1
-        handler.send_header("Content-Range", f"bytes {start}-{last}/{len(server.content)}")
+    handler.send_response(200)
     if server.announce_size:
-        handler.send_header("Content-Length", str(len(body)))
+        handler.send_header("Content-Length", str(len(server.content)))
     handler.end_headers()
     # The handler closes the connection when it returns, before all is sent.
-    handler.wfile.write(body[:drop_after])
+    handler.wfile.write(server.content[:drop_after])
