@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,13 @@ import numpy as np
 from common import ROOT, parser, report, require_real_data
 
 from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.model_folder import ModelSpec, read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-from sslmedsam2.nnunet.dataset import TrainingImage, alternating_splits, case_key
+from sslmedsam2.nnunet.dataset import alternating_splits, case_key
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.submission.evaluate import evaluate
@@ -73,19 +74,17 @@ def trained_on() -> dict[str, Any]:
     return {contrast: means(found) for contrast, found in both_contrasts(spec, t2_images()).items()}
 
 
-def t2_images() -> list[TrainingImage]:
+def t2_images() -> list[ImageFile]:
     found = find_labelled_series(require_real_data("chaos_mr_t2"))
-    return [TrainingImage(**asdict(item)) for item in found]
+    return list(found)
 
 
-def both_contrasts(
-    spec: ModelSpec, images: Sequence[TrainingImage]
-) -> dict[str, list[dict[str, Any]]]:
+def both_contrasts(spec: ModelSpec, images: Sequence[ImageFile]) -> dict[str, list[dict[str, Any]]]:
     """Score a model on images as they are, and on the same with the contrast inverted."""
     segmenter = CanonicalSegmenter(spec, EngineOptions())
     rows: dict[str, list[dict[str, Any]]] = {"t2": [], "t2_inverted": []}
     for image in images:
-        volume, mask = canonical_pair(image.image_path, image.mask_path)
+        volume, mask = canonical_pair(image.path, image.mask)
         inverted = replace(volume, array_zyx=invert(volume.array_zyx))
         for contrast, shown in (("t2", volume), ("t2_inverted", inverted)):
             found = measure(
@@ -131,7 +130,7 @@ def other_contrast() -> dict[str, Any]:
         scratch = Path(name)
         folder = scratch / "mirrored" / series.case
         folder.mkdir(parents=True)
-        for path in (series.image_path, series.mask_path):
+        for path in (series.path, series.mask):
             image = nibabel.load(path)
             turn = np.array([[0, -1], [1, 1], [2, 1]])
             nibabel.save(image.as_reoriented(turn), folder / path.name)

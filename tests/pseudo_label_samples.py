@@ -11,9 +11,9 @@ import torch
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
-from sslmedsam2.contract.series import Series
 from sslmedsam2.fewshot.checkpoint import save_compact
 from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.pseudo_label.pipeline import (
     PseudoLabelOptions,
     PseudoLabelSummary,
@@ -102,7 +102,7 @@ class Workplace:
 
     def paths(self, case: str, sequence: str | None = "T2") -> PseudoLabelPaths:
         """Return where a pseudo label lies."""
-        series = Series(case, None, sequence, Path())
+        series = ImageFile(case=case, sequence=sequence, path=Path())
         return pseudo_label_paths(self.output, series)
 
     def record(self, case: str, sequence: str | None = "T2") -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
-from sslmedsam2.nnunet.dataset import TrainingImage
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.plans import CompactPreset
 from sslmedsam2.nnunet.trainer import FOLDER_NAME
 
@@ -39,7 +39,7 @@ def write_labelled_case(
     seed: int = 0,
     flips_zyx: tuple[int, ...] = (),
     with_organs: bool = False,
-) -> TrainingImage:
+) -> ImageFile:
     """Write an abdomen with its liver mask, stored flipped along some of its axes.
 
     The map of organs, if wanted, holds the liver and a block that stands for the spleen.
@@ -55,16 +55,16 @@ def write_labelled_case(
         dtype = np.int16 if name == sequence else np.uint8
         stored = np.flip(array, flips_zyx)
         write_scan(folder / f"{name}.nii.gz", stored, dtype=dtype, affine_ras=affine)
-    return TrainingImage(
+    return ImageFile(
         case=folder.name,
         sequence=sequence,
-        image_path=folder / f"{sequence}.nii.gz",
-        mask_path=folder / f"mask_{sequence}.nii.gz",
-        organs_path=folder / f"organs_{sequence}.nii.gz" if with_organs else None,
+        path=folder / f"{sequence}.nii.gz",
+        mask=folder / f"mask_{sequence}.nii.gz",
+        organs=folder / f"organs_{sequence}.nii.gz" if with_organs else None,
     )
 
 
-def write_labelled_cases(folder: Path, *, count: int) -> list[TrainingImage]:
+def write_labelled_cases(folder: Path, *, count: int) -> list[ImageFile]:
     """Write that many different abdomens, called case1 and so on."""
     return [write_labelled_case(folder / f"case{n}", seed=n) for n in range(1, count + 1)]
 

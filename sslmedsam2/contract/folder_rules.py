@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import info_csv, names
-from sslmedsam2.contract.series import Series, Study
+from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
 """What a case is called whose folder has no name: the root of a file system."""
@@ -97,7 +98,7 @@ def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
         if chosen is None:
             problems.append(_ambiguous(rejected, sequence))
         else:
-            series.append(Series(case=case, vendor=vendor, sequence=sequence, path=chosen))
+            series.append(ImageFile(case=case, vendor=vendor, sequence=sequence, path=chosen))
             notes += [f"{path}: {chosen.name} is taken for {sequence}" for path in rejected]
     parsed = names.parse_case_name(case)
     stage = parsed.stage if parsed else None
@@ -116,7 +117,7 @@ def _read_volumes(folder: Folder, images: list[Path], *, root: Path) -> FolderPa
             continue
         by_folder, by_name = find_vendor(volume_stem(path), folder.path, root=root)
         vendor = by_folder or by_name
-        series = Series(case=case, vendor=vendor, sequence=None, path=path)
+        series = ImageFile(case=case, vendor=vendor, sequence=None, path=path)
         studies.append(Study(case=case, vendor=vendor, series=(series,)))
     return FolderPart(tuple(studies), tuple(problems))
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,28 +15,14 @@ from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import folder_name, volume_stem
 from sslmedsam2.contract.walk import Folder, walk
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.image_file import ImageFile
 
-_EXPERT_KINDS: Final = ("mask", "seg")
+_REFERENCE_KINDS: Final = ("mask", "seg")
 """``X_pred`` is what a program wrote."""
 _ORGANS_KIND: Final = "organs"
 
 
-@dataclass(frozen=True)
-class LabelledSeries:
-    """One image with its expert liver mask.
-
-    ``sequence`` is canonical where the image's name is a sequence, else the name's stem.
-    ``organs_path`` is an optional label map of liver and other organs on the same grid.
-    """
-
-    case: str
-    sequence: str
-    image_path: Path
-    mask_path: Path
-    organs_path: Path | None
-
-
-def find_labelled_series(root: Path) -> tuple[LabelledSeries, ...]:
+def find_labelled_series(root: Path) -> tuple[ImageFile, ...]:
     """Find every image that has a mask of its name beside it, at any depth.
 
     Masks are ``mask_X``, ``X_mask`` and ``X_seg``, maps of organs ``organs_X``. Images without a
@@ -58,10 +43,10 @@ def find_labelled_series(root: Path) -> tuple[LabelledSeries, ...]:
         raise tree.problems[0]
     found = [series for folder in tree.folders for series in _read_folder(folder)]
     _check_distinct(found)
-    return tuple(sorted(found, key=lambda series: (series.case, series.sequence)))
+    return tuple(sorted(found, key=lambda series: (series.case, series.sequence_or_volume)))
 
 
-def _read_folder(folder: Folder) -> list[LabelledSeries]:
+def _read_folder(folder: Folder) -> list[ImageFile]:
     images: dict[str, list[Path]] = defaultdict(list)
     masks: dict[str, list[Path]] = defaultdict(list)
     organs: dict[str, list[Path]] = defaultdict(list)
@@ -69,7 +54,7 @@ def _read_folder(folder: Folder) -> list[LabelledSeries]:
         mask = names.parse_mask_stem(volume_stem(path))
         if mask is None:
             images[names.identity_key(volume_stem(path))].append(path)
-        elif mask.kind in _EXPERT_KINDS:
+        elif mask.kind in _REFERENCE_KINDS:
             masks[names.identity_key(mask.image_stem)].append(path)
         elif mask.kind == _ORGANS_KIND:
             organs[names.identity_key(mask.image_stem)].append(path)
@@ -81,7 +66,7 @@ def _read_folder(folder: Folder) -> list[LabelledSeries]:
 
 def _labelled(
     folder: Folder, *, image: list[Path], mask: list[Path], organs: list[Path]
-) -> LabelledSeries:
+) -> ImageFile:
     if not image:
         raise InputError(
             mask[0],
@@ -99,25 +84,25 @@ def _labelled(
             )
     stem = volume_stem(image[0])
     parsed = names.parse_sequence(stem)
-    return LabelledSeries(
+    return ImageFile(
         case=folder_name(folder.path),
         sequence=parsed.sequence if parsed else stem,
-        image_path=image[0],
-        mask_path=mask[0],
-        organs_path=organs[0] if organs else None,
+        path=image[0],
+        mask=mask[0],
+        organs=organs[0] if organs else None,
     )
 
 
-def _check_distinct(found: Iterable[LabelledSeries]) -> None:
+def _check_distinct(found: Iterable[ImageFile]) -> None:
     """Refuse two images of one case and sequence: they would be one case to the training."""
-    known: dict[tuple[str, str], LabelledSeries] = {}
+    known: dict[tuple[str, str], ImageFile] = {}
     for series in found:
-        key = names.identity_key(series.case), names.identity_key(series.sequence)
+        key = names.identity_key(series.case), names.identity_key(series.sequence_or_volume)
         first = known.setdefault(key, series)
         if first is not series:
             raise InputError(
-                series.image_path,
+                series.path,
                 kind="duplicate_case",
-                reason=f"{first.image_path} is also {series.sequence} of case {series.case}",
+                reason=f"{first.path} is also {series.sequence} of case {series.case}",
                 remedy="Rename one of the case folders, or remove one of the images",
             )

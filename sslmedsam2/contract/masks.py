@@ -29,6 +29,7 @@ from sslmedsam2.contract.folder_rules import (
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
 from sslmedsam2.contract.walk import walk
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.image_file import ImageFile
 
 _Form = Literal["predicted", "named", "plain"]
 _PREDICTION_FORMS: tuple[_Form, ...] = ("predicted", "named", "plain")
@@ -38,26 +39,16 @@ _FORM_OF_KIND: dict[str, _Form] = {"pred": "predicted", "mask": "named", "seg": 
 MaskKey = tuple[str, str | None]
 
 
-@dataclass(frozen=True)
-class MaskFile:
-    """One mask and what it is a mask of; ``sequence`` is None outside the challenge's layout."""
-
-    case: str
-    vendor: str | None
-    sequence: str | None
-    path: Path
-
-    @property
-    def key(self) -> MaskKey:
-        """What a prediction and its reference have in common."""
-        return names.identity_key(self.case), self.sequence
+def mask_key(mask: ImageFile) -> MaskKey:
+    """Return what a prediction and its reference have in common."""
+    return names.identity_key(mask.case), mask.sequence
 
 
 @dataclass(frozen=True)
 class MaskListing:
     """The masks below a folder, sorted by case and sequence, and what was in the way."""
 
-    masks: tuple[MaskFile, ...]
+    masks: tuple[ImageFile, ...]
     problems: tuple[InputError, ...]
 
 
@@ -75,7 +66,7 @@ def _find_masks(root: Path, *, forms: tuple[_Form, ...]) -> MaskListing:
     if not root.is_dir():
         raise NoInputError(root, reason="there is no such folder", remedy="Check the path")
     tree = walk(root, skipped_names=frozenset({PREVIEW_FOLDER}))
-    by_form: dict[_Form, list[MaskFile]] = defaultdict(list)
+    by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
     for path in (path for folder in tree.folders for path in folder.volumes):
         form, image_stem = _form_of(volume_stem(path))
         if form is not None:
@@ -103,7 +94,7 @@ def _form_of(stem: str) -> tuple[_Form | None, str]:
     return "plain", stem
 
 
-def _mask_file(path: Path, image_stem: str, *, root: Path) -> MaskFile:
+def _mask_file(path: Path, image_stem: str, *, root: Path) -> ImageFile:
     name = names.parse_sequence(image_stem)
     if name:
         case = folder_name(path.parent)
@@ -112,16 +103,16 @@ def _mask_file(path: Path, image_stem: str, *, root: Path) -> MaskFile:
         case = case_of_volume(path.parent, image_stem, root=root)
         by_folder, by_name = find_vendor(image_stem, path.parent, root=root)
     sequence = name.sequence if name else None
-    return MaskFile(case=case, vendor=by_folder or by_name, sequence=sequence, path=path)
+    return ImageFile(case=case, vendor=by_folder or by_name, sequence=sequence, path=path)
 
 
 def _split_duplicates(
-    masks: Iterable[MaskFile],
-) -> tuple[tuple[MaskFile, ...], list[InputError]]:
+    masks: Iterable[ImageFile],
+) -> tuple[tuple[ImageFile, ...], list[InputError]]:
     """Separate masks that claim to be the mask of one image; sort the rest."""
-    groups: dict[MaskKey, list[MaskFile]] = defaultdict(list)
+    groups: dict[MaskKey, list[ImageFile]] = defaultdict(list)
     for mask in masks:
-        groups[mask.key].append(mask)
+        groups[mask_key(mask)].append(mask)
     unique = [group[0] for group in groups.values() if len(group) == 1]
     clashes = [
         InputError(

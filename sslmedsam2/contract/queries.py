@@ -6,23 +6,22 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslmedsam2.contract.labelled import LabelledSeries
-from sslmedsam2.contract.series import Series
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.image_file import ImageFile
 
 
 @dataclass(frozen=True)
 class Queries:
     """The volumes to label, by case and in processing order, and what was in the way."""
 
-    series: tuple[Series, ...]
+    series: tuple[ImageFile, ...]
     problems: tuple[InputError, ...]
     notes: tuple[str, ...]
 
 
 def find_queries(
-    root: Path, *, labelled: Iterable[LabelledSeries], sequences: Collection[str] | None = None
+    root: Path, *, labelled: Iterable[ImageFile], sequences: Collection[str] | None = None
 ) -> Queries:
     """List the volumes below ``root`` that are not the images of ``labelled``.
 
@@ -42,7 +41,7 @@ def find_queries(
         As `find_studies`.
     """
     found = find_studies(root, sequences=sequences)
-    images = {series.image_path.resolve() for series in labelled}
+    images = {series.path.resolve() for series in labelled}
     kept, notes = [], list(found.notes)
     for series in (series for study in found.studies for series in study.series):
         if series.path.resolve() in images:

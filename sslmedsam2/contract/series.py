@@ -1,24 +1,10 @@
-"""What flows from the contract to other packages: an image, and the images of one case."""
+"""What the contract hands on: the images of one case."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Series:
-    """One image. ``sequence`` is canonical, or None outside the challenge's layout."""
-
-    case: str
-    vendor: str | None
-    sequence: str | None
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """``<case>/<sequence>``, or the case where the sequence is not known."""
-        return "/".join(filter(None, (self.case, self.sequence)))
+from sslmedsam2.imaging.image_file import ImageFile
 
 
 @dataclass(frozen=True)
@@ -30,7 +16,7 @@ class Study:
 
     case: str
     vendor: str | None
-    series: tuple[Series, ...]
+    series: tuple[ImageFile, ...]
     stage: int | None = None
 
     @property

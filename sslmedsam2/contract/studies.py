@@ -16,11 +16,11 @@ from typing import Literal
 from sslmedsam2.contract import info_csv, names
 from sslmedsam2.contract.folder_rules import is_mask, read_folder, volume_stem
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
-from sslmedsam2.contract.series import Series, Study
+from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
 
-__all__ = ["Discovery", "Layout", "Series", "Study", "find_studies"]
+__all__ = ["Discovery", "Layout", "Study", "find_studies"]
 
 Layout = Literal["challenge", "generic", "mixed", "empty"]
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER})

@@ -9,8 +9,9 @@ from typing import Literal
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
-from sslmedsam2.contract.series import Series, Study
+from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.studies import Discovery
+from sslmedsam2.imaging.image_file import ImageFile
 
 Verdict = Literal["PASS", "FAIL", "NOTE"]
 
@@ -29,7 +30,7 @@ class Check:
 class MaskPair:
     """A mask that is there, and the image that it has to match."""
 
-    series: Series
+    series: ImageFile
     mask: Path
 
 
@@ -41,7 +42,7 @@ class ListingReport:
     pairs: tuple[MaskPair, ...]
 
 
-def series_label(series: Series) -> str:
+def series_label(series: ImageFile) -> str:
     """Return how a series is called in a line for people: ``0930-A/GED4``."""
     return f"{series.case}/{series.sequence}" if series.sequence else series.case
 
@@ -65,7 +66,7 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
     return ListingReport(checks=tuple(checks), pairs=pairs)
 
 
-def _presence(series: Series, *, is_there: bool) -> Check:
+def _presence(series: ImageFile, *, is_there: bool) -> Check:
     subject = series_label(series)
     if is_there:
         return Check("PASS", "present", subject, "the mask is there")

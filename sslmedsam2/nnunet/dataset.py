@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_labels, read_volume
@@ -47,22 +48,6 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainingImage:
-    """One image to train on, with its liver mask and, where there is one, a map of organs.
-
-    The mask of a ``pseudo`` image is a map of trained labels, the ignore label among them; in an
-    reference mask all that is not 0 is liver.
-    """
-
-    case: str
-    sequence: str
-    image_path: Path
-    mask_path: Path
-    organs_path: Path | None
-    pseudo: bool = False
-
-
-@dataclass(frozen=True)
 class LabelledArray:
     """A canonical image with its labels, both ``[z, y, x]``."""
 
@@ -79,12 +64,12 @@ class _Extent:
     liver: npt.NDArray[np.float32]
 
 
-def case_key(series: TrainingImage) -> str:
+def case_key(series: ImageFile) -> str:
     """Return the identifier of a training image within the data set."""
-    return f"{series.case}__{series.sequence}"
+    return f"{series.case}__{series.sequence_or_volume}"
 
 
-def load_labelled(series: TrainingImage) -> LabelledArray:
+def load_labelled(series: ImageFile) -> LabelledArray:
     """Read an image with its masks and turn them to the canonical orientation.
 
     Raises
@@ -92,19 +77,20 @@ def load_labelled(series: TrainingImage) -> LabelledArray:
     InputError
         A file cannot be read, a mask lies on another grid, or it holds no liver.
     """
-    volume = read_volume(series.image_path)
+    volume = read_volume(series.path)
     image = to_canonical(volume)
-    labels = _labels_like(series.mask_path, volume.geometry.shape_zyx)
+    assert series.mask is not None
+    labels = _labels_like(series.mask, volume.geometry.shape_zyx)
     combined = labels if series.pseudo else np.where(labels > 0, LIVER, 0).astype(np.int16)
     if not (combined == LIVER).any():
         raise InputError(
-            series.mask_path,
+            series.mask,
             kind="empty_mask",
             reason="the mask holds no liver",
             remedy="Remove the case, or correct its mask",
         )
-    if series.organs_path is not None:
-        organs = _labels_like(series.organs_path, volume.geometry.shape_zyx)
+    if series.organs is not None:
+        organs = _labels_like(series.organs, volume.geometry.shape_zyx)
         other = (combined == 0) & (organs > LIVER)
         combined[other] = organs[other] + AUXILIARY_OFFSET
     array, _ = window_if_hounsfield(image.array_zyx)
@@ -128,7 +114,7 @@ def _labels_like(path: Path, shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.
 
 
 def build_dataset(
-    series: Sequence[TrainingImage],
+    series: Sequence[ImageFile],
     *,
     preprocessed_dir: Path,
     preset: Preset,
@@ -188,7 +174,7 @@ def build_dataset(
 
 
 def _write_cases(
-    folder: Path, series: Sequence[TrainingImage], *, plans: dict[str, Any], meta: dict[str, Any]
+    folder: Path, series: Sequence[ImageFile], *, plans: dict[str, Any], meta: dict[str, Any]
 ) -> None:
     data_folder = folder / f"{PLANS_NAME}_{CONFIGURATION}"
     data_folder.mkdir(parents=True)
@@ -217,7 +203,7 @@ def _clear_abandoned(preprocessed_dir: Path) -> None:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def make_plans(series: Sequence[TrainingImage], preset: Preset) -> dict[str, Any]:
+def make_plans(series: Sequence[ImageFile], preset: Preset) -> dict[str, Any]:
     """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
     return _plans_for([_extent(load_labelled(item)) for item in series], preset)
 
@@ -234,7 +220,7 @@ def write_plans(path: Path, plans: Mapping[str, Any]) -> None:
 
 
 def _inputs(
-    series: Sequence[TrainingImage],
+    series: Sequence[ImageFile],
     preset: Preset,
     *,
     labels: Mapping[str, int],
@@ -243,8 +229,7 @@ def _inputs(
     """Return what decides a data set's content, as JSON reads it back."""
     cases = {}
     for item in series:
-        files = {"image": item.image_path, "mask": item.mask_path, "organs": item.organs_path}
-        cases[case_key(item)] = {role: sha256_file(path) for role, path in files.items() if path}
+        cases[case_key(item)] = {role: sha256_file(path) for role, path in item.files.items()}
     decisive = {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
     return json.loads(json.dumps(decisive))
 
@@ -349,7 +334,7 @@ def split_cases(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], 
 
 
 def alternating_splits(
-    images: Sequence[TrainingImage], *, n_folds: int, always: Sequence[TrainingImage] = ()
+    images: Sequence[ImageFile], *, n_folds: int, always: Sequence[ImageFile] = ()
 ) -> list[dict[str, list[str]]]:
     """Split cases over folds; the held-out cases of a fold are its validation set.
 
@@ -369,7 +354,7 @@ def alternating_splits(
 
 
 def repeats_for_share(
-    images: Sequence[TrainingImage], others: Sequence[TrainingImage], *, share: float
+    images: Sequence[ImageFile], others: Sequence[ImageFile], *, share: float
 ) -> dict[str, int]:
     """Return how often each image is listed so that ``images`` fill ``share`` of the draws.
 

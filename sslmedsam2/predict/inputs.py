@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
-from sslmedsam2.contract.series import Series
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
 from sslmedsam2.dicom.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.volume import Volume
 
@@ -145,14 +145,14 @@ def dicom_input_name(case: str, series: str) -> str:
     return f"{DICOM_SCHEME}{case}/{series}"
 
 
-def dicom_series(named: NamedVolume) -> Series:
+def dicom_series(named: NamedVolume) -> ImageFile:
     """Return a DICOM volume as the contract's series.
 
     One that stands for no sequence is a case by itself, as a file of unknown name is.
     """
     volume, sequence = named.volume, named.row.sequence
     case = volume.case if sequence else f"{volume.case}_{volume.series}"
-    return Series(case=case, vendor=None, sequence=sequence, path=Path(volume.name))
+    return ImageFile(case=case, vendor=None, sequence=sequence, path=Path(volume.name))
 
 
 class InputImages:

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.masks import MaskKey, find_references
+from sslmedsam2.contract.masks import MaskKey, find_references, mask_key
 from sslmedsam2.contract.outputs import preview_path, report_path
-from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import MaskVolume, Volume
@@ -245,7 +245,7 @@ def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tupl
     """Score the references; return them by what they are masks of, and notes for the page."""
     if options.references is None:
         return {}, ()
-    files = {mask.key: mask for mask in find_references(options.references).masks}
+    files = {mask_key(mask): mask for mask in find_references(options.references).masks}
     try:
         evaluation = evaluate(predictions=options.run_dir, references=options.references)
     except NoInputError as error:
@@ -287,10 +287,15 @@ def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
     return text
 
 
-def _named(result: SeriesResult) -> Series:
+def _named(result: SeriesResult) -> ImageFile:
     """Return the series as the contract knows it: no sequence is None there."""
     sequence = result.sequence if result.sequence in names.SEQUENCES else None
-    return Series(result.case, result.vendor, sequence, Path(result.input_path))
+    return ImageFile(
+        case=result.case,
+        vendor=result.vendor,
+        sequence=sequence,
+        path=Path(result.input_path),
+    )
 
 
 def _mask_key(result: SeriesResult) -> MaskKey:

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
-from sslmedsam2.contract.series import Series
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.dicom.outputs import seg_path
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Runner, Session
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
@@ -271,7 +271,7 @@ def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
     return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
 
 
-def _target(series: Series, input_name: str, options: PredictOptions) -> SeriesTarget:
+def _target(series: ImageFile, input_name: str, options: PredictOptions) -> SeriesTarget:
     path = mask_path(options.output_dir, series)
     return SeriesTarget(
         series=series,
@@ -285,7 +285,7 @@ def _target(series: Series, input_name: str, options: PredictOptions) -> SeriesT
 
 
 def _dicom_target(
-    volume: DicomVolume, series: Series, model: ModelLocation, options: PredictOptions
+    volume: DicomVolume, series: ImageFile, model: ModelLocation, options: PredictOptions
 ) -> DicomTarget:
     record = _record(model)
     path = seg_path(options.output_dir, series) if options.dicom_seg else None

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.contract.series import Series
 from sslmedsam2.dicom.model import Algorithm, DicomVolume
 from sslmedsam2.errors import InputError, ModelError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.units import Claim
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
@@ -184,7 +184,7 @@ class SeriesTarget:
         None unless it is a DICOM series; then ``series.path`` is no path but its neutral name.
     """
 
-    series: Series
+    series: ImageFile
     input_name: str
     mask_path: Path
     preview_path: Path | None

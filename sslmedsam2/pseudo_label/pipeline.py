@@ -28,7 +28,6 @@ from sslmedsam2.contract.pseudo_labels import (
     run_record_path,
 )
 from sslmedsam2.contract.queries import Queries, find_queries
-from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
@@ -36,6 +35,7 @@ from sslmedsam2.execution.units import Outcome, Runner, Session, all_or_error
 from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.inference.device import Device
 from sslmedsam2.predict.inputs import input_name
 from sslmedsam2.pseudo_label.calibration import (
@@ -354,7 +354,7 @@ def _provenance(settings: FewShotSettings, sam2: Sam2File, checked: CheckedSuppo
     return Provenance(__version__, sam2.name, sam2.sha256, chosen, checked.supports.sha256)
 
 
-def _target(series: Series, options: PseudoLabelOptions) -> QueryTarget:
+def _target(series: ImageFile, options: PseudoLabelOptions) -> QueryTarget:
     return QueryTarget(
         series=series,
         image_name=input_name(series.path, options.query_dir),

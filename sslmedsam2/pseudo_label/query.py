@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
-from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.units import Claim
 from sslmedsam2.fewshot.checkpoint import Sam2File, load_sam2
@@ -33,6 +32,7 @@ from sslmedsam2.fewshot.strategy import (
 )
 from sslmedsam2.imaging.atomic import output_error
 from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 class QueryTarget:
     """One query and where its pseudo label goes; ``image_name`` is relative to the query folder."""
 
-    series: Series
+    series: ImageFile
     image_name: str
     paths: PseudoLabelPaths
 

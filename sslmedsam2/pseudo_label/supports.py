@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, overload
 
-from sslmedsam2.contract.labelled import LabelledSeries
 from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error
 from sslmedsam2.fewshot.strategy import Support
 from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.weights.catalogue import OFFICIAL, find_official
@@ -34,7 +34,7 @@ class SupportFiles(Sequence[Support]):
     """
 
     def __init__(
-        self, series: Sequence[LabelledSeries], sha256: Mapping[str, Mapping[str, str]]
+        self, series: Sequence[ImageFile], sha256: Mapping[str, Mapping[str, str]]
     ) -> None:
         """Take series that have been seen to be readable, and the hashes of their files."""
         self._series = tuple(series)
@@ -65,7 +65,7 @@ class SupportFiles(Sequence[Support]):
     @property
     def paths(self) -> tuple[Path, ...]:
         """All files."""
-        return tuple(path for one in self._series for path in (one.image_path, one.mask_path))
+        return tuple(path for one in self._series for path in one.files.values())
 
     def case_with_image(self, sha256: str) -> str | None:
         """Return the case of the support whose image file has this hash, if there is one."""
@@ -83,7 +83,7 @@ class CheckedSupports:
     problems: tuple[SslMedSam2Error, ...]
 
 
-def check_supports(root: Path, labelled: Iterable[LabelledSeries]) -> CheckedSupports:
+def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports:
     """Read every labelled volume once and set aside what cannot be used.
 
     Raises
@@ -91,14 +91,14 @@ def check_supports(root: Path, labelled: Iterable[LabelledSeries]) -> CheckedSup
     NoInputError
         None of them can; ``root`` is where they were sought.
     """
-    usable: list[LabelledSeries] = []
+    usable: list[ImageFile] = []
     hashes: dict[str, dict[str, str]] = {}
     problems: list[SslMedSam2Error] = []
     for series in labelled:
         try:
             support = read_support(series)
-            files = {"image": series.image_path, "mask": series.mask_path}
-            hashes[support.name] = {role: sha256_file(path) for role, path in files.items()}
+            files = series.files
+            hashes[support.name] = {role: sha256_file(files[role]) for role in ("image", "mask")}
         except InputError as error:
             logger.error("left out of the supports: %s", error)
             problems.append(error)
@@ -114,12 +114,12 @@ def check_supports(root: Path, labelled: Iterable[LabelledSeries]) -> CheckedSup
     return CheckedSupports(SupportFiles(usable, hashes), tuple(problems))
 
 
-def support_name(series: LabelledSeries) -> str:
+def support_name(series: ImageFile) -> str:
     """Return ``<case>/<sequence>``, which no other labelled volume of the folder has."""
     return f"{series.case}/{series.sequence}"
 
 
-def read_support(series: LabelledSeries) -> Support:
+def read_support(series: ImageFile) -> Support:
     """Read a labelled volume and turn it to the canonical orientation.
 
     Raises
@@ -128,18 +128,19 @@ def read_support(series: LabelledSeries) -> Support:
         A file cannot be read, the mask is empty (``empty_mask``) or lies on another grid than
         its image (``grid_mismatch``).
     """
-    volume = read_volume(series.image_path)
-    mask = read_mask(series.mask_path)
+    volume = read_volume(series.path)
+    assert series.mask is not None
+    mask = read_mask(series.mask)
     if not same_grid(volume.geometry, mask.geometry):
         raise InputError(
-            series.mask_path,
+            series.mask,
             kind="grid_mismatch",
-            reason=f"the mask lies on another grid than its image {series.image_path.name}",
+            reason=f"the mask lies on another grid than its image {series.path.name}",
             remedy="Export the mask on the grid of its image",
         )
     if not mask.array_zyx.any():
         raise InputError(
-            series.mask_path,
+            series.mask,
             kind="empty_mask",
             reason="the reference mask holds no liver",
             remedy="Remove the case from the support folder, or correct its mask",

@@ -9,20 +9,20 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from sslmedsam2.contract.labelled import LabelledSeries, find_labelled_series
+from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.queries import find_queries
-from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.inference.device import choose_device
-from sslmedsam2.nnunet.dataset import TrainingImage, load_labelled
+from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.plans import CompactPreset, Grid
 from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
 from sslmedsam2.retrain.options import RetrainOptions, as_record, decisive
@@ -37,41 +37,14 @@ _PREPROCESSED_BYTES: Final = 6
 """A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
 _MAP_BYTES: Final = 2
 """A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
-_UNNAMED: Final = "volume"
-
-
-@dataclass(frozen=True)
-class Query:
-    """One unlabelled image; ``sequence`` is None where it is not known."""
-
-    case: str
-    vendor: str | None
-    sequence: str | None
-    path: Path
-    sha256: str
-
-    @property
-    def series(self) -> Series:
-        """The image as the contract's rooms know it."""
-        return Series(self.case, self.vendor, self.sequence, self.path)
-
-    @property
-    def training_sequence(self) -> str:
-        """What the image is called by in a data set, where it needs a sequence."""
-        return self.sequence or _UNNAMED
-
-    @property
-    def name(self) -> str:
-        """``<case>/<sequence>``, or the case where the sequence is not known."""
-        return self.series.name
 
 
 @dataclass(frozen=True)
 class Index:
     """The images that take part, one line for each that cannot, and the hash of the start."""
 
-    labelled: tuple[TrainingImage, ...]
-    queries: tuple[Query, ...]
+    labelled: tuple[ImageFile, ...]
+    queries: tuple[ImageFile, ...]
     problems: tuple[str, ...]
     start_sha256: str | None
 
@@ -121,16 +94,16 @@ def read_index(work: WorkDir) -> Index:
     """Read what :func:`index_data` wrote; raises UsageError."""
     record = read_json(work.index)
     labelled = tuple(
-        TrainingImage(
-            item["case"],
-            item["sequence"],
-            Path(item["image_path"]),
-            Path(item["mask_path"]),
-            None if item["organs_path"] is None else Path(item["organs_path"]),
+        ImageFile(
+            case=item["case"],
+            sequence=item["sequence"],
+            path=Path(item["image_path"]),
+            mask=Path(item["mask_path"]),
+            organs=None if item["organs_path"] is None else Path(item["organs_path"]),
         )
         for item in record["labelled"]
     )
-    queries = tuple(Query(**{**item, "path": Path(item["path"])}) for item in record["queries"])
+    queries = tuple(ImageFile(**{**item, "path": Path(item["path"])}) for item in record["queries"])
     return Index(labelled, queries, tuple(record["problems"]), record["start_sha256"])
 
 
@@ -176,7 +149,7 @@ def _through_json(options: RetrainOptions) -> dict[str, Any]:
     return record
 
 
-def _labelled(options: RetrainOptions) -> list[LabelledSeries]:
+def _labelled(options: RetrainOptions) -> list[ImageFile]:
     found = find_labelled_series(options.labelled_dir)
     chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
     if not chosen:
@@ -188,7 +161,7 @@ def _labelled(options: RetrainOptions) -> list[LabelledSeries]:
     return chosen
 
 
-def _check_cases(labelled: Sequence[LabelledSeries], options: RetrainOptions) -> None:
+def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None:
     n_cases = len({series.case for series in labelled})
     if options.folds < 2:
         raise UsageError(
@@ -204,10 +177,10 @@ def _check_cases(labelled: Sequence[LabelledSeries], options: RetrainOptions) ->
         )
 
 
-def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index:
+def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
     found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
-    expert_images = {sha256_file(series.image_path) for series in labelled}
-    taken = {(series.case, series.sequence): series.image_path for series in labelled}
+    expert_images = {sha256_file(series.path) for series in labelled}
+    taken = {(series.case, series.sequence_or_volume): series.path for series in labelled}
     queries, problems = [], [str(problem) for problem in found.problems]
     for series in found.series:
         try:
@@ -219,8 +192,8 @@ def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index
         if sha256 in expert_images:
             logger.info("%s: is labelled, and so is left out of the unlabelled", series.path)
             continue
-        query = Query(series.case, series.vendor, series.sequence, series.path, sha256)
-        other = taken.setdefault((query.case, query.training_sequence), query.path)
+        query = replace(series, sha256=sha256)
+        other = taken.setdefault((query.case, query.sequence_or_volume), query.path)
         if other != query.path:
             problems.append(f"{query.path}: is left out, since {other} has the same case and name")
             continue
@@ -233,9 +206,8 @@ def _index(options: RetrainOptions, labelled: Sequence[LabelledSeries]) -> Index
             reason="there is no unlabelled image" + (f" ({problems[0]})" if problems else ""),
             remedy="Give case folders with GED4.nii.gz and the like; without any, use train",
         )
-    images = tuple(TrainingImage(**asdict(series)) for series in labelled)
     start_sha256 = None if options.start is None else sha256_file(options.start)
-    return Index(images, tuple(queries), tuple(problems), start_sha256)
+    return Index(tuple(labelled), tuple(queries), tuple(problems), start_sha256)
 
 
 def _as_record(index: Index) -> dict[str, Any]:
@@ -251,7 +223,16 @@ def _as_record(index: Index) -> dict[str, Any]:
         }
         for image in index.labelled
     ]
-    queries = [{**asdict(query), "path": str(query.path.resolve())} for query in index.queries]
+    queries = [
+        {
+            "case": query.case,
+            "vendor": query.vendor,
+            "sequence": query.sequence,
+            "path": str(query.path.resolve()),
+            "sha256": query.sha256,
+        }
+        for query in index.queries
+    ]
     return {
         "labelled": labelled,
         "queries": queries,
@@ -275,11 +256,11 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _files(image: TrainingImage) -> dict[str, Path | None]:
+def _files(image: ImageFile) -> dict[str, Path | None]:
     return {
-        "image_path": image.image_path,
-        "mask_path": image.mask_path,
-        "organs_path": image.organs_path,
+        "image_path": image.path,
+        "mask_path": image.mask,
+        "organs_path": image.organs,
     }
 
 
@@ -289,7 +270,7 @@ def _check_machine(index: Index, options: RetrainOptions) -> None:
     grids = [
         _grid(path)
         for path in (
-            *(image.image_path for image in index.labelled),
+            *(image.path for image in index.labelled),
             *(query.path for query in index.queries),
         )
     ]

@@ -13,6 +13,7 @@ import numpy as np
 
 from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
 from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.presets import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
@@ -30,7 +31,7 @@ from sslmedsam2.reporting.retrain_page_data import (
     RoundLabel,
     RoundPart,
 )
-from sslmedsam2.retrain.index import Index, Query, read_index
+from sslmedsam2.retrain.index import Index, read_index
 from sslmedsam2.retrain.options import RetrainOptions, from_record
 from sslmedsam2.retrain.select import fewshot_dice
 from sslmedsam2.retrain.state import (
@@ -194,7 +195,7 @@ def _in_words(value: object) -> str | None:
 def _fewshot(work: WorkDir, index: Index) -> FewShotPart:
     labels, candidates = [], []
     for query in index.queries:
-        paths = pseudo_label_paths(work.pseudo_labels, query.series)
+        paths = pseudo_label_paths(work.pseudo_labels, query)
         label = _fewshot_label(query, paths.record)
         labels.append(label)
         if label.estimated_dice is not None:
@@ -203,7 +204,7 @@ def _fewshot(work: WorkDir, index: Index) -> FewShotPart:
     return FewShotPart(tuple(labels), gallery, fewshot_dice(work))
 
 
-def _fewshot_label(query: Query, path: Path) -> FewShotLabel:
+def _fewshot_label(query: ImageFile, path: Path) -> FewShotLabel:
     record = read_record(path) if path.is_file() else None
     sequence, vendor = query.sequence or "", query.vendor or ""
     if record is None:
@@ -247,8 +248,8 @@ def _round(
     )
 
 
-def _relabel_record(round_dir: RoundDir, query: Query) -> RelabelRecord | None:
-    path = pseudo_label_paths(round_dir.relabelled, query.series).record
+def _relabel_record(round_dir: RoundDir, query: ImageFile) -> RelabelRecord | None:
+    path = pseudo_label_paths(round_dir.relabelled, query).record
     return read_relabel_record(path) if path.is_file() else None
 
 
@@ -292,7 +293,7 @@ def _gallery(round_dir: RoundDir, index: Index, records: Iterable[RelabelRecord 
         Candidate(
             query.name,
             record.change_dice,
-            pseudo_label_paths(round_dir.relabelled, query.series).preview,
+            pseudo_label_paths(round_dir.relabelled, query).preview,
         )
         for query, record in zip(index.queries, records, strict=True)
         if record is not None and record.change_dice is not None

@@ -106,14 +106,14 @@ def relabel_round(
             fold for fold, held_out in enumerate(held_out_cases) if label.query.case in held_out
         )
         folds = (own,) if label.query.name in trained else tuple(range(options.folds))
-        fewshot = pseudo_label_paths(fewshot_dir, label.query.series)
+        fewshot = pseudo_label_paths(fewshot_dir, label.query)
         fewshot_file, weight = fewshot.probability, fewshot_weight
         if label.candidate.manually_corrected:
             fewshot_file, weight = fewshot.mask, 1.0
         elif label.candidate.verdict not in ("accept", "doubtful"):
             weight = 0.0
         key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
-        paths = pseudo_label_paths(round_dir.relabelled, label.query.series)
+        paths = pseudo_label_paths(round_dir.relabelled, label.query)
         record = _kept(paths, key)
         if record is not None:
             kept[label.query.name] = record

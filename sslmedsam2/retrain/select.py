@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.writing import write_labels
-from sslmedsam2.nnunet.dataset import TrainingImage
 from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
 from sslmedsam2.pseudo_label.records import read_record
-from sslmedsam2.retrain.index import Query
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.selection import Candidate, choose, none_of, training_labels
 from sslmedsam2.retrain.state import (
@@ -44,7 +43,7 @@ class PseudoLabel:
         What the selection wants to know.
     """
 
-    query: Query
+    query: ImageFile
     paths: PseudoLabelPaths
     candidate: Candidate
     has_mask: bool
@@ -57,7 +56,7 @@ class PseudoLabel:
         return sha256_file(self.paths.mask) + sha256_file(self.paths.uncertainty)
 
 
-def fewshot_labels(work: WorkDir, queries: Sequence[Query]) -> tuple[PseudoLabel, ...]:
+def fewshot_labels(work: WorkDir, queries: Sequence[ImageFile]) -> tuple[PseudoLabel, ...]:
     """Read what the few-shot branch gave, in the order of ``queries``."""
     return tuple(_fewshot(work, query) for query in queries)
 
@@ -72,8 +71,8 @@ def fewshot_dice(work: WorkDir) -> float | None:
     return sum(case["dice"] for case in cases) / len(cases) if cases else None
 
 
-def _fewshot(work: WorkDir, query: Query) -> PseudoLabel:
-    paths = pseudo_label_paths(work.pseudo_labels, query.series)
+def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
+    paths = pseudo_label_paths(work.pseudo_labels, query)
     record = read_record(paths.record) if paths.record.is_file() else None
     if record is None or record.verdict is None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
@@ -92,8 +91,8 @@ def relabelled(round_dir: RoundDir, fewshot: Sequence[PseudoLabel]) -> tuple[Pse
     return tuple(_relabelled(round_dir, label.query, label.candidate) for label in fewshot)
 
 
-def _relabelled(round_dir: RoundDir, query: Query, fewshot: Candidate) -> PseudoLabel:
-    paths = pseudo_label_paths(round_dir.relabelled, query.series)
+def _relabelled(round_dir: RoundDir, query: ImageFile, fewshot: Candidate) -> PseudoLabel:
+    paths = pseudo_label_paths(round_dir.relabelled, query)
     record = read_relabel_record(paths.record) if paths.record.is_file() else None
     if record is None or record.error is not None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
@@ -108,7 +107,7 @@ def _relabelled(round_dir: RoundDir, query: Query, fewshot: Candidate) -> Pseudo
 
 def select(
     round_dir: RoundDir, labels: Sequence[PseudoLabel], options: RetrainOptions
-) -> tuple[TrainingImage, ...]:
+) -> tuple[ImageFile, ...]:
     """Choose, write the training masks, and return what trains beside the reference masks.
 
     A selection that was made from the same labels is kept. If they have changed, by held_out for
@@ -158,19 +157,12 @@ def select(
     return tuple(_training_image(round_dir, label.query) for label in chosen)
 
 
-def _training_image(round_dir: RoundDir, query: Query) -> TrainingImage:
-    return TrainingImage(
-        case=query.case,
-        sequence=query.training_sequence,
-        image_path=query.path,
-        mask_path=_training_mask_path(round_dir, query),
-        organs_path=None,
-        pseudo=True,
-    )
+def _training_image(round_dir: RoundDir, query: ImageFile) -> ImageFile:
+    return replace(query, mask=_training_mask_path(round_dir, query), pseudo=True)
 
 
-def _training_mask_path(round_dir: RoundDir, query: Query) -> Path:
-    return round_dir.training_masks / query.case / f"{query.training_sequence}_train.nii.gz"
+def _training_mask_path(round_dir: RoundDir, query: ImageFile) -> Path:
+    return round_dir.training_masks / query.case / f"{query.sequence_or_volume}_train.nii.gz"
 
 
 def _write_training_mask(round_dir: RoundDir, label: PseudoLabel, options: RetrainOptions) -> float:

@@ -11,9 +11,9 @@ from typing import Generic, TypeVar
 from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.units import Claim, Runner, Stop, all_or_error
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
-    TrainingImage,
     build_dataset,
     case_key,
     make_plans,
@@ -48,7 +48,7 @@ class FoldUnit:
     """A fold, and the images with reference masks that it never sees."""
 
     fold: int
-    held_out: tuple[TrainingImage, ...] = ()
+    held_out: tuple[ImageFile, ...] = ()
 
 
 FoldWork = Callable[[RoundDir, RetrainOptions, FoldUnit], Result]
@@ -81,7 +81,7 @@ class FoldJob(Generic[Result]):
         """Return the data set, and the images that are read besides."""
         return (
             preprocessed_dir(self.round_dir.path),
-            *(image.image_path for image in unit.held_out),
+            *(image.path for image in unit.held_out),
         )
 
     def set_up(self) -> _FoldStages[Result]:
@@ -130,7 +130,7 @@ def fold_cases(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
 def prepare_training(
     round_dir: RoundDir,
     index: Index,
-    pseudo: Sequence[TrainingImage],
+    pseudo: Sequence[ImageFile],
     options: RetrainOptions,
 ) -> None:
     """Write the round's data set and its splits; plans are made once and serve all rounds.

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.masks import MaskFile, MaskListing, find_predictions, find_references
+from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, mask_key
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_labels
 from sslmedsam2.imaging.volume import MaskVolume
 from sslmedsam2.submission.metrics import diagonal_mm, measure
@@ -54,10 +55,10 @@ def evaluate(*, predictions: Path, references: Path) -> Evaluation:
         One of the folders does not exist or holds no masks.
     """
     found, expected = find_predictions(predictions), find_references(references)
-    by_key = {mask.key: mask for mask in found.masks}
+    by_key = {mask_key(mask): mask for mask in found.masks}
     rows = []
     for reference in expected.masks:
-        prediction = by_key.pop(reference.key, None)
+        prediction = by_key.pop(mask_key(reference), None)
         rows.append(_score(reference, prediction))
         _LOG.debug("scored %s", reference.path)
     unmatched = tuple(mask.path for mask in by_key.values())
@@ -94,7 +95,7 @@ def _problems(found: MaskListing, expected: MaskListing) -> tuple[InputError, ..
     return problems
 
 
-def _score(reference: MaskFile, prediction: MaskFile | None) -> ScoreRow:
+def _score(reference: ImageFile, prediction: ImageFile | None) -> ScoreRow:
     """Compare one reference with its prediction."""
     row = ScoreRow(
         case=reference.case,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
-from sslmedsam2.nnunet.dataset import TrainingImage, load_labelled
+from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.labels import LIVER
 from sslmedsam2.submission.metrics import diagonal_mm, measure
 
@@ -47,7 +48,7 @@ def load_fold(model_dir: Path, *, fold: int, device: Device) -> CanonicalSegment
 
 
 def score_fold(
-    images: Sequence[TrainingImage], *, segmenter: CanonicalSegmenter, fold: int
+    images: Sequence[ImageFile], *, segmenter: CanonicalSegmenter, fold: int
 ) -> list[FoldScore]:
     """Score a fold's network on images with reference masks; raises InputError."""
     scores = []
@@ -57,7 +58,7 @@ def score_fold(
     return scores
 
 
-def _score(image: TrainingImage, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
+def _score(image: ImageFile, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
     truth = load_labelled(image)
     volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
     found = segmenter.segment(volume).mask_zyx
@@ -67,7 +68,7 @@ def _score(image: TrainingImage, *, segmenter: CanonicalSegmenter, fold: int) ->
         distances = (diagonal_mm(found.shape, spacing_zyx_mm=truth.spacing_zyx_mm),) * 2
     return FoldScore(
         case=image.case,
-        sequence=image.sequence,
+        sequence=image.sequence_or_volume,
         fold=fold,
         dice=round(metrics.dice, 4),
         hausdorff_mm=round(distances[0], 2),

@@ -20,9 +20,9 @@ import numpy as np
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
-    TrainingImage,
     alternating_splits,
     build_dataset,
     case_key,
@@ -168,8 +168,8 @@ def _start_of_final(options: TrainOptions) -> Path | None:
     return options.warm_start or options.start
 
 
-def _training_images(options: TrainOptions) -> list[TrainingImage]:
-    images = [TrainingImage(**asdict(series)) for series in find_labelled_series(options.data_dir)]
+def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
+    images = find_labelled_series(options.data_dir)
     n_cases = len({image.case for image in images})
     if options.folds == 1:
         raise UsageError(
@@ -186,12 +186,8 @@ def _training_images(options: TrainOptions) -> list[TrainingImage]:
     return images
 
 
-def _also_images(options: TrainOptions) -> list[TrainingImage]:
-    return [
-        TrainingImage(**asdict(series))
-        for folder in options.also_dirs
-        for series in find_labelled_series(folder)
-    ]
+def _also_images(options: TrainOptions) -> list[ImageFile]:
+    return [image for folder in options.also_dirs for image in find_labelled_series(folder)]
 
 
 def _settings(options: TrainOptions) -> TrainingSettings:
@@ -207,7 +203,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
 
 
 def _cross_validate(
-    images: Sequence[TrainingImage],
+    images: Sequence[ImageFile],
     *,
     splits: Sequence[dict[str, list[str]]],
     options: TrainOptions,

@@ -41,8 +41,8 @@ def test_map_of_organs_belongs_to_its_image_and_is_no_mask(tmp_path):
     _touch(tmp_path, "c/organs_T2.nii.gz", "d/T2.nii.gz", "d/organs_T2.nii.gz")
 
     t1, t2 = find_labelled_series(tmp_path)
-    assert t1.organs_path is None
-    assert t2.organs_path == tmp_path / "c" / "organs_T2.nii.gz"
+    assert t1.organs is None
+    assert t2.organs == tmp_path / "c" / "organs_T2.nii.gz"
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_spellings_of_names(tmp_path, image, mask, sequence):
 
     (series,) = find_labelled_series(tmp_path)
     assert (series.case, series.sequence) == ("case", sequence)
-    assert series.image_path.name == image
-    assert series.mask_path.name == mask
+    assert series.path.name == image
+    assert series.mask.name == mask
 
 
 def test_hidden_files_and_predictions_are_no_expert_masks(tmp_path):

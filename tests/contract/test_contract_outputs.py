@@ -3,14 +3,14 @@ from pathlib import Path
 import pytest
 
 from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
-from sslmedsam2.contract.studies import Series
 from sslmedsam2.errors import OutputError
+from sslmedsam2.imaging.image_file import ImageFile
 
 OUT = Path("/output")
 
 
 def series(case, sequence):
-    return Series(case=case, vendor="A", sequence=sequence, path=Path("/input/x.nii"))
+    return ImageFile(case=case, vendor="A", sequence=sequence, path=Path("/input/x.nii"))
 
 
 def test_challenge_masks_are_flat_by_case_under_canonical_names():

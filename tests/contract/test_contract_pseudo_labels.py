@@ -11,15 +11,15 @@ from sslmedsam2.contract.pseudo_labels import (
     pseudo_label_paths,
     run_record_path,
 )
-from sslmedsam2.contract.series import Series
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import OutputError, UsageError
+from sslmedsam2.imaging.image_file import ImageFile
 
 KINDS = [("0001-A", "DWI_800"), ("0001-A", "GED4"), ("scan", None)]
 
 
 def series(case, sequence):
-    return Series(case=case, vendor=None, sequence=sequence, path=Path())
+    return ImageFile(case=case, vendor=None, sequence=sequence, path=Path())
 
 
 @pytest.fixture

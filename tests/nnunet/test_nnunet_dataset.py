@@ -2,6 +2,7 @@ import json
 import os
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -10,9 +11,9 @@ from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, SPLEEN, write_labelled_case, write_labelled_cases
 
 from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet import dataset
 from sslmedsam2.nnunet.dataset import (
-    TrainingImage,
     alternating_splits,
     build_dataset,
     case_key,
@@ -37,7 +38,7 @@ from sslmedsam2.nnunet.labels import (
 )
 def test_orientation_of_the_file_does_not_show(tmp_path, flips_zyx, codes):
     twin = write_labelled_case(tmp_path / "twin", flips_zyx=flips_zyx, with_organs=True)
-    assert "".join(nib.aff2axcodes(nib.load(twin.image_path).affine)) == codes
+    assert "".join(nib.aff2axcodes(nib.load(twin.path).affine)) == codes
 
     loaded = load_labelled(twin)
     image, liver = abdomen(seed=0)
@@ -56,7 +57,7 @@ def test_other_organs_are_stored_above_the_offset(tmp_path):
 def test_expert_mask_wins_over_the_map_of_organs(tmp_path):
     case = write_labelled_case(tmp_path / "c", with_organs=True)
     everything = np.full(abdomen()[0].shape, SPLEEN)
-    write_scan(case.organs_path, everything, dtype=np.uint8)
+    write_scan(case.organs, everything, dtype=np.uint8)
 
     labels = load_labelled(case).labels_zyx
     assert np.array_equal(labels == LIVER, abdomen()[1] == 1)
@@ -65,7 +66,7 @@ def test_expert_mask_wins_over_the_map_of_organs(tmp_path):
 
 def test_empty_mask_is_named(tmp_path):
     case = write_labelled_case(tmp_path / "c")
-    write_scan(case.mask_path, np.zeros(abdomen()[0].shape), dtype=np.uint8)
+    write_scan(case.mask, np.zeros(abdomen()[0].shape), dtype=np.uint8)
 
     with pytest.raises(InputError, match=r"mask_T2\.nii\.gz: the mask holds no liver") as error:
         load_labelled(case)
@@ -182,7 +183,7 @@ def test_data_set_of_other_inputs_is_refused_and_left_alone(built, tmp_path, cha
     images, folder = built
     preset = PRESET
     if change == "mask":
-        write_scan(images[0].mask_path, np.roll(abdomen()[1], 2, axis=2), dtype=np.uint8)
+        write_scan(images[0].mask, np.roll(abdomen()[1], 2, axis=2), dtype=np.uint8)
     elif change == "preset":
         preset = replace(PRESET, patch_zyx=(8, 24, 24))
     else:
@@ -195,7 +196,7 @@ def test_data_set_of_other_inputs_is_refused_and_left_alone(built, tmp_path, cha
 
 
 def _image(case, sequence="T2"):
-    return TrainingImage(case, sequence, image_path=None, mask_path=None, organs_path=None)
+    return ImageFile(case=case, sequence=sequence, path=Path("image.nii.gz"))
 
 
 def test_every_image_is_validated_once_and_never_trained_on_in_that_fold():
@@ -236,8 +237,8 @@ def _pseudo(folder, *, seed):
     case = write_labelled_case(folder, seed=seed, flips_zyx=(1,))
     labels = abdomen(seed=seed)[1].copy()
     labels[10:14, 20:50, 20:30] = IGNORE
-    flipped = nib.load(case.mask_path).affine
-    write_scan(case.mask_path, labels[:, ::-1], dtype=np.uint8, affine_ras=flipped)
+    flipped = nib.load(case.mask).affine
+    write_scan(case.mask, labels[:, ::-1], dtype=np.uint8, affine_ras=flipped)
     return replace(case, pseudo=True), labels
 
 
@@ -251,7 +252,7 @@ def test_labels_of_a_pseudo_image_are_kept_and_those_of_an_expert_are_all_liver(
 
 def test_pseudo_image_that_is_ignored_altogether_is_refused(tmp_path):
     pseudo, labels = _pseudo(tmp_path / "c", seed=1)
-    write_scan(pseudo.mask_path, np.full_like(labels, IGNORE), dtype=np.uint8)
+    write_scan(pseudo.mask, np.full_like(labels, IGNORE), dtype=np.uint8)
 
     with pytest.raises(InputError, match="holds no liver"):
         load_labelled(pseudo)

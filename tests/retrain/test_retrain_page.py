@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from retrain_samples import options
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, pseudo_label_paths
-from sslmedsam2.contract.series import Series
 from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, write_record
 from sslmedsam2.reporting.previews import write_preview
@@ -26,6 +27,10 @@ QUERIES = (("0011-B1", "T2"), ("0012-B1", "T2"), ("0013-B1", None))
 VERDICTS = ("accept", "doubtful", "reject")
 FEWSHOT = "Pseudo labels of the few-shot branch"
 ROUNDS = "The few-shot branch and all rounds"
+
+
+def query(case, sequence):
+    return ImageFile(case=case, vendor="B1", sequence=sequence, path=Path("/data/x"))
 
 
 class WorkMaker:
@@ -60,7 +65,10 @@ class WorkMaker:
     def pseudo_label(self, number):
         """Label one image."""
         case, sequence = QUERIES[number]
-        paths = pseudo_label_paths(self.work.pseudo_labels, Series(case, "B1", sequence, "/data/x"))
+        paths = pseudo_label_paths(
+            self.work.pseudo_labels,
+            query(case, sequence),
+        )
         record = PseudoLabelRecord(
             case,
             sequence,
@@ -122,7 +130,7 @@ class WorkMaker:
         round_dir = self.work.round(number)
         for image in images:
             case, sequence = QUERIES[image]
-            series = Series(case, "B1", sequence, "/data/x")
+            series = query(case, sequence)
             paths = pseudo_label_paths(round_dir.relabelled, series)
             record = RelabelRecord(
                 case,

@@ -241,7 +241,7 @@ def test_images_may_lie_elsewhere_on_the_next_call(root, tmp_path):
 
     after = index_data(options(root, labelled_dir=root / "moved"))
     assert after.queries == before.queries
-    assert {image.image_path.parents[1] for image in after.labelled} == {root / "moved"}
+    assert {image.path.parents[1] for image in after.labelled} == {root / "moved"}
     assert read_index(WorkDir(tmp_path / "work")) == after
 
 

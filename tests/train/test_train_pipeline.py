@@ -140,7 +140,7 @@ def test_changed_data_are_refused_before_anything_is_trained(trained):
         with pytest.raises(UsageError, match="other images, masks or settings"):
             train(options)
     finally:
-        for path in fifth.image_path.parent.iterdir():
+        for path in fifth.path.parent.iterdir():
             path.unlink()
     assert _checkpoints(options) == before
 
