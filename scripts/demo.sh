@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a fresh clone to liver masks: makes the environment, segments the studies in test_inputs/
-# with the shipped weights, compares the masks with their references and makes a page of it all.
+# with the shipped weights, compares the masks with their references and writes the results page.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,7 +15,7 @@ printf '\n== Segmenting test_inputs/images\n'
 printf '\n== Comparing the masks with test_inputs/references\n'
 .venv/bin/python entrypoint.py evaluate --predictions $OUTPUT --references test_inputs/references
 
-printf '\n== Provenance the page of the results\n'
+printf '\n== Writing the results page\n'
 .venv/bin/python entrypoint.py report --run $OUTPUT --input test_inputs/images \
     --references test_inputs/references
 
@@ -23,10 +23,10 @@ cat <<TEXT
 
 == Done
    masks      $OUTPUT/LiSeg_pred/<case>/<sequence>_pred.nii.gz
-   report     $OUTPUT/run_report.json
-   pictures   $OUTPUT/previews/
+   record     $OUTPUT/run_report.json
+   previews   $OUTPUT/previews/
    page       $PWD/$OUTPUT/report/index.html
 
-   Open the page by double click. It needs no network and no server.
+   Open the page in a browser. It needs no network and no server.
    Your own scans:  .venv/bin/python entrypoint.py predict --report --input FOLDER --output FOLDER
 TEXT

@@ -1,7 +1,7 @@
-"""What mkdocs does beyond its configuration: pages that lie elsewhere in the repository.
+"""mkdocs hooks: add pages whose files are outside ``docs/``.
 
-Where a page links out of ``docs/``, to a model card or a table of results, the link leads to the
-file itself in the repository; in the guide it leads to a page made of the file.
+A link from ``docs/`` to a model card or to the benchmark results points to that file in the
+repository. In the built guide it points to a page made from the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LINK = re.compile(r"\]\(\.\./([^)#]+)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add what the pages link to, if it is there; mkdocs tells of what is not."""
+    """Add existing link targets outside ``docs/``; mkdocs reports missing ones."""
     pages = [page for page in files.documentation_pages() if "/" not in page.src_uri]
     targets = {path for page in pages for path in _LINK.findall(page.content_string)}
     for path in sorted(targets):
@@ -35,17 +35,17 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Lead links out of ``docs/`` to the pages made of their targets, and theirs back into it."""
+    """Rewrite links out of ``docs/`` to the added pages, and links of those back into it."""
     if "/" in page.file.src_uri:
         return markdown
 
-    def led(link: re.Match[str]) -> str:
+    def target_of(link: re.Match[str]) -> str:
         if link[1].startswith("docs/"):
             return "](" + link[1].removeprefix("docs/")
         name = _page_name(link[1])
         return f"]({name}" if name in files.src_uris else link[0]
 
-    return _LINK.sub(led, markdown)
+    return _LINK.sub(target_of, markdown)
 
 
 def _page_name(path: str) -> str:

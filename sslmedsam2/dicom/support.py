@@ -12,7 +12,7 @@ import warnings
 
 from sslmedsam2.errors import UsageError
 
-INSTALL_HINT = "pip install 'sslmedsam2[dicom]'"
+INSTALL_HINT = ".venv/bin/pip install -c constraints.txt -e '.[dicom]'"
 _PACKAGES = ("pydicom", "highdicom")
 
 
@@ -31,7 +31,7 @@ def require_dicom() -> None:
         raise UsageError(
             "DICOM",
             reason=f"it needs the package {error.name}, which is not installed",
-            remedy=f"Install it: {INSTALL_HINT}",
+            remedy=f"Run in the clone: {INSTALL_HINT}",
         ) from error
     import pydicom
 

@@ -131,7 +131,7 @@ def missing_packages() -> UsageError:
     return UsageError(
         "--cluster",
         reason="the packages for clusters are not installed",
-        remedy="Install them with: pip install 'sslmedsam2[cluster]'",
+        remedy="Run in the clone: .venv/bin/pip install -c constraints.txt -e '.[cluster]'",
     )
 
 

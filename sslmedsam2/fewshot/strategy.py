@@ -108,7 +108,11 @@ class FewShotResult:
 
 
 class Strategy(Protocol):
-    """A way from labelled volumes to a pseudo label; built once for a set of supports."""
+    """A few-shot method: built once for a set of supports, then called for each query.
+
+    Volumes and masks are canonical ``[z, y, x]`` arrays. The result is a probability on the grid
+    of the query. A strategy reads no files, keeps no state between queries and trains nothing.
+    """
 
     def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
         """Segment one query, as if the supports of one case were not there.

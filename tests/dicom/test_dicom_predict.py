@@ -303,7 +303,7 @@ def test_without_the_extra_the_error_says_how_to_get_it(place, capsys):
     write_series(place.input, ARRAY[:3])
 
     assert place.predict() == ExitCode.USAGE
-    assert "pip install 'sslmedsam2[dicom]'" in error_line(capsys)
+    assert "pip install -c constraints.txt -e '.[dicom]'" in error_line(capsys)
 
 
 @pytest.mark.usefixtures("without_packages")
