@@ -1,6 +1,7 @@
 """What tests share: a log that no earlier test has redirected, and a small model."""
 
 import logging
+import os
 
 import pytest
 
@@ -15,6 +16,20 @@ def _restore_logging():
     root.setLevel(levels[0])
     project.setLevel(levels[1])
     logging.captureWarnings(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _restore_nnunet_environment():
+    """Keep nnU-Net's settings, which live in the environment, from reaching other modules."""
+
+    def settings():
+        return {name: value for name, value in os.environ.items() if name.startswith("nnUNet_")}
+
+    before = settings()
+    yield
+    for name in settings():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

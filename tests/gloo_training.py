@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
-from tiny_training import restored_environment
 
 from sslmedsam2.nnunet.trainer import LiverTrainer
 from sslmedsam2.nnunet.training import SharedTraining, take_part
@@ -31,8 +30,7 @@ def take_part_on_a_cpu(rank: int, training: SharedTraining, notes: Path) -> None
         torch.save({"drawn": drawn, "weights": weights}, notes / f"{rank}.pt")
 
     LiverTrainer.train_step, LiverTrainer.on_train_end = noting, note  # type: ignore[method-assign]
-    with restored_environment():
-        take_part(rank, training)
+    take_part(rank, training)
 
 
 def _keep_nnunet_from_gpus() -> None:

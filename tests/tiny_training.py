@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +19,6 @@ PRESET = CompactPreset(
     strides_zyx=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
 )
 SPLEEN = 4
-
-
-@contextmanager
-def restored_environment() -> Iterator[None]:
-    """Keep nnU-Net's settings, which live in the environment, from reaching other tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("preprocessed", "results", "n_proc_DA", "compile"):
-            patch.setenv(f"nnUNet_{name}", "0")
-        yield
 
 
 def write_labelled_case(

@@ -7,7 +7,8 @@ contrast for each label) and GIN (Ouyang et al. 2022, arXiv:2111.12525: random s
 convolutions), kept anchored to the real texture so that anatomy stays recognisable.
 
 All functions take a patch ``image`` of shape ``(1, z, y, x)``, roughly z-scored, and return the
-same shape. Randomness comes from torch's global generator, which the trainer seeds per epoch.
+same shape. Randomness comes from torch's global generator, which the trainer seeds per epoch, and
+at the start of every loader process.
 """
 
 from __future__ import annotations

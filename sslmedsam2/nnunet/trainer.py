@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,10 +214,21 @@ class PatchLoader(nnUNetDataLoader):
     but a rim is labelled, a patch is nearly as large as the image, and half of it would be empty.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what nnU-Net's loader takes."""
+    def __init__(self, *args: Any, seed: tuple[int, ...], **kwargs: Any) -> None:
+        """Take what nnU-Net's loader takes, and numbers that differ between trainings."""
         super().__init__(*args, **kwargs)
         self.has_ignore = False
+        self.seed = seed
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Give each loader process random numbers of its own.
+
+        nnU-Net calls this once in every process it forks. It seeds numpy there, but not torch, and
+        all of them would draw the same contrasts.
+        """
+        super().set_thread_id(thread_id)
+        (seed,) = np.random.SeedSequence((*self.seed, thread_id)).generate_state(1)
+        torch.manual_seed(int(seed))
 
 
 class LiverTrainer(nnUNetTrainer):
@@ -309,7 +321,9 @@ class LiverTrainer(nnUNetTrainer):
         # The parent names its loader's class in its module, and nowhere else.
         module: Any = sys.modules[nnUNetTrainer.__module__]
         usual = module.nnUNetDataLoader
-        module.nnUNetDataLoader = PatchLoader
+        module.nnUNetDataLoader = partial(
+            PatchLoader, seed=(self.settings.seed, self.local_rank, self.current_epoch)
+        )
         try:
             return super().get_dataloaders()
         finally:

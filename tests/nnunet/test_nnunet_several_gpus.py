@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gloo_training import take_part_on_a_cpu
-from tiny_training import PRESET, read_curves, restored_environment, write_labelled_cases
+from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import SslMedSam2Error, UsageError
 from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
@@ -28,8 +28,7 @@ def work_dir(tmp_path):
     images = write_labelled_cases(tmp_path / "data", count=2)
     folder = tmp_path / "work"
     preset = replace(PRESET, batch_size=3)
-    with restored_environment():
-        dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=preset)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=preset)
     write_splits(dataset, alternating_splits(images, n_folds=2))
     return folder
 

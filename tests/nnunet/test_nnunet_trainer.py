@@ -13,7 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_models import make_plans
 from tiny_scans import abdomen
-from tiny_training import PRESET, read_curves, restored_environment, write_labelled_cases
+from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
@@ -53,12 +53,6 @@ LiverTrainer.step, LiverTrainer.train_step = LiverTrainer.train_step, _Doomed.tr
 settings = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
 train_fold(Path(sys.argv[1]), fold=0, settings=settings, device="cpu")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment():
-    with restored_environment():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +204,7 @@ def _shared_memory(monkeypatch, *, megabytes):
 def test_no_worker_processes_where_a_container_has_little_shared_memory(
     tmp_path, monkeypatch, caplog
 ):
-    monkeypatch.delenv("nnUNet_n_proc_DA")
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
     _shared_memory(monkeypatch, megabytes=64)
 
     training.set_environment(tmp_path, device="cuda", settings=SETTINGS)
@@ -231,8 +225,8 @@ def test_no_worker_processes_where_a_container_has_little_shared_memory(
 def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     tmp_path, monkeypatch, device, deterministic, compiler, workers, compiled
 ):
-    monkeypatch.delenv("nnUNet_n_proc_DA")
-    monkeypatch.delenv("nnUNet_compile")
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    monkeypatch.delenv("nnUNet_compile", raising=False)
     monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
     _shared_memory(monkeypatch, megabytes=8000)
     settings = replace(SETTINGS, deterministic=deterministic)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from dying_workers import two_workers_one_of_which_dies
 from retrain_samples import content, options, read, write_data
-from tiny_training import restored_environment
 
 from sslmedsam2.cli.cluster_option import open_runner
 from sslmedsam2.retrain.pipeline import retrain
@@ -15,12 +14,6 @@ from sslmedsam2.retrain.selection import StoppingRule
 pytest.importorskip("distributed")
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
-
-
-@pytest.fixture(autouse=True)
-def _environment():
-    with restored_environment():
-        yield
 
 
 def networks(work_dir):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from retrain_samples import content, options, write_data
-from tiny_training import restored_environment
 
 from sslmedsam2.retrain.pipeline import retrain
 
@@ -29,12 +28,6 @@ KILLS = [
     ("sslmedsam2.retrain.pipeline", "write_json", 2),
     ("sslmedsam2.retrain.pipeline", "freeze_round", 1),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment():
-    with restored_environment():
-        yield
 
 
 def _killed_run(root, kill):

@@ -18,7 +18,7 @@ from retrain_samples import (
     write_data,
     write_unlabelled,
 )
-from tiny_training import PRESET, restored_environment
+from tiny_training import PRESET
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, UsageError
@@ -35,12 +35,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SAME_PATIENT = f"{EXPERTS[0]}/GED4"
 DATASET = "preprocessed/Dataset001_Liver"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _environment():
-    with restored_environment():
-        yield
 
 
 @pytest.fixture(scope="module")

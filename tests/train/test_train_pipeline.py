@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_scans import abdomen
-from tiny_training import PRESET, restored_environment, write_labelled_case, write_labelled_cases
+from tiny_training import PRESET, write_labelled_case, write_labelled_cases
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import UsageError
@@ -35,8 +35,7 @@ def trained(tmp_path_factory):
         licence="Apache-2.0",
         preset=PRESET,
     )
-    with restored_environment():
-        return options, train(options)
+    return options, train(options)
 
 
 def _checkpoints(options):
@@ -109,8 +108,7 @@ def test_running_again_trains_nothing_anew(trained):
     before = _checkpoints(options)
     assert before.keys() == {"fold_0", "fold_1", "fold_all"}
 
-    with restored_environment():
-        assert train(options) == scores
+    assert train(options) == scores
     assert _checkpoints(options) == before
 
 
@@ -121,8 +119,7 @@ def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "train", lambda asked: train(replace(asked, preset=PRESET)))
     arguments = ["--data", str(options.data_dir), "--work-dir", str(options.work_dir)]
 
-    with restored_environment():
-        assert main(["train", *arguments]) == 0
+    assert main(["train", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{scores[0].case} T2: Dice {scores[0].dice:.4f}, Hausdorff ")
     assert len(lines) == 5
