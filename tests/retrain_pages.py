@@ -1,4 +1,4 @@
-"""A page of a ``retrain`` run, made by held_out: two rounds are finished and a third has begun."""
+"""A page of a ``retrain`` run, made by hand: two rounds are finished and a third has begun."""
 
 from __future__ import annotations
 

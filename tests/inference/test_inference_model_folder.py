@@ -51,8 +51,8 @@ def test_the_description_is_that_of_the_plans(tmp_path):
     assert spec.spacing_mm == (6.0, 2.0, 3.0)
     assert spec.patch_size == (16, 32, 32)
     assert spec.normalization == "ZScoreNormalization"
-    assert spec.image_resampling == Resampling(order=3, order_z=0, force_separate_z=None)
-    assert spec.logit_resampling == Resampling(order=1, order_z=0, force_separate_z=None)
+    assert spec.image_resampling == Resampling(order=3, order_z=1, force_separate_z=None)
+    assert spec.logit_resampling == Resampling(order=1, order_z=1, force_separate_z=None)
     assert load_checkpoint(spec, "0").mirror_axes == (0, 2)
 
 

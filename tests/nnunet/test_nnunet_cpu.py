@@ -9,6 +9,7 @@ import torch
 from tiny_models import make_network, make_plans
 from torch import nn
 
+from sslmedsam2.nnunet import cpu
 from sslmedsam2.nnunet.cpu import arithmetic_of_fold, arrange_for_cpu
 
 PATCH = (1, 1, 16, 32, 32)
@@ -59,6 +60,7 @@ def test_no_instance_norm_is_left(twins):
 _COUNT_PAGES = """
 import resource
 import numpy as np
+from sslmedsam2.nnunet import cpu
 from sslmedsam2.nnunet.cpu import keep_freed_memory
 
 def pages_cleared():
@@ -90,7 +92,9 @@ def test_freed_memory_is_used_again_without_the_system_clearing_it():
     assert again < first / 5
 
 
-def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path):
+def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path, monkeypatch):
+    # Compiling takes half a minute, and changes nothing that is looked at here.
+    monkeypatch.setattr(cpu, "can_compile", lambda: False)
     network = arrange_for_cpu(make_network(make_plans(), seed=3))
     patch = torch.randn(PATCH)
 

@@ -1,4 +1,4 @@
-"""The page of work directories in all states, made by held_out."""
+"""The page of work directories in all states, made by hand."""
 
 import shutil
 from dataclasses import asdict

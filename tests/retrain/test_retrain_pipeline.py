@@ -65,7 +65,7 @@ def _weights(root):
 
 
 def _shift(path):
-    """Move a mask by one slice, as a correction by held_out might."""
+    """Move a mask by one slice, as a correction by hand might."""
     image = nib.load(path)
     moved = np.roll(np.asarray(image.dataobj), 1, axis=2)
     nib.save(nib.Nifti1Image(moved, image.affine, image.header), path)

@@ -23,7 +23,7 @@ def _one(verdict, **more):
         ("doubtful", {"trained_before": True}, True, "earlier round"),
         ("reject", {}, False, "rejected"),
         ("reject", {"agreement": 1.0, "trained_before": True}, False, "rejected"),
-        ("reject", {"manually_corrected": True}, True, "by held_out"),
+        ("reject", {"manually_corrected": True}, True, "manually corrected"),
         ("accept", {"manually_corrected": True, "has_liver": False}, False, "empty"),
         (None, {}, False, "could not be labelled"),
     ],
