@@ -26,6 +26,8 @@ _UNTRIED_SPREAD: Final = 0.12
 """Residual standard deviation that is assumed as firmly as two observations would show it."""
 _PRIOR_COUNT: Final = 2
 _ACCEPT_ABOVE: Final = 0.80
+_SAME_CONTRAST: Final = 0.06
+"""Contrast distance that any calibration covers: see `sslmedsam2.fewshot.harmonise`."""
 _REJECT_BELOW: Final = 0.60
 
 
@@ -46,13 +48,15 @@ class Calibration:
     """A straight line from score to Dice, and how far cases lie from it.
 
     ``n_cases`` is 0 where there was nothing to calibrate on; then the estimate is a guess and no
-    case is accepted.
+    case is accepted. ``contrast_reach`` is the largest contrast distance among the cases: the line
+    was not tried beyond it.
     """
 
     slope: float
     intercept: float
     residual: float
     n_cases: int
+    contrast_reach: float = _SAME_CONTRAST
 
 
 def score(evidence: Evidence) -> float:
@@ -69,6 +73,7 @@ def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
     """Fit the line to cases of known Dice.
 
     Few cases cannot tell a slope: it is drawn towards 1, and the spread towards a cautious one.
+    More evidence never counts against a case, whatever a few cases seem to show.
     """
     if not cases:
         return Calibration(_TRUSTED_SLOPE, 0.0, _UNTRIED_SPREAD, 0)
@@ -76,28 +81,35 @@ def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
     y = np.array([dice for _, dice in cases])
     dx, dy = x - x.mean(), y - y.mean()
     slope = float((dx @ dy + _SLOPE_STRENGTH * _TRUSTED_SLOPE) / (dx @ dx + _SLOPE_STRENGTH))
+    slope = max(0.0, slope)
     intercept = float(y.mean() - slope * x.mean())
     squares = float(((y - slope * x - intercept) ** 2).sum()) + _PRIOR_COUNT * _UNTRIED_SPREAD**2
     residual = float(np.sqrt(squares / (len(cases) + _PRIOR_COUNT)))
-    return Calibration(slope, intercept, residual, len(cases))
+    contrast_reach = max(_SAME_CONTRAST, *(one.contrast_distance for one, _ in cases))
+    return Calibration(slope, intercept, residual, len(cases), contrast_reach)
 
 
 def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
     """Estimate the Dice of a pseudo label and say what should become of it.
 
     Accepted is what is probably good; rejected what is probably bad, or where nothing was found.
+    A query of a contrast that no calibration case had gets a wider interval, in proportion to its
+    distance, and is not accepted where that interval reaches down to what is rejected.
     """
     if evidence.confidence == 0:
         # Supports that find nothing agree perfectly; no line may make anything of that.
         return Reliability(0.0, (0.0, 0.0), "reject")
     estimate = calibration.slope * score(evidence) + calibration.intercept
     degrees = max(1, calibration.n_cases + _PRIOR_COUNT - 1)
-    reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, degrees)) * calibration.residual
+    beyond = max(1.0, evidence.contrast_distance / calibration.contrast_reach)
+    reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, degrees)) * calibration.residual * beyond
     low, high = np.clip([estimate - reach, estimate + reach], 0, 1)
     estimate = float(np.clip(estimate, 0, 1))
     verdict: Verdict = "doubtful"
     if estimate < _REJECT_BELOW:
         verdict = "reject"
+    elif beyond > 1 and low < _REJECT_BELOW:
+        verdict = "doubtful"
     elif estimate >= _ACCEPT_ABOVE and calibration.n_cases > 0:
         verdict = "accept"
     return Reliability(estimate, (float(low), float(high)), verdict)

@@ -27,6 +27,7 @@ from sslmedsam2.fewshot.harmonise import (
     Quantiles,
     appearances,
     body_quantiles,
+    contrast_distance,
     refine_by_intensity,
 )
 from sslmedsam2.fewshot.memory import Memory, segment
@@ -128,7 +129,8 @@ class Retrieval:
         stack = self._cut(query.image)
         check_pictures(stack, name=query.name)
         supports = [known for known in self._known if known.case != leave_out_case]
-        shown = self._appearances(stack, supports)
+        reference = np.mean([known.contrast for known in supports], axis=0)
+        shown = self._appearances(stack, reference)
         attempts = [
             self._attempt(query, replace(stack, slices=slices), supports, appearance=name)
             for name, slices in shown.items()
@@ -141,6 +143,9 @@ class Retrieval:
             encoder_calls=self._encoder.calls - calls_before,
             seconds={"segment": round(time.perf_counter() - start, 3)},
         )
+        distance = contrast_distance(body_quantiles(stack.slices), reference)
+        evidence = replace(result.evidence, contrast_distance=round(distance, 4))
+        result = replace(result, evidence=evidence)
         if best.appearance != AS_IS:
             note = (
                 f"harmonised: the query was repainted to the supports' contrast ({best.appearance})"
@@ -149,11 +154,10 @@ class Retrieval:
         return result
 
     def _appearances(
-        self, stack: SliceStack, supports: Sequence[_Known]
+        self, stack: SliceStack, reference: Quantiles
     ) -> Mapping[str, npt.NDArray[np.float32]]:
         if not self._settings.harmonise:
             return {AS_IS: stack.slices}
-        reference = np.mean([known.contrast for known in supports], axis=0)
         return appearances(stack.slices, reference)
 
     def _cut(self, image: CanonicalVolume) -> SliceStack:

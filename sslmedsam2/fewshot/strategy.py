@@ -79,6 +79,9 @@ class Evidence:
         Mean probability inside the result.
     plausibility
         1 for a liver-sized single piece away from the volume's ends; less otherwise.
+    contrast_distance
+        Between the query as it came and the supports: the mean difference of their intensity
+        quantiles. 0 for the same contrast; also where it was not measured.
     """
 
     reverse_dice: float
@@ -86,6 +89,7 @@ class Evidence:
     object_score: float
     confidence: float
     plausibility: float
+    contrast_distance: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,10 @@ from sslmedsam2.nnunet.plans import (
     DATASET_NAME,
     PLANS_NAME,
     Grid,
+    Preset,
     dataset_json,
 )
-from sslmedsam2.nnunet.presets import Preset, plan_network
+from sslmedsam2.nnunet.presets import plan_network
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"

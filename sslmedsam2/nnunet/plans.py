@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
+
+import msgspec
 
 from sslmedsam2.nnunet.labels import TRAINED_LABELS
 
@@ -27,8 +29,20 @@ PLANS_NAME: Final = "nnUNetPlans"
 _RESAMPLER = "resample_data_or_seg_to_shape"
 
 
+class Preset:
+    """Size of a network: a `CompactPreset` or a `ResidualPreset`, both of them dataclasses."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @staticmethod
+    def from_plain(content: dict[str, Any]) -> Preset:
+        """Read what JSON holds of a preset; raises ValueError."""
+        kind: type[Preset] = ResidualPreset if "residual_encoder" in content else CompactPreset
+        return msgspec.convert(content, kind)
+
+
 @dataclass(frozen=True)
-class CompactPreset:
+class CompactPreset(Preset):
     """Size of the network and of its patches."""
 
     spacing_zyx_mm: tuple[float, float, float] = (6.0, 3.0, 3.0)
@@ -156,7 +170,7 @@ _PLANNERS = (
 
 
 @dataclass(frozen=True)
-class ResidualPreset:
+class ResidualPreset(Preset):
     """A network of the size that nnU-Net calls M (9 to 11 GB of GPU memory) or L (24 GB)."""
 
     residual_encoder: Literal["M", "L"]

@@ -13,12 +13,11 @@ from sslmedsam2.nnunet.plans import (
     DATASET_NAME,
     CompactPreset,
     Grid,
+    Preset,
     ResidualPreset,
     compact_plans,
     residual_plans,
 )
-
-Preset = CompactPreset | ResidualPreset
 
 PRESETS: Final[Mapping[str, Preset]] = {
     "compact": CompactPreset(),
@@ -62,13 +61,6 @@ def default_schedule(preset: Preset) -> Schedule:
     return Schedule(100, 100, 60, 250)
 
 
-def preset_from_record(record: Mapping[str, Any]) -> Preset:
-    """Read a preset from what ``dataclasses.asdict`` gave, through JSON or not."""
-    if "residual_encoder" in record:
-        return ResidualPreset(**record)
-    return CompactPreset(**{name: _tuples(value) for name, value in record.items()})
-
-
 def plan_network(
     preset: Preset, grids: Sequence[Grid], *, intensity: Mapping[str, float]
 ) -> dict[str, Any]:
@@ -81,6 +73,7 @@ def plan_network(
     """
     if isinstance(preset, ResidualPreset):
         return residual_plans(preset, grids, intensity=intensity)
+    assert isinstance(preset, CompactPreset)
     shape = np.median([grid.shape_zyx for grid in grids], axis=0)
     spacing = np.median([grid.spacing_zyx_mm for grid in grids], axis=0)
     return compact_plans(
@@ -100,7 +93,3 @@ def planned_network(plans: Mapping[str, Any]) -> PlannedNetwork:
         patch_zyx=tuple(configuration["patch_size"]),
         batch_size=configuration["batch_size"],
     )
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value

@@ -224,7 +224,7 @@ def _load_run(run_dir: Path) -> RunReport:
         return load_report(path)
     except InputError as error:
         again = "Run predict again with this version"
-        remedy = again if error.kind == "bad_report" else error.remedy
+        remedy = again if error.kind == "bad_record" else error.remedy
         raise NoInputError(path, reason=error.reason, remedy=remedy) from error
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from sslmedsam2.errors import SslMedSam2Error
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
 from sslmedsam2.fewshot.strategy import Evidence, Query, Strategy, Support
-from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.records import read_record_or_none
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +41,19 @@ class CalibrationCase:
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """A calibration, what it rests on, and the `Provenance.key` that it holds for."""
+    """A calibration, what it rests on, and the `Provenance.key` that it holds for.
+
+    Written after each support: one that was stopped goes on with the supports it lacks.
+    """
 
     key: str
     calibration: Calibration
     cases: tuple[CalibrationCase, ...]
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """The supports that it rests on."""
+        return tuple(LeftOut(case.name, case.evidence, case.dice) for case in self.cases)
 
 
 @dataclass(frozen=True)
@@ -92,31 +99,10 @@ def _case(name: str, known: dict[str, tuple[Evidence, float]]) -> CalibrationCas
     )
 
 
-def write_calibration(run: CalibrationRun, path: Path) -> None:
-    """Write a calibration as JSON, whole or not at all; raises OutputError."""
-    write_text_atomic(path, json.dumps(asdict(run), indent=2) + "\n")
-
-
 def read_calibration(path: Path, *, key: str) -> CalibrationRun | None:
-    """Read an earlier calibration if it was made in the same way; else None."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["key"] != key:
-            logger.info("%s was made from other data or settings and is made again", path.name)
-            return None
-        cases = tuple(
-            CalibrationCase(
-                **{
-                    **case,
-                    "interval": (case["interval"][0], case["interval"][1]),
-                    "evidence": Evidence(**case["evidence"]),
-                }
-            )
-            for case in content["cases"]
-        )
-        return CalibrationRun(key, Calibration(**content["calibration"]), cases)
-    except FileNotFoundError:
+    """Read an earlier calibration, which may lack supports, if it was made in the same way."""
+    found = read_record_or_none(path, CalibrationRun)
+    if found is not None and found.key != key:
+        logger.info("%s was made from other data or settings and is made again", path.name)
         return None
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        logger.warning("%s cannot be read and is made again (%s)", path, error)
-        return None
+    return found

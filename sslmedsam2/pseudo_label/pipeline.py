@@ -8,7 +8,6 @@ all else of it is, so that a kill loses nothing that was finished.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,8 +33,8 @@ from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Outcome, Runner, Session, all_or_error
 from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
-from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import Device
 from sslmedsam2.predict.inputs import input_name
 from sslmedsam2.pseudo_label.calibration import (
@@ -43,7 +42,6 @@ from sslmedsam2.pseudo_label.calibration import (
     LeftOut,
     calibrate_on,
     read_calibration,
-    write_calibration,
 )
 from sslmedsam2.pseudo_label.query import (
     EncodeUnit,
@@ -54,7 +52,7 @@ from sslmedsam2.pseudo_label.query import (
     QueryUnit,
     SupportUnit,
     given_up,
-    reusable_record,
+    standing_record,
 )
 from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, write_table
 from sslmedsam2.pseudo_label.supports import CheckedSupports, check_supports, find_sam2
@@ -231,8 +229,8 @@ class _Run:
         return summary
 
     def _keep(self, target: QueryTarget) -> bool:
-        """Take over what an earlier run has completed, if that is wanted and still stands."""
-        record = reusable_record(target, self._provenance) if self._options.resume else None
+        """Take over what a person has corrected and, to resume, what an earlier run completed."""
+        record = standing_record(target, self._provenance, resume=self._options.resume)
         if record is None:
             return False
         self._kept += 1
@@ -256,48 +254,46 @@ class _Run:
             self._add(record)
 
     def _calibrate(self, stop: StopRequest) -> CalibrationRun | None:
-        """Return an earlier calibration that still holds, or a new one; None if stopped."""
+        """Take over an earlier calibration as far as it holds, and do the rest; None if stopped."""
         path, key = self._options.output_dir / CALIBRATION_NAME, self._provenance.key
+        earlier = None
         if self._options.resume or self._options.shard is not None:
             earlier = read_calibration(path, key=key)
-            if earlier is not None:
-                return earlier
+        names = list(self._supports.sha256)
+        found = {} if earlier is None else {one.name: one for one in earlier.left_out}
         # A single patient leaves nothing to learn from; the calibration then says so.
-        alone = len(self._supports.cases) < 2
-        if alone:
+        if len(self._supports.cases) < 2:
+            names = []
             logger.warning(
                 "one labelled patient cannot tell how good pseudo labels are: none accepted"
             )
-        found = {} if alone else self._left_out(stop)
+
+        def kept(
+            outcomes: Iterable[Outcome[LabelUnit, LabelResult]],
+        ) -> Iterator[Outcome[LabelUnit, LabelResult]]:
+            """Write the calibration after each support, so that a stop loses none."""
+            for outcome in outcomes:
+                if isinstance(one := outcome.result, LeftOut):
+                    found[one.name] = one
+                    logger.info(
+                        "calibration %d/%d %s: Dice %.3f",
+                        len(found),
+                        len(names),
+                        one.name,
+                        one.dice,
+                    )
+                    write_record(path, calibrated())
+                yield outcome
+
+        def calibrated() -> CalibrationRun:
+            return calibrate_on((found[name] for name in names if name in found), key=key)
+
+        pending = [SupportUnit(index) for index, name in enumerate(names) if name not in found]
+        all_or_error(kept(self._session.run(pending, stop=stop)))
         if stop:
             return None
-        calibrated = calibrate_on((found[index] for index in sorted(found)), key=key)
-        write_calibration(calibrated, path)
-        return calibrated
-
-    def _left_out(self, stop: StopRequest) -> dict[int, LeftOut]:
-        """Label each support by the others; the results by its place among them."""
-        units = [SupportUnit(index) for index in range(len(self._supports))]
-        found: dict[int, LeftOut] = {}
-        for unit, result in all_or_error(self._told(self._session.run(units, stop=stop))):
-            if isinstance(unit, SupportUnit) and isinstance(result, LeftOut):
-                found[unit.index] = result
-        return found
-
-    def _told(
-        self, outcomes: Iterable[Outcome[LabelUnit, LabelResult]]
-    ) -> Iterator[Outcome[LabelUnit, LabelResult]]:
-        """Log each support's outcome as it comes."""
-        for number, outcome in enumerate(outcomes, start=1):
-            if isinstance(outcome.result, LeftOut):
-                logger.info(
-                    "calibration %d/%d %s: Dice %.3f",
-                    number,
-                    len(self._supports),
-                    outcome.result.name,
-                    outcome.result.dice,
-                )
-            yield outcome
+        write_record(path, calibrated())
+        return calibrated()
 
     def _add(self, record: PseudoLabelRecord) -> None:
         self._records.append(record)
@@ -320,7 +316,7 @@ class _Run:
             "finished": None,
             "options": _recorded_options(self._options),
             "device": self._session.about,
-            "provenance": asdict(self._provenance),
+            "provenance": self._provenance,
             "support_errors": self._support_errors,
             "query_problems": [problem.error for problem in self._problems],
             "queries": self._n_queries,
@@ -334,8 +330,7 @@ class _Run:
                 "kept": summary.kept,
                 "seconds": self._seconds,
             }
-        path = run_record_path(self._options.output_dir, self._options.shard)
-        write_text_atomic(path, json.dumps(content, indent=2) + "\n")
+        write_record(run_record_path(self._options.output_dir, self._options.shard), content)
 
 
 def _check_output_dir(options: PseudoLabelOptions) -> None:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,11 +36,12 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
+from sslmedsam2.imaging.records import move_aside, write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.pseudo_label.calibration import LeftOut, leave_out
-from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, read_record, write_record
+from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.pseudo_label.supports import SupportFiles
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.weights.manifest import sha256_file
@@ -145,10 +146,12 @@ class Labeller:
     def finish(self, work: SegmentedQuery) -> PseudoLabelRecord:
         """Write what there is, and last the record; raises OutputError if that cannot be written.
 
-        Of a query that failed, no earlier result is left either: it would have no record.
+        Of a query that failed, no earlier result is left either: it would have no record. A mask
+        that a person may have touched is moved aside.
         """
         start = time.perf_counter()
         target = work.loaded.target
+        _make_way(target.paths)
         try:
             record = self._written(work)
         except SslMedSam2Error as error:
@@ -159,7 +162,7 @@ class Labeller:
             _remove_files(target.paths)
         seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
         record = replace(record, seconds=seconds)
-        write_record(record, target.paths.record)
+        write_record(target.paths.record, record)
         return record
 
     def _written(self, work: SegmentedQuery) -> PseudoLabelRecord:
@@ -184,9 +187,9 @@ class Labeller:
             volume_ml=round(volume_ml, 1),
             encoder_calls=result.encoder_calls,
             warnings=(*volume.repairs, *work.warnings, *result.warnings, *drawing),
-            evidence=asdict(result.evidence),
-            supports=tuple(asdict(score) for score in result.supports),
-            calibration=asdict(self._calibration),
+            evidence=result.evidence,
+            supports=result.supports,
+            calibration=self._calibration,
             mask_sha256=sha256_file(paths.mask),
         )
 
@@ -200,31 +203,40 @@ class Labeller:
             seconds={**loaded.seconds, **stages},
             device=self._device,
             provenance=self._provenance,
+            image_sha256=loaded.image_sha256,
         )
 
 
 def given_up(target: QueryTarget, error: SslMedSam2Error | None) -> PseudoLabelRecord:
     """Note that no worker could do a query; no earlier result is left of it either."""
+    _make_way(target.paths)
     _remove_files(target.paths)
     record = replace(target.blank, error=str(error))
-    write_record(record, target.paths.record)
+    write_record(target.paths.record, record)
     return record
 
 
-def reusable_record(target: QueryTarget, provenance: Provenance) -> PseudoLabelRecord | None:
+def standing_record(
+    target: QueryTarget, provenance: Provenance, *, resume: bool
+) -> PseudoLabelRecord | None:
     """Return the record of an earlier run if its pseudo label still stands, else None.
 
-    It stands if it was made in the same way from the same image, without an error, and all its
-    files are there, the mask readable and on the grid of its image.
+    A mask that was corrected manually stands as long as its image is the same, whatever the way to
+    label has become. To ``resume``, another stands if it was made in the same way from the same
+    image, without an error, and all its files are there, the mask readable and on the grid of its
+    image.
     """
     paths = target.paths
-    if not paths.record.is_file():
-        return None
-    record = read_record(paths.record)
+    record = read_pseudo_label(paths.record)
     if record is None or record.error is not None:
         return None
     try:
-        if record.key != _key(target, sha256_file(target.series.path), provenance):
+        corrected = _is_corrected(record, paths.mask)
+        if not corrected and not resume:
+            return None
+        image_sha256 = sha256_file(target.series.path)
+        same_image = record.image_sha256 in (None, image_sha256)
+        if not corrected and record.key != _key(target, image_sha256, provenance):
             logger.info(
                 "%s is done again: its image or the way it is made has changed", target.name
             )
@@ -233,13 +245,40 @@ def reusable_record(target: QueryTarget, provenance: Provenance) -> PseudoLabelR
     except (InputError, OSError) as error:
         logger.info("%s is done again: %s", target.name, error)
         return None
-    if not same_grid(mask.geometry, image.geometry):
-        logger.info("%s is done again: its mask lies on another grid", target.name)
+    if not (same_image and same_grid(mask.geometry, image.geometry)):
+        logger.info("%s is done again: its mask belongs to another image", target.name)
         return None
-    if not (paths.probability.is_file() and paths.uncertainty.is_file()):
+    if corrected:
+        logger.info("%s: its manually corrected mask stands", target.name)
+    elif not (paths.probability.is_file() and paths.uncertainty.is_file()):
         logger.info("%s is done again: a map is missing", target.name)
         return None
     return record
+
+
+def _is_corrected(record: PseudoLabelRecord, mask: Path) -> bool:
+    """Tell whether a mask differs from what its record says; raises OSError without the file."""
+    return record.mask_sha256 is not None and sha256_file(mask) != record.mask_sha256
+
+
+def _make_way(paths: PseudoLabelPaths) -> None:
+    """Clear the place of a pseudo label: its record goes first, lest it speak of another mask.
+
+    A mask that is not what its record says, or has none, is moved aside: it may be a person's.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be moved or removed.
+    """
+    try:
+        if paths.mask.is_file():
+            record = read_pseudo_label(paths.record)
+            if record is None or record.mask_sha256 != sha256_file(paths.mask):
+                move_aside(paths.mask, why="it is not as this program wrote it")
+        paths.record.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(paths.mask, error) from error
 
 
 def _key(target: QueryTarget, image_sha256: str | None, provenance: Provenance) -> str | None:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import json
-import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from sslmedsam2.contract.pseudo_labels import TABLE_NAME, find_records
-from sslmedsam2.fewshot.strategy import Verdict
+from sslmedsam2.fewshot.reliability import Calibration
+from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import write_text_atomic
-
-logger = logging.getLogger(__name__)
+from sslmedsam2.imaging.records import key_of, read_record_or_none
 
 _COLUMNS: Final = (
     *("case", "sequence", "vendor", "verdict", "estimated_dice", "dice_low", "dice_high"),
@@ -46,13 +43,12 @@ class Provenance:
 
     @property
     def key(self) -> str:
-        """Equal for two runs that label alike, whatever the files are called."""
-        named = {name: value for name, value in asdict(self).items() if name != "sam2_name"}
-        return _hash(named)
+        """Equal for two runs that label alike, whatever the files and the version are called."""
+        return key_of([self.sam2_sha256, self.settings, self.supports])
 
     def key_of(self, name: str, image_sha256: str) -> str:
         """Return a key of one query's pseudo label."""
-        return _hash([self.key, name, image_sha256])
+        return key_of([self.key, name, image_sha256])
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,9 @@ class PseudoLabelRecord:
         One line; then there is no pseudo label, and all that follows is empty.
     interval
         Holds the true Dice in nine cases of ten.
-    evidence, supports
-        Fields of :class:`~sslmedsam2.fewshot.strategy.Evidence` and of each ``SupportScore``.
-    calibration
-        Fields of :class:`~sslmedsam2.fewshot.reliability.Calibration`.
-    mask_sha256
-        Of the mask's file; another one was manually corrected.
+    image_sha256, mask_sha256
+        Of the query's file and of the mask as written; a mask with another one was corrected
+        manually.
     """
 
     case: str
@@ -92,36 +85,18 @@ class PseudoLabelRecord:
     encoder_calls: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    evidence: Mapping[str, float] | None = None
-    supports: tuple[Mapping[str, Any], ...] = ()
-    calibration: Mapping[str, float] | None = None
+    evidence: Evidence | None = None
+    supports: tuple[SupportScore, ...] = ()
+    calibration: Calibration | None = None
     device: str | None = None
     provenance: Provenance | None = None
     mask_sha256: str | None = None
+    image_sha256: str | None = None
 
 
-def write_record(record: PseudoLabelRecord, path: Path) -> None:
-    """Write a record as JSON, whole or not at all; raises OutputError."""
-    write_text_atomic(path, json.dumps(asdict(record), indent=2) + "\n")
-
-
-def read_record(path: Path) -> PseudoLabelRecord | None:
-    """Read a record; None, and a warning, if the file holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        interval, provenance = content["interval"], content["provenance"]
-        return PseudoLabelRecord(
-            **{
-                **content,
-                "interval": None if interval is None else (interval[0], interval[1]),
-                "warnings": tuple(content["warnings"]),
-                "supports": tuple(content["supports"]),
-                "provenance": None if provenance is None else Provenance(**provenance),
-            }
-        )
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        logger.warning("%s: cannot be read as a record and is passed over (%s)", path, error)
-        return None
+def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
+    """Read a record; None without one and, after a warning, if it is not usable."""
+    return read_record_or_none(path, PseudoLabelRecord)
 
 
 def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> Path:
@@ -139,7 +114,7 @@ def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> P
 
 
 def _all_records(output_dir: Path) -> list[PseudoLabelRecord]:
-    return [record for path in find_records(output_dir) if (record := read_record(path))]
+    return [record for path in find_records(output_dir) if (record := read_pseudo_label(path))]
 
 
 def _table(records: Iterable[PseudoLabelRecord]) -> str:
@@ -165,7 +140,3 @@ def _row(record: PseudoLabelRecord) -> dict[str, Any]:
         "encoder_calls": record.encoder_calls,
         "error": record.error,
     }
-
-
-def _hash(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -7,12 +7,10 @@ that is killed loses at most the series in hand.
 
 from __future__ import annotations
 
-import json
-import math
 import platform
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from enum import Enum
 from importlib import metadata
@@ -23,11 +21,11 @@ import numpy as np
 
 from sslmedsam2 import __version__
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.imaging.volume import Volume
-from sslmedsam2.reporting.plain_records import record_from_plain
 
 SCHEMA_VERSION = 1
+_REMEDY = "Remove it to begin the run anew"
 
 _REPORTED_PACKAGES = ("torch", "numpy", "nnunetv2", "openvino")
 
@@ -178,6 +176,7 @@ class RunReport:
     ``started`` and ``finished`` are ISO 8601 times in UTC; ``finished`` and ``exit_code`` are None
     while the run goes on, and stay so if it was killed. ``dicom`` lists every DICOM series of the
     input, those that were left out included; ``left_out`` lists what else no model serves.
+    ``counts`` says how many series ended in each status.
     """
 
     models: tuple[ModelRecord, ...]
@@ -194,12 +193,14 @@ class RunReport:
     tool: str = "sslmedsam2"
     tool_version: str = __version__
     versions: Mapping[str, str | None] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+    counts: Mapping[str, int] = field(init=False, default_factory=dict)
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many series ended in each status."""
+    def __post_init__(self) -> None:
+        """Count the series; what a file says of their numbers is never read back."""
         found = Counter(result.status.value for result in self.series)
-        return {status.value: found[status.value] for status in SeriesStatus}
+        counts = {status.value: found[status.value] for status in SeriesStatus}
+        object.__setattr__(self, "counts", counts)
 
     @property
     def n_left_out(self) -> int:
@@ -262,9 +263,8 @@ def write_report(report: RunReport, path: Path) -> None:
     OutputError
         If the file cannot be written.
     """
-    ordered = replace(report, series=tuple(sorted(report.series, key=lambda result: result.key)))
-    document = {"schema_version": SCHEMA_VERSION, **asdict(ordered), "counts": report.counts}
-    write_text_atomic(path, json.dumps(_plain(document), indent=1, allow_nan=False) + "\n")
+    ordered = tuple(sorted(report.series, key=lambda result: result.key))
+    write_record(path, replace(report, series=ordered))
 
 
 def load_report(path: Path) -> RunReport:
@@ -275,44 +275,12 @@ def load_report(path: Path) -> RunReport:
     InputError
         If the file is missing, is not a report or is of another schema version.
     """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("it is not an object")
-        version = document.pop("schema_version", None)
-        if version != SCHEMA_VERSION:
-            raise ValueError(f"schema version {version}, not {SCHEMA_VERSION}")
-        # Counted anew from the series.
-        document.pop("counts", None)
-        return record_from_plain(RunReport, document, where="report")
-    except OSError as error:
+    report = read_record(path, RunReport, remedy=_REMEDY)
+    if report.schema_version != SCHEMA_VERSION:
         raise InputError(
             path,
-            kind="unreadable_report",
-            reason=f"cannot be read ({error.strerror})",
-            remedy="Check that it is there and that this user may read it",
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            path,
-            kind="bad_report",
-            reason=f"not a usable run report ({error})",
-            remedy="Remove it to begin the run anew",
-        ) from error
-
-
-def _plain(value: Any) -> Any:
-    """Turn a value into what JSON knows; numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return value.as_posix()
-    return value
+            kind="bad_record",
+            reason=f"its schema version is {report.schema_version}, not {SCHEMA_VERSION}",
+            remedy=_REMEDY,
+        )
+    return report

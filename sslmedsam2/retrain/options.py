@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from sslmedsam2.inference.device import Device
-from sslmedsam2.nnunet.plans import CompactPreset
-from sslmedsam2.nnunet.presets import Preset, preset_from_record
+from sslmedsam2.nnunet.plans import CompactPreset, Preset
 from sslmedsam2.retrain.selection import IGNORE_ABOVE, StoppingRule
 
 Final_ = Literal["ensemble", "best-fold", "average"]
@@ -118,7 +117,7 @@ def from_record(record: dict[str, Any], *, work_dir: Path) -> RetrainOptions:
     chosen |= {
         "work_dir": work_dir,
         "rule": StoppingRule(**chosen["rule"]),
-        "preset": preset_from_record(chosen["preset"]),
+        "preset": Preset.from_plain(chosen["preset"]),
         "sequences": None if chosen["sequences"] is None else tuple(chosen["sequences"]),
     }
     return RetrainOptions(**chosen)

@@ -17,7 +17,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.presets import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.records import read_record
+from sslmedsam2.pseudo_label.records import read_pseudo_label
 from sslmedsam2.reporting.galleries import Candidate, Gallery, make_gallery
 from sslmedsam2.reporting.retrain_page import write_retrain_page
 from sslmedsam2.reporting.retrain_page_data import (
@@ -205,7 +205,7 @@ def _fewshot(work: WorkDir, index: Index) -> FewShotPart:
 
 
 def _fewshot_label(query: ImageFile, path: Path) -> FewShotLabel:
-    record = read_record(path) if path.is_file() else None
+    record = read_pseudo_label(path)
     sequence, vendor = query.sequence or "", query.vendor or ""
     if record is None:
         return FewShotLabel(query.case, sequence, vendor)

@@ -15,7 +15,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
-from sslmedsam2.pseudo_label.records import read_record
+from sslmedsam2.pseudo_label.records import read_pseudo_label
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.selection import Candidate, choose, none_of, training_labels
 from sslmedsam2.retrain.state import (
@@ -73,7 +73,7 @@ def fewshot_dice(work: WorkDir) -> float | None:
 
 def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
     paths = pseudo_label_paths(work.pseudo_labels, query)
-    record = read_record(paths.record) if paths.record.is_file() else None
+    record = read_pseudo_label(paths.record)
     if record is None or record.verdict is None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
     if record.mask_sha256 is not None and sha256_file(paths.mask) != record.mask_sha256:

@@ -31,8 +31,8 @@ from sslmedsam2.nnunet.dataset import (
     write_repeats,
     write_splits,
 )
-from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset
-from sslmedsam2.nnunet.presets import Preset, planned_network
+from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset
+from sslmedsam2.nnunet.presets import planned_network
 from sslmedsam2.nnunet.training import (
     preprocessed_dir,
     train_fold,

@@ -13,16 +13,15 @@ manifest of the same format version.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, Final
+from typing import Final
 
-from sslmedsam2.errors import ModelError
-from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.errors import InputError, ModelError
+from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.weights.layout import model_files
 
 MANIFEST_NAME: Final = "manifest.json"
@@ -155,13 +154,13 @@ def read_manifest(path: Path) -> Manifest:
         a path outside its own folder.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(path, reason=f"cannot be read ({error})", remedy=_REMEDY) from error
-    try:
-        return _parse(content)
-    except _MalformedError as error:
-        raise ModelError(path, reason=str(error), remedy=_REMEDY) from error
+        stored = read_record(path, StoredManifest)
+    except InputError as error:
+        raise ModelError(path, reason=error.reason, remedy=_REMEDY) from error
+    manifest = Manifest(tuple(_from_stored(model) for model in stored.models))
+    if problem := _problem(manifest, stored.format_version):
+        raise ModelError(path, reason=problem, remedy=_REMEDY)
+    return manifest
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -174,20 +173,100 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     OutputError
         The file cannot be written.
     """
-    content = {
-        "format_version": _FORMAT_VERSION,
-        "models": [_as_table(model) for model in manifest.models],
-    }
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    try:
-        _parse(json.loads(text))
-    except _MalformedError as error:
-        raise ModelError(path, reason=str(error), remedy="Correct the model's entry") from error
-    write_text_atomic(path, text + "\n")
+    if problem := _problem(manifest, _FORMAT_VERSION):
+        raise ModelError(path, reason=problem, remedy="Correct the model's entry")
+    write_record(path, StoredManifest(_FORMAT_VERSION, tuple(map(_to_stored, manifest.models))))
 
 
-class _MalformedError(Exception):
-    """What is wrong with a manifest's content, as one clause."""
+@dataclass(frozen=True)
+class _StoredFile:
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _StoredModel:
+    name: str
+    sequences: tuple[str, ...]
+    folds: tuple[str | int, ...]
+    training_data: str
+    recipe: str
+    licence: str
+    created: str
+    measured: Mapping[str, float]
+    files: tuple[_StoredFile, ...]
+
+
+@dataclass(frozen=True)
+class StoredManifest:
+    """``manifest.json`` as it lies on disk: a `Manifest` with the cards laid flat."""
+
+    format_version: int
+    models: tuple[_StoredModel, ...]
+
+
+def _from_stored(model: _StoredModel) -> ModelEntry:
+    return ModelEntry(
+        name=model.name,
+        sequences=model.sequences,
+        folds=tuple(str(fold) for fold in model.folds),
+        files=tuple(FileEntry(file.path, file.bytes, file.sha256) for file in model.files),
+        card=ModelCard(
+            model.training_data, model.recipe, model.licence, model.created, model.measured
+        ),
+    )
+
+
+def _to_stored(model: ModelEntry) -> _StoredModel:
+    return _StoredModel(
+        name=model.name,
+        sequences=model.sequences,
+        folds=model.folds,
+        files=tuple(_StoredFile(file.path, file.n_bytes, file.sha256) for file in model.files),
+        **asdict(model.card),
+    )
+
+
+def _problem(manifest: Manifest, format_version: int) -> str | None:
+    """Return what is wrong with a manifest, as one clause, or None."""
+    if format_version != _FORMAT_VERSION:
+        return f"its format version is {format_version} and this program reads {_FORMAT_VERSION}"
+    if not manifest.models:
+        return "it lists no model"
+    served = [sequence for model in manifest.models for sequence in model.sequences]
+    problems = (
+        *(_problem_of_model(model) for model in manifest.models),
+        _repeated([model.name for model in manifest.models], "two models are named"),
+        _repeated(served, "two models serve the sequence"),
+    )
+    return next(filter(None, problems), None)
+
+
+def _problem_of_model(model: ModelEntry) -> str | None:
+    where = f"model {model.name}"
+    if not _SAFE_NAME.fullmatch(model.name):
+        return f"a model is named {model.name!r}, which is no plain folder name"
+    if not model.folds:
+        return f"{where} has no fold"
+    if not model.sequences or not all(model.sequences):
+        return f"'sequences' of {where} is no list of names"
+    for file in model.files:
+        pure = PurePosixPath(file.path)
+        outside = pure.is_absolute() or ".." in pure.parts or "\\" in file.path
+        if outside or pure.as_posix() != file.path:
+            return f"file {file.path!r} of {where} is no plain path inside the model folder"
+        if not _SHA256.fullmatch(file.sha256):
+            return f"'sha256' of file {file.path!r} of {where} is not 64 hexadecimal digits"
+    paths = [file.path for file in model.files]
+    if missing := sorted(set(model_files(model.folds)) - set(paths)):
+        return f"{where} does not list {missing[0]}"
+    return _repeated(paths, f"{where} lists twice")
+
+
+def _repeated(values: list[str], problem: str) -> str | None:
+    repeated = [value for value, count in Counter(values).items() if count > 1]
+    return f"{problem} {repeated[0]!r}" if repeated else None
 
 
 def _measure(model_dir: Path, relative: str) -> FileEntry:
@@ -200,115 +279,3 @@ def _measure(model_dir: Path, relative: str) -> FileEntry:
         raise ModelError(
             path, reason=f"cannot be read ({error.strerror})", remedy="Check its permissions"
         ) from error
-
-
-def _as_table(model: ModelEntry) -> dict[str, Any]:
-    return {
-        "name": model.name,
-        "sequences": list(model.sequences),
-        "folds": list(model.folds),
-        "training_data": model.card.training_data,
-        "recipe": model.card.recipe,
-        "licence": model.card.licence,
-        "created": model.card.created,
-        "measured": dict(model.card.measured),
-        "files": [
-            {"path": file.path, "bytes": file.n_bytes, "sha256": file.sha256}
-            for file in model.files
-        ],
-    }
-
-
-def _parse(content: object) -> Manifest:
-    if not isinstance(content, dict):
-        raise _MalformedError("it does not hold a table")
-    version = content.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise _MalformedError(
-            f"its format version is {version!r} and this program reads {_FORMAT_VERSION}"
-        )
-    tables = _get(content, "models", list, "it")
-    if not tables:
-        raise _MalformedError("it lists no model")
-    models = tuple(_parse_model(table, f"model {i}") for i, table in enumerate(tables))
-    _refuse_repeats([model.name for model in models], "two models are named")
-    served = [sequence for model in models for sequence in model.sequences]
-    _refuse_repeats(served, "two models serve the sequence")
-    return Manifest(models)
-
-
-def _parse_model(table: object, where: str) -> ModelEntry:
-    name = _get(table, "name", str, where)
-    if not _SAFE_NAME.fullmatch(name):
-        raise _MalformedError(f"{where} is named {name!r}, which is no plain folder name")
-    where = f"model {name}"
-    folds = tuple(str(fold) for fold in _get(table, "folds", list, where))
-    if not folds:
-        raise _MalformedError(f"{where} has no fold")
-    files = tuple(_parse_file(file, where) for file in _get(table, "files", list, where))
-    paths = [file.path for file in files]
-    _refuse_repeats(paths, f"{where} lists twice")
-    if missing := sorted(set(model_files(folds)) - set(paths)):
-        raise _MalformedError(f"{where} does not list {missing[0]}")
-    return ModelEntry(
-        name=name,
-        sequences=_parse_sequences(_get(table, "sequences", list, where), where),
-        folds=folds,
-        files=files,
-        card=_parse_card(table, where),
-    )
-
-
-def _parse_sequences(values: list[object], where: str) -> tuple[str, ...]:
-    sequences = tuple(value for value in values if isinstance(value, str) and value)
-    if not sequences or len(sequences) != len(values):
-        raise _MalformedError(f"'sequences' of {where} is no list of names")
-    return sequences
-
-
-def _parse_file(table: object, where: str) -> FileEntry:
-    path = _get(table, "path", str, f"a file of {where}")
-    where = f"file {path!r} of {where}"
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or pure.as_posix() != path:
-        raise _MalformedError(f"{where} is no plain path inside the model folder")
-    n_bytes = _get(table, "bytes", int, where)
-    sha256 = _get(table, "sha256", str, where)
-    if not _SHA256.fullmatch(sha256):
-        raise _MalformedError(f"'sha256' of {where} is not 64 hexadecimal digits")
-    return FileEntry(path, n_bytes=n_bytes, sha256=sha256)
-
-
-def _parse_card(table: object, where: str) -> ModelCard:
-    measured = _get(table, "measured", dict, where)
-    for figure, value in measured.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _MalformedError(f"the figure {figure!r} of {where} is no number")
-    return ModelCard(
-        training_data=_get(table, "training_data", str, where),
-        recipe=_get(table, "recipe", str, where),
-        licence=_get(table, "licence", str, where),
-        created=_get(table, "created", str, where),
-        measured=measured,
-    )
-
-
-def _get(table: object, key: str, kind: type, where: str) -> Any:
-    """Return ``table[key]`` if it is there and of that kind."""
-    if not isinstance(table, dict):
-        raise _MalformedError(f"{where} is no table")
-    if key not in table:
-        raise _MalformedError(f"{where} has no {key!r}")
-    value = table[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise _MalformedError(f"{key!r} of {where} is no {_KIND_NAMES[kind]}")
-    return value
-
-
-_KIND_NAMES: Final = {str: "text", int: "whole number", list: "list", dict: "table"}
-
-
-def _refuse_repeats(values: list[str], problem: str) -> None:
-    repeated = [value for value, count in Counter(values).items() if count > 1]
-    if repeated:
-        raise _MalformedError(f"{problem} {repeated[0]!r}")

@@ -111,3 +111,47 @@ def test_a_result_with_nothing_in_it_is_rejected():
     generator = np.random.default_rng(0)
     cases = [(_between(q), 0.9 + generator.normal(0, 0.02)) for q in np.linspace(0.4, 1, 16)]
     assert judge(nothing, calibrate(cases)).verdict == "reject"
+
+
+def test_confident_queries_are_never_worth_less_than_unsure_ones():
+    """Three supports, the most confident of them the worst: no reason to trust doubt."""
+    cases = [
+        (dataclasses.replace(GOOD, confidence=confidence), dice)
+        for confidence, dice in ((0.78, 0.93), (0.86, 0.88), (0.95, 0.55))
+    ]
+    calibration = calibrate(cases)
+
+    assert calibration.slope >= 0
+    unsure, sure = (
+        judge(dataclasses.replace(GOOD, confidence=confidence), calibration)
+        for confidence in (0.75, 0.95)
+    )
+    assert sure.estimated_dice >= unsure.estimated_dice
+
+
+def test_another_contrast_than_the_calibrations_widens_the_interval_and_is_not_simply_accepted():
+    calibration = calibrate(_cases(8, seed=5, noise=0.06))
+    found = [
+        judge(dataclasses.replace(GOOD, contrast_distance=distance), calibration)
+        for distance in (0.0, 0.06, 0.12, 0.3)
+    ]
+    widths = [one.interval[1] - one.interval[0] for one in found]
+
+    assert widths[0] == widths[1] < widths[2] < widths[3]
+    assert [one.verdict for one in found] == ["accept", "accept", found[2].verdict, "doubtful"]
+    assert len({one.estimated_dice for one in found}) == 1
+
+
+def test_a_calibration_covers_the_contrasts_of_its_own_cases():
+    cases = [
+        (dataclasses.replace(evidence, contrast_distance=0.2), dice)
+        for evidence, dice in _cases(8, seed=5, noise=0.06)
+    ]
+    calibration = calibrate(cases)
+
+    near, far = (
+        judge(dataclasses.replace(GOOD, contrast_distance=distance), calibration)
+        for distance in (0.2, 0.4)
+    )
+    assert near.verdict == "accept"
+    assert near.interval[0] > far.interval[0]

@@ -13,14 +13,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from sslmedsam2.cli import shared_options
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
-from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, Grid, ResidualPreset
+from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, Grid, Preset, ResidualPreset
 from sslmedsam2.nnunet.presets import (
     PRESETS,
     default_preset,
     default_schedule,
     plan_network,
     planned_network,
-    preset_from_record,
 )
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "chaos_mr_t2"
@@ -72,7 +71,7 @@ def test_gpu_trains_longer():
 def test_preset_survives_json(name):
     record = json.loads(json.dumps(asdict(PRESETS[name])))
 
-    assert preset_from_record(record) == PRESETS[name]
+    assert Preset.from_plain(record) == PRESETS[name]
 
 
 def test_plans_are_the_same_each_time_and_hold_plain_values():

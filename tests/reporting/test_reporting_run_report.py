@@ -158,7 +158,7 @@ def test_unusable_report_raises_one_named_error(content, tmp_path):
         path.write_text(content)
     with pytest.raises(InputError, match=r"r\.json") as caught:
         load_report(path)
-    assert caught.value.kind == ("unreadable_report" if content is None else "bad_report")
+    assert caught.value.kind == ("unreadable_record" if content is None else "bad_record")
     assert "\n" not in str(caught.value)
 
 

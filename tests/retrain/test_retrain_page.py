@@ -14,8 +14,9 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, pseudo_label_paths
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord, write_record
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.retrain.options import as_record
 from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
@@ -80,7 +81,7 @@ class WorkMaker:
             volume_ml=1400.0,
             warnings=("low_agreement: they differ",) if number else (),
         )
-        write_record(record, paths.record)
+        write_record(paths.record, record)
         self._preview(paths.preview, case)
 
     def pseudo_label_all(self):

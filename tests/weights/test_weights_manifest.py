@@ -96,14 +96,23 @@ def test_folds_written_as_numbers_are_read_as_names(manifest_path):
 
 _FAULTS = {
     "no model": (lambda m: m["models"].clear(), "it lists no model"),
-    "models no list": (lambda m: m.update(models={}), "'models' of it is no list"),
-    "model no table": (lambda m: m["models"].append("liver"), "model 1 is no table"),
+    "models no list": (lambda m: m.update(models={}), "models: Expected 'array', got 'object'"),
+    "model no table": (
+        lambda m: m["models"].append("liver"),
+        "models[1]: Expected 'object', got 'str'",
+    ),
     "newer format": (lambda m: m.update(format_version=2), "format version is 2"),
-    "no name": (lambda m: m["models"][0].pop("name"), "model 0 has no 'name'"),
+    "no name": (
+        lambda m: m["models"][0].pop("name"),
+        "models[0]: Object missing required field 'name'",
+    ),
     "name outside": (lambda m: m["models"][0].update(name="../liver"), "no plain folder name"),
     "twice": (lambda m: m["models"].append(m["models"][0]), "two models are named 'liver'"),
     "no sequence": (lambda m: m["models"][0].update(sequences=[]), "'sequences' of model liver"),
-    "odd sequence": (lambda m: m["models"][0].update(sequences=[4]), "'sequences' of model liver"),
+    "odd sequence": (
+        lambda m: m["models"][0].update(sequences=[4]),
+        "models[0].sequences[0]: Expected",
+    ),
     "no fold": (lambda m: m["models"][0].update(folds=[]), "model liver has no fold"),
     "fold not listed": (
         lambda m: m["models"][0].update(folds=["0", "1", "2"]),
@@ -113,10 +122,19 @@ _FAULTS = {
         lambda m: m["models"][0]["files"][0].update(path="../../etc/passwd"),
         "no plain path inside the model folder",
     ),
-    "size no number": (lambda m: m["models"][0]["files"][0].update(bytes="9"), "whole number"),
+    "size no number": (
+        lambda m: m["models"][0]["files"][0].update(bytes="9"),
+        "files[0].bytes: Expected 'int'",
+    ),
     "hash too short": (lambda m: m["models"][0]["files"][0].update(sha256="ab"), "64 hexadecimal"),
-    "no licence": (lambda m: m["models"][0].pop("licence"), "model liver has no 'licence'"),
-    "odd figure": (lambda m: m["models"][0].update(measured={"dice": "good"}), "'dice' of model"),
+    "no licence": (
+        lambda m: m["models"][0].pop("licence"),
+        "models[0]: Object missing required field 'licence'",
+    ),
+    "odd figure": (
+        lambda m: m["models"][0].update(measured={"dice": "good"}),
+        "models[0].measured",
+    ),
 }
 
 

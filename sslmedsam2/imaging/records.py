@@ -1,0 +1,125 @@
+"""Records on disk: frozen dataclasses as JSON files, checked against their annotations when read.
+
+By msgspec, which is small (no dependencies), fast, BSD-3-licensed, validates strictly and works on
+plain frozen dataclasses. Fields that a newer version added are ignored; a field that is missing or
+of another type is one error that names the file and the field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.atomic import output_error, write_bytes_atomic
+
+logger = logging.getLogger(__name__)
+
+Record = TypeVar("Record")
+
+_REMEDY: Final = "Restore the file, or remove it to begin anew"
+
+
+def read_record(path: Path, kind: type[Record], *, remedy: str = _REMEDY) -> Record:
+    """Read a JSON file as an instance of ``kind``: a dataclass, or a tuple or mapping of them.
+
+    Raises
+    ------
+    InputError
+        ``unreadable_record``: the file is missing or cannot be read. ``bad_record``: it is no JSON,
+        or a field is missing or of another type.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_from_plain)
+    except OSError as error:
+        raise InputError(
+            path,
+            kind="unreadable_record",
+            reason=f"cannot be read ({error.strerror})",
+            remedy="Check that it is there and that this user may read it",
+        ) from error
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InputError(
+            path, kind="bad_record", reason=f"it is not usable ({_in_words(error)})", remedy=remedy
+        ) from error
+
+
+def read_record_or_none(path: Path, kind: type[Record]) -> Record | None:
+    """Read a record; None without the file and, after a warning, if it is not usable."""
+    try:
+        return read_record(path, kind) if path.is_file() else None
+    except InputError as error:
+        logger.warning("%s: %s; it is passed over", path, error.reason)
+        return None
+
+
+def write_record(path: Path, record: object) -> None:
+    """Write a record, whole or not at all; numbers that are not finite become null.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    TypeError
+        The record holds what JSON cannot.
+    """
+    content = msgspec.json.encode(record, enc_hook=_to_plain)
+    write_bytes_atomic(path, msgspec.json.format(content, indent=1) + b"\n")
+
+
+def schema_of(kind: Any, *, title: str) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a record."""
+    schema = msgspec.json.schema(kind, schema_hook=_schema_hook)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
+
+
+def key_of(content: object) -> str:
+    """Return the SHA-256 of anything that JSON can hold, whatever the order of its mappings."""
+    plain = msgspec.json.encode(content, enc_hook=_to_plain, order="deterministic")
+    return hashlib.sha256(plain).hexdigest()
+
+
+def move_aside(path: Path, *, why: str) -> Path:
+    """Rename a file or folder to ``<name>.replaced-<UTC time>``, say so, and return the new path.
+
+    What a person may have touched is never deleted or overwritten. Raises OutputError.
+    """
+    time = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
+    target, number = path.with_name(f"{path.name}.replaced-{time}Z"), 2
+    while target.exists():
+        target, number = path.with_name(f"{path.name}.replaced-{time}Z-{number}"), number + 1
+    try:
+        path.rename(target)
+    except OSError as error:
+        raise output_error(target, error) from error
+    logger.warning("%s is kept as %s: %s", path, target.name, why)
+    return target
+
+
+def _to_plain(value: Any) -> Any:
+    if type(value).__module__ == "numpy":
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
+
+
+def _from_plain(kind: type, value: Any) -> Any:
+    """Make what msgspec does not know: paths, and families that choose the class themselves."""
+    return Path(value) if kind is Path else kind.from_plain(value)  # type: ignore[attr-defined]
+
+
+def _schema_hook(kind: type) -> dict[str, Any]:
+    return {"type": "string" if kind is Path else "object"}
+
+
+def _in_words(error: Exception) -> str:
+    """Say what msgspec complains of, the place first: ``models[0]: ...``."""
+    text, _, place = str(error).replace("`", "'").partition(" - at '$")
+    place = place.strip("'.")
+    return f"{place}: {text}" if place else text or type(error).__name__
