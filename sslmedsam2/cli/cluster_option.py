@@ -48,8 +48,8 @@ cluster_option = click.option(
     "--cluster",
     default="none",
     show_default=True,
-    help="Who computes: none (this process), local, local:4 (processes), tcp://HOST:PORT (a Dask "
-    "scheduler) or FILE.yaml (a batch system).",
+    help="Where to compute: none (this process), local or local:4 (worker processes), "
+    "tcp://HOST:PORT (Dask scheduler), FILE.yaml (batch system).",
 )
 
 

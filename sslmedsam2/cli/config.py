@@ -46,7 +46,10 @@ class ConfiguredCommand(click.Command):
 
 def verbosity_options() -> list[click.Parameter]:
     """Make the switches ``-v/--verbose`` and ``-q/--quiet``; `apply_verbosity` obeys them."""
-    texts = {"verbose": "Say more, with tracebacks.", "quiet": "Say only warnings and errors."}
+    texts = {
+        "verbose": "Print debug messages and tracebacks.",
+        "quiet": "Print warnings and errors only.",
+    }
     return [
         click.Option(
             [f"-{name[0]}", f"--{name}"],
@@ -95,7 +98,7 @@ def _config_option() -> click.Option:
         is_eager=True,
         expose_value=False,
         callback=_apply_config,
-        help="Read options from this TOML or JSON file.",
+        help="TOML or JSON file with options.",
     )
 
 

@@ -24,11 +24,11 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
     show_default=True,
     help="Folder of DICOM files, or one file.",
 )
-@click.option("--sequences", help="Which predict would segment.  [default: GED4,T1,T2,DWI_800]")
+@click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
 @click.option(
     "--sequence-map",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML or JSON: which sequence a series is, where the guess is wrong.",
+    help="TOML or JSON file that corrects guessed sequences.",
 )
 @click.option(
     "--identify",
@@ -38,9 +38,9 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
 def dicom(
     input_path: Path, sequences: str | None, sequence_map: Path | None, identify: bool
 ) -> None:
-    """List what a folder of DICOM files holds, and what predict would do with each series.
+    """List the DICOM series of a folder, and what predict would do with each.
 
-    Nothing is segmented or written. Names are neutral, as in predict's report; --identify tells
+    Nothing is segmented or written. Names are neutral, as in run_report.json; --identify prints
     which series they stand for.
     """
     from sslmedsam2.contract.names import parse_sequence_list
@@ -57,7 +57,7 @@ def dicom(
 
 
 def _table(rows: tuple[SeriesRow, ...], places: dict[tuple[str, str], str]) -> str:
-    """Lay the rows out in columns, each followed by its place where that is to be shown."""
+    """Format the rows in columns, each followed by its place if there is one to show."""
     cells = [
         (
             row.case,

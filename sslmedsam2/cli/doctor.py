@@ -24,7 +24,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
     type=click.Path(path_type=Path),
     default=Path("/input"),
     show_default=True,
-    help="Folder that predict will be given.",
+    help="The input of predict.",
 )
 @click.option(
     "--output",
@@ -32,7 +32,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
     type=click.Path(path_type=Path),
     default=Path("/output"),
     show_default=True,
-    help="Where predict will write; tried out with a file that is removed again.",
+    help="The output of predict; a test file is written and removed.",
 )
 @model_option
 @device_option
@@ -42,13 +42,12 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
     show_default=True,
     help="Load the networks and segment a small phantom.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Write all that was found, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 def doctor(*, as_json: bool, **options: Any) -> int:
-    """Look whether all is there that a run needs, and try it.
+    """Check what a run needs, and segment a small phantom.
 
-    Device, driver, torch, SAM2, weights, memory, shared memory, processes, folders, and the liver
-    of a small phantom. Ends with 0 if a run can start, with 4 if the model is to blame, with 1 if
-    anything else is.
+    Checks device, driver, torch, SAM2, weights, memory, shared memory, processes and folders.
+    Exit code 0: a run can start; 4: the model is missing or altered; 1: any other problem.
     """
     from sslmedsam2.doctor.checks import DoctorOptions, run_checks
 

@@ -23,9 +23,14 @@ from sslmedsam2.cli.config import ConfiguredCommand
     help="Folder with <Case>/mask_<MOD>.nii.gz, <Case>/<MOD>.nii.gz or <name>.nii.gz.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write rows and means here."
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write rows and means to this file.",
 )
-@click.option("--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows here.")
+@click.option(
+    "--csv", "csv_path", type=click.Path(path_type=Path), help="Write the rows to this file."
+)
 @click.pass_context
 def evaluate(
     ctx: click.Context,
@@ -34,12 +39,12 @@ def evaluate(
     json_path: Path | None,
     csv_path: Path | None,
 ) -> None:
-    """Score predicted masks against references.
+    """Score masks against reference masks.
 
     Prints Dice, the full Hausdorff distance, HD95, the average symmetric surface distance and
     the volume error of each case, and their means by sequence and vendor (in-distribution: A,
-    B1, B2). Ends with 0 if every reference was compared with a mask that is not empty, with 1 if
-    not, with 3 if there is nothing to compare.
+    B1, B2). Exit code 0: every reference mask was compared with a mask that is not empty; 1: some
+    were not; 3: nothing to compare.
     """
     from sslmedsam2.submission import evaluate as pipeline
     from sslmedsam2.submission.tables import format_tables

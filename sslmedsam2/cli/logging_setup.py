@@ -1,4 +1,4 @@
-"""Where log lines go: a rich handler on a terminal, plain timestamped lines elsewhere."""
+"""Set-up of logging: a rich handler on a terminal, plain lines with time stamps elsewhere."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send the project's log to standard error, which leaves standard output to results.
 
     Calling it again replaces the handler, so a command may refine what the group decided.
-    Other libraries are heard from WARNING on (DEBUG would drown the project's own lines).
+    Other libraries log from WARNING on (their DEBUG lines would hide the project's own).
     """
     logging.basicConfig(level=logging.WARNING, handlers=[_handler()], force=True)
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO

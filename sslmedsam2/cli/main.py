@@ -1,8 +1,7 @@
 """The command group: finds a command by name and imports it only when it is run.
 
 Without a command the group runs ``predict``, so that a container started with no arguments, or
-with options only, does the challenge's job: ``predict`` reads ``/input`` and writes ``/output``
-unless told otherwise.
+with options only, does what the challenge asks for: ``predict`` from ``/input`` to ``/output``.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class _LazyCommand(NamedTuple):
-    """Where a command is, and its line in the listing (shown without importing it)."""
+    """Import path of a command, and its line in the listing, shown without importing it."""
 
     target: str
     summary: str
@@ -30,43 +29,43 @@ class _LazyCommand(NamedTuple):
 
 _COMMANDS = {
     "predict": _LazyCommand(
-        "sslmedsam2.cli.predict:predict", "Segment the liver in every study of a folder."
+        "sslmedsam2.cli.predict:predict", "Segment the liver in every scan of a folder."
     ),
-    "dicom": _LazyCommand("sslmedsam2.cli.dicom:dicom", "List what a folder of DICOM files holds."),
+    "dicom": _LazyCommand("sslmedsam2.cli.dicom:dicom", "List the DICOM series of a folder."),
     "evaluate": _LazyCommand(
-        "sslmedsam2.cli.evaluate:evaluate", "Score predicted masks against references."
+        "sslmedsam2.cli.evaluate:evaluate", "Score masks against reference masks."
     ),
     "report": _LazyCommand(
-        "sslmedsam2.cli.report:report", "Make a page that shows every result of a run."
+        "sslmedsam2.cli.report:report", "Write the results page of a finished run."
     ),
     "validate": _LazyCommand(
-        "sslmedsam2.cli.validate:validate", "Check an output folder against the contract."
+        "sslmedsam2.cli.validate:validate", "Check masks against the rules of the challenge."
     ),
-    "package": _LazyCommand(
-        "sslmedsam2.cli.package:package", "Pack an output folder as a submission zip."
-    ),
-    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List, verify and fetch weights."),
-    "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled studies."),
+    "package": _LazyCommand("sslmedsam2.cli.package:package", "Pack masks as a submission zip."),
+    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List, verify and download weights."),
+    "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled scans."),
     "pseudo-label": _LazyCommand(
         "sslmedsam2.cli.pseudo_label:pseudo_label",
-        "Label volumes without masks from a few that have one.",
+        "Label scans with a frozen SAM2, from a few labelled scans.",
     ),
     "retrain": _LazyCommand(
         "sslmedsam2.cli.retrain:retrain",
-        "From a few labelled and many unlabelled volumes to frozen weights.",
+        "Train a model from a few labelled and many unlabelled scans.",
     ),
-    "refine": _LazyCommand("sslmedsam2.cli.refine:refine", "The stages of retrain, one at a time."),
+    "refine": _LazyCommand(
+        "sslmedsam2.cli.refine:refine", "Run the stages of retrain one at a time."
+    ),
     "plan-cluster": _LazyCommand(
         "sslmedsam2.cli.plan_cluster:plan_cluster",
-        "Estimate time, memory and disk of a retraining on a cluster.",
+        "Estimate time, memory and disk of retrain on a cluster.",
     ),
     "pretrain-sam2": _LazyCommand(
         "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
         "Train the compact SAM2 on synthetic volumes.",
     ),
-    "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Make synthetic test studies."),
+    "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Write synthetic test studies."),
     "doctor": _LazyCommand(
-        "sslmedsam2.cli.doctor:doctor", "Look whether all is there that a run needs, and try it."
+        "sslmedsam2.cli.doctor:doctor", "Check device, libraries, weights and folders."
     ),
 }
 _DEFAULT_COMMAND = "predict"
@@ -86,7 +85,7 @@ class _LazyGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        """Return the names in the order in which a user meets the commands."""
+        """Return the names in the order of the listing."""
         return list(_COMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -114,9 +113,9 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="sslmedsam2")
 def cli() -> None:
-    """Liver masks from multi-sequence MRI.
+    """Liver segmentation in abdominal MRI.
 
-    Without a command: predict, from /input to /output.
+    Without a command, predict runs on /input and writes to /output.
     """
 
 

@@ -21,17 +21,17 @@ from sslmedsam2.cli.config import ConfiguredCommand
     "--zip",
     "zip_path",
     type=click.Path(path_type=Path),
-    help="The file to write.  [default: CARE-Liver-Submission.zip in the output folder]",
+    help="File to write.  [default: CARE-Liver-Submission.zip in the output folder]",
 )
 @click.option(
     "--description",
     type=click.Path(path_type=Path),
-    help="A text to add as Method_Description.md.",
+    help="Text file to add as Method_Description.md.",
 )
 def package(output_dir: Path, zip_path: Path | None, description: Path | None) -> None:
-    """Pack an output folder as a submission zip.
+    """Pack masks as a submission zip.
 
-    Holds LiSeg_pred and, where other sequences than GED4 are predicted, the list of them.
+    It holds LiSeg_pred and, if sequences other than GED4 were segmented, the list of them.
     """
     from sslmedsam2.contract.packaging import DEFAULT_ZIP_NAME
     from sslmedsam2.submission import package as pipeline

@@ -20,25 +20,25 @@ from sslmedsam2.errors import UsageError
 @click.option(
     "--cases",
     type=click.IntRange(min=1),
-    help="Write this many training cases instead of the fixed test inputs.",
+    help="Number of training cases; without it the fixed test inputs are written.",
 )
 @click.option(
     "--labelled",
     type=click.IntRange(min=0),
-    help="How many of the training cases get masks (the first ones).  [default: all]",
+    help="Number of training cases with masks, the first ones.  [default: all]",
 )
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed of the first training case; the others count on from it.",
+    help="Seed of the first training case; each further case adds 1.",
 )
 def phantom(output: Path, cases: int | None, labelled: int | None, seed: int) -> None:
-    """Make synthetic abdominal MRI studies with known liver masks.
+    """Write synthetic abdominal MRI studies with known liver masks.
 
-    Without --cases: the test inputs, images and references apart. With --cases: the layout of a
-    training release, masks beside the images.
+    Without --cases: the test inputs, with images and reference masks in separate folders. With
+    --cases: training cases, with masks beside the images.
     """
     if cases is None:
         if labelled is not None:

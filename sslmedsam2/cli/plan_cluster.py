@@ -11,8 +11,8 @@ from sslmedsam2.cli.config import ConfiguredCommand
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option("--labelled", required=True, help="Folder of labelled volumes, or their number.")
-@click.option("--unlabelled", required=True, help="Folder of volumes to label, or their number.")
+@click.option("--labelled", required=True, help="Folder of labelled scans, or their number.")
+@click.option("--unlabelled", required=True, help="Folder of unlabelled scans, or their number.")
 @click.option("--folds", type=click.IntRange(2), default=3, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), default=30, show_default=True)
 @click.option("--iterations-per-epoch", type=click.IntRange(1), default=50, show_default=True)
@@ -22,15 +22,15 @@ from sslmedsam2.cli.config import ConfiguredCommand
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="How many times as fast a worker is as the measured one: two CPU cores, no GPU.",
+    help="Speed of a worker, compared with two CPU cores without a GPU.",
 )
 @click.option(
     "--costs",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="JSON with costs measured on your own machine.",
+    help="JSON file with costs measured on your own machine.",
 )
 def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given: Any) -> None:
-    """Estimate time, memory and disk of a retraining on 1, 8 and 64 workers."""
+    """Estimate time, memory and disk of retrain on 1, 8 and 64 workers."""
     from sslmedsam2.retrain.plan_cluster import (
         PlanOptions,
         UnitCosts,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("/input"),
     show_default=True,
-    help="Folder of studies or of DICOM files, flat folder of volumes, or one volume.",
+    help="Folder of cases, of DICOM files or of volumes, or one volume.",
 )
 @click.option(
     "--output",
@@ -34,61 +34,70 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     default=Path("/output"),
     show_default=True,
-    help="Where masks, report and previews go.",
+    help="Folder for masks, previews and run_report.json.",
 )
 @model_option
-@click.option("--sequences", help="Which to segment.  [default: GED4,T1,T2,DWI_800]")
+@click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
 @device_option
 @click.option(
     "--mode",
     type=click.Choice(["exact", "fast"]),
     default="exact",
     show_default=True,
-    help="exact: nnU-Net's own result; fast: only the windows that the liver reaches into.",
+    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
 )
 @click.option(
     "--mirror/--no-mirror",
     default=True,
     show_default=True,
-    help="Average over mirrored views, where the model was trained for it.",
+    help="Test-time mirroring, if the model was trained for it.",
 )
 @click.option(
     "--on-failure",
     type=click.Choice(["fallback", "skip"]),
     default="fallback",
     show_default=True,
-    help="Write a flagged best guess where a series fails, or nothing.",
+    help="fallback: write a marked guess where a scan fails; skip: write no mask.",
 )
-@click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
-@click.option("--previews/--no-previews", default=True, show_default=True)
+@click.option("--resume", is_flag=True, help="Keep complete results of an earlier run.")
+@click.option(
+    "--previews/--no-previews",
+    default=True,
+    show_default=True,
+    help="Write a PNG with the outline of each mask.",
+)
 @click.option(
     "--report/--no-report",
     "with_page",
     default=False,
     show_default=True,
-    help="Make a page of the results in the end, as the command report does.",
+    help="Write the results page at the end, as the command report does.",
 )
 @click.option(
     "--mask-dtype",
     type=click.Choice(["uint8", "input"]),
     default="uint8",
     show_default=True,
-    help="Voxel type of the masks; input: that of each image.",
+    help="Voxel type of the masks; input: the type of each scan.",
 )
 @click.option(
     "--sequence-map",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML or JSON: which sequence a DICOM series is, where the guess is wrong.",
+    help="TOML or JSON file that corrects guessed sequences of DICOM series.",
 )
 @click.option(
     "--dicom-seg/--no-dicom-seg",
     default=True,
     show_default=True,
-    help="Write a DICOM-SEG beside each mask of a DICOM series.",
+    help="Write a DICOM-SEG object for each mask of a DICOM series.",
 )
 @cluster_option
 def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
-    """Segment the liver in every study of a folder."""
+    """Segment the liver in every scan of a folder.
+
+    Writes one mask for each scan and run_report.json. Exit code 0: all scans have a mask; 1: some
+    failed or have a guess; 2: invalid option; 3: no usable scan; 4: model missing or altered.
+    """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.pipeline import PredictOptions
     from sslmedsam2.predict.pipeline import predict as run
@@ -123,7 +132,7 @@ def _progress() -> AbstractContextManager[Progress | None]:
 
 
 class _ProgressPrinter:
-    """Shows each result: the bar moves on, and one line is logged."""
+    """Updates the progress bar and logs one line for each result."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress

@@ -16,17 +16,21 @@ from sslmedsam2.cli.shared_options import device_option
     "--work-dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Where the training lives; run again to go on after a stop.",
+    help="Folder for all intermediate files; the same command continues after a stop.",
 )
 @click.option(
     "--output",
     "output_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="The finished network, *.safetensors, for pseudo-label --sam2.",
+    help="File for the finished network, *.safetensors, for pseudo-label --sam2.",
 )
 @click.option(
-    "--steps", type=click.IntRange(1), default=3800, show_default=True, help="Optimiser steps."
+    "--steps",
+    type=click.IntRange(1),
+    default=3800,
+    show_default=True,
+    help="Number of optimiser steps.",
 )
 @click.option(
     "--image-size",
@@ -40,7 +44,7 @@ from sslmedsam2.cli.shared_options import device_option
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Share each step between so many processes; on a CPU as many as it has cores is fastest.",
+    help="Number of processes for each step; the number of CPU cores is fastest.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @device_option

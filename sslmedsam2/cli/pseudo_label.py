@@ -25,43 +25,43 @@ _LOG = logging.getLogger(__name__)
     "support_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz: a few labelled volumes.",
+    help="Labelled scans: case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz.",
 )
 @click.option(
     "--query",
     "query_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Volumes to label, of any sequence and vendor, in any layout that predict reads.",
+    help="Scans to label, in any layout that predict reads.",
 )
 @click.option(
     "--output",
     "output_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Where masks, maps, records and pictures go; not inside the query folder.",
+    help="Folder for masks, maps, records and previews; not inside the query folder.",
 )
 @sam2_option
-@click.option("--sequences", help="Of the queries.  [default: GED4,T1,T2,DWI_800]")
+@click.option("--sequences", help="Sequences of the queries.  [default: GED4,T1,T2,DWI_800]")
 @click.option(
     "--strategy",
     type=click.Choice(["retrieval", "random-insertion"]),
     default="retrieval",
     show_default=True,
-    help="retrieval: this project's; random-insertion: the published procedure, far slower.",
+    help="retrieval: this project's method; random-insertion: the published one, far slower.",
 )
 @click.option(
     "--harmonise/--no-harmonise",
     default=True,
     show_default=True,
-    help="Bring supports to the query's contrast where it differs.",
+    help="Match contrasts where support and query differ.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of random-insertion."
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random-insertion."
 )
 @device_option
-@click.option("--resume", is_flag=True, help="Keep what an earlier run has completed.")
-@click.option("--shard", help="Do a part of the queries: 2/8 is the second of eight.")
+@click.option("--resume", is_flag=True, help="Keep complete results of an earlier run.")
+@click.option("--shard", help="Label one part of the queries: 2/8 is the second of eight.")
 @cluster_option
 def pseudo_label(
     *,
@@ -73,9 +73,9 @@ def pseudo_label(
     cluster: str,
     **options: Any,
 ) -> int:
-    """Label volumes without masks from a few that have one, by a frozen SAM2.
+    """Label scans (queries) with a frozen SAM2, from a few labelled scans (supports).
 
-    Each pseudo label carries an estimate of its Dice and a verdict: accept, doubtful or reject.
+    Each pseudo label gets an estimated Dice and a verdict: accept, doubtful or reject.
     """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.contract.pseudo_labels import parse_shard

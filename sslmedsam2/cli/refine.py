@@ -14,22 +14,22 @@ _work_dir = click.option(
     "--work-dir",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     required=True,
-    help="A work directory that refine plan has begun.",
+    help="Work directory made by refine plan.",
 )
 
 
 @click.group()
 def refine() -> None:
-    """The stages of retrain, one at a time, on one work directory.
+    """Run the stages of retrain one at a time on one work directory.
 
-    plan once; then train and relabel for each round; freeze at the end.
+    plan once, then train and relabel for each round, freeze at the end.
     """
 
 
 @refine.command(cls=ConfiguredCommand)
 @retrain_options
 def plan(**given: Any) -> int:
-    """Index the data, make pseudo labels, choose among them, plan the network."""
+    """Index the data, make and select pseudo labels, plan the network."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.execution.interrupt import stop_on_signals
     from sslmedsam2.retrain.pipeline import plan as run
@@ -52,10 +52,10 @@ def plan(**given: Any) -> int:
     "folds",
     type=click.IntRange(0),
     multiple=True,
-    help="Train only this fold; may be repeated.  [default: all]",
+    help="Train this fold only; may be repeated.  [default: all]",
 )
 def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
-    """Train the folds of the next round, or go on with them."""
+    """Train the folds of the next round, or continue them."""
     from sslmedsam2.errors import UsageError
     from sslmedsam2.retrain.pipeline import begin_round, options_of
     from sslmedsam2.retrain.state import WorkDir
@@ -76,7 +76,7 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
 @refine.command(cls=ConfiguredCommand)
 @_work_dir
 def relabel(*, work_dir: Path) -> int:
-    """Score the trained folds, re-predict the unlabelled volumes, compare and decide."""
+    """Score the folds, relabel the unlabelled scans, decide whether another round is needed."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.execution.interrupt import stop_on_signals
     from sslmedsam2.retrain.pipeline import begin_round, finish_round, options_of
@@ -99,7 +99,7 @@ def relabel(*, work_dir: Path) -> int:
     "weights_dir",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder to freeze into, for predict --model.",
+    help="Folder for the frozen model, for predict --model.",
 )
 def freeze(*, work_dir: Path, weights_dir: Path) -> None:
     """Freeze the best round so far."""

@@ -21,18 +21,18 @@ from sslmedsam2.cli.config import ConfiguredCommand
     "--input",
     "input_path",
     type=click.Path(path_type=Path),
-    help="What predict was given as input; without it the page shows previews, no volumes.",
+    help="The input of predict; without it the page shows previews only.",
 )
 @click.option(
     "--references",
     type=click.Path(path_type=Path),
-    help="Folder of reference masks, named as for evaluate; drawn and scored.",
+    help="Folder of reference masks, named as for evaluate; shown and scored.",
 )
 @click.option(
     "--output",
     "output_dir",
     type=click.Path(path_type=Path),
-    help="Where the page goes.  [default: report in the run's folder]",
+    help="Folder for the page.  [default: report in the folder of --run]",
 )
 @click.pass_context
 def report(
@@ -42,11 +42,11 @@ def report(
     references: Path | None,
     output_dir: Path | None,
 ) -> None:
-    """Make a page of a run: every result in a table, worst first, with its volume to look at.
+    """Write the results page of a run: a table of all scans, and a view of each.
 
-    The page is index.html with two folders beside it. It opens by double click, without a network.
-    Ends with 0 if all masks and images could be read, with 1 if some could not (the page says
-    which), with 3 if there is no run.
+    The page is index.html with two folders beside it. It opens in a browser, without a network or
+    a server. Exit code 0: all masks and images were read; 1: some were not (the page says which);
+    3: there is no run.
     """
     from sslmedsam2.predict.page import ReportOptions
     from sslmedsam2.predict.page import report as run

@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     "--resume",
     is_flag=True,
     expose_value=False,
-    help="Go on with the work directory; always so.",
+    help="No effect: retrain always continues.",
 )
 @cluster_option
 def retrain(*, cluster: str, **given: Any) -> int:
-    """Retrain from a few labelled and many unlabelled volumes, offline, in rounds.
+    """Train a model from a few labelled and many unlabelled scans, in rounds.
 
-    SAM2 labels what has no mask; nnU-Net trains on experts' and pseudo masks, labels anew what it
-    has not seen, and again until the masks settle. Run the same command again to go on after a
-    stop.
+    SAM2 labels the unlabelled scans. Then nnU-Net trains on reference masks and pseudo labels,
+    and relabels the scans that it was not trained on, until the pseudo labels hardly change.
+    After a stop, the same command continues.
     """
     from sslmedsam2.retrain.pipeline import retrain as run
 
@@ -47,7 +47,7 @@ def retrain(*, cluster: str, **given: Any) -> int:
 
 
 def tell(summary: RetrainSummary) -> None:
-    """Print how a run went."""
+    """Print rounds, decision and frozen model of a run."""
     for figures in summary.rounds:
         change = "-" if figures.change_dice is None else f"{figures.change_dice:.4f}"
         click.echo(

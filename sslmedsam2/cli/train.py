@@ -25,42 +25,46 @@ from sslmedsam2.cli.shared_options import (
     "data_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz (organs_<SEQ>.nii.gz helps).",
+    help="Case folders with <SEQ>.nii.gz, mask_<SEQ>.nii.gz and optional organs_<SEQ>.nii.gz.",
 )
 @click.option(
     "--also",
     "also_dirs",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="More labelled data, of the same layout, to train every fold on and score none by.",
+    help="More labelled data of the same layout: trained on in every fold, never scored.",
 )
 @click.option(
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.75,
     show_default=True,
-    help="Part of the patches that come from --data where there is --also.",
+    help="Share of patches from --data if --also is given.",
 )
 @click.option(
     "--work-dir",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Where the training lives; run again to go on after a stop.",
+    help="Folder for all intermediate files; the same command continues after a stop.",
 )
 @click.option(
     "--folds",
     type=click.IntRange(0),
     default=2,
     show_default=True,
-    help="Cross-validation folds before the final network, 2 or more; 0 for none.",
+    help="Cross-validation folds before the final network: 0 (none), or 2 and more.",
 )
 @preset_option
-@click.option("--epochs", type=click.IntRange(1), help="[default: 28 of compact, 100 of others]")
 @click.option(
-    "--final-epochs", type=click.IntRange(1), help="[default: 18 of compact, 60 of others]"
+    "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact 28, others 100]"
 )
 @click.option(
-    "--iterations-per-epoch", type=click.IntRange(1), help="[default: 50 of compact, 250 of others]"
+    "--final-epochs",
+    type=click.IntRange(1),
+    help="Of the final network.  [default: compact 18, others 60]",
+)
+@click.option(
+    "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact 50, others 250]"
 )
 @contrast_option
 @deterministic_option
@@ -69,12 +73,12 @@ from sslmedsam2.cli.shared_options import (
 @click.option(
     "--start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Checkpoint that every fold starts from; it must not have seen these cases.",
+    help="Initial checkpoint of every fold; it must not have been trained on these cases.",
 )
 @click.option(
     "--warm-start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Checkpoint that the final network starts from.  [default: the first fold's]",
+    help="Initial checkpoint of the final network.  [default: that of the first fold]",
 )
 @click.option(
     "--weights-out",
@@ -86,7 +90,7 @@ from sslmedsam2.cli.shared_options import (
 @training_data_option
 @licence_option
 def train(**options: Any) -> int:
-    """Train a model from labelled studies."""
+    """Train a model from labelled scans: cross-validation, then a final network on all cases."""
     from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
     from sslmedsam2.train.pipeline import TrainOptions
     from sslmedsam2.train.pipeline import train as run

@@ -15,7 +15,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
     "input_path",
     type=click.Path(path_type=Path),
     required=True,
-    help="The studies that the masks were made from.",
+    help="The input of predict.",
 )
 @click.option(
     "--output",
@@ -25,17 +25,16 @@ from sslmedsam2.cli.config import ConfiguredCommand
     help="The output folder to check.",
 )
 @click.option(
-    "--json", "json_path", type=click.Path(path_type=Path), help="Write the lines here, too."
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write the lines to this file too."
 )
 @click.pass_context
 def validate(
     ctx: click.Context, input_path: Path, output_dir: Path, json_path: Path | None
 ) -> None:
-    """Check an output folder against the contract, line by line.
+    """Check masks against the rules of the challenge.
 
-    PASS and FAIL lines say whether names, values, voxel type, shape and position of the masks
-    are as the challenge wants them; NOTE lines are for information. Ends with 0 if nothing
-    fails, with 1 if something does, with 3 if there is nothing to check.
+    PASS and FAIL lines check names, values, voxel type, shape and position of the masks. NOTE
+    lines are for information. Exit code 0: no FAIL line; 1: at least one; 3: nothing to check.
     """
     from sslmedsam2.submission import validate as pipeline
 

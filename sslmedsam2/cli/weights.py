@@ -22,19 +22,19 @@ _MODEL_OPTION = click.option(
     "--model",
     "model_dir",
     type=click.Path(path_type=Path),
-    help="Folder of a model or of several with a manifest.json. Without it: /opt/ml/model, then"
-    " the models that ship.",
+    help="Model folder, or folder of models with manifest.json.  [default: /opt/ml/model, then the"
+    " included ones]",
 )
 
 
 @click.group()
 def weights() -> None:
-    """List, verify and fetch model weights."""
+    """List, verify and download model weights."""
 
 
 @weights.command("list", cls=ConfiguredCommand)
 @_MODEL_OPTION
-@click.option("--json", "as_json", is_flag=True, help="Write all that is known, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 def list_models(model_dir: Path | None, as_json: bool) -> None:
     """List the models that predict would use."""
     from sslmedsam2.weights.locate import locate_models
@@ -49,7 +49,7 @@ def list_models(model_dir: Path | None, as_json: bool) -> None:
 @weights.command("verify", cls=ConfiguredCommand)
 @_MODEL_OPTION
 def verify_models(model_dir: Path | None) -> None:
-    """Compare every file with the manifest; exit with 4 where one differs."""
+    """Compare every file with the manifest; exit code 4 if one differs."""
     from sslmedsam2.errors import ModelError
     from sslmedsam2.weights.locate import locate_models
 
@@ -70,20 +70,20 @@ def verify_models(model_dir: Path | None) -> None:
     "to_dir",
     type=click.Path(path_type=Path),
     default=FETCHED_DIR,
-    help="Folder to put it in.  [default: sam2, beside the models that ship]",
+    help="Folder to write to.  [default: sam2, beside the included models]",
 )
 @click.option(
     "--from",
     "source",
     metavar="URL|FILE",
-    help="A mirror's copy, or a file that was downloaded elsewhere.  [default: its publisher]",
+    help="URL of a mirror, or a downloaded file.  [default: the publisher]",
 )
-@click.option("--accept-licence", is_flag=True, help="Agree to the terms without being asked.")
+@click.option("--accept-licence", is_flag=True, help="Accept the licence without a question.")
 def fetch_official(name: str, to_dir: Path, source: str | None, accept_licence: bool) -> None:
-    """Fetch an official SAM2 checkpoint, whole and unchanged or not at all.
+    """Download an official SAM2 checkpoint.
 
-    The file is compared with its published size and SHA-256; its terms are shown first and stored
-    beside it.
+    Its licence is shown first. The file is compared with its published size and SHA-256 and stored
+    with its licence.
     """
     from sslmedsam2.weights.fetch import fetch
 
