@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import label_option
 
 
 @click.command(cls=ConfiguredCommand)
@@ -22,6 +23,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
     required=True,
     help="Folder with <Case>/mask_<MOD>.nii.gz, <Case>/<MOD>.nii.gz or <name>.nii.gz.",
 )
+@label_option
 @click.option(
     "--json",
     "json_path",
@@ -36,6 +38,7 @@ def evaluate(
     ctx: click.Context,
     predictions: Path,
     references: Path,
+    label: int | None,
     json_path: Path | None,
     csv_path: Path | None,
 ) -> None:
@@ -49,7 +52,7 @@ def evaluate(
     from sslmedsam2.submission import evaluate as pipeline
     from sslmedsam2.submission.tables import format_tables
 
-    result = pipeline.evaluate(predictions=predictions, references=references)
+    result = pipeline.evaluate(predictions=predictions, references=references, label=label)
     pipeline.write_results(result, json_path=json_path, csv_path=csv_path)
     click.echo(format_tables(result.rows, result.summaries))
     ctx.exit(int(result.exit_code))

@@ -13,6 +13,7 @@ from sslmedsam2.cli.shared_options import (
     deterministic_option,
     device_option,
     gpus_option,
+    label_option,
     licence_option,
     name_option,
     preset_option,
@@ -44,6 +45,7 @@ _OPTIONS = (
         required=True,
         help="Folder for all intermediate files; the same command continues after a stop.",
     ),
+    label_option,
     sam2_option,
     click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
     click.option(

@@ -40,6 +40,11 @@ contrast_option = click.option(
     help="Share of training patches with random contrast: high for a model that serves sequences "
     "without labels, low for one that serves labelled sequences only.",
 )
+label_option = click.option(
+    "--label",
+    type=click.IntRange(1, 65535),
+    help="Value of the liver in masks that hold several.  [default: the only value above 0]",
+)
 model_option = click.option(
     "--model",
     "model_dir",

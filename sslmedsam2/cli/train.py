@@ -12,6 +12,7 @@ from sslmedsam2.cli.shared_options import (
     contrast_option,
     deterministic_option,
     gpus_option,
+    label_option,
     licence_option,
     name_option,
     preset_option,
@@ -54,6 +55,7 @@ from sslmedsam2.cli.shared_options import (
     show_default=True,
     help="Cross-validation folds before the final network: 0 (none), or 2 and more.",
 )
+@label_option
 @preset_option
 @click.option(
     "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact 28, others 100]"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,11 +23,12 @@ _REFERENCE_KINDS: Final = ("mask", "seg")
 _ORGANS_KIND: Final = "organs"
 
 
-def find_labelled_series(root: Path) -> tuple[ImageFile, ...]:
+def find_labelled_series(root: Path, *, label: int | None = None) -> tuple[ImageFile, ...]:
     """Find every image that has a mask of its name beside it, at any depth.
 
     Masks are ``mask_X``, ``X_mask`` and ``X_seg``, maps of organs ``organs_X``. Images without a
     mask are passed over. Returns the rest sorted by case and sequence; empty if there are none.
+    ``label`` is the value of the liver in their masks; None for the only foreground value.
 
     Raises
     ------
@@ -41,12 +43,12 @@ def find_labelled_series(root: Path) -> tuple[ImageFile, ...]:
     tree = walk(root)
     if tree.problems:
         raise tree.problems[0]
-    found = [series for folder in tree.folders for series in _read_folder(folder)]
+    found = [series for folder in tree.folders for series in _read_folder(folder, label)]
     _check_distinct(found)
     return tuple(sorted(found, key=lambda series: (series.case, series.sequence_or_volume)))
 
 
-def _read_folder(folder: Folder) -> list[ImageFile]:
+def _read_folder(folder: Folder, label: int | None) -> list[ImageFile]:
     images: dict[str, list[Path]] = defaultdict(list)
     masks: dict[str, list[Path]] = defaultdict(list)
     organs: dict[str, list[Path]] = defaultdict(list)
@@ -59,7 +61,7 @@ def _read_folder(folder: Folder) -> list[ImageFile]:
         elif mask.kind == _ORGANS_KIND:
             organs[names.identity_key(mask.image_stem)].append(path)
     return [
-        _labelled(folder, image=images[key], mask=paths, organs=organs[key])
+        replace(_labelled(folder, image=images[key], mask=paths, organs=organs[key]), label=label)
         for key, paths in masks.items()
     ]
 

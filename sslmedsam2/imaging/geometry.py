@@ -135,11 +135,16 @@ def affine_ras(geometry: Geometry) -> Matrix:
     return affine
 
 
+def corners_xyz(geometry: Geometry) -> Matrix:
+    """Return the indices of the eight corner voxels as rows ``(x, y, z, 1)``."""
+    ends = [(0, length - 1) for length in reversed(geometry.shape_zyx)]
+    return np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=np.float64)
+
+
 def same_grid(first: Geometry, second: Geometry) -> bool:
     """Tell whether two arrays of these geometries can be compared voxel by voxel."""
     if first.shape_zyx != second.shape_zyx:
         return False
-    ends = [(0, length - 1) for length in reversed(first.shape_zyx)]
-    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], dtype=np.float64)
-    apart_mm = np.linalg.norm(corners @ (affine_lps(first) - affine_lps(second)).T, axis=1).max()
+    difference = affine_lps(first) - affine_lps(second)
+    apart_mm = np.linalg.norm(corners_xyz(first) @ difference.T, axis=1).max()
     return bool(apart_mm <= SAME_GRID_VOXELS * min(first.spacing_zyx_mm + second.spacing_zyx_mm))

@@ -77,28 +77,6 @@ def read_mask(path: Path) -> MaskVolume:
     return _mask_volume(stored, (stored.array_zyx > 0).view(np.uint8))
 
 
-def read_labels(path: Path) -> MaskVolume:
-    """Read a label map, its values kept.
-
-    Raises
-    ------
-    InputError
-        As :func:`read_mask`, and of kind ``not_labels`` if a voxel is not a whole number from 0
-        to 255.
-    """
-    stored = read_stored(path)
-    with np.errstate(invalid="ignore"):
-        labels = stored.array_zyx.astype(np.uint8)
-    if not np.array_equal(labels, stored.array_zyx):
-        raise InputError(
-            path,
-            kind="not_labels",
-            reason="a voxel is not a whole number from 0 to 255",
-            remedy="Give a label map, not an image",
-        )
-    return _mask_volume(stored, labels)
-
-
 def _mask_volume(stored: StoredImage, array_zyx: MaskZYX) -> MaskVolume:
     return MaskVolume(
         array_zyx=array_zyx,

@@ -18,11 +18,11 @@ from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform, Im
 from torch import Tensor
 from torch.nn import functional as nnf
 
+from sslmedsam2.imaging.labelled import N_ORGANS
 from sslmedsam2.nnunet.labels import (
     AUXILIARY_OFFSET,
     IGNORE,
     LIVER,
-    N_ORGANS,
     UNSURE_LIVER,
 )
 

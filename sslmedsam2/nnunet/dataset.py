@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-from sslmedsam2.imaging.reading import read_labels, read_volume
 from sslmedsam2.nnunet.labels import AUXILIARY_OFFSET, LIVER, TRAINED_LABELS
 from sslmedsam2.nnunet.plans import (
     CONFIGURATION,
@@ -70,48 +70,26 @@ def case_key(series: ImageFile) -> str:
     return f"{series.case}__{series.sequence_or_volume}"
 
 
-def load_labelled(series: ImageFile) -> LabelledArray:
-    """Read an image with its masks and turn them to the canonical orientation.
+def load_labelled(image: ImageFile) -> LabelledArray:
+    """Read an image with its labels and turn them to the canonical orientation.
 
     Raises
     ------
     InputError
-        A file cannot be read, a mask lies on another grid, or it holds no liver.
+        As :func:`~sslmedsam2.imaging.labelled.read_labelled`.
     """
-    volume = read_volume(series.path)
-    image = to_canonical(volume)
-    assert series.mask is not None
-    labels = _labels_like(series.mask, volume.geometry.shape_zyx)
-    combined = labels if series.pseudo else np.where(labels > 0, LIVER, 0).astype(np.int16)
-    if not (combined == LIVER).any():
-        raise InputError(
-            series.mask,
-            kind="empty_mask",
-            reason="the mask holds no liver",
-            remedy="Remove the case, or correct its mask",
-        )
-    if series.organs is not None:
-        organs = _labels_like(series.organs, volume.geometry.shape_zyx)
-        other = (combined == 0) & (organs > LIVER)
-        combined[other] = organs[other] + AUXILIARY_OFFSET
-    array, _ = window_if_hounsfield(image.array_zyx)
+    read = read_labelled(image)
+    canonical = to_canonical(read.volume)
+    labels = read.labels_zyx.astype(np.int16)
+    if read.organs_zyx is not None:
+        other = (labels == 0) & (read.organs_zyx > LIVER)
+        labels[other] = read.organs_zyx[other].astype(np.int16) + AUXILIARY_OFFSET
+    array, _ = window_if_hounsfield(canonical.array_zyx)
     return LabelledArray(
         image_zyx=array,
-        labels_zyx=apply_reorientation(combined, image.reorientation),
-        spacing_zyx_mm=image.spacing_zyx_mm,
+        labels_zyx=apply_reorientation(labels, canonical.reorientation),
+        spacing_zyx_mm=canonical.spacing_zyx_mm,
     )
-
-
-def _labels_like(path: Path, shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.int16]:
-    labels = read_labels(path).array_zyx
-    if labels.shape != shape_zyx:
-        raise InputError(
-            path,
-            kind="shape_mismatch",
-            reason=f"the mask has shape {labels.shape}, its image {shape_zyx}",
-            remedy="Export the mask on the grid of its image",
-        )
-    return labels.astype(np.int16)
 
 
 def build_dataset(
@@ -230,7 +208,9 @@ def _inputs(
     """Return what decides a data set's content, as JSON reads it back."""
     cases = {}
     for item in series:
-        cases[case_key(item)] = {role: sha256_file(path) for role, path in item.files.items()}
+        hashes = {role: sha256_file(path) for role, path in item.files.items()}
+        label = {} if item.label is None else {"label": item.label}
+        cases[case_key(item)] = {**hashes, **label}
     decisive = {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
     return json.loads(json.dumps(decisive))
 

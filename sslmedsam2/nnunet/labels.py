@@ -21,9 +21,6 @@ AUXILIARY_OFFSET: Final = 10
 """Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``, above the ignore
 label, which must be the highest *trained* one."""
 
-N_ORGANS: Final = 13
-"""Organs that an ``organs_*`` file may tell apart, the liver being the first."""
-
 TRAINED_LABELS: Final = {"background": BACKGROUND, "liver": LIVER}
 """The ``labels`` entry of nnU-Net's dataset.json."""
 

@@ -82,6 +82,8 @@ class PseudoLabelOptions:
         Of the queries; canonical names, None for those that the challenge scores.
     resume
         Keep what an earlier run has completed in the same way.
+    label
+        The value of the liver in the supports' masks; None for their only foreground value.
     shard
         Label this part of the queries only; None for all. Shards may share ``output_dir``.
     """
@@ -94,6 +96,7 @@ class PseudoLabelOptions:
     settings: FewShotSettings = field(default_factory=FewShotSettings)
     device: Device = "auto"
     resume: bool = False
+    label: int | None = None
     shard: Shard | None = None
 
 
@@ -138,8 +141,11 @@ def pseudo_label(
     *,
     on_record: OnRecord | None = None,
     runner: Runner | None = None,
+    supports: Sequence[ImageFile] | None = None,
 ) -> PseudoLabelSummary:
     """Label every query below ``options.query_dir``; ``runner`` does so, None for this process.
+
+    ``supports`` are the labelled volumes to use, None for all below ``options.support_dir``.
 
     A query that fails never stops the others, nor does a labelled volume that cannot be used; the
     summary's ``exit_code`` says whether there were any.
@@ -158,7 +164,7 @@ def pseudo_label(
         The output folder cannot be written.
     """
     _check_output_dir(options)
-    labelled = find_labelled_series(options.support_dir)
+    labelled = supports or find_labelled_series(options.support_dir, label=options.label)
     queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
     for note in queries.notes:
         logger.info(note)

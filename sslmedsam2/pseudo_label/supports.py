@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, overload
 
 from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error
 from sslmedsam2.fewshot.strategy import Support
-from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 from sslmedsam2.weights.locate import SHIPPED_DIR
 from sslmedsam2.weights.manifest import sha256_file
@@ -53,9 +52,10 @@ class SupportFiles(Sequence[Support]):
     def __getitem__(self, index: int | slice) -> Support | SupportFiles:
         """Read one support, or choose some without reading them."""
         if isinstance(index, int):
-            return read_support(self._series[index])
+            # The map of organs was checked and serves training only.
+            return read_support(replace(self._series[index], organs=None))
         chosen = self._series[index]
-        return SupportFiles(chosen, {name: self.sha256[name] for name in map(support_name, chosen)})
+        return SupportFiles(chosen, {one.name: self.sha256[one.name] for one in chosen})
 
     @property
     def cases(self) -> frozenset[str]:
@@ -70,7 +70,7 @@ class SupportFiles(Sequence[Support]):
     def case_with_image(self, sha256: str) -> str | None:
         """Return the case of the support whose image file has this hash, if there is one."""
         for series in self._series:
-            if self.sha256[support_name(series)]["image"] == sha256:
+            if self.sha256[series.name]["image"] == sha256:
                 return series.case
         return None
 
@@ -99,6 +99,8 @@ def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports
             support = read_support(series)
             files = series.files
             hashes[support.name] = {role: sha256_file(files[role]) for role in ("image", "mask")}
+            if series.label is not None:
+                hashes[support.name]["label"] = str(series.label)
         except InputError as error:
             logger.error("left out of the supports: %s", error)
             problems.append(error)
@@ -114,44 +116,22 @@ def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports
     return CheckedSupports(SupportFiles(usable, hashes), tuple(problems))
 
 
-def support_name(series: ImageFile) -> str:
-    """Return ``<case>/<sequence>``, which no other labelled volume of the folder has."""
-    return f"{series.case}/{series.sequence}"
-
-
-def read_support(series: ImageFile) -> Support:
+def read_support(image: ImageFile) -> Support:
     """Read a labelled volume and turn it to the canonical orientation.
 
     Raises
     ------
     InputError
-        A file cannot be read, the mask is empty (``empty_mask``) or lies on another grid than
-        its image (``grid_mismatch``).
+        As :func:`~sslmedsam2.imaging.labelled.read_labelled`.
     """
-    volume = read_volume(series.path)
-    assert series.mask is not None
-    mask = read_mask(series.mask)
-    if not same_grid(volume.geometry, mask.geometry):
-        raise InputError(
-            series.mask,
-            kind="grid_mismatch",
-            reason=f"the mask lies on another grid than its image {series.path.name}",
-            remedy="Export the mask on the grid of its image",
-        )
-    if not mask.array_zyx.any():
-        raise InputError(
-            series.mask,
-            kind="empty_mask",
-            reason="the reference mask holds no liver",
-            remedy="Remove the case from the support folder, or correct its mask",
-        )
-    image = to_canonical(volume)
+    read = read_labelled(image)
+    canonical = to_canonical(read.volume)
     return Support(
-        name=support_name(series),
-        case=series.case,
-        image=image,
-        geometry=volume.geometry,
-        mask_zyx=apply_reorientation(mask.array_zyx, image.reorientation),
+        name=image.name,
+        case=image.case,
+        image=canonical,
+        geometry=read.volume.geometry,
+        mask_zyx=apply_reorientation(read.labels_zyx, canonical.reorientation),
     )
 
 

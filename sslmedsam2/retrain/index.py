@@ -19,10 +19,10 @@ from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.inference.device import choose_device
-from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.plans import CompactPreset, Grid
 from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
 from sslmedsam2.retrain.options import RetrainOptions, as_record, decisive
@@ -75,8 +75,7 @@ def index_data(options: RetrainOptions) -> Index:
     record = _as_record(index)
     if not work.index.is_file():
         _check_cases(labelled, options)
-        for image in index.labelled:
-            load_labelled(image)
+        check_labelled(index.labelled)
         _check_machine(index, options)
         _estimate_time(options)
     elif _identity(read_json(work.index)) != _identity(record):
@@ -100,6 +99,7 @@ def read_index(work: WorkDir) -> Index:
             path=Path(item["image_path"]),
             mask=Path(item["mask_path"]),
             organs=None if item["organs_path"] is None else Path(item["organs_path"]),
+            label=item.get("label"),
         )
         for item in record["labelled"]
     )
@@ -150,7 +150,7 @@ def _through_json(options: RetrainOptions) -> dict[str, Any]:
 
 
 def _labelled(options: RetrainOptions) -> list[ImageFile]:
-    found = find_labelled_series(options.labelled_dir)
+    found = find_labelled_series(options.labelled_dir, label=options.label)
     chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
     if not chosen:
         raise NoInputError(
@@ -179,7 +179,7 @@ def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None
 
 def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
     found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
-    expert_images = {sha256_file(series.path) for series in labelled}
+    reference_images = {sha256_file(series.path) for series in labelled}
     taken = {(series.case, series.sequence_or_volume): series.path for series in labelled}
     queries, problems = [], [str(problem) for problem in found.problems]
     for series in found.series:
@@ -189,7 +189,7 @@ def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
         except (InputError, OSError) as error:
             problems.append(str(error))
             continue
-        if sha256 in expert_images:
+        if sha256 in reference_images:
             logger.info("%s: is labelled, and so is left out of the unlabelled", series.path)
             continue
         query = replace(series, sha256=sha256)
@@ -215,6 +215,7 @@ def _as_record(index: Index) -> dict[str, Any]:
         {
             "case": image.case,
             "sequence": image.sequence,
+            "label": image.label,
             **{
                 role: None if path is None else str(path.resolve())
                 for role, path in _files(image).items()

@@ -68,6 +68,8 @@ class RetrainOptions:
         That share each training.
     preset
         Size of the network.
+    label
+        The value of the liver in the reference masks; None for their only foreground value.
     """
 
     labelled_dir: Path
@@ -93,6 +95,7 @@ class RetrainOptions:
     gpus: int = 1
     seed: int = 20260
     preset: Preset = field(default_factory=CompactPreset)
+    label: int | None = None
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"

@@ -118,7 +118,9 @@ def plan(
             sequences=options.sequences,
             device=options.device,
             resume=True,
+            label=options.label,
         ),
+        supports=index.labelled,
         runner=runner,
     )
     if summary.interrupted or stop:

@@ -7,15 +7,13 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from sslmedsam2.contract import names
 from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, mask_key
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.reading import read_labels
+from sslmedsam2.imaging.labelled import read_liver_mask
 from sslmedsam2.imaging.volume import MaskVolume
 from sslmedsam2.submission.metrics import diagonal_mm, measure
 from sslmedsam2.submission.tables import GroupMeans, ScoreRow, as_json_data, rows_as_csv, summarise
@@ -46,8 +44,14 @@ class Evaluation:
         return ExitCode.OK if complete else ExitCode.SOME_CASES_FAILED
 
 
-def evaluate(*, predictions: Path, references: Path) -> Evaluation:
+def evaluate(*, predictions: Path, references: Path, label: int | None = None) -> Evaluation:
     """Score every reference; a bad pair is a row that says so, and the others go on.
+
+    Parameters
+    ----------
+    label
+        The value of the liver in references, and in predictions of several values; None where
+        they hold one foreground value.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def evaluate(*, predictions: Path, references: Path) -> Evaluation:
     rows = []
     for reference in expected.masks:
         prediction = by_key.pop(mask_key(reference), None)
-        rows.append(_score(reference, prediction))
+        rows.append(_score(reference, prediction, label=label))
         _LOG.debug("scored %s", reference.path)
     unmatched = tuple(mask.path for mask in by_key.values())
     for path in unmatched:
@@ -95,7 +99,7 @@ def _problems(found: MaskListing, expected: MaskListing) -> tuple[InputError, ..
     return problems
 
 
-def _score(reference: ImageFile, prediction: ImageFile | None) -> ScoreRow:
+def _score(reference: ImageFile, prediction: ImageFile | None, *, label: int | None) -> ScoreRow:
     """Compare one reference with its prediction."""
     row = ScoreRow(
         case=reference.case,
@@ -103,17 +107,27 @@ def _score(reference: ImageFile, prediction: ImageFile | None) -> ScoreRow:
         vendor=reference.vendor or (prediction.vendor if prediction else None),
         status="error",
     )
+    predicted = problem = None
+    if prediction is not None:
+        try:
+            predicted = read_liver_mask(prediction.path, label=label, strict=False)
+        except InputError as error:
+            problem = error
+    grid = None if predicted is None else predicted.geometry
     try:
-        expected = _read_binary(reference.path)
+        expected = read_liver_mask(reference.path, label=label, grid=grid)
     except InputError as error:
         return replace(row, reason=f"reference {error}")
+    for note in expected.repairs:
+        _LOG.info("%s: %s", reference.path, note)
     spacing = expected.geometry.spacing_zyx_mm
     diagonal = diagonal_mm(expected.geometry.shape_zyx, spacing_zyx_mm=spacing)
     row = replace(row, diagonal_mm=diagonal)
     if prediction is None:
         return replace(row, status="missing", reason="no prediction")
+    if predicted is None:
+        return replace(row, reason=str(problem))
     try:
-        predicted = _read_binary(prediction.path)
         _check_grid(predicted, expected)
     except InputError as error:
         return replace(row, reason=str(error))
@@ -122,20 +136,6 @@ def _score(reference: ImageFile, prediction: ImageFile | None) -> ScoreRow:
     volumes = {"prediction": metrics.volume_ml, "reference": metrics.reference_volume_ml}
     empty = " and ".join(name for name, volume_ml in volumes.items() if volume_ml == 0)
     return replace(row, status="empty", reason=f"{empty} without a voxel") if empty else row
-
-
-def _read_binary(path: Path) -> MaskVolume:
-    """Read a mask, refusing label maps of several values: which of them is the liver?"""
-    mask = read_labels(path)
-    voxels = mask.array_zyx
-    if np.count_nonzero(voxels) != np.count_nonzero(voxels == voxels.max()) and voxels.any():
-        raise InputError(
-            path,
-            kind="not_a_mask",
-            reason="it holds more than two values",
-            remedy="Give a mask of the liver alone",
-        )
-    return mask
 
 
 def _check_grid(predicted: MaskVolume, expected: MaskVolume) -> None:

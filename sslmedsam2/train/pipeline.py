@@ -83,6 +83,8 @@ class TrainOptions:
         That share each training.
     preset
         Size of the network and of its patches.
+    label
+        The value of the liver in the masks; None for their only foreground value.
     """
 
     data_dir: Path
@@ -104,6 +106,7 @@ class TrainOptions:
     training_data: str = "not stated"
     licence: str = "not stated"
     preset: Preset = field(default_factory=CompactPreset)
+    label: int | None = None
 
 
 def train(options: TrainOptions) -> tuple[FoldScore, ...]:
@@ -169,7 +172,7 @@ def _start_of_final(options: TrainOptions) -> Path | None:
 
 
 def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
-    images = find_labelled_series(options.data_dir)
+    images = find_labelled_series(options.data_dir, label=options.label)
     n_cases = len({image.case for image in images})
     if options.folds == 1:
         raise UsageError(
@@ -187,7 +190,11 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
 
 
 def _also_images(options: TrainOptions) -> list[ImageFile]:
-    return [image for folder in options.also_dirs for image in find_labelled_series(folder)]
+    return [
+        image
+        for folder in options.also_dirs
+        for image in find_labelled_series(folder, label=options.label)
+    ]
 
 
 def _settings(options: TrainOptions) -> TrainingSettings:

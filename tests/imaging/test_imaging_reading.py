@@ -12,9 +12,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from bad_inputs import AFFINE_RAS, SHAPE_XYZ, nifti_bytes, noise
 
-from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import affine_ras, same_grid
-from sslmedsam2.imaging.reading import read_labels, read_mask, read_volume
+from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.volume import Geometry
 
 
@@ -181,19 +180,3 @@ def test_mask_may_be_empty_and_counts_every_label(tmp_path: Path) -> None:
     labels[0, 0, 0] = np.nan
     mask = read_mask(_write(tmp_path / "labels.nii.gz", labels))
     np.testing.assert_array_equal(mask.array_zyx, (labels.T > 0).astype(np.uint8))
-
-
-def test_labels_keep_their_values(tmp_path: Path) -> None:
-    labels = (noise() % 5).astype(np.float32)
-    found = read_labels(_write(tmp_path / "organs.nii.gz", labels)).array_zyx
-    assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, labels.T)
-
-
-@pytest.mark.parametrize("value", [-1, 0.5, 256, np.nan])
-def test_image_is_not_taken_for_labels(tmp_path: Path, value: float) -> None:
-    labels = np.zeros(SHAPE_XYZ, np.float32)
-    labels[1, 2, 3] = value
-    with pytest.raises(InputError) as caught:
-        read_labels(_write(tmp_path / "organs.nii.gz", labels))
-    assert caught.value.kind == "not_labels"

@@ -242,17 +242,50 @@ def _pseudo(folder, *, seed):
     return replace(case, pseudo=True), labels
 
 
-def test_labels_of_a_pseudo_image_are_kept_and_those_of_an_expert_are_all_liver(tmp_path):
+def test_labels_of_a_pseudo_image_are_kept_and_refused_in_a_reference_mask(tmp_path):
     pseudo, labels = _pseudo(tmp_path / "c", seed=1)
 
     assert np.array_equal(load_labelled(pseudo).labels_zyx, labels)
-    expert = load_labelled(replace(pseudo, pseudo=False)).labels_zyx
-    assert np.array_equal(expert, np.where(labels > 0, LIVER, 0))
+    with pytest.raises(InputError, match="more than two values"):
+        load_labelled(replace(pseudo, pseudo=False))
+    chosen = load_labelled(replace(pseudo, pseudo=False, label=LIVER)).labels_zyx
+    assert np.array_equal(chosen, labels == LIVER)
+
+
+@pytest.mark.parametrize("role", ["mask", "organs"])
+def test_label_that_is_flipped_against_its_image_is_refused(tmp_path, role):
+    case = write_labelled_case(tmp_path / "c", with_organs=True)
+    path = case.files[role]
+    flipped = write_labelled_case(tmp_path / "flipped", flips_zyx=(1, 2), with_organs=True)
+    path.write_bytes(flipped.files[role].read_bytes())
+
+    with pytest.raises(InputError, match=rf"{path.name}: the mask lies on another grid"):
+        load_labelled(case)
+
+
+def test_map_of_more_organs_than_are_trained_is_refused(tmp_path):
+    case = write_labelled_case(tmp_path / "c", with_organs=True)
+    write_scan(case.organs, abdomen()[1] * 63, dtype=np.uint8)
+
+    with pytest.raises(InputError, match=r"organs_T2\.nii\.gz: a voxel is not a whole number"):
+        load_labelled(case)
+
+
+def test_label_decides_with_the_files(built, tmp_path):
+    images, _ = built
+
+    with pytest.raises(UsageError, match="other images, masks or settings"):
+        build_dataset(
+            [replace(image, label=1) for image in images],
+            preprocessed_dir=tmp_path / "p",
+            preset=PRESET,
+        )
 
 
 def test_pseudo_image_that_is_ignored_altogether_is_refused(tmp_path):
     pseudo, labels = _pseudo(tmp_path / "c", seed=1)
-    write_scan(pseudo.mask, np.full_like(labels, IGNORE), dtype=np.uint8)
+    affine = nib.load(pseudo.mask).affine
+    write_scan(pseudo.mask, np.full_like(labels, IGNORE), dtype=np.uint8, affine_ras=affine)
 
     with pytest.raises(InputError, match="holds no liver"):
         load_labelled(pseudo)

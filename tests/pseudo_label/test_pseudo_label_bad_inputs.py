@@ -96,6 +96,22 @@ def mask_elsewhere(folder):
     write_scan(path, read_mask(path).array_zyx, dtype=np.uint8, affine_ras=elsewhere)
 
 
+def mask_flipped_against_its_image(folder):
+    path = folder / "mask_GED4.nii.gz"
+    mask = read_mask(path).array_zyx
+    flipped = CANONICAL_AFFINE_RAS.copy()
+    flipped[:3, 3] += flipped[:3, 1] * (mask.shape[1] - 1)
+    flipped[:3, 1] *= -1
+    write_scan(path, mask[:, ::-1], dtype=np.uint8, affine_ras=flipped)
+
+
+def mask_of_several_organs(folder):
+    path = folder / "mask_GED4.nii.gz"
+    organs = read_mask(path).array_zyx * 63
+    organs[0, :5] = 252
+    write_scan(path, organs, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+
 def unreadable_mask(folder):
     write_nonsense(folder / "mask_GED4.nii.gz")
 
@@ -104,7 +120,15 @@ def unreadable_image(folder):
     write_nonsense(folder / "GED4.nii.gz")
 
 
-SPOILERS = [empty_mask, mask_of_another_shape, mask_elsewhere, unreadable_mask, unreadable_image]
+SPOILERS = [
+    empty_mask,
+    mask_of_another_shape,
+    mask_elsewhere,
+    mask_flipped_against_its_image,
+    mask_of_several_organs,
+    unreadable_mask,
+    unreadable_image,
+]
 
 
 @pytest.mark.parametrize("spoil", SPOILERS)
@@ -119,6 +143,15 @@ def test_a_bad_support_is_named_and_left_out(workplace, spoil, caplog):
     assert summary.support_errors[0] in caplog.text
     record = workplace.record("0009-A")
     assert [score["name"] for score in record["supports"]] == ["1001-A-S1/GED4"]
+
+
+def test_label_chooses_the_liver_of_a_support_with_several_organs(workplace):
+    mask_of_several_organs(workplace.support / "1001-A-S1")
+
+    summary = workplace.run(label=63)
+    assert summary.exit_code == ExitCode.OK
+    with pytest.raises(NoInputError, match="no voxel has the label 4"):
+        pseudo_label(workplace.options(label=4))
 
 
 def test_without_a_usable_support_nothing_is_begun(workplace):

@@ -90,7 +90,7 @@ def test_one_fold(root):
     _refused(UsageError, "--folds 1: a volume can only be re-predicted", options(root, folds=1))
 
 
-def test_mask_on_another_grid(root):
+def test_mask_of_another_shape(root):
     mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
     write_scan(mask, small_abdomen(2)[1][:-1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
 
@@ -100,7 +100,49 @@ def test_mask_on_another_grid(root):
     assert error.kind == "shape_mismatch"
 
 
-def test_empty_expert_mask(root):
+def _mask_flipped_against_its_image(path, *, seed):
+    mask = small_abdomen(seed)[1]
+    flipped = CANONICAL_AFFINE_RAS.copy()
+    flipped[:3, 3] += flipped[:3, 1] * (mask.shape[1] - 1)
+    flipped[:3, 1] *= -1
+    write_scan(path, mask[:, ::-1], dtype=np.uint8, affine_ras=flipped)
+
+
+def _mask_of_several_organs(path, *, seed):
+    organs = small_abdomen(seed)[1].astype(np.uint8) * 63
+    organs[0, :5] = 252
+    write_scan(path, organs, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+
+
+def test_mask_flipped_against_its_image(root):
+    _mask_flipped_against_its_image(root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz", seed=2)
+
+    error = _refused(InputError, rf"{EXPERTS[1]}.mask_T2\.nii\.gz: the mask lies", options(root))
+    assert error.kind == "grid_mismatch"
+
+
+def test_mask_of_several_organs_needs_a_label(root):
+    for seed, case in enumerate(EXPERTS[:2], start=1):
+        _mask_of_several_organs(root / "labelled" / case / "mask_T2.nii.gz", seed=seed)
+
+    error = _refused(InputError, r"more than two values \(0, 63, 252\).*--label", options(root))
+    assert error.kind == "not_a_mask"
+    index = index_data(options(root, label=63))
+    assert {image.label for image in index.labelled} == {63}
+    assert read_index(WorkDir(root / "work")) == index
+    with pytest.raises(UsageError, match="other options \\(label\\)"):
+        index_data(options(root, label=252))
+
+
+def test_all_labelled_images_that_cannot_be_used_are_named_at_once(root, caplog):
+    for seed, case in enumerate(EXPERTS[:2], start=1):
+        _mask_of_several_organs(root / "labelled" / case / "mask_T2.nii.gz", seed=seed)
+
+    _refused(InputError, "more than two values", options(root))
+    assert all(f"{case}/mask_T2.nii.gz" in caplog.text for case in EXPERTS[:2])
+
+
+def test_empty_reference_mask(root):
     mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
     empty = np.zeros(small_abdomen(2)[1].shape)
     write_scan(mask, empty, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)

@@ -97,6 +97,29 @@ def test_a_trailing_axis_and_a_mask_of_255_do_not_matter(write, tmp_path):
     assert result.rows[0].metrics.dice == 1
 
 
+def test_label_chooses_the_liver_of_references_with_several_organs(write, tmp_path):
+    organs = ball() * 63
+    organs[0] = 252
+    write("ref/c/mask_T2.nii.gz", organs)
+    write("ref/d/mask_T2.nii.gz", organs)
+    write("pred/c/T2_pred.nii.gz", ball())
+    write("pred/d/T2_pred.nii.gz", organs)
+
+    refused = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref")
+    chosen = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref", label=63)
+
+    assert "--label" in refused.rows[0].reason
+    assert [row.metrics.dice for row in chosen.rows] == [1, 1]
+
+
+def test_soft_masks_are_rounded(write, tmp_path):
+    write("ref/c/mask_T2.nii.gz", ball() * 0.999999, dtype=np.float32)
+    write("pred/c/T2_pred.nii.gz", ball())
+
+    result = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref")
+    assert result.rows[0].metrics.dice == 1
+
+
 def test_nothing_to_compare_is_an_error(write, tmp_path):
     write("ref/c/mask_T2.nii.gz", ball())
     (tmp_path / "pred").mkdir()

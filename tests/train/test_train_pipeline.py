@@ -3,11 +3,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_scans import abdomen
+from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, write_labelled_case, write_labelled_cases
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
@@ -41,6 +41,24 @@ def trained(tmp_path_factory):
 def _checkpoints(options):
     found = options.work_dir.rglob("checkpoint_final.pth")
     return {path.parent.name: path.stat().st_mtime_ns for path in found}
+
+
+@pytest.mark.parametrize("fault", ["flipped", "organs"])
+def test_mask_that_does_not_fit_its_image_is_refused_before_training(tmp_path, fault):
+    bad = write_labelled_cases(tmp_path / "data", count=2)[1]
+    if fault == "flipped":
+        twin = write_labelled_case(tmp_path / "twin", flips_zyx=(1,))
+        bad.mask.write_bytes(twin.mask.read_bytes())
+    else:
+        organs = abdomen(seed=2)[1] * 63
+        organs[0, :5] = 252
+        write_scan(bad.mask, organs, dtype=np.uint8)
+    match = {"flipped": "lies on another grid", "organs": r"more than two values \(0, 63, 252\)"}
+    options = TrainOptions(tmp_path / "data", tmp_path / "work", folds=0, preset=PRESET)
+
+    with pytest.raises(InputError, match=rf"case2.mask_T2\.nii\.gz: .*{match[fault]}"):
+        train(options)
+    assert not [path for path in options.work_dir.rglob("*") if path.is_file()]
 
 
 @pytest.mark.slow

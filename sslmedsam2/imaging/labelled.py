@@ -1,0 +1,415 @@
+"""Reading labelled images: the one place that decides which voxels of a mask are liver.
+
+Training, supports, fold scores and evaluation all read through this module, so a file that one of
+them refuses is refused by all.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk  # noqa: N813
+
+from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import (
+    SAME_GRID_VOXELS,
+    affine_lps,
+    corners_xyz,
+    geometry_from_steps,
+    same_grid,
+)
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.reading import read_stored, read_volume
+from sslmedsam2.imaging.stored import MAX_VOXELS, StoredImage, repair
+from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
+
+logger = logging.getLogger(__name__)
+
+SOFT = 1e-3
+"""Voxels of a mask this close to 0 or to its foreground value are rounded to it."""
+
+N_ORGANS = 13
+"""Organs that a map of organs may tell apart, the liver being the first."""
+
+_LIVER = 1
+_LARGEST_TRAINING_LABEL = 3
+_LISTED_VALUES = 8
+_SEGMENTATION_SUFFIX = ".seg.nrrd"
+_SEGMENT_KEY = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer|Tags)")
+_LIVER_CODE = "SCT^10200004^"
+"""The liver in SNOMED CT, as Slicer writes it into a segment's tags."""
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """An image with its labels, ``[z, y, x]`` in the orientation of the image's file.
+
+    Attributes
+    ----------
+    labels_zyx
+        1 is liver, 0 background; of a pseudo label also 2 and 3 (see ``nnunet/labels.py``).
+    organs_zyx
+        The map of organs, 0 to 13; None without one.
+    notes
+        What was rounded, placed or repaired, one line each.
+    """
+
+    volume: Volume
+    labels_zyx: MaskZYX
+    organs_zyx: MaskZYX | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """An entry of a Slicer segmentation's header: ``value`` in ``layer`` is this segment."""
+
+    name: str
+    value: int
+    layer: int
+    is_liver: bool
+
+
+def read_labelled(image: ImageFile) -> LabelledVolume:
+    """Read an image with its mask and, where there is one, its map of organs.
+
+    Raises
+    ------
+    InputError
+        A file cannot be read; the mask or the map lies on another grid than the image
+        (``shape_mismatch``, ``grid_mismatch``); the mask holds several foreground values
+        (``not_a_mask``), not the label asked for (``no_such_label``) or no liver
+        (``empty_mask``); a map holds something else than labels (``not_labels``).
+    """
+    assert image.mask is not None
+    volume = read_volume(image.path)
+    grid = volume.geometry
+    if image.pseudo:
+        mask = read_label_map(image.mask, largest=_LARGEST_TRAINING_LABEL)
+    else:
+        mask = read_liver_mask(image.mask, label=image.label, grid=grid)
+    _check_grid(mask, grid, image)
+    if not (mask.array_zyx == _LIVER).any():
+        raise InputError(
+            image.mask,
+            kind="empty_mask",
+            reason="the mask holds no liver",
+            remedy="Remove the case, or correct its mask",
+        )
+    organs = None
+    if image.organs is not None:
+        organs = read_label_map(image.organs, largest=N_ORGANS)
+        _check_grid(organs, grid, image)
+    return LabelledVolume(
+        volume=volume,
+        labels_zyx=mask.array_zyx,
+        organs_zyx=None if organs is None else organs.array_zyx,
+        notes=tuple(
+            f"{read.source.path}: {note}"
+            for read in (volume, mask, organs)
+            if read is not None
+            for note in read.repairs
+        ),
+    )
+
+
+def check_labelled(images: Iterable[ImageFile]) -> None:
+    """Read every labelled image once, log what cannot be used and what was rounded.
+
+    Raises
+    ------
+    InputError
+        The first that cannot be used; the others are in the log.
+    """
+    errors = []
+    for image in images:
+        try:
+            notes = read_labelled(image).notes
+        except InputError as error:
+            logger.error("%s", error)
+            errors.append(error)
+        else:
+            for note in notes:
+                logger.info(note)
+    if errors:
+        raise errors[0]
+
+
+def read_liver_mask(
+    path: Path, *, label: int | None = None, grid: Geometry | None = None, strict: bool = True
+) -> MaskVolume:
+    """Read a mask of the liver: 1 is liver, 0 is not. An empty mask is legal.
+
+    Parameters
+    ----------
+    label
+        The value that is liver; None for the only foreground value (1, 255, ...).
+    grid
+        Of the image. A Slicer segmentation that covers a part of it is placed on it. Other masks
+        keep their own grid: compare it.
+    strict
+        Take ``label`` at its word also where the mask holds one foreground value only.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read; it holds several foreground values, or several segments of which
+        none is called liver, and no ``label`` chooses (``not_a_mask``); it holds other values
+        than ``label`` only (``no_such_label``); a Slicer segmentation does not fit into ``grid``
+        (``grid_mismatch``).
+    """
+    header = _nrrd_header(path)
+    segments = () if header is None else _segments(header)
+    if header is not None and (segments or path.name.lower().endswith(_SEGMENTATION_SUFFIX)):
+        mask = _read_segmentation(path, header, segments, label=label, strict=strict)
+        return mask if grid is None or same_grid(mask.geometry, grid) else _placed(mask, grid)
+    stored = read_stored(path)
+    mask_zyx, notes = _liver(path, stored.array_zyx, label=label, strict=strict)
+    return _mask_volume(stored, mask_zyx, notes)
+
+
+def read_label_map(path: Path, *, largest: int) -> MaskVolume:
+    """Read a label map, its values kept.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or a voxel is not a whole number from 0 to ``largest``, which is
+        at most 255 (``not_labels``).
+    """
+    stored = read_stored(path)
+    off = _off_whole_numbers(stored.array_zyx)
+    low, high = stored.array_zyx.min(), stored.array_zyx.max()
+    if not (off <= SOFT and low >= -SOFT and high <= largest + SOFT):
+        raise InputError(
+            path,
+            kind="not_labels",
+            reason=f"a voxel is not a whole number from 0 to {largest}",
+            remedy="Give a label map with these values, or remove the file",
+        )
+    labels = np.rint(stored.array_zyx).astype(np.uint8)
+    return _mask_volume(stored, labels, (_rounded(),) if off > 0 else ())
+
+
+def _off_whole_numbers(voxels_zyx: ArrayZYX) -> float:
+    """Return the largest distance of a voxel from a whole number; NaN where a voxel has none."""
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(voxels_zyx - np.rint(voxels_zyx)).max())
+
+
+def _mask_volume(stored: StoredImage, mask_zyx: MaskZYX, notes: tuple[str, ...]) -> MaskVolume:
+    return MaskVolume(mask_zyx, stored.geometry, stored.source, (*stored.repairs, *notes))
+
+
+def _rounded() -> str:
+    return repair("soft_mask", f"voxels within {SOFT:g} of a whole label were rounded to it")
+
+
+def _check_grid(mask: MaskVolume, grid: Geometry, image: ImageFile) -> None:
+    ours, theirs = mask.geometry.shape_zyx, grid.shape_zyx
+    if ours != theirs:
+        raise InputError(
+            mask.source.path,
+            kind="shape_mismatch",
+            reason=f"the mask has shape {ours}, its image {theirs}",
+            remedy="Export the mask on the grid of its image",
+        )
+    if not same_grid(mask.geometry, grid):
+        raise InputError(
+            mask.source.path,
+            kind="grid_mismatch",
+            reason=f"the mask lies on another grid than its image {image.path.name}: its affine"
+            " (position, orientation or voxel size) differs",
+            remedy="Export the mask on the grid of its image",
+        )
+
+
+def _liver(
+    path: Path, voxels_zyx: ArrayZYX, *, label: int | None, strict: bool
+) -> tuple[MaskZYX, tuple[str, ...]]:
+    """Return the liver as 0 and 1, and notes on what was rounded."""
+    value = float(voxels_zyx.max())
+    if np.isfinite(value) and value > SOFT and (label is None or not strict):
+        liver = np.abs(voxels_zyx - value) <= SOFT
+        if (liver | (np.abs(voxels_zyx) <= SOFT)).all():
+            soft = not (np.where(liver, value, 0) == voxels_zyx).all()
+            return liver.view(np.uint8), (_rounded(),) if soft else ()
+    if not voxels_zyx.any():
+        return np.zeros(voxels_zyx.shape, np.uint8), ()
+    if label is None or not _off_whole_numbers(voxels_zyx) <= SOFT:
+        values = np.unique(voxels_zyx)
+        what = "more than two values" if len(values) > 2 else "other values than 0 and one above"
+        raise InputError(
+            path,
+            kind="not_a_mask",
+            reason=f"it holds {what} ({_listed(values)})",
+            remedy="Choose the liver's with --label, or give a mask of the liver alone",
+        )
+    liver = np.abs(voxels_zyx - label) <= SOFT
+    if not liver.any():
+        raise _no_such_label(path, label, found=f"the values {_listed(np.unique(voxels_zyx))}")
+    return liver.view(np.uint8), (_rounded(),) if (voxels_zyx[liver] != label).any() else ()
+
+
+def _listed(values: npt.NDArray[np.float32]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:_LISTED_VALUES])
+    more = len(values) - _LISTED_VALUES
+    return f"{shown} and {more} more" if more > 0 else shown
+
+
+def _no_such_label(path: Path, label: int, *, found: str) -> InputError:
+    return InputError(
+        path,
+        kind="no_such_label",
+        reason=f"no voxel has the label {label}; it holds {found}",
+        remedy="Give the liver's value with --label, or remove the case",
+    )
+
+
+def _nrrd_header(path: Path) -> sitk.ImageFileReader | None:
+    """Read the header of an NRRD file; None for other files, and where it cannot be read."""
+    if not path.name.lower().endswith(".nrrd"):
+        return None
+    # What SimpleITK would print is reported by the reader that is asked next.
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return reader
+
+
+def _read_segmentation(
+    path: Path,
+    header: sitk.ImageFileReader,
+    segments: tuple[_Segment, ...],
+    *,
+    label: int | None,
+    strict: bool,
+) -> MaskVolume:
+    """Read a Slicer segmentation on its own grid, which may be a part of the image's."""
+    voxels, geometry = _layers(path, header)
+    notes: tuple[str, ...]
+    if segments:
+        segment = _chosen(path, segments, label=label, strict=strict)
+        if not 0 <= segment.layer < voxels.shape[-1]:
+            raise _several_segments(path, f"no layer {segment.layer} of {segment.name!r}")
+        mask_zyx = (voxels[..., segment.layer] == segment.value).astype(np.uint8)
+        notes = (repair("segment", f"segment {segment.name!r} is taken as the liver"),)
+    elif voxels.shape[-1] == 1:
+        values = voxels[..., 0].astype(np.float32)
+        mask_zyx, notes = _liver(path, values, label=label, strict=strict)
+    else:
+        raise _several_segments(path, f"{voxels.shape[-1]} layers without names")
+    source = Source(path, tuple(reversed(mask_zyx.shape)), voxels.dtype, nifti_header=None)
+    return MaskVolume(mask_zyx, geometry, source, notes)
+
+
+def _segments(reader: sitk.ImageFileReader) -> tuple[_Segment, ...]:
+    fields: dict[int, dict[str, str]] = {}
+    for key in reader.GetMetaDataKeys():
+        match = _SEGMENT_KEY.fullmatch(key)
+        if match:
+            fields.setdefault(int(match[1]), {})[match[2]] = reader.GetMetaData(key).strip()
+    return tuple(
+        _Segment(
+            name=found.get("Name", f"segment {number}"),
+            value=int(found.get("LabelValue", "1")),
+            layer=int(found.get("Layer", "0")),
+            is_liver=found.get("Name", "").casefold() == "liver"
+            or _LIVER_CODE in found.get("Tags", ""),
+        )
+        for number, found in sorted(fields.items())
+    )
+
+
+def _chosen(
+    path: Path, segments: tuple[_Segment, ...], *, label: int | None, strict: bool
+) -> _Segment:
+    """Return the segment of the label, the only one, or the one that is called liver."""
+    listed = ", ".join(f"{one.value} {one.name!r}" for one in segments)
+    if label is not None and (strict or len(segments) > 1):
+        found = [segment for segment in segments if segment.value == label]
+        if not found:
+            raise _no_such_label(path, label, found=f"the segments {listed}")
+    else:
+        found = list(segments)
+    if len(found) > 1:
+        found = [segment for segment in found if segment.is_liver]
+    if len(found) != 1:
+        raise _several_segments(path, f"several segments ({listed})")
+    return found[0]
+
+
+def _several_segments(path: Path, what: str) -> InputError:
+    return InputError(
+        path,
+        kind="not_a_mask",
+        reason=f"it holds {what}, and which is the liver is not clear",
+        remedy="Choose the liver's value with --label, or call one segment 'liver'",
+    )
+
+
+def _layers(path: Path, reader: sitk.ImageFileReader) -> tuple[npt.NDArray[np.generic], Geometry]:
+    """Read the voxels as ``[z, y, x, layer]``, and where they lie."""
+    size = reader.GetSize()
+    if len(size) != 3 or not 0 < int(np.prod(size, dtype=np.int64)) <= MAX_VOXELS:
+        raise InputError(
+            path,
+            kind="not_a_mask",
+            reason=f"a segmentation of {' x '.join(map(str, size))} voxels cannot be used",
+            remedy="Export the segmentation as a volume again",
+        )
+    try:
+        voxels = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError as error:
+        raise InputError(
+            path,
+            kind="unreadable_data",
+            reason="the voxels cannot be read",
+            remedy="Copy or export the file again",
+        ) from error
+    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(3, 3)
+    geometry, _ = geometry_from_steps(
+        path,
+        shape_zyx=(size[2], size[1], size[0]),
+        steps_xyz_mm=direction * np.array(reader.GetSpacing()),
+        origin_xyz_mm=np.array(reader.GetOrigin(), dtype=np.float64),
+    )
+    return voxels.reshape(*geometry.shape_zyx, -1), geometry
+
+
+def _placed(mask: MaskVolume, grid: Geometry) -> MaskVolume:
+    """Lay a mask into an empty one on the image's grid, exactly: no voxel is interpolated."""
+    geometry = mask.geometry
+    to_grid = np.linalg.inv(affine_lps(grid)) @ affine_lps(geometry)
+    exact = np.rint(to_grid)
+    off_voxels = np.abs(corners_xyz(geometry) @ (to_grid - exact).T).max()
+    turn = exact[:3, :3]
+    is_turn = (np.abs(turn).sum(axis=0) == 1).all() and (np.abs(turn).sum(axis=1) == 1).all()
+    ends = corners_xyz(geometry) @ exact.T
+    first, last = ends[:, :3].min(axis=0), ends[:, :3].max(axis=0)
+    inside = (first >= 0).all() and (last < np.array(grid.shape_zyx[::-1])).all()
+    if off_voxels > SAME_GRID_VOXELS or not is_turn or not inside:
+        cause = "its extent leaves the image" if is_turn and not inside else "its voxels differ"
+        raise InputError(
+            mask.source.path,
+            kind="grid_mismatch",
+            reason=f"the segmentation lies on another grid than its image ({cause})",
+            remedy="Export it with the image as the reference geometry",
+        )
+    mask_xyz = mask.array_zyx.transpose(2, 1, 0).transpose(np.abs(turn).argmax(axis=1))
+    flipped = tuple(axis for axis in range(3) if turn[axis].sum() < 0)
+    whole = np.zeros(grid.shape_zyx, np.uint8)
+    x, y, z = (slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+    whole[z, y, x] = np.flip(mask_xyz, flipped).transpose(2, 1, 0)
+    note = repair("placed", "the segmentation covers a part of the image and was placed on it")
+    return MaskVolume(whole, grid, mask.source, (*mask.repairs, note))
