@@ -1,8 +1,7 @@
-"""SSL-MedSAM2: liver masks from multi-sequence MRI, and retraining from a few labels.
+"""SSL-MedSAM2: liver segmentation in abdominal MRI, and retraining from a few labelled scans.
 
->>> from sslmedsam2 import LiverSegmenter
-
-loads the engine when it is first asked for; importing the package alone loads nothing heavy.
+``from sslmedsam2 import LiverSegmenter`` loads torch and the engine; importing the package alone
+loads no heavy library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The Python door: load a model once, segment whatever comes.
+"""Python interface: load a model once, then segment paths, SimpleITK images and volumes.
 
-Masks are those that the command ``predict`` writes, voxel for voxel: both go through
-``pipelines/volume_work.py``. They differ only where the network finds no liver: here the mask is
-empty and a warning says so, while ``predict`` may write a guess, flagged as one.
+For the same model and options the masks are identical to those of the command ``predict``: both
+use the same functions of :mod:`sslmedsam2.predict.series`. If the network finds no liver, the mask
+here is empty and a warning says so; ``predict`` may write a marked guess.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The one error family of the project.
+"""The error family of the project, and exit codes.
 
-Every error a user can meet names its *subject* (a file, a case, an option), the *reason*, and a
-*remedy*, and prints as one line. Each class carries the exit code a command ends with when the
-error is not confined to one case.
+Every error that a user can meet has a *subject* (a file, a case, an option), a *reason* and a
+*remedy*, and prints as one line. Each class has the exit code of a command that ends with it.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The command line: one file a command, which parses, calls one pipeline and prints."""
+"""Command line: one file for each command, which parses, calls one function and prints."""

@@ -1,13 +1,13 @@
-"""Options from a file, from the environment and from the command line, for every command alike.
+"""Options of every command from a file, the environment and the command line.
 
-A command written ``@click.command(cls=ConfiguredCommand)`` gets
+A command declared with ``@click.command(cls=ConfiguredCommand)`` gets
 
-- ``--config FILE`` (TOML or JSON): keys are the command's long option names, with ``-`` or ``_``;
+- ``--config FILE`` (TOML or JSON): keys are the long option names, with ``-`` or ``_``;
 - ``SSLMEDSAM2_<OPTION>`` in the environment for each option (``--on-failure`` is
   ``SSLMEDSAM2_ON_FAILURE``; a switch takes 1 or 0);
-- ``-v/--verbose`` and ``-q/--quiet``, also accepted before the command's name.
+- ``-v/--verbose`` and ``-q/--quiet``, also accepted before the name of the command.
 
-Command line beats environment beats file beats default.
+The command line overrides the environment, which overrides the file, which overrides the default.
 """
 
 from __future__ import annotations

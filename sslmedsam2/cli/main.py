@@ -1,6 +1,6 @@
-"""The command group: finds a command by name and imports it only when it is run.
+"""The command group. A command is imported only when it is run.
 
-Without a command the group runs ``predict``, so that a container started with no arguments, or
+Without a command the group runs ``predict``, so that a container started without arguments, or
 with options only, does what the challenge asks for: ``predict`` from ``/input`` to ``/output``.
 """
 

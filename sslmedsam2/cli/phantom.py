@@ -1,4 +1,4 @@
-"""The ``phantom`` command: write synthetic studies."""
+"""The command ``phantom``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``weights``: list the models that would be used, verify them, fetch official SAM2 checkpoints."""
+"""The command group ``weights``: list and verify models, download official SAM2 checkpoints."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The CARE-LiSeg contract: which studies come in, and under which names masks go out.
+"""The CARE-LiSeg challenge: names of input studies, of masks and of the submission.
 
-Knows file and folder names, nothing of voxels or networks, so listing is quick and needs no
-imaging library.
+Works on file and folder names only, without voxels or networks, and imports no imaging library.
 """

@@ -1,13 +1,13 @@
-"""What one folder contributes: a case, volumes that stand for no sequence, or an error.
+"""What one folder contributes: a case, volumes without a sequence, or an error.
 
 Decided by content, in this order:
 
-1. A folder in which a sequence name occurs (``GED4``, ``T2WI``, ...) **is a case**, named by the
-   folder; other volumes in it are noted and left alone.
-2. A folder whose own name says that it is a case (``0930-A``, or directly below a vendor
-   folder), but in which no sequence name occurs, is an error. The input folder itself is exempt.
-3. In any other folder **each volume is a case** without a sequence, called by its stem, with
-   the names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
+1. A folder with at least one sequence name (``GED4``, ``T2WI``, ...) **is a case**, named by the
+   folder; other volumes in it are noted and not used.
+2. A folder whose own name is that of a case (``0930-A``, or directly below a vendor folder), but
+   without a sequence name in it, is an error. The input folder itself is exempt.
+3. In any other folder **each volume is a case** without a sequence, named by its stem, with the
+   names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The optional ``info.csv`` of a release: read tolerantly, compared with the files, never trusted.
+"""The optional ``info.csv`` of a release: parsed tolerantly and compared with the files.
 
 Columns ``Case``, ``Vendor`` and ``Missing Modality`` in any order, any of them absent; separated
-by commas, semicolons or tabs. How several missing sequences are separated is not stated
-anywhere, so sequence names are picked out of whatever stands between.
+by commas, semicolons or tabs. The separator of several missing sequences is not specified, so
+sequence names are searched in the whole cell. If it disagrees with the files, the files count.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Finding masks to compare: predictions, and references in the forms in which they are shared.
+"""Find masks to compare: predictions, and reference masks under the usual names.
 
 Forms, at any depth:
 
 - ``LiSeg_pred/<Case>/<MOD>_pred.nii.gz`` and ``<case>_liver.nii.gz``: predictions;
 - ``<Case>/mask_<MOD>.nii.gz``, ``<Case>/<MOD>_mask.nii.gz`` or ``_seg``, and flat
-  ``mask_<case>``, ``<case>_mask`` or ``_seg``: references, often with images beside them;
-- ``<Case>/<MOD>.nii.gz`` and flat ``<case>.nii.gz``: in a folder that holds nothing but masks.
+  ``mask_<case>``, ``<case>_mask`` or ``_seg``: reference masks, often with images beside them;
+- ``<Case>/<MOD>.nii.gz`` and flat ``<case>.nii.gz``: in a folder that holds masks only.
 
-A folder is read in one way only: predictions are the first of these groups that occurs in it,
-references the first of the second, the third and the first group. ``organs_*`` is neither.
+One form is used for a folder. Predictions: the first of these groups that occurs. Reference masks:
+the second, the third, then the first group. ``organs_*`` belongs to none.
 """
 
 from __future__ import annotations

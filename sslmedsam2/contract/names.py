@@ -1,6 +1,6 @@
-"""The contract's vocabulary: sequences and their aliases, masks, vendors, cases, safe names.
+"""Names: sequences and their aliases, masks, vendors, cases, safe file names.
 
-All matching is on whole names and ignores case; nothing is ever matched by substring.
+Matching is on whole names and ignores case; substrings never match.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where results go: one place that knows the output folder's names."""
+"""Paths and names in the output folder of ``predict``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes into the zip that is uploaded for validation."""
+"""Contents of the zip for the validation board."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""What ``pseudo-label`` writes: one place that knows the names.
+"""Paths and names in the output folder of ``pseudo-label``.
 
-``<output>/<Case>/``, or directly in ``<output>`` for volumes that stand for no sequence::
+``<output>/<Case>/``, or directly in ``<output>`` for volumes without a sequence::
 
-    <SEQ>_pred.nii.gz          the mask; what a program wrote, never taken for an expert's
+    <SEQ>_pred.nii.gz          the mask; its name is never taken for a reference mask
     probability_<SEQ>.nii.gz
     uncertainty_<SEQ>.nii.gz
-    <SEQ>_pseudo.json          reliability and how it was made; written last
+    <SEQ>_pseudo.json          the record; written last
     <SEQ>_pseudo.png
 
-The maps have their word in front: ``DWI_probability`` would be read as a diffusion image.
+The maps begin with their kind: ``DWI_probability`` would be read as a diffusion image.
 """
 
 from __future__ import annotations

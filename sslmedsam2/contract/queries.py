@@ -1,4 +1,4 @@
-"""Unlabelled volumes: what pseudo labels are wanted for."""
+"""Unlabelled volumes to label: the queries of ``pseudo-label``."""
 
 from __future__ import annotations
 

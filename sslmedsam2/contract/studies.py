@@ -1,8 +1,8 @@
 """From an input path to studies: which files are images, of which case and which sequence.
 
-What a folder contributes is decided in `folder_rules`. Here the contributions come together:
-masks, hidden files and this tool's own output are never images, and a case name that occurs
-twice is an error for both, so that no result ever overwrites another.
+:mod:`folder_rules` decides what a folder contributes. Here the contributions are combined: masks,
+hidden files and output of this tool are never images, and a case name that occurs twice is an
+error for both, so that no result overwrites another.
 """
 
 from __future__ import annotations

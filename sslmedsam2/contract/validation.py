@@ -1,4 +1,4 @@
-"""Does an output folder hold the right files under the right names? Voxels are not looked at."""
+"""Check file names of an output folder. Voxels are not read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Walking an input folder: any depth, each real folder once, nothing hidden, no error fatal."""
+"""Walk an input folder: any depth, each real folder once, no hidden files, no fatal error."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""DICOM in and out: which volumes a tree of files holds, their voxels, and masks as DICOM-SEG."""
+"""DICOM input and output: find volumes in files, read voxels, write masks as DICOM-SEG."""

@@ -1,4 +1,4 @@
-"""From the DICOM files of a tree to volumes to segment, with a reason for everything else."""
+"""From the DICOM files of a folder to volumes to segment, with a reason for every other file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which files of a tree are DICOM: told by their content, since their names say nothing.
+"""Find DICOM files by content; their names say nothing.
 
-Imports no DICOM package: a folder of NIfTI files costs one short read for each file that is not
-named like a volume.
+Imports no DICOM package. In a folder of NIfTI files it costs one short read for each file whose
+name is not that of a volume.
 """
 
 from __future__ import annotations

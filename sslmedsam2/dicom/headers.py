@@ -1,6 +1,6 @@
-"""DICOM headers to frames, alike for files of one image and for enhanced multi-frame ones.
+"""DICOM headers to frames, the same for single-image files and enhanced multi-frame files.
 
-An attribute is looked up in a list of data sets, from the most special to the most general: for a
+An attribute is looked up in a list of data sets, from the most specific to the most general: for a
 frame of an enhanced file its own functional groups, the shared ones, then the file's top level.
 """
 

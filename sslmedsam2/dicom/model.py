@@ -1,6 +1,6 @@
-"""What flows through the room: images as their headers describe them, volumes, and the table.
+"""Data classes of this package: frames as their headers describe them, volumes, table rows.
 
-``repr`` of these leaves out what could name a patient: paths, identifiers and free text.
+``repr`` of these omits what could name a patient: paths, identifiers and free text.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Names for studies, series and files that say nothing of the patient.
+"""Names for studies, series and files that contain nothing about the patient.
 
-Folders and files of a hospital's export are often named after the patient, and descriptions are
-free text. So whatever goes into a log, a report or an output path is named by a hash of a unique
-identifier: the same series always has the same name, and who holds the files can tell which.
+Folders and files of an export are often named after the patient, and descriptions are free text.
+So everything in a log, a record or an output path is named by a hash of a unique identifier: the
+same series always has the same name, and whoever holds the files can find it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where DICOM-SEG objects go, beside the masks that the contract places."""
+"""Paths of DICOM-SEG objects in the output folder."""
 
 from __future__ import annotations
 

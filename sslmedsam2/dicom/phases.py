@@ -1,4 +1,4 @@
-"""Phases that no description names, by the order and time in which a study was acquired.
+"""Contrast phases without a descriptive name, from order and time of acquisition.
 
 After Gd-EOB-DTPA the dynamic phases follow within a few minutes; the hepatobiliary phase comes
 10 minutes later or more. Several hospitals record the dynamic phases as one series of four, the

@@ -1,4 +1,4 @@
-"""The voxels of a DICOM volume, in the units that its headers define."""
+"""Read the voxels of a DICOM volume, in the units that its headers define."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A liver mask as a DICOM Segmentation object that refers to the images it was made from."""
+"""Write a liver mask as a DICOM Segmentation object that references its source images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The user's word on what a series is, which beats every guess.
+"""The user's sequence map, which overrides every guess.
 
-A table from a series to a sequence, ``skip`` or ``none``. A series is called by its
-SeriesInstanceUID, its description (letter case does not matter), or its name in the report:
+A table from a series to a sequence, ``skip`` or ``none``. A series is named by its
+SeriesInstanceUID, its description (case is ignored), or its name in the list:
 ``study-3f2a9c01d4/301-a1b2c3``, without the study, or with ``.2`` for one volume of several.
 """
 

@@ -1,11 +1,12 @@
-"""What a volume's header says of its sequence: a guess with its reason, for one volume alone.
+"""Guess the sequence of one volume from its header, with the reason.
 
-The names are the challenge's: ``T1`` is before contrast, ``GED1`` to ``GED3`` are the arterial,
-portal venous and transitional phase, ``GED4`` is the hepatobiliary phase. Reasons quote numbers
-and the words of the lists below, never the header's own text.
+The names are those of the challenge: ``T1`` is before contrast, ``GED1`` to ``GED3`` are the
+arterial, portal venous and transitional phase, ``GED4`` is the hepatobiliary phase. Reasons quote
+numbers and the words of the lists below, never the header's own text.
 
-Words beat physics, since hospitals name phases and no tag does. What is T1-weighted, has had
-contrast and names no phase is left to ``phases.py``, which looks at the whole study.
+Descriptions take precedence over acquisition parameters: hospitals name phases, and no tag does.
+T1-weighted volumes with contrast and without a named phase are left to ``phases.py``, which uses
+the whole study.
 """
 
 from __future__ import annotations

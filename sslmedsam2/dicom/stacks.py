@@ -1,4 +1,4 @@
-"""The frames of a series to stacks: images of one size and orientation, one at each position."""
+"""Split the frames of a series into stacks: one size and orientation, one frame per position."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Whether pydicom and highdicom are there, and what keeps them from quoting patients.
+"""Check that pydicom and highdicom are installed, and silence warnings that quote patients.
 
-Both warn of values that break the standard and quote them, names of patients included. Such
-warnings would end in the log, so they are silenced where they arise.
+Both warn about values that break the standard and quote them, names of patients included. Such
+warnings would appear in the log.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A stack of frames to a volume, if its slices lie as those of one volume do."""
+"""A stack of frames to a volume, if its slices are evenly spaced along one line."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``doctor``: is everything there that a run needs?"""
+"""``doctor``: check what a run needs."""

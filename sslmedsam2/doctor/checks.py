@@ -1,7 +1,7 @@
-"""``doctor``: is everything there that a run needs, and does it work?
+"""``doctor``: check device, libraries, weights, limits and folders, and segment a phantom.
 
-Each question is asked by itself, so that whatever is broken, the answers to all others stand.
-Libraries are imported where they are asked about: one that cannot be loaded is a finding.
+Each check is independent: if one fails, the others still give their result. Libraries are imported
+inside their check, so that one that cannot be loaded is a finding.
 """
 
 from __future__ import annotations

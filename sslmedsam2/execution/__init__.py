@@ -1,1 +1,1 @@
-"""Where the units of a run are computed: this process, or the workers of a Dask cluster."""
+"""Executors: compute the units of a run in this process or on a Dask cluster."""

@@ -1,1 +1,1 @@
-"""TFFS-MedSAM2: a frozen SAM2 carries masks from a few labelled volumes to unlabelled ones."""
+"""Few-shot branch: a frozen SAM2 labels volumes from a few labelled ones (TFFS-MedSAM2)."""

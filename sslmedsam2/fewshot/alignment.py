@@ -1,8 +1,8 @@
-"""Which slice of a support shows what a slice of the query shows.
+"""Which slice of a support corresponds to a slice of the query.
 
-Single slices of two abdomens are easily mistaken for each other, and so are whole stacks. But the
-supports' masks say where their organ begins and ends, so all supports can be laid over each other
-first; then one position of the query is sought that suits them all.
+Single slices of two abdomens are easily confused, and so are whole stacks. The masks of the
+supports show where their organ begins and ends, so all supports are aligned to each other first;
+then one position of the query is searched that fits all of them.
 """
 
 from __future__ import annotations

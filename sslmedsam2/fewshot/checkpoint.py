@@ -1,4 +1,4 @@
-"""SAM2 networks as files: our compact one, and the official Hiera-T checkpoints."""
+"""SAM2 checkpoints: the compact one of this project, and the official Hiera-T ones."""
 
 from __future__ import annotations
 

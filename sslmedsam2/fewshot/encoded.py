@@ -1,4 +1,4 @@
-"""Volumes as SAM2 sees them: slices encoded once, and what it remembers of labelled ones."""
+"""Encoded volumes: slice features of SAM2, and memories of labelled slices."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Bringing a query to the supports' contrast, where the two differ.
+"""Match the contrast of a query to that of the supports, where they differ.
 
-The supports' slices are encoded once for all queries, so it is the query that is repainted: to the
-supports' distribution of intensities, as it is and inverted. Which of them is right is not decided
-here: the caller asks on which one the supports agree.
+The slices of the supports are encoded once for all queries, so the query is changed: its histogram
+is matched to that of the supports, as it is and inverted. The caller chooses the version on which
+the supports agree best.
 """
 
 from __future__ import annotations

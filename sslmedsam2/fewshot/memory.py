@@ -1,8 +1,8 @@
-"""SAM2's parts, called one at a time: encode slices, remember prompted ones, decode others.
+"""SAM2's parts, called one at a time: encode slices, make memories of prompted ones, decode others
 
-The video predictor of `sam2` decides itself what a frame remembers, by its place in time. Slices of
-other patients have no such place, so here the caller says which memories a slice attends to.
-Every tensor has the slices (or the independent questions) along its first axis.
+The video predictor of `sam2` chooses the memories of a frame by its place in time. Slices of other
+patients have no such place, so here the caller gives the memories that a slice attends to. Every
+tensor has the slices (or independent queries) along its first axis.
 """
 
 from __future__ import annotations

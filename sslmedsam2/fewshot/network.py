@@ -1,8 +1,8 @@
-"""SAM2 as a bare network: built from the package's own configuration, at any size.
+"""The SAM2 network, built from the package's own configuration, at any size.
 
-`sam2` offers its networks through Hydra's global state and its video predictor reads JPEG folders;
-neither is wanted here. The configuration that ships with `sam2` is read as a file, changed where
-a smaller network wants it, and instantiated.
+`sam2` builds its networks through Hydra's global state, and its video predictor reads folders of
+JPEG files. Here the configuration that `sam2` contains is read as a file, changed for a smaller
+network if needed, and instantiated.
 """
 
 from __future__ import annotations

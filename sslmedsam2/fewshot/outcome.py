@@ -1,4 +1,4 @@
-"""From the supports' predictions to a pseudo label: mask, uncertainty, and what speaks for it."""
+"""From the predictions of the supports to a pseudo label: mask, uncertainty and evidence."""
 
 from __future__ import annotations
 

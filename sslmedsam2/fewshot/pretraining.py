@@ -1,4 +1,4 @@
-"""Pretraining of the compact SAM2 on synthetic episodes: resumable, repeatable, CPU or GPU."""
+"""Pretraining of the compact SAM2 on synthetic episodes: resumable, deterministic, CPU or GPU."""
 
 from __future__ import annotations
 

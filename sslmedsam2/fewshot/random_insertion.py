@@ -1,11 +1,11 @@
-"""The published procedure, as a baseline: supports inserted into the query at random places.
+"""The published procedure, as a baseline: supports inserted into the query at random positions.
 
-Each support volume is put, whole, between two slices of the query; its slices with liver are mask
-prompts, and SAM2 tracks from the first of them to the last slice, and again back to the first
-(Gong & Chen 2025, arXiv:2512.11548, as their scripts run it). The mean over all supports and places
-is the result. Differences from those scripts: a slice is encoded once in each run rather than up
-to twice, places are drawn from a seed and the query's name rather than from a shared generator,
-and fewer places are drawn where there are fewer.
+Each support volume is inserted, whole, between two slices of the query; its slices with liver are
+mask prompts, and SAM2 tracks from the first of them to the last slice, and again back to the first
+(Gong & Chen 2025, arXiv:2512.11548, as their scripts run it). The mean over all supports and
+positions is the result. Differences from those scripts: a slice is encoded once in each run rather
+than up to twice, positions are drawn from a seed and the name of the query rather than from a
+shared generator, and short queries get fewer positions.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """From evidence to an estimated Dice with an interval, and a verdict.
 
-The labelled volumes say how far the evidence can be trusted here: each is segmented by the others
-as if it had no mask, and what came out is compared with the truth (reverse classification
-accuracy, Valindria et al. 2017, doi:10.1109/TMI.2017.2665165, turned round by leave-one-out).
+The labelled volumes show how evidence relates to Dice: each is segmented with the others as if it
+had no mask, and the result is compared with its reference mask (reverse classification accuracy,
+Valindria et al. 2017, doi:10.1109/TMI.2017.2665165, as leave-one-out).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Few-shot segmentation by retrieval: every slice is shown the supports' slices of its height.
+"""Few-shot segmentation by retrieval: a query slice attends to support slices of its height.
 
 Each slice of a data set is encoded once. A query slice attends to one aligned slice of each
-support, all slices of the query in one batch: by each support alone, which tells how far they
-agree, and by all together, which lets SAM2 weigh them itself. Both are averaged as probabilities.
+support, all slices of the query in one batch: to each support alone, which shows how far they
+agree, and to all together, where SAM2 weights them. Both are averaged as probabilities.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A volume as a stack of small square slices, all cut the same way from the patient's body.
+"""A volume as a stack of small square slices, cropped to the patient's body.
 
-SAM2 compares places within slices, so slices of two patients must show the body at the same
-place and size: the crop follows the body's outline, and its sides are equal in millimetres.
+SAM2 compares positions within slices, so slices of two patients must show the body at the same
+position and size: the crop follows the outline of the body, and its sides are equal in mm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Encoded supports: in memory as far as they fit, on disk beyond that.
+"""Encoded supports: in memory as far as they fit, otherwise on disk.
 
-Each is made once for a data set and kept under a key of its content, so that memory stays bounded
-however many labelled volumes there are.
+Each is encoded once for a data set and stored under a key of its content, so that memory stays
+bounded for any number of labelled volumes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The small interface behind which few-shot methods are exchanged, and what flows through it."""
+"""The interface of few-shot methods, and their input and output data."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""Synthetic volumes to pretrain a compact SAM2 on: random anatomies, patients and contrasts.
+"""Synthetic volumes for the pretraining of SAM2: random anatomies, patients and contrasts.
 
-An *anatomy* is a body with fat, muscle and lobed organs at random places. Each *patient* is that
+An *anatomy* is a body with fat, muscle and lobed organs at random positions. Each *patient* is that
 anatomy with every organ moved, stretched and turned a little, and the whole warped. Each *contrast*
-gives every tissue a brightness and a texture. An *episode* asks what the network is asked later:
-here are slices of some patients with one organ's mask; find the organ in another patient.
+gives every tissue a brightness and a texture. An *episode* is the task of the few-shot branch:
+given slices of some patients with the mask of one organ, find the organ in another patient.
 
-Nothing is taken from any image or mask, so that few-shot results on real organs stay free of
-training on them. Ideas: SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789) for random
-contrast, UniverSeg (Butoi et al. 2023, arXiv:2304.06131) for episodes of synthetic tasks.
+No image and no mask of a patient is used, so few-shot results on real organs are of a network that
+was not trained on them. Ideas: SynthSeg (Billot et al. 2023, doi:10.1016/j.media.2023.102789) for
+random contrast, UniverSeg (Butoi et al. 2023, arXiv:2304.06131) for episodes of synthetic tasks.
 
 Coordinates are ``(x, y, z)`` in half widths of the slice: -1 to 1 across, z in the same unit.
 """

@@ -1,1 +1,1 @@
-"""Volumes, their geometry, and how they are read, turned and written: the ground floor."""
+"""Volumes and their geometry: reading, orientation, writing. Independent of the challenge."""

@@ -1,8 +1,8 @@
-"""Writes that are either complete or not there at all.
+"""Atomic writes: a file is either complete or not there.
 
-A file is written under a temporary name in its own folder and renamed when it is whole, so a run
-that is killed, or a disk that fills up, never leaves half a file under a final name. Temporary
-names begin with a dot: folder listings that skip hidden files skip them too.
+A file is written under a temporary name in its own folder and renamed when it is complete. A run
+that is killed, or a full disk, leaves no partial file under a final name. Temporary names begin
+with a dot, so that listings without hidden files skip them.
 """
 
 from __future__ import annotations

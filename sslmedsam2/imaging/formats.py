@@ -1,4 +1,4 @@
-"""The file formats that are read and written, told apart by name. Imports no image library."""
+"""The file formats that are read and written, recognised by name. Imports no image library."""
 
 from __future__ import annotations
 

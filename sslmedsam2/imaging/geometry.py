@@ -1,4 +1,4 @@
-"""From the numbers in a header to a ``Geometry``, and back to an affine matrix."""
+"""From the numbers of a header to a ``Geometry``, and back to an affine matrix."""
 
 from __future__ import annotations
 

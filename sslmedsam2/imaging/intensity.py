@@ -1,4 +1,4 @@
-"""Intensities that need care before a network sees them."""
+"""Checks and changes of intensities before a network is applied."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a NIfTI-1 or NIfTI-2 header says, checked before a single voxel is read.
+"""NIfTI-1 and NIfTI-2 headers, checked before any voxel is read.
 
-The header is parsed by nibabel with its own repairs switched off: they would change fields that a
-mask has to repeat bit for bit, and accept what should be refused.
+nibabel parses the header with its own repairs switched off: they would change fields that a mask
+must repeat bit for bit, and accept what should be refused.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""NIfTI files to float32 voxels, a part at a time.
+"""NIfTI files to float32 voxels, in parts.
 
-The voxels are decompressed, converted and scaled in small parts straight into the final array, so
+The voxels are decompressed, converted and scaled in small parts directly into the final array, so
 reading needs the float32 volume and little more, whatever the stored type. NIfTI stores x
 fastest, which is the memory order of a ``[z, y, x]`` array: nothing is transposed.
 """

@@ -1,4 +1,4 @@
-"""NIfTI files whose header repeats that of the image they belong to."""
+"""NIfTI files whose header repeats that of their image."""
 
 from __future__ import annotations
 

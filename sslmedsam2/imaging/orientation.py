@@ -1,4 +1,4 @@
-"""Between a file's own orientation and the canonical one, without touching a voxel's value."""
+"""Between a file's own orientation and the canonical one, by transposing and flipping only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one way in: an image becomes a ``Volume``, or an ``InputError`` that says why not."""
+"""Read an image as a ``Volume``, or raise an ``InputError`` with the reason."""
 
 from __future__ import annotations
 

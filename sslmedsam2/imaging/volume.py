@@ -1,4 +1,4 @@
-"""What flows between the rooms: an image in its native geometry, and its canonical twin.
+"""``Volume`` (an image in its own geometry) and ``CanonicalVolume`` (canonically oriented).
 
 World coordinates are LPS millimetres (x grows to the patient's left, y to posterior, z to
 superior), as in DICOM and ITK. Arrays are always indexed ``[z, y, x]``.

@@ -1,7 +1,6 @@
-"""Masks and maps back to files, on the exact grid of the image they belong to.
+"""Write masks and maps on the exact grid of their image.
 
-A file is written under a temporary name, read back and compared, and only then renamed: what lies
-under a final name is complete and has been seen to be right.
+A file is written under a temporary name, read back, compared and then renamed.
 """
 
 from __future__ import annotations

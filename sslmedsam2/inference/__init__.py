@@ -1,1 +1,1 @@
-"""Frozen nnU-Net inference: a model folder in, one liver margin per voxel out."""
+"""Frozen nnU-Net inference: from a model folder to one liver margin for each voxel."""

@@ -1,4 +1,4 @@
-"""Where in an abdominal scan a liver usually lies."""
+"""Usual position of the liver in an abdominal scan."""
 
 from __future__ import annotations
 

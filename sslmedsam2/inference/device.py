@@ -1,4 +1,4 @@
-"""Which device a network computes on, and what a CPU can do."""
+"""Choice of the device, and capabilities of a CPU."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Read an ordinary nnU-Net v2 model folder, and refuse what this engine does not do.
+"""Read an nnU-Net v2 model folder, and refuse what this engine does not support.
 
-The folder's layout is that of :mod:`sslmedsam2.weights.layout`, and its checkpoints are read by
-:mod:`sslmedsam2.weights.checkpoint`; here is what the plans mean to the engine.
+The layout of the folder is that of :mod:`sslmedsam2.weights.layout`, and checkpoints are read by
+:mod:`sslmedsam2.weights.checkpoint`. Here the plans are interpreted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rebuild nnU-Net's network from its plans, with the two-channel head folded into one margin."""
+"""Build nnU-Net's network from its plans, with the two output channels folded into one margin."""
 
 from __future__ import annotations
 

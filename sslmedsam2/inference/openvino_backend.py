@@ -1,8 +1,8 @@
 """Run a U-Net on the CPU through OpenVINO, built layer by layer from the torch modules.
 
 OpenVINO's own converter traces the network with random data and takes 10-50 s. The networks here
-consist of a handful of layer types, so the graph is written down directly, in well under a second;
-``torch.fx`` supplies the order of the layers.
+consist of a few layer types, so the graph is built directly, in well under a second; ``torch.fx``
+gives the order of the layers.
 """
 
 from __future__ import annotations

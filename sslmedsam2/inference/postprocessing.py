@@ -1,7 +1,7 @@
-"""What happens to a mask after the network: one liver, without holes.
+"""Post-processing of a mask: one connected component, without holes.
 
 The challenge scores the full Hausdorff distance, so a single stray voxel costs as much as a badly
-placed border. A liver is one connected organ; whatever lies apart from it is an error.
+placed border. A liver is one connected organ; other components are errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine: a frozen model, loaded once, that turns canonical volumes into liver masks."""
+"""The engine: a frozen model, loaded once, that segments canonical volumes."""
 
 from __future__ import annotations
 

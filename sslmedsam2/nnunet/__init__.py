@@ -1,1 +1,1 @@
-"""FSL-nnUNet: from labelled volumes to a trained nnU-Net, with nnU-Net's own trainer inside."""
+"""Supervised branch (FSL-nnUNet): data set, plans, augmentation, training with nnU-Net."""

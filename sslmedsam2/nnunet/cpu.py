@@ -1,9 +1,9 @@
-"""What makes training quick on a CPU: a network rearranged, and memory kept.
+"""Faster training on a CPU: layers rearranged, and memory kept.
 
-Measured by ``benchmarks/training_speed.py``: convolutions are quickest on channels-last memory, but
-torch's instance normalisation would turn every activation back. Group normalisation with one group
-a channel is the same function, and keeps the layout. Which of float32 and bfloat16 is quicker, and
-whether compiling pays, differs between CPUs, so it is measured when a training begins.
+Measured by ``benchmarks/training_speed.py``: convolutions are fastest on channels-last memory, but
+torch's instance normalisation would convert every activation back. Group normalisation with one
+group per channel is the same function and keeps the layout. Whether float32 or bfloat16 is faster,
+and whether compiling helps, differs between CPUs, so it is measured when a training begins.
 """
 
 from __future__ import annotations

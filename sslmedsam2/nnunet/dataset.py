@@ -1,7 +1,7 @@
 """From labelled volumes to nnU-Net's preprocessed data set, in one process.
 
-The volumes are turned to the canonical orientation first, exactly as ``predict`` turns them, so
-that the network only ever sees one orientation.
+The volumes are turned to the canonical orientation first, as in ``predict``, so that the network
+sees one orientation only.
 """
 
 from __future__ import annotations

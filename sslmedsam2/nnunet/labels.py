@@ -1,9 +1,9 @@
-"""Label values used in training data.
+"""Label values of training data.
 
-The network learns liver against everything else. Masks of other organs, where they exist, are
-kept in the training data as *auxiliary* labels: the contrast augmentation repaints each organ by
-itself, and drops them before the loss sees them. Where a pseudo mask is uncertain, the loss looks
-away: nnU-Net's ignore label.
+The network learns liver against background. Masks of other organs, where they exist, are kept in
+the training data as *auxiliary* labels: the contrast augmentation changes each organ separately
+and removes these labels before the loss. Uncertain voxels of a pseudo label get nnU-Net's ignore
+label.
 """
 
 from __future__ import annotations

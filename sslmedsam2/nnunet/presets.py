@@ -1,4 +1,4 @@
-"""Sizes of networks, by name, and the plans that nnU-Net trains them by."""
+"""Network sizes by name, and nnU-Net's plans for them."""
 
 from __future__ import annotations
 

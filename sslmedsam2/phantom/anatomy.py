@@ -1,7 +1,7 @@
-"""The measures of one synthetic abdomen, drawn from a seed.
+"""Dimensions of one synthetic abdomen, drawn from a seed.
 
-The layout follows the textbook arrangement of an adult upper abdomen. All measures are
-parameters with a random spread; no voxel of a real scan enters. Positions are LPS millimetres
+The layout follows the textbook arrangement of an adult upper abdomen. All dimensions are
+parameters with a random spread; no voxel of a real scan is used. Positions are LPS millimetres
 with the origin on the midline, at mid-depth of the trunk, at the height of the liver's dome.
 """
 

@@ -1,4 +1,4 @@
-"""Writing phantom volumes as NIfTI files whose bytes do not depend on when they are written."""
+"""Write phantom volumes as NIfTI files whose bytes do not depend on the time of writing."""
 
 from __future__ import annotations
 

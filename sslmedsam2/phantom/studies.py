@@ -1,4 +1,4 @@
-"""Whole folders of phantoms: the test inputs that ship, and labelled sets for training tests."""
+"""Folders of phantoms: the included test inputs, and labelled training cases."""
 
 from __future__ import annotations
 

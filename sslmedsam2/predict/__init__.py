@@ -1,1 +1,1 @@
-"""``predict``: from an input folder to liver masks, previews and the run report."""
+"""``predict``: from an input folder to liver masks, previews and ``run_report.json``."""

@@ -1,7 +1,7 @@
-"""What an input path holds: studies by the contract's rules, and DICOM series.
+"""Scans of an input path: studies by the rules of the challenge, and DICOM series.
 
-pydicom is imported only where there are DICOM files. What is said of those names no file of
-theirs: see :mod:`sslmedsam2.dicom.names`.
+pydicom is imported only if there are DICOM files. Messages about DICOM contain no file names, see
+:mod:`sslmedsam2.dicom.names`.
 """
 
 from __future__ import annotations

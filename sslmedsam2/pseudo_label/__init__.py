@@ -1,1 +1,1 @@
-"""``pseudo-label``: masks of unlabelled volumes by a frozen SAM2 and a few labelled ones."""
+"""``pseudo-label``: label scans with a frozen SAM2 from a few labelled ones."""

@@ -1,1 +1,1 @@
-"""What a run leaves for people: the run report and a picture of every result."""
+"""``run_report.json``, previews and HTML pages."""

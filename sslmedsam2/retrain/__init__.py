@@ -1,1 +1,1 @@
-"""``retrain``: a few labelled and many unlabelled volumes to frozen weights, in rounds."""
+"""``retrain``: from a few labelled and many unlabelled scans to frozen weights, in rounds."""

@@ -1,1 +1,1 @@
-"""The challenge's side of a run: ``evaluate``, ``validate`` and ``package``."""
+"""The commands ``evaluate``, ``validate`` and ``package``."""

@@ -1,4 +1,4 @@
-"""Score a folder of predicted masks against a folder of references."""
+"""``evaluate``: score a folder of masks against a folder of reference masks."""
 
 from __future__ import annotations
 

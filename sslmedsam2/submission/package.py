@@ -1,4 +1,4 @@
-"""Pack an output folder as the zip that is uploaded for validation."""
+"""``package``: pack an output folder as the zip for the validation board."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Does an output folder keep the contract? Names first, then every mask against its image."""
+"""``validate``: check an output folder against the rules of the challenge.
+
+File names are checked first, then every mask against its image.
+"""
 
 from __future__ import annotations
 

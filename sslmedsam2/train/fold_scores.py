@@ -1,4 +1,4 @@
-"""How a fold's network does on the reference masks it never saw."""
+"""Score the network of a fold on the reference masks that it was not trained on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""``train``: labelled volumes to cross-validated, frozen weights.
+"""``train``: from labelled volumes to cross-validation scores and frozen weights.
 
-Cross-validation folds come first; each is scored on the cases it never saw. Then one network is
-trained on every case, warm-started from the first fold, and that one is frozen: the folds' scores
-say what the recipe is worth, the final network has seen all the data.
+The folds of a cross-validation are trained first and scored on the cases they were not trained on.
+Then one network is trained on all cases, starting from the first fold, and frozen. The scores are
+those of the folds: the final network has no unseen case.
 """
 
 from __future__ import annotations

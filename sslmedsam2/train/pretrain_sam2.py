@@ -1,4 +1,4 @@
-"""``pretrain-sam2``: train the compact SAM2 from scratch on synthetic volumes and write it down."""
+"""``pretrain-sam2``: train the compact SAM2 from scratch on synthetic volumes."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Models: what ships, where it is looked for, whether it is unchanged, how it is frozen."""
+"""Models on disk: manifest with hashes, search order, checkpoints, freezing, downloads."""

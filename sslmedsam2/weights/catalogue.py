@@ -1,7 +1,7 @@
-"""The official SAM2 checkpoints: where each is published, how it is recognised, on which terms.
+"""The official SAM2 checkpoints: address, size, SHA-256 and licence of each.
 
-None ships with the project. ``weights fetch`` brings one into a folder ``sam2`` beside the models
-that ship, or where a platform mounts models, and `find_official` finds it there.
+None is included in the project. ``weights fetch`` downloads one into a folder ``sam2`` beside the
+included models, or where a platform mounts models, and `find_official` finds it there.
 """
 
 from __future__ import annotations

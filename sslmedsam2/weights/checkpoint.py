@@ -1,4 +1,4 @@
-"""nnU-Net checkpoints, read without running what a pickle may hold, and written to ship.
+"""Read and write nnU-Net checkpoints without running code that a pickle may hold.
 
 torch is imported inside the functions: listing and verifying models do not need it.
 """

@@ -1,4 +1,4 @@
-"""From a training folder of nnU-Net to a model folder that ships."""
+"""From a training folder of nnU-Net to a model folder with manifest entry."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Where models are looked for, and which of them serves a sequence.
+"""Search order of models, and which of them serves a sequence.
 
 The order: the folder the user names, then ``/opt/ml/model`` (where challenge platforms mount an
-uploaded model), then the folder that ships with the program. Whatever is found first is used or
-refused; a broken model is never passed over in favour of another one.
+uploaded model), then the folder included with the program. The first one found is used or
+refused; a broken model is never skipped in favour of another.
 """
 
 from __future__ import annotations

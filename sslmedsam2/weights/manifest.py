@@ -1,13 +1,9 @@
-"""The list of shipped models: what each is, and the SHA-256 of each of its files.
+"""``manifest.json``: the models of a folder, with the SHA-256 of each of their files.
 
-``manifest.json`` lies beside the model folders that it lists::
+It lies beside the model folders that it lists::
 
     weights/manifest.json
     weights/<name>/dataset.json, plans.json, fold_<k>/checkpoint_final.pth
-
-Reading it is strict about what is needed to choose a model and to recognise its files, and
-tolerant about the rest: unknown keys are passed over, so that an older program reads a newer
-manifest of the same format version.
 """
 
 from __future__ import annotations
