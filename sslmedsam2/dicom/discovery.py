@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
 
 from sslmedsam2.dicom.files import DicomFiles
 from sslmedsam2.dicom.headers import read_frames
 from sslmedsam2.dicom.model import (
+    TRACE,
     DicomDiscovery,
     DicomVolume,
     Frame,
@@ -18,18 +21,21 @@ from sslmedsam2.dicom.model import (
 )
 from sslmedsam2.dicom.names import case_name, file_name, series_name
 from sslmedsam2.dicom.phases import Candidate, name_phases
+from sslmedsam2.dicom.reading import pixel_digests
 from sslmedsam2.dicom.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
 from sslmedsam2.dicom.stacks import split_series
 from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.dicom.volumes import FEWEST_SLICES, make_volume
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import same_grid
 
 NO_STUDY = "no-study"
 """The case of a file that does not say to which study it belongs."""
 
 _BY_MAP = "named by the sequence map"
 _UNLIKE = 100.0
+_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,7 @@ class _Part:
     volumes: tuple[NamedVolume, ...]
     rows: tuple[SeriesRow, ...]
     used_keys: frozenset[str]
+    notes: tuple[str, ...]
 
 
 def discover(
@@ -57,20 +64,23 @@ def discover(
     by_study = _grouped(frames, lambda frame: frame.study_uid)
     volumes: list[NamedVolume] = []
     used: set[str] = set()
+    notes: list[str] = []
     for study_uid in sorted(by_study):
         study = _Study(case_name(study_uid), set(sequences), sequence_map)
         part = study.read(by_study[study_uid])
         volumes += part.volumes
         rows += part.rows
         used |= part.used_keys
+        notes += part.notes
         places |= _places(study.case, by_study[study_uid], files)
     unused = sequence_map.unused(used)
-    notes = (f"sequence map: {unused} of its entries fit no series",) if unused else ()
+    if unused:
+        notes.append(f"sequence map: {unused} of its entries fit no series")
     return DicomDiscovery(
         volumes=tuple(sorted(volumes, key=lambda named: named.volume.name)),
         rows=tuple(sorted(rows, key=lambda row: (row.case, row.series))),
         places=places,
-        notes=notes,
+        notes=tuple(notes),
     )
 
 
@@ -80,9 +90,9 @@ def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
     volumes = {}
     for series in _grouped(frames, lambda frame: frame.series_uid).values():
         case = case_name(series[0].study_uid)
-        for name, stack in _named_stacks(series)[0]:
+        for name, stacks in _read_stacks(series).named:
             try:
-                volume = make_volume(stack, case=case, series=name)
+                volume = _make_volume(stacks, case=case, series=name)
             except InputError:
                 continue
             volumes[volume.name] = volume
@@ -92,9 +102,9 @@ def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
 def _read_all(
     files: DicomFiles,
 ) -> tuple[list[Frame], list[SeriesRow], dict[tuple[str, str], str]]:
-    """Read the headers; files that cannot be read become rows. Copies of an image count once."""
+    """Read the headers; files that cannot be read become rows."""
     require_dicom()
-    frames: dict[tuple[str, int | None], Frame] = {}
+    frames: list[Frame] = []
     rows, places = [], {}
     broken = [(path, "it is named like DICOM and does not begin so") for path in files.impostors]
     for path in files.files:
@@ -103,13 +113,12 @@ def _read_all(
         except InputError as error:
             broken.append((path, error.reason))
             continue
-        for frame in found:
-            frames.setdefault((frame.sop_uid, frame.index), frame)
+        frames += found
     for path, reason in broken:
         name = file_name(path, root=files.root)
         rows.append(SeriesRow(NO_STUDY, name, None, "unusable", reason, images=1))
         places[NO_STUDY, name] = str(path)
-    return list(frames.values()), rows, places
+    return frames, rows, places
 
 
 class _Study:
@@ -121,48 +130,99 @@ class _Study:
         self._map = sequence_map
         self._rows: list[SeriesRow] = []
         self._used_keys: set[str] = set()
+        self._notes: list[str] = []
+        self._several_patients = False
 
-    def read(self, frames: Iterable[Frame]) -> _Part:
+    def read(self, frames: Sequence[Frame]) -> _Part:
         """Split the study into volumes, name them, and choose one for each sequence."""
+        # Spellings of a name may differ from series to series, a number may not.
+        self._several_patients = len({frame.patient[0] for frame in frames} - {""}) > 1
         candidates: list[Candidate] = []
         for series in _grouped(frames, lambda frame: frame.series_uid).values():
             candidates += self._read_series(series)
         usable: list[tuple[Candidate, DicomVolume]] = []
-        for candidate in name_phases(candidates):
+        for candidate in name_phases(self._without_repeated_series(candidates)):
             volume = self._volume(candidate)
             if volume is not None:
                 usable.append((candidate, volume))
         volumes = self._choose(usable)
-        return _Part(tuple(volumes), tuple(self._rows), frozenset(self._used_keys))
+        return _Part(
+            tuple(volumes), tuple(self._rows), frozenset(self._used_keys), tuple(self._notes)
+        )
 
     def _read_series(self, frames: list[Frame]) -> list[Candidate]:
         """Return what may be volumes; note the rest, one row for each reason."""
-        named, small = _named_stacks(frames)
+        found = _read_stacks(frames)
+        mixture = self._mixture_of(frames)
         candidates = []
         left_out: dict[str, int] = defaultdict(int)
-        for series, stack in named:
-            candidate = self._candidate(series, stack)
+        for series, stacks in found.named:
+            candidate = self._candidate(series, stacks)
             if candidate.guess.kind == "left_out":
-                left_out[candidate.guess.reason] += len(stack)
+                left_out[candidate.guess.reason] += len(candidate.frames)
+            elif mixture:
+                self._note(candidate, "unusable", mixture)
             else:
                 candidates.append(candidate)
-        for stack in small:
+        for stack in found.small:
             too_few = f"fewer than {FEWEST_SLICES} images that could be one volume"
             left_out[exclusion_of(stack[0]) or too_few] += len(stack)
         name = series_name(frames[0].series_uid, frames[0].series_number)
+        if found.copies:
+            self._notes.append(
+                f"{self.case}/{name}: {found.copies} images are copies of others (same place, same "
+                "pixels) and are dropped"
+            )
         for reason, images in left_out.items():
             self._rows.append(SeriesRow(self.case, name, None, "left_out", reason, images))
         return candidates
 
-    def _candidate(self, series: str, stack: list[Frame]) -> Candidate:
+    def _without_repeated_series(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Leave out a volume that another series holds with the same pixels.
+
+        One that is named needs no comparison: a single volume is chosen for each sequence.
+        """
+        alike: dict[frozenset[Frame], list[Candidate]] = defaultdict(list)
+        for candidate in candidates:
+            if candidate.guess.sequence is None:
+                alike[frozenset(map(_without_identity, candidate.frames))].append(candidate)
+        repeated: dict[int, str] = {}
+        for rivals in alike.values():
+            seen: dict[frozenset[str | None], str] = {}
+            for candidate in rivals if len(rivals) > 1 else ():
+                pixels = frozenset(pixel_digests(candidate.frames))
+                if pixels in seen and None not in pixels:
+                    repeated[id(candidate)] = seen[pixels]
+                else:
+                    seen[pixels] = candidate.series
+        for candidate in candidates:
+            if id(candidate) in repeated:
+                other = repeated[id(candidate)]
+                self._note(candidate, "left_out", f"a copy of {other}: same places, same pixels")
+        return [candidate for candidate in candidates if id(candidate) not in repeated]
+
+    def _mixture_of(self, frames: Sequence[Frame]) -> str | None:
+        """Say why a series cannot be trusted to be of one patient in one position; else None."""
+        if _are_several_patients(frames):
+            return "its images name more than one patient"
+        if self._several_patients:
+            return "the study holds images of more than one patient"
+        if len({frame.frame_of_reference_uid for frame in frames} - {""}) > 1:
+            return "its images have more than one FrameOfReferenceUID, so their places differ"
+        return None
+
+    def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> Candidate:
         """Ask the map, then the header."""
-        first = stack[0]
-        frames = tuple(stack)
+        frames = stacks[0]
+        first = frames[0]
         chosen = self._map.choice(first, case=self.case, series=series)
         exclusion = exclusion_of(first)
         if chosen is None:
             guess = Guess("left_out", exclusion) if exclusion else guess_sequence(first)
-            return Candidate(series, frames, guess)
+            if len(stacks) > 1:
+                said = f"{guess.reason}; the mean of {len(stacks)} directions"
+                guess = replace(guess, reason=said)
+            return Candidate(series, frames, guess, averaged=stacks[1:])
         key, choice = chosen
         self._used_keys.add(key)
         if choice == SKIP:
@@ -170,11 +230,13 @@ class _Study:
         if first.is_colour or not first.rows:
             return Candidate(series, frames, Guess("left_out", exclusion or ""))
         if choice == NO_SEQUENCE:
-            return Candidate(series, frames, Guess("no_sequence", _BY_MAP), by_map=True)
+            guess = Guess("no_sequence", _BY_MAP)
+            return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
         own = guess_sequence(first)
         # Of the volumes of one series, the one that looks the part comes first.
         penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
-        return Candidate(series, frames, Guess("sequence", _BY_MAP, choice, penalty), by_map=True)
+        guess = Guess("sequence", _BY_MAP, choice, penalty)
+        return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
 
     def _volume(self, candidate: Candidate) -> DicomVolume | None:
         """Make the volume if it is wanted and can be made; note it otherwise."""
@@ -183,7 +245,8 @@ class _Study:
             self._note(candidate, "left_out", f"{guess.reason}; {guess.sequence} is not asked for")
             return None
         try:
-            return make_volume(candidate.frames, case=self.case, series=candidate.series)
+            stacks = (candidate.frames, *candidate.averaged)
+            return _make_volume(stacks, case=self.case, series=candidate.series)
         except InputError as error:
             self._note(candidate, "unusable", error.reason)
             return None
@@ -212,24 +275,115 @@ class _Study:
             candidate.guess.sequence,
             use,
             reason,
-            len(candidate.frames),
+            len(candidate.frames) * (1 + len(candidate.averaged)),
         )
         self._rows.append(row)
         return row
 
 
-def _named_stacks(
-    frames: list[Frame],
-) -> tuple[list[tuple[str, list[Frame]]], list[list[Frame]]]:
-    """Split a series into stacks: those that may be volumes, with their names, and small ones."""
+@dataclass(frozen=True)
+class _Stacks:
+    """The stacks of a series.
+
+    Attributes
+    ----------
+    named
+        Those that may be volumes: a name, and one stack, or several of which the mean is taken.
+    small
+        Those of too few images.
+    copies
+        How many images were dropped since they repeat others.
+    """
+
+    named: list[tuple[str, tuple[tuple[Frame, ...], ...]]]
+    small: list[list[Frame]]
+    copies: int
+
+
+def _read_stacks(frames: list[Frame]) -> _Stacks:
+    """Drop copies and split a series into stacks."""
     name = series_name(frames[0].series_uid, frames[0].series_number)
-    stacks = split_series(frames)
-    large = [stack for stack in stacks if len(stack) >= FEWEST_SLICES]
-    numbered = len(large) > 1
-    named = [
-        (f"{name}.{number}" if numbered else name, stack) for number, stack in enumerate(large, 1)
-    ]
-    return named, [stack for stack in stacks if len(stack) < FEWEST_SLICES]
+    kept = _without_copies(frames)
+    stacks = split_series(kept)
+    groups = _with_directions_joined([stack for stack in stacks if len(stack) >= FEWEST_SLICES])
+    numbered = len(groups) > 1
+    return _Stacks(
+        [(f"{name}.{n}" if numbered else name, group) for n, group in enumerate(groups, 1)],
+        [stack for stack in stacks if len(stack) < FEWEST_SLICES],
+        len(frames) - len(kept),
+    )
+
+
+def _without_copies(frames: list[Frame]) -> list[Frame]:
+    """Keep the first of the images that show the same place with the same pixels.
+
+    A unique identifier says nothing of that: copies come with new ones, and a careless export
+    gives one to all images.
+    """
+    dropped: set[int] = set()
+    for group in _grouped(frames, _without_identity).values():
+        if len(group) == 1 or group[0].position_xyz_mm is None:
+            continue
+        seen: set[str] = set()
+        for frame, digest in zip(group, pixel_digests(group), strict=True):
+            if digest is not None and digest in seen:
+                dropped.add(id(frame))
+            elif digest is not None:
+                seen.add(digest)
+    return [frame for frame in frames if id(frame) not in dropped]
+
+
+def _without_identity(frame: Frame) -> Frame:
+    """Return what two copies of an image have in common, their pixels aside."""
+    return replace(
+        frame,
+        path=Path(),
+        index=None,
+        sop_uid="",
+        series_uid="",
+        series_number=None,
+        instance_number=None,
+        acquisition_number=None,
+        text="",
+        description="",
+    )
+
+
+def _with_directions_joined(stacks: list[list[Frame]]) -> list[tuple[tuple[Frame, ...], ...]]:
+    """Join the directions of one b-value, of which the mean is segmented, where no trace is."""
+    groups: dict[object, list[tuple[Frame, ...]]] = defaultdict(list)
+    for number, stack in enumerate(stacks):
+        first = stack[0]
+        has_direction = bool(first.b_value) and first.diffusion_direction not in ("", TRACE)
+        key = (first.b_value, first.image_type, len(stack)) if has_direction else number
+        groups[key].append(tuple(stack))
+    traced = {stack[0].b_value for stack in stacks if stack[0].diffusion_direction == TRACE}
+    joined: list[tuple[tuple[Frame, ...], ...]] = []
+    for group in groups.values():
+        is_joined = len(group) > 1 and group[0][0].b_value not in traced
+        joined += [tuple(group)] if is_joined else [(stack,) for stack in group]
+    return joined
+
+
+def _make_volume(stacks: Sequence[Sequence[Frame]], *, case: str, series: str) -> DicomVolume:
+    """Make a volume of a stack, or of several on one grid; raises InputError."""
+    first, *others = (make_volume(stack, case=case, series=series) for stack in stacks)
+    for other in others:
+        if not same_grid(first.geometry, other.geometry):
+            raise InputError(
+                first.name,
+                kind="uneven_directions",
+                reason="its diffusion directions do not lie at the same places",
+                remedy="Export each direction as a series of its own, or the trace images",
+            )
+    return replace(first, averaged=tuple(other.frames for other in others))
+
+
+def _are_several_patients(frames: Iterable[Frame]) -> bool:
+    """Tell whether number, name or birth date differ; what is missing differs from nothing."""
+    return any(
+        len(set(values) - {""}) > 1 for values in zip(*(f.patient for f in frames), strict=True)
+    )
 
 
 def _rank(usable: tuple[Candidate, DicomVolume]) -> tuple[bool, float, int, int, str]:
@@ -244,8 +398,8 @@ def _rank(usable: tuple[Candidate, DicomVolume]) -> tuple[bool, float, int, int,
     )
 
 
-def _grouped(frames: Iterable[Frame], key_of: Callable[[Frame], str]) -> dict[str, list[Frame]]:
-    groups: dict[str, list[Frame]] = defaultdict(list)
+def _grouped(frames: Iterable[Frame], key_of: Callable[[Frame], _Key]) -> dict[_Key, list[Frame]]:
+    groups: dict[_Key, list[Frame]] = defaultdict(list)
     for frame in frames:
         groups[key_of(frame)].append(frame)
     return groups

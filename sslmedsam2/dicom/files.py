@@ -6,6 +6,7 @@ name is not that of a volume.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,10 @@ from sslmedsam2.dicom.outputs import SEG_FOLDER
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 _PREAMBLE_BYTES = 128
 _MARKER = b"DICM"
+_START_BYTES = 1024
+_ENOUGH_ELEMENTS = 4
+_LONGEST_VALUE = 512
+_LONG_KINDS = (b"OB", b"OW", b"OF", b"SQ", b"UT", b"UN", b"OD", b"OL", b"UC", b"UR")
 _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 
 
@@ -29,7 +34,7 @@ class DicomFiles:
     root
         The folder they lie in.
     files
-        Those that begin as a DICOM file does.
+        Those that begin as a DICOM file does, with or without a preamble.
     impostors
         Those that are only named like one: damaged, empty or not to be read.
     """
@@ -63,10 +68,39 @@ def find_dicom_files(input_path: Path) -> DicomFiles:
 def _is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            start = file.read(_PREAMBLE_BYTES + len(_MARKER))
+            start = file.read(_START_BYTES)
     except OSError:
         return False
-    return start[_PREAMBLE_BYTES:] == _MARKER
+    has_marker = start[_PREAMBLE_BYTES : _PREAMBLE_BYTES + len(_MARKER)] == _MARKER
+    return has_marker or _begins_with_elements(start)
+
+
+def _begins_with_elements(start: bytes) -> bool:
+    """Tell whether a file begins with data elements of group 2 or 8, in ascending order.
+
+    Such are data sets saved without the preamble of 128 bytes. Little endian only, as nearly all.
+    """
+    place, last, count = 0, (0, 0), 0
+    while place + 12 <= len(start) and count < _ENOUGH_ELEMENTS:
+        group, element = struct.unpack_from("<HH", start, place)
+        tag = (group, element)
+        if group not in (2, 8) or (count and tag <= last):
+            return False
+        kind = start[place + 4 : place + 6]
+        if kind in _LONG_KINDS:
+            [length] = struct.unpack_from("<I", start, place + 8)
+            place += 12
+        elif kind.isalpha() and kind.isupper():
+            [length] = struct.unpack_from("<H", start, place + 6)
+            place += 8
+        else:
+            [length] = struct.unpack_from("<I", start, place + 4)
+            place += 8
+        if length % 2 or length > _LONGEST_VALUE:
+            return False
+        place += length
+        last, count = tag, count + 1
+    return count >= _ENOUGH_ELEMENTS
 
 
 def _is_named_so(path: Path) -> bool:

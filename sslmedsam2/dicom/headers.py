@@ -10,13 +10,14 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from sslmedsam2.dicom.model import IMAGE_MODALITIES, Frame
+from sslmedsam2.dicom.model import IMAGE_MODALITIES, TRACE, Frame
 from sslmedsam2.errors import InputError
 
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
@@ -35,6 +36,13 @@ _PRIVATE_B_VALUES = (
     (0x2001, "Philips Imaging DD 001", 0x03),
 )
 _GE_B_OFFSET = 1e9
+_PRIVATE_DIRECTIONS = (
+    (0x0019, "SIEMENS MR HEADER", (0x0E,)),
+    (0x0019, "GEMS_ACQU_01", (0xBB, 0xBC, 0xBD)),
+    (0x2005, "Philips MR Imaging DD 001", (0xB0, 0xB1, 0xB2)),
+)
+_TRACE_TYPES = {"ISOTROPIC", "TRACE", "TRACEW"}
+_TRACE_IN_SEQUENCE_NAME = re.compile(r"_b\d+t$")
 _B_IN_SEQUENCE_NAME = re.compile(r"(?:^|[\s_*])(?:ep|re|qd)_b(\d+)")
 
 
@@ -58,7 +66,7 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
     # A damaged header can raise anything, and the message may quote what it held.
     try:
         with path.open("rb") as file:
-            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            dataset = open_dataset(file, stop_before_pixels=True)
             remaining = path.stat().st_size - file.tell()
         if str(dataset.get("SOPClassUID", "")) == _DIRECTORY_CLASS or _is_directory(dataset):
             return ()
@@ -70,6 +78,21 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
             reason="the DICOM header cannot be read, or names no study",
             remedy="Export the file again, or remove it",
         ) from None
+
+
+def open_dataset(file: Path | BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
+    """Read a DICOM file, also one without preamble or without a named transfer syntax.
+
+    Raises what pydicom raises, which may be anything where the file is damaged.
+    """
+    dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
+    if getattr(dataset, "file_meta", None) is None:
+        dataset.file_meta = FileMetaDataset()
+    if not dataset.file_meta.get("TransferSyntaxUID"):
+        is_implicit, is_little = dataset.original_encoding
+        explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+        dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
+    return dataset
 
 
 def scopes_of(dataset: Dataset, index: int | None) -> list[Dataset]:
@@ -149,6 +172,13 @@ def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: boo
         ),
         acquisition_number=_whole(find(scopes, "FrameAcquisitionNumber", "AcquisitionNumber")),
         acquired_s=_seconds(scopes),
+        trigger_time_ms=_number(find(scopes, "NominalCardiacTriggerDelayTime", "TriggerTime")),
+        scan_options=str(dataset.get("ScanOptions") or ""),
+        instance_number=_whole(dataset.get("InstanceNumber")),
+        diffusion_direction=_diffusion_direction(scopes),
+        contrast_from_s=_time_of_day(str(dataset.get("ContrastBolusStartTime") or "")),
+        patient=_patient(dataset),
+        frame_of_reference_uid=str(dataset.get("FrameOfReferenceUID") or ""),
         contrast_agent=_contrast_agent(dataset),
         text=" ".join(texts).lower(),
         description=description,
@@ -201,6 +231,39 @@ def _b_value(scopes: list[Dataset]) -> float | None:
     return float(named[1]) if named else None
 
 
+def _diffusion_direction(scopes: list[Dataset]) -> str:
+    """Return ``trace``, or the direction as text; empty where the header tells neither."""
+    root = scopes[-1]
+    named = str(root.get("SequenceName") or "").strip().lower()
+    kinds = {str(find(scopes, "DiffusionDirectionality") or "").upper(), *_image_type(scopes)}
+    if kinds & _TRACE_TYPES or _TRACE_IN_SEQUENCE_NAME.search(named):
+        return TRACE
+    gradient = find(scopes, "DiffusionGradientDirectionSequence")
+    places = [*gradient, *scopes] if gradient else scopes
+    direction = _numbers(find(places, "DiffusionGradientOrientation"), count=3)
+    for group, creator, elements in _PRIVATE_DIRECTIONS:
+        if direction is not None:
+            break
+        try:
+            values = [root.private_block(group, creator)[element].value for element in elements]
+        except KeyError:
+            continue
+        direction = _numbers(values[0] if len(values) == 1 else values, count=3)
+    if direction is not None and any(direction):
+        return " ".join(f"{value:.2f}" for value in direction)
+    return named if _B_IN_SEQUENCE_NAME.search(named) and "#" in named else ""
+
+
+def _patient(dataset: Dataset) -> tuple[str, str, str]:
+    """Return PatientID, name and birth date in a form that spelling does not change."""
+    name = str(dataset.get("PatientName") or "").partition("=")[0]
+    return (
+        str(dataset.get("PatientID") or "").strip().casefold(),
+        " ".join(re.findall(r"\w+", name.casefold())),
+        str(dataset.get("PatientBirthDate") or "").strip(),
+    )
+
+
 def _is_gradient_echo(scopes: list[Dataset]) -> bool:
     pulse = str(find(scopes, "EchoPulseSequence") or "").upper()
     scanning = find(scopes, "ScanningSequence") or ""
@@ -220,7 +283,10 @@ def _seconds(scopes: list[Dataset]) -> float | None:
     """Return the time of acquisition in seconds since midnight."""
     moment = str(find(scopes, "FrameAcquisitionDateTime", "AcquisitionDateTime") or "")[8:]
     moment = str(find(scopes, "AcquisitionTime") or "") or moment
-    moment = moment or str(find(scopes, "ContentTime") or "")
+    return _time_of_day(moment or str(find(scopes, "ContentTime") or ""))
+
+
+def _time_of_day(moment: str) -> float | None:
     match = re.match(r"(\d\d):?(\d\d):?(\d\d(?:\.\d+)?)", moment)
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3]) if match else None
 

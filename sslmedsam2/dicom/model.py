@@ -15,6 +15,8 @@ import numpy as np
 from sslmedsam2.imaging.volume import Geometry
 
 IMAGE_MODALITIES = ("MR", "CT")
+TRACE = "trace"
+"""The diffusion direction of an image that shows the mean of all directions."""
 
 Use = Literal["segment", "left_out", "unusable"]
 """``left_out``: nothing is wrong with it; ``unusable``: it should have been a volume."""
@@ -46,6 +48,18 @@ class Frame:
         Diffusion weighting in s/mm2; None if nothing says that it is a diffusion image.
     acquired_s
         When it was acquired, in seconds since midnight.
+    trigger_time_ms, scan_options, instance_number
+        What may tell volumes of one series apart where nothing else does.
+    diffusion_direction
+        ``trace`` for an image without direction, a text that differs between directions, or empty
+        where the header says nothing of it.
+    contrast_from_s
+        When contrast agent was given, in seconds since midnight.
+    patient
+        What identifies the patient: PatientID, name, birth date, each empty where it is missing.
+        Never to be shown.
+    frame_of_reference_uid
+        Of the coordinates of ``position_xyz_mm``; empty where it is missing.
     contrast_agent, text, description
         Free text in lower case; ``text`` holds all descriptions. Never to be shown.
     """
@@ -74,6 +88,13 @@ class Frame:
     temporal_position: int | None
     acquisition_number: int | None
     acquired_s: float | None
+    trigger_time_ms: float | None
+    scan_options: str
+    instance_number: int | None
+    diffusion_direction: str
+    contrast_from_s: float | None
+    patient: tuple[str, str, str] = field(repr=False)
+    frame_of_reference_uid: str = field(repr=False)
     contrast_agent: str = field(repr=False)
     text: str = field(repr=False)
     description: str = field(repr=False)
@@ -92,6 +113,9 @@ class DicomVolume:
         Right-handed: z grows along the normal of the slices.
     repairs
         What was mended about the geometry.
+    averaged
+        Further stacks on the same grid, in the same order, whose mean with ``frames`` is the
+        image: the other directions of a diffusion series without a trace image.
     """
 
     case: str
@@ -99,6 +123,7 @@ class DicomVolume:
     frames: tuple[Frame, ...] = field(repr=False)
     geometry: Geometry
     repairs: tuple[str, ...] = ()
+    averaged: tuple[tuple[Frame, ...], ...] = field(default=(), repr=False)
 
     @property
     def name(self) -> str:

@@ -2,32 +2,37 @@
 
 After Gd-EOB-DTPA the dynamic phases follow within a few minutes; the hepatobiliary phase comes
 10 minutes later or more. Several hospitals record the dynamic phases as one series of four, the
-first of them before contrast.
+first of them before contrast; and several write the agent into the header when the patient is
+registered, so that the images before contrast carry it too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from sslmedsam2.dicom.model import Frame
 from sslmedsam2.dicom.sequences import HEPATOBILIARY_FROM_MIN, Guess
 
 _DYNAMIC = ("GED1", "GED2", "GED3")
 _WITH_NATIVE = ("T1", *_DYNAMIC)
+_LONGEST_GAP_S = 240.0
+"""Between the beginnings of two dynamic phases that follow each other."""
 
 
 @dataclass(frozen=True)
 class Candidate:
     """Frames that may be a volume, under their neutral series name, and what they may stand for.
 
-    ``by_map``: the user said so.
+    ``by_map``: the user said so. ``averaged``: further stacks, see `DicomVolume`.
     """
 
     series: str
     frames: tuple[Frame, ...]
     guess: Guess
     by_map: bool = False
+    averaged: tuple[tuple[Frame, ...], ...] = ()
 
     @property
     def started_s(self) -> float | None:
@@ -40,6 +45,9 @@ def name_phases(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Replace the guesses of kind ``post_contrast`` among the candidates of one study."""
     waiting = sorted((one for one in candidates if one.guess.kind == "post_contrast"), key=_in_time)
     known = [one for one in candidates if one.guess.sequence in _DYNAMIC]
+    has_native = any(one.guess.sequence == "T1" for one in candidates)
+    native = _before_contrast(waiting, known)
+    waiting = waiting[len(native) :]
     starts = [one.started_s for one in (*waiting, *known) if one.started_s is not None]
     late: list[Candidate] = []
     dynamic: list[Candidate] = []
@@ -47,8 +55,38 @@ def name_phases(candidates: Sequence[Candidate]) -> list[Candidate]:
         is_late = _minutes_after(one, starts) >= HEPATOBILIARY_FROM_MIN
         (late if is_late else dynamic).append(one)
     named = {id(one): _hepatobiliary(one, starts, late) for one in late}
-    named |= {id(one): guess for one, guess in _by_order(dynamic, is_alone=not known)}
+    is_first_native = not (native or has_native)
+    named |= {
+        id(one): guess
+        for one, guess in _by_order(dynamic, is_alone=not known, is_first_native=is_first_native)
+    }
+    named |= {id(one): _native(one) for one in native}
     return [replace(one, guess=named.get(id(one), one.guess)) for one in candidates]
+
+
+def _before_contrast(waiting: Sequence[Candidate], known: Sequence[Candidate]) -> list[Candidate]:
+    """Return those at the beginning that were acquired before contrast agent was given.
+
+    They precede a dynamic phase that a description names, or else, by more than the phases are
+    apart, three or more images that follow each other as the dynamic phases do.
+    """
+    named = [one.started_s for one in known if one.started_s is not None]
+    if named:
+        return [one for one in waiting if one.started_s is not None and one.started_s < min(named)]
+    times = [one.started_s for one in waiting]
+    if any(time is None for time in times):
+        return []
+    gaps = [later - earlier for earlier, later in pairwise(filter(None, times))]
+    for first in range(1, len(gaps) - 1):
+        follows_pause = gaps[first - 1] > _LONGEST_GAP_S
+        if follows_pause and max(gaps[first : first + len(_DYNAMIC) - 1]) <= _LONGEST_GAP_S:
+            return list(waiting[:first])
+    return []
+
+
+def _native(one: Candidate) -> Guess:
+    reason = f"{one.guess.reason}, but it precedes the dynamic phases"
+    return Guess("sequence", reason, "T1", one.guess.penalty)
 
 
 def _in_time(one: Candidate) -> tuple[float, int, int]:
@@ -68,10 +106,15 @@ def _hepatobiliary(one: Candidate, starts: list[float], late: list[Candidate]) -
     return Guess("sequence", reason, "GED4", one.guess.penalty + earlier_than)
 
 
-def _by_order(dynamic: list[Candidate], *, is_alone: bool) -> list[tuple[Candidate, Guess]]:
-    """Name dynamic images by their order, if there are several and none has a name already."""
-    one_series = len({one.frames[0].series_uid for one in dynamic}) == 1
-    order = _WITH_NATIVE if one_series and len(dynamic) > len(_DYNAMIC) else _DYNAMIC
+def _by_order(
+    dynamic: list[Candidate], *, is_alone: bool, is_first_native: bool
+) -> list[tuple[Candidate, Guess]]:
+    """Name dynamic images by their order, if there are several and none has a name already.
+
+    ``is_first_native``: of more images than phases, the first was acquired before contrast.
+    """
+    is_first_native = is_first_native and len(dynamic) > len(_DYNAMIC)
+    order = _WITH_NATIVE if is_first_native else _DYNAMIC
     found = []
     for place, one in enumerate(dynamic):
         reason = one.guess.reason

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pydicom
 import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
 
-from sslmedsam2.dicom.headers import find, scopes_of
+from sslmedsam2.dicom.headers import find, open_dataset, scopes_of
 from sslmedsam2.dicom.model import DicomVolume, Frame
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.stored import MAX_VOXELS
+from sslmedsam2.imaging.intensity import set_padding_apart
+from sslmedsam2.imaging.reading import checked_voxels
+from sslmedsam2.imaging.stored import MAX_VOXELS, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source, Volume
 
 _Pixels = npt.NDArray[np.float32]
@@ -22,6 +27,9 @@ _Pixels = npt.NDArray[np.float32]
 
 def read_dicom(volume: DicomVolume) -> Volume:
     """Read the pixels, sorted and rescaled (RescaleSlope, RescaleIntercept) image by image.
+
+    PixelPaddingValue becomes the lowest other value, an MR stored with white as 0 (MONOCHROME1)
+    is inverted, and the directions of a diffusion series are averaged.
 
     Raises
     ------
@@ -36,16 +44,38 @@ def read_dicom(volume: DicomVolume) -> Volume:
             reason=f"its images hold more than {MAX_VOXELS} voxels",
             remedy="Crop or resample the volume",
         )
-    voxels = _read_voxels(volume)
-    voxels[~np.isfinite(voxels)] = 0
-    if voxels.min() == voxels.max():
-        raise InputError(
-            volume.name,
-            kind="constant",
-            reason=f"all voxels have the same value ({voxels.flat[0]:g})",
-            remedy="Export the series again",
-        )
-    return Volume(voxels, volume.geometry, _source(volume), volume.repairs)
+    voxels, notes = _read_voxels(volume.name, volume.frames, volume.geometry.shape_zyx)
+    for stack in volume.averaged:
+        more, _ = _read_voxels(volume.name, stack, volume.geometry.shape_zyx)
+        voxels += more
+    if volume.averaged:
+        count = 1 + len(volume.averaged)
+        voxels /= count
+        notes += (repair("averaged", f"the mean of {count} diffusion directions is segmented"),)
+    voxels, repairs = checked_voxels(Path(volume.name), voxels)
+    return Volume(
+        voxels,
+        volume.geometry,
+        _source(volume),
+        (*volume.repairs, *notes, *repairs),
+        modality=volume.frames[0].modality,
+    )
+
+
+def pixel_digests(frames: Sequence[Frame]) -> list[str | None]:
+    """Return a hash of the rescaled pixels of each frame; None where they cannot be read."""
+    digests: dict[Frame, str] = {}
+    for path, items in groupby(sorted(frames, key=_path_key), key=_path_key):
+        wanted = list(items)
+        # A damaged file can raise anything; its volume is refused when it is read.
+        with contextlib.suppress(Exception):
+            for frame, pixels in zip(wanted, _read_file(Path(path), wanted)[0], strict=True):
+                digests[frame] = hashlib.sha256(pixels.tobytes()).hexdigest()
+    return [digests.get(frame) for frame in frames]
+
+
+def _path_key(frame: Frame) -> str:
+    return str(frame.path)
 
 
 def dicom_grid(volume: DicomVolume) -> MaskVolume:
@@ -64,30 +94,56 @@ def _source(volume: DicomVolume) -> Source:
     )
 
 
-def _read_voxels(volume: DicomVolume) -> ArrayZYX:
-    voxels = np.empty(volume.geometry.shape_zyx, np.float32)
-    numbered = sorted(enumerate(volume.frames), key=lambda item: str(item[1].path))
+def _read_voxels(
+    name: str, frames: Sequence[Frame], shape_zyx: tuple[int, int, int]
+) -> tuple[ArrayZYX, tuple[str, ...]]:
+    """Return the voxels of a stack, and what was mended in them."""
+    voxels = np.empty(shape_zyx, np.float32)
+    is_padding = np.zeros(shape_zyx, np.bool_)
+    inverted: list[int] = []
+    numbered = sorted(enumerate(frames), key=lambda item: str(item[1].path))
     for path, items in groupby(numbered, key=lambda item: item[1].path):
         # A damaged file can raise anything, and the message may quote what it held.
         try:
             wanted = list(items)
-            for (place, _), pixels in zip(
-                wanted, _read_file(path, [frame for _, frame in wanted]), strict=True
-            ):
+            images, traits = _read_file(path, [frame for _, frame in wanted])
+            for (place, _), pixels, padding in zip(wanted, images, traits.padding, strict=True):
                 voxels[place] = pixels
+                is_padding[place] = padding
+                if traits.is_inverted:
+                    inverted.append(place)
         except Exception as error:
             raise InputError(
-                volume.name,
+                name,
                 kind="unreadable_pixels",
                 reason=f"the pixels of an image cannot be read ({type(error).__name__})",
                 remedy="Copy or export the series again, uncompressed if it is not damaged",
             ) from None
-    return voxels
+    notes: tuple[str, ...] = ()
+    if inverted:
+        # Only the display of a CT is turned round by it: its values are Hounsfield units.
+        slices = voxels[inverted]
+        highest = slices.max(where=~is_padding[inverted], initial=slices.min())
+        voxels[inverted] = highest - slices
+        notes += (repair("inverted", "white was stored as 0 (MONOCHROME1) and is turned round"),)
+    return voxels, (*notes, *set_padding_apart(voxels, is_padding))
 
 
-def _read_file(path: Path, frames: list[Frame]) -> list[_Pixels]:
+@dataclass(frozen=True)
+class _Traits:
+    """How the pixels of a file are to be taken: ``padding`` holds a mask for each frame."""
+
+    is_inverted: bool
+    padding: list[npt.NDArray[np.bool_]]
+
+
+def _read_file(path: Path, frames: Sequence[Frame]) -> tuple[list[_Pixels], _Traits]:
     """Return the rescaled pixels of some frames of a file."""
-    dataset = pydicom.dcmread(path)
+    dataset = open_dataset(path)
+    is_inverted = (
+        str(dataset.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1"
+        and frames[0].modality == "MR"
+    )
     try:
         stored = dataset.pixel_array
     except (NotImplementedError, RuntimeError):
@@ -96,10 +152,30 @@ def _read_file(path: Path, frames: list[Frame]) -> list[_Pixels]:
             raise
         # It would warn on stderr, and name the file.
         sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        return [sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0].astype(np.float32)]
+        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0].astype(np.float32)
+        return [pixels], _Traits(is_inverted, [np.zeros(pixels.shape, np.bool_)])
     if stored.ndim == 2:
         stored = stored[None]
-    return [_rescaled(stored[frame.index or 0], dataset, frame.index) for frame in frames]
+    images = [stored[frame.index or 0] for frame in frames]
+    return (
+        [
+            _rescaled(image, dataset, frame.index)
+            for image, frame in zip(images, frames, strict=True)
+        ],
+        _Traits(is_inverted, [_is_padding(image, dataset) for image in images]),
+    )
+
+
+def _is_padding(stored: npt.NDArray, dataset: Dataset) -> npt.NDArray[np.bool_]:
+    """Find the pixels that hold PixelPaddingValue, or lie between it and PixelPaddingRangeLimit."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if not isinstance(value, int):
+        return np.zeros(stored.shape, np.bool_)
+    if stored.dtype.kind == "i" and value >= 2**15:
+        # Some makers write the number as if the pixels were unsigned.
+        value -= 2**16
+    ends = (value, limit if isinstance(limit, int) else value)
+    return (stored >= min(ends)) & (stored <= max(ends))
 
 
 def _rescaled(stored: npt.NDArray, dataset: Dataset, index: int | None) -> _Pixels:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import highdicom as hd
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
+from pydicom.uid import generate_uid
+from pydicom.valuerep import DS
 
 from sslmedsam2 import __version__
+from sslmedsam2.dicom.headers import open_dataset
 from sslmedsam2.dicom.model import Algorithm, DicomVolume
 from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.atomic import atomic_path
@@ -22,6 +24,19 @@ from sslmedsam2.imaging.volume import MaskZYX
 LIVER = Code("10200004", "SCT", "Liver")
 _ORGAN = Code("123037004", "SCT", "Anatomical structure")
 _MAKER = "SSL-MedSAM2"
+_TYPE_2_KEYWORDS = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+    "PositionReferenceIndicator",
+)
+_ROUNDED_COSINE = 1e-6
 _SERIES_OFFSET = 9000
 """Added to the number of the source series, to sort behind what the scanner made."""
 
@@ -31,7 +46,9 @@ def write_dicom_seg(
 ) -> None:
     """Write a mask as a binary DICOM-SEG and read it back, voxel by voxel, before it is renamed.
 
-    Patient and study are repeated from the images, as a PACS needs them to file the object.
+    Patient and study are repeated from the images, as a PACS needs them to file the object. What
+    the images lack of these (attributes of type 2) is left empty; a missing FrameOfReferenceUID
+    is made of the series' identifier, and orientations that differ a little are averaged.
 
     Parameters
     ----------
@@ -47,6 +64,12 @@ def write_dicom_seg(
     """
     if mask_zyx.shape != volume.geometry.shape_zyx:
         raise ValueError(f"shape {mask_zyx.shape} is not the volume's")
+    if len({(frame.sop_uid, frame.index) for frame in volume.frames}) < len(volume.frames):
+        raise OutputError(
+            volume.name,
+            reason="several of its images have one SOPInstanceUID, so no DICOM-SEG can name them",
+            remedy="Use the NIfTI mask, or export the images with identifiers of their own",
+        )
     # The library checks the images' own attributes, and its messages may quote them.
     try:
         sources = _sources(volume)
@@ -108,7 +131,9 @@ def _sources(volume: DicomVolume) -> Sequence[Dataset]:
     to which the mask does not refer.
     """
     paths = dict.fromkeys(frame.path for frame in volume.frames)
-    sources = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
+    sources = [open_dataset(path, stop_before_pixels=True) for path in paths]
+    for source in sources:
+        _complete(source, volume)
     indices = _frame_indices(volume)
     if indices:
         [source] = sources
@@ -116,6 +141,28 @@ def _sources(volume: DicomVolume) -> Sequence[Dataset]:
         source.PerFrameFunctionalGroupsSequence = [groups[index] for index in indices]
         source.NumberOfFrames = len(indices)
     return sources
+
+
+def _complete(source: Dataset, volume: DicomVolume) -> None:
+    """Fill in what a header may lack, or say a little differently in each image."""
+    for keyword in _TYPE_2_KEYWORDS:
+        if keyword not in source:
+            setattr(source, keyword, "")
+    if not source.get("FrameOfReferenceUID"):
+        seed = f"frame of reference of {source.SeriesInstanceUID}"
+        source.FrameOfReferenceUID = generate_uid(entropy_srcs=[seed])
+    if "SharedFunctionalGroupsSequence" in source:
+        return
+    spacing_mm = volume.geometry.spacing_zyx_mm
+    if not source.get("SliceThickness"):
+        source.SliceThickness = DS(spacing_mm[0], auto_format=True)
+    x, y = volume.geometry.direction_xyz[:, 0], volume.geometry.direction_xyz[:, 1]
+    stored = np.array(source.ImageOrientationPatient, dtype=np.float64)
+    if not np.allclose(stored, [*x, *y], rtol=0, atol=_ROUNDED_COSINE):
+        source.ImageOrientationPatient = [DS(float(v), auto_format=True) for v in (*x, *y)]
+    first = volume.frames[0]
+    if first.spacing_yx_mm is not None:
+        source.PixelSpacing = [DS(value, auto_format=True) for value in first.spacing_yx_mm]
 
 
 def _frame_indices(volume: DicomVolume) -> list[int]:

@@ -4,6 +4,8 @@ The names are those of the challenge: ``T1`` is before contrast, ``GED1`` to ``G
 arterial, portal venous and transitional phase, ``GED4`` is the hepatobiliary phase. Reasons quote
 numbers and the words of the lists below, never the header's own text.
 
+Descriptions are understood in English, German, French, Spanish, Italian, Chinese and Japanese.
+
 Descriptions take precedence over acquisition parameters: hospitals name phases, and no tag does.
 T1-weighted volumes with contrast and without a named phase are left to ``phases.py``, which uses
 the whole study.
@@ -12,12 +14,14 @@ the whole study.
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from sslmedsam2.dicom.model import IMAGE_MODALITIES, Frame
+from sslmedsam2.dicom.model import IMAGE_MODALITIES, TRACE, Frame
 from sslmedsam2.dicom.stacks import normal_of
 
 Kind = Literal["sequence", "post_contrast", "no_sequence", "left_out"]
@@ -32,7 +36,16 @@ HEPATOBILIARY_FROM_MIN = 10.0
 _TRANSITIONAL_FROM_MIN = 2.0
 _AXIAL_COSINE = 0.8
 
-_LOCALIZER = ("localizer", "localiser", "loc", "scout", "survey", "3plane", "3 plane", "topogram")
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Split a list of words at its bars."""
+    return tuple(text.split("|"))
+
+
+_LOCALIZER = _listed(
+    "localizer|localiser|loc|scout|survey|3plane|3 plane|topogram|lokalizer|lokalisator|"
+    "localizador|localisateur|reperage|定位|位置決|スカウト"
+)
 _DERIVED_TYPES = {
     "ADC": "an ADC map",
     "EADC": "an ADC map",
@@ -67,6 +80,14 @@ _DERIVED_WORDS = {
     "eadc": "an ADC map",
     "sub": "a subtraction",
     "subtraction": "a subtraction",
+    "subtraktion": "a subtraction",
+    "soustraction": "a subtraction",
+    "sustraccion": "a subtraction",
+    "sottrazione": "a subtraction",
+    "减影": "a subtraction",
+    "減影": "a subtraction",
+    "サブトラクション": "a subtraction",
+    "差分": "a subtraction",
     "mip": "a projection",
     "minip": "a projection",
     "mpr": "a reformat",
@@ -76,75 +97,53 @@ _DERIVED_WORDS = {
     "fat fraction": "a parameter map",
     "screenshot": "a picture of a screen",
 }
-_DIFFUSION = ("dwi", "diff", "diffusion", "ep2d diff", "resolve", "tracew", "ivim")
-_BEFORE_CONTRAST = (
-    "pre",
-    "precontrast",
-    "pre contrast",
-    "native",
-    "nativ",
-    "unenhanced",
-    "non contrast",
-    "without contrast",
-    "ohne km",
+_DIFFUSION = _listed(
+    "dwi|diff|diffusion|ep2d diff|resolve|tracew|ivim|difusion|diffusione|弥散|扩散|擴散|拡散"
 )
-_PHASES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("GED4", ("hepatobiliary", "hepatobiliar", "hepato biliary", "hbp", "hb phase", "ged4")),
-    ("GED1", ("arterial", "arteriell", "arterielle", "art", "hap", "ged1")),
-    (
-        "GED2",
-        (
-            "portal",
-            "portalvenous",
-            "portalvenoes",
-            "portovenous",
-            "pvp",
-            "pv",
-            "venous",
-            "venoes",
-            "ven",
-            "ged2",
-        ),
+_BEFORE_CONTRAST = _listed(
+    "pre|precontrast|pre contrast|native|nativ|unenhanced|non contrast|without contrast|"
+    "ohne km|vor km|pra km|prae km|ohne kontrast|ohne kontrastmittel|avant injection|"
+    "sans injection|sans contraste|sans gado|sin contraste|sin civ|precontraste|pre contraste|"
+    "basal|senza contrasto|senza mdc|平扫|平掃|增强前|增強前|造影前|単純"
+)
+_PHASES = {
+    "GED4": _listed(
+        "hepatobiliary|hepatobiliar|hepatobiliare|hepatobiliaer|hepatobiliaere|hepatobiliaire|"
+        "hepato biliary|hepato biliar|hepato biliare|hepato biliaire|epatobiliare|"
+        "epato biliare|leberspezifisch|leberspezifische|hbp|hb phase|ged4|肝胆期|肝胆特|"
+        "肝胆相|肝胆道相|肝胆道造影|肝膽期|肝膽特|肝膽相|肝细胞期|肝细胞特|肝細胞期|肝細胞相|"
+        "肝細胞造影|肝特异|肝特異"
     ),
-    ("GED3", ("transitional", "equilibrium", "delayed", "delay", "late", "interstitial", "ged3")),
+    "GED1": _listed(
+        "arterial|arteriell|arterielle|arteriel|arterielles|arteriosa|arterioso|art|hap|ged1|"
+        "动脉|動脈|动态早期"
+    ),
+    "GED2": _listed(
+        "portal|portalvenous|portalvenoes|portovenous|pvp|pv|venous|venoes|venos|portalvenos|"
+        "portalvenose|portovenos|portovenoes|portale|portalveneux|portoveineux|veineux|"
+        "veineuse|venosa|venoso|portovenosa|ven|ged2|门脉|門脈|门静脉|門靜脈|門静脈|静脉|靜脈|"
+        "静脈"
+    ),
+    "GED3": _listed(
+        "transitional|equilibrium|delayed|delay|late|interstitial|ged3|transition|"
+        "transitionnel|transitionnelle|tardif|tardive|equilibre|interstitiel|interstitielle|"
+        "gleichgewicht|aquilibrium|aequilibrium|spat|spaet|spatphase|spaetphase|transicional|"
+        "transicion|tardia|tardio|tardiva|equilibrio|移行|过渡|過渡|平衡|延迟|延遲|遅延|後期"
+    ),
+}
+_AFTER_CONTRAST = _listed(
+    "post|postcontrast|km|gd|gad|primovist|eovist|gadoxetate|contrast|dynamic|dyn|dynamik|"
+    "dynamisch|dynamique|dinamico|dinamica|gado|gadolinium|eob|injection|injecte|contraste|"
+    "contrasto|civ|mdc|增强|增強|动态|動態|造影|ダイナミック"
 )
-_AFTER_CONTRAST = (
-    "post",
-    "postcontrast",
-    "km",
-    "gd",
-    "gad",
-    "primovist",
-    "eovist",
-    "gadoxetate",
-    "contrast",
-    "dynamic",
-    "dyn",
+_T2_WORDS = _listed("t2|t2w|t2wi|haste|ssfse|sshtse|blade|propeller")
+_T1_WORDS = _listed(
+    "t1|t1w|t1wi|vibe|lava|thrive|ethrive|starvibe|quick3d|flash|fl2d|fl3d|spgr|fspgr|dixon|"
+    "mdixon|tfe|twist"
 )
-_T2_WORDS = ("t2", "t2w", "t2wi", "haste", "ssfse", "sshtse", "blade", "propeller")
-_T1_WORDS = (
-    "t1",
-    "t1w",
-    "t1wi",
-    "vibe",
-    "lava",
-    "thrive",
-    "ethrive",
-    "starvibe",
-    "quick3d",
-    "flash",
-    "fl2d",
-    "fl3d",
-    "spgr",
-    "fspgr",
-    "dixon",
-    "mdixon",
-    "tfe",
-    "twist",
-)
-_MRCP_WORDS = ("mrcp", "cholangio", "cholangiography")
-_STEADY_WORDS = ("trufi", "trufisp", "fiesta", "bffe", "b ffe", "bssfp", "truefisp")
-_MINUTES = re.compile(r"\b(\d{1,2}) ?(?:min|mins|minutes|minuten)\b")
+_MRCP_WORDS = _listed("mrcp|cholangio|cholangiography")
+_STEADY_WORDS = _listed("trufi|trufisp|fiesta|bffe|b ffe|bssfp|truefisp")
+_MINUTES = re.compile(r"\b(\d{1,2}) ?(?:(?:min|mins|mn|minutes|minuten|minutos|minuti)\b|分)")
 _B_WORD = re.compile(r"\bb ?(\d{2,4})\b")
 
 
@@ -183,7 +182,7 @@ def exclusion_of(frame: Frame) -> str | None:
     if "LOCALIZER" in frame.image_type or _first_word(words, _LOCALIZER):
         return "a localizer"
     derived = next((_DERIVED_TYPES[v] for v in frame.image_type[2:] if v in _DERIVED_TYPES), None)
-    word = _first_word(words, tuple(_DERIVED_WORDS))
+    word = _first_word(words, _DERIVED_WORDS)
     if derived or word:
         return derived or _DERIVED_WORDS[word or ""]
     if frame.image_type[:2] == ("DERIVED", "SECONDARY"):
@@ -200,13 +199,18 @@ def guess_sequence(frame: Frame) -> Guess:
     if diffusion is not None:
         return diffusion
     named = _guess_phase(words)
-    if named is not None and not _first_word(words, _T2_WORDS):
+    # "Hepatobiliary" is also what whole protocols are called.
+    is_native = named is not None and named[0] == "GED4" and _first_word(words, _BEFORE_CONTRAST)
+    if named is not None and not is_native and not _first_word(words, _T2_WORDS):
         return _ranked(Guess("sequence", named[1], named[0]), frame)
     return _ranked(_guess_weighting(frame, words), frame)
 
 
 def has_contrast(frame: Frame) -> str | None:
     """Say what tells that contrast agent had been given, or None if nothing does."""
+    given_s, acquired_s = frame.contrast_from_s, frame.acquired_s
+    if given_s is not None and acquired_s is not None and acquired_s < given_s:
+        return None
     if frame.contrast_agent:
         return "a contrast agent is recorded"
     word = _first_word(_words(frame.text), _AFTER_CONTRAST)
@@ -242,7 +246,7 @@ def _guess_phase(words: str) -> tuple[str, str] | None:
     if minutes and float(minutes[1]) >= _TRANSITIONAL_FROM_MIN:
         late = float(minutes[1]) >= HEPATOBILIARY_FROM_MIN
         return "GED4" if late else "GED3", f"the description says {int(minutes[1])} min"
-    for sequence, phase_words in _PHASES:
+    for sequence, phase_words in _PHASES.items():
         word = _first_word(words, phase_words)
         if word:
             return sequence, f"the description says '{word}'"
@@ -280,17 +284,24 @@ def _ranked(guess: Guess, frame: Frame) -> Guess:
     penalty += 10 * (abs(float(normal_of(frame)[2])) < _AXIAL_COSINE if frame.orientation else 1)
     # Of Dixon's images the water image looks like an ordinary fat-saturated one.
     penalty += 2 * bool(types & {"IN_PHASE", "IP", "OPP_PHASE", "OUT_PHASE", "OP"})
+    penalty += 1 * (frame.diffusion_direction not in ("", TRACE))
     penalty += 1 * (frame.image_type[:1] == ("DERIVED",))
     return Guess(guess.kind, guess.reason, guess.sequence, penalty)
 
 
 def _words(text: str) -> str:
-    """Return letters and digits with single spaces between and around them."""
-    return f" {' '.join(re.findall(r'[a-z0-9]+', text))} "
+    """Return letters and digits, accents removed, with single spaces between and around them."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    plain = unicodedata.normalize("NFC", re.sub("[\u0300-\u036f]", "", decomposed)).lower()
+    found = re.findall(r"[a-z0-9]+|[^\W_a-z0-9]+", plain)
+    return f" {' '.join(found)} "
 
 
-def _first_word(words: str, wanted: tuple[str, ...]) -> str | None:
-    return next((word for word in wanted if f" {word} " in words), None)
+def _first_word(words: str, wanted: Iterable[str]) -> str | None:
+    """Return the first wanted word; Chinese and Japanese have no spaces between words."""
+    return next(
+        (word for word in wanted if (f" {word} " if word.isascii() else word) in words), None
+    )
 
 
 def _times(frame: Frame) -> str:

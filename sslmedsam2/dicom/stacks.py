@@ -24,8 +24,11 @@ _DIVIDERS: tuple[Callable[[Frame], Any], ...] = (
     lambda frame: frame.image_type,
     # Some makers give no b-value to the images without diffusion weighting.
     lambda frame: -1.0 if frame.b_value is None else frame.b_value,
+    lambda frame: frame.diffusion_direction,
     lambda frame: frame.echo_time_ms,
     lambda frame: frame.temporal_position,
+    lambda frame: frame.trigger_time_ms,
+    lambda frame: frame.scan_options,
     lambda frame: frame.acquisition_number,
     lambda frame: frame.acquired_s,
 )
@@ -95,4 +98,19 @@ def _divide(group: list[Frame]) -> list[list[Frame]]:
         # More values than images at a place: a value for each image, which divides nothing.
         if None not in parts and 1 < len(parts) <= crowd:
             return [stack for value in sorted(parts) for stack in _divide(parts[value])]
+    return _by_instance_number(group, crowd) if crowd > 1 else [group]
+
+
+def _by_instance_number(group: list[Frame], crowd: int) -> list[list[Frame]]:
+    """Divide by InstanceNumber where it counts volume after volume, or place after place."""
+    numbers = [frame.instance_number for frame in group]
+    if None in numbers or len(set(numbers)) < len(numbers) or len(group) % crowd:
+        return [group]
+    ordered = sorted(group, key=lambda frame: frame.instance_number or 0)
+    size = len(group) // crowd
+    blocks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    interleaved = [ordered[first::crowd] for first in range(crowd)]
+    for stacks in (blocks, interleaved):
+        if all(most_at_one_place(stack) == 1 for stack in stacks):
+            return stacks
     return [group]

@@ -1,30 +1,154 @@
-"""Checks and changes of intensities before a network is applied."""
+"""Checks and changes of intensities before a network: padding, outliers, label maps, CT."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from sslmedsam2.imaging.stored import repair
 from sslmedsam2.imaging.volume import ArrayZYX
 
 ABDOMINAL_WINDOW_HU: Final = (-160.0, 240.0)
 """The usual soft-tissue display window; a CT outside it is air, bone or metal."""
 
 _AIR_HU: Final = -900.0
+_FAT_HU: Final = (-150.0, -50.0)
+_BODY_FROM_HU: Final = -500.0
+_LEAST_FAT: Final = 0.015
+"""Fat as a share of what is not air or lung. In an MR, whose padding near -1000 looks like air,
+only voxels blurred between padding and image have such values: less than 0.5 %."""
+
+_PADDING_GAP: Final = 0.25
+"""Padding lies this far below the next value, as a part of the range of the rest (its 0.5th to
+99.5th percentile). """
+
+_LEAST_PADDING: Final = 1e-4
+"""Part of the voxels; fewer are outliers."""
+
+_OUTLIER_STEP: Final = 15.0
+"""From one of the percentiles below to the next, distances from the median grow by a factor of at
+most 3.8 in 45 real MR and CT volumes; a larger factor than this is an outlier."""
+
+_CLIPPED_TO: Final = 4.0
+_OUTLIER_PERCENTILES: Final = (90.0, 99.0, 99.9, 100.0)
+_FEW_VALUES: Final = 64
+_FLAT_SHARE: Final = 0.8
+"""Part of neighbouring voxels, background aside, that are exactly equal: above 0.9 in masks, up to
+0.5 in real scans of 256 grey levels."""
 
 
 def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
-    """Tell CT from MR by its values: air near -1000 fills at least a fiftieth of any CT."""
-    return bool(np.quantile(array_zyx[::2, ::4, ::4], 0.02) <= _AIR_HU)
+    """Tell CT from MR by its values: air near -1000, and fat near -100."""
+    sample = array_zyx[::2, ::4, ::4]
+    if np.quantile(sample, 0.02) > _AIR_HU:
+        return False
+    body = sample[sample > _BODY_FROM_HU]
+    if not body.size:
+        return False
+    low, high = _FAT_HU
+    return bool(((body > low) & (body < high)).mean() >= _LEAST_FAT)
 
 
-def window_if_hounsfield(array_zyx: ArrayZYX) -> tuple[ArrayZYX, bool]:
+def window_if_hounsfield(
+    array_zyx: ArrayZYX, *, modality: str | None = None
+) -> tuple[ArrayZYX, bool]:
     """Clip a CT to the abdominal window and leave an MR as it is; say whether it was clipped.
 
     Air at -1000 HU and bone would otherwise dominate the z-score and flatten the soft tissue to
-    one grey.
+    one grey. ``modality``, DICOM's code where it is known, beats the guess by the values.
     """
-    if not looks_like_hounsfield(array_zyx):
+    is_ct = looks_like_hounsfield(array_zyx) if modality is None else modality == "CT"
+    if not is_ct:
         return array_zyx, False
     return np.clip(array_zyx, *ABDOMINAL_WINDOW_HU), True
+
+
+def looks_like_labels(array_zyx: ArrayZYX) -> bool:
+    """Tell a mask or label map: two values, or a few values in flat areas."""
+    sample = array_zyx[::2, ::2, ::2]
+    values, counts = np.unique(sample, return_counts=True)
+    if values.size > _FEW_VALUES:
+        return False
+    if values.size <= 2 and np.unique(array_zyx).size <= 2:
+        return True
+    background = values[counts.argmax()]
+    one, other = array_zyx[:, :, :-1], array_zyx[:, :, 1:]
+    is_inside = (one != background) | (other != background)
+    pairs = np.count_nonzero(is_inside)
+    return bool(pairs) and float(((one == other) & is_inside).sum() / pairs) >= _FLAT_SHARE
+
+
+def set_padding_apart(array_zyx: ArrayZYX, is_padding: npt.NDArray[np.bool_]) -> tuple[str, ...]:
+    """Give padding, in place, the value of background: 0, or the lowest other value below 0.
+
+    Padding within the range of the image, or near to the background already, is left as it is.
+    Returns what to note.
+    """
+    if is_padding.all() or not is_padding.any():
+        return ()
+    lowest = float(array_zyx.min(where=~is_padding, initial=np.inf))
+    highest = float(array_zyx.max(where=~is_padding, initial=-np.inf))
+    padding = array_zyx[is_padding]
+    background = min(lowest, 0.0)
+    margin = _PADDING_GAP * (highest - lowest)
+    if not (padding.max() < background - margin or padding.min() > highest):
+        return ()
+    array_zyx[is_padding] = background
+    note = f"{padding.size} voxels of padding ({padding.min():g}) were set to {background:g}"
+    return (repair("padding", note),)
+
+
+def clean_intensities(array_zyx: ArrayZYX) -> tuple[str, ...]:
+    """Clip outliers and set padding apart, in place; return what to note.
+
+    ``array_zyx`` holds finite voxels. A sound image is left as it is, to the bit.
+    """
+    return (*_clip_outliers(array_zyx), *_find_padding(array_zyx))
+
+
+def _clip_outliers(array_zyx: ArrayZYX) -> tuple[str, ...]:
+    """Clip what lies many times farther from the median than nearly all other voxels."""
+    lowest, highest = float(array_zyx.min()), float(array_zyx.max())
+    sample = array_zyx[::2, ::4, ::4]
+    background = float(np.median(sample))
+    inside = sample[sample != background]
+    if not inside.size:
+        return ()
+    centre = float(np.median(inside))
+    distances = np.percentile(np.abs(inside.astype(np.float64) - centre), _OUTLIER_PERCENTILES[:-1])
+    farthest = max(highest - centre, centre - lowest)
+    steps = [*distances.tolist(), farthest]
+    for near, far in itertools.pairwise(steps):
+        if near > 0 and far > _OUTLIER_STEP * near:
+            limits = (centre - _CLIPPED_TO * near, centre + _CLIPPED_TO * near)
+            count = int(np.count_nonzero((array_zyx < limits[0]) | (array_zyx > limits[1])))
+            np.clip(array_zyx, *limits, out=array_zyx)
+            note = (
+                f"values up to {farthest:.3g} from the median {centre:.3g} were clipped: "
+                f"{count} voxels to {limits[0]:.3g} to {limits[1]:.3g}"
+            )
+            return (repair("outliers", note),)
+    return ()
+
+
+def _find_padding(array_zyx: ArrayZYX) -> tuple[str, ...]:
+    """Set apart one exact value that lies far below all others."""
+    lowest = array_zyx.min()
+    # The window that a CT is clipped to does the same for its padding.
+    if lowest >= 0 or looks_like_hounsfield(array_zyx):
+        return ()
+    is_lowest = array_zyx == lowest
+    if np.count_nonzero(is_lowest) < _LEAST_PADDING * array_zyx.size or is_lowest.all():
+        return ()
+    sample, mask = array_zyx[::2, ::4, ::4], is_lowest[::2, ::4, ::4]
+    rest = sample[~mask]
+    if not rest.size:
+        return ()
+    next_value = float(array_zyx.min(where=~is_lowest, initial=np.inf))
+    low, high = np.percentile(rest, (0.5, 99.5))
+    if next_value - float(lowest) <= _PADDING_GAP * float(high - low):
+        return ()
+    return set_padding_apart(array_zyx, is_lowest)

@@ -11,6 +11,7 @@ import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, NIFTI_EXTENSIONS, image_extension
+from sslmedsam2.imaging.intensity import clean_intensities, looks_like_labels
 from sslmedsam2.imaging.itk_reading import read_itk, stored_from_itk
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.stored import StoredImage, repair
@@ -22,15 +23,15 @@ def read_volume(path: Path) -> Volume:
 
     Whatever could be mended is named in the volume's ``repairs``, each as ``name: sentence``:
     ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_orientation``, ``unusable_form``,
-    ``forms_disagree``, ``bad_scaling``.
+    ``forms_disagree``, ``bad_scaling``, ``outliers``, ``padding``.
 
     Raises
     ------
     InputError
         With a stable ``kind``. About the file: ``missing_file``, ``broken_symlink``,
         ``not_a_file``, ``permission_denied``, ``unreadable_file``, ``unsupported_extension``,
-        ``empty_file``. About the voxels: ``no_finite_voxels``, ``constant``. Others: see
-        ``nifti_reading.py``, ``itk_reading.py``, ``stored.py`` and ``geometry.py``.
+        ``empty_file``. About the voxels: ``no_finite_voxels``, ``constant``, ``label_map``.
+        Others: see ``nifti_reading.py``, ``itk_reading.py``, ``stored.py`` and ``geometry.py``.
     """
     return _checked_volume(read_stored(path))
 
@@ -47,9 +48,27 @@ def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volu
 
 
 def _checked_volume(stored: StoredImage) -> Volume:
-    """Mend or refuse voxels that are not finite, and refuse those that say nothing."""
-    path = stored.source.path
-    voxels, repairs = _with_finite_voxels(path, stored.array_zyx)
+    voxels, repairs = checked_voxels(stored.source.path, stored.array_zyx)
+    return Volume(
+        array_zyx=voxels,
+        geometry=stored.geometry,
+        source=stored.source,
+        repairs=stored.repairs + repairs,
+    )
+
+
+def checked_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, ...]]:
+    """Mend the intensities of an image ``[z, y, x]`` in place; return them, and what to note.
+
+    Voxels that are not finite become the lowest finite value, outliers are clipped and padding is
+    set apart, see ``intensity.py``.
+
+    Raises
+    ------
+    InputError
+        Of kind ``no_finite_voxels``, ``constant`` or ``label_map``.
+    """
+    voxels, repairs = _with_finite_voxels(path, voxels)
     if voxels.min() == voxels.max():
         raise InputError(
             path,
@@ -57,12 +76,15 @@ def _checked_volume(stored: StoredImage) -> Volume:
             reason=f"all voxels have the same value ({voxels.flat[0]:g})",
             remedy="Export the series again",
         )
-    return Volume(
-        array_zyx=voxels,
-        geometry=stored.geometry,
-        source=stored.source,
-        repairs=stored.repairs + repairs,
-    )
+    if looks_like_labels(voxels):
+        raise InputError(
+            path,
+            kind="label_map",
+            reason=f"it holds {np.unique(voxels).size} values in flat areas, as a mask does",
+            remedy="Give the scan; a mask beside it is called mask_<name> or <name>_mask",
+        )
+    repairs += clean_intensities(voxels)
+    return voxels, repairs
 
 
 def read_mask(path: Path) -> MaskVolume:

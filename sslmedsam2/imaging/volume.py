@@ -66,12 +66,14 @@ class Volume:
     """An image as read: finite float32 voxels ``[z, y, x]`` in the file's own orientation.
 
     ``repairs`` names in plain words whatever was mended on the way (NaN voxels, a tiny shear).
+    ``modality`` is DICOM's code, such as MR or CT; None where the file does not say.
     """
 
     array_zyx: ArrayZYX
     geometry: Geometry
     source: Source
     repairs: tuple[str, ...] = ()
+    modality: str | None = None
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,9 @@ def _mask_key(result: SeriesResult) -> MaskKey:
 
 def _as_seen(image: Volume) -> Volume:
     """Return an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
-    return replace(image, array_zyx=window_if_hounsfield(image.array_zyx)[0])
+    return replace(
+        image, array_zyx=window_if_hounsfield(image.array_zyx, modality=image.modality)[0]
+    )
 
 
 def _check_grid(mask: MaskVolume, image: Volume) -> None:

@@ -124,7 +124,7 @@ class JudgedMask:
 def make_ready(volume: Volume) -> ReadyVolume:
     """Turn a volume to the canonical orientation, and clip it if it is a CT."""
     canonical = to_canonical(volume)
-    array, clipped = window_if_hounsfield(canonical.array_zyx)
+    array, clipped = window_if_hounsfield(canonical.array_zyx, modality=volume.modality)
     notes = (*volume.repairs, _HOUNSFIELD_NOTE) if clipped else volume.repairs
     return ReadyVolume(volume, replace(canonical, array_zyx=array), notes)
 

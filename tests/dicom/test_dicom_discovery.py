@@ -19,6 +19,7 @@ from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.dicom.discovery import NO_STUDY, discover, find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.names import case_name
+from sslmedsam2.dicom.reading import read_dicom
 from sslmedsam2.dicom.sequence_map import parse_sequence_map
 from sslmedsam2.errors import UsageError
 
@@ -255,3 +256,115 @@ def test_colour_images_are_left_out_even_by_map(tmp_path):
 
     for table in ({}, {"rgb": "T1"}):
         assert rows(found(tmp_path, table=table)) == [("3", None, "left_out", "a colour image")]
+
+
+def test_copies_under_other_identifiers_are_dropped_with_a_note(tmp_path):
+    write_series(tmp_path / "a", ARRAY, series_uid="1.2.3")
+    write_series(tmp_path / "b", ARRAY, series_uid="1.2.3", first_instance=101)
+
+    discovery = found(tmp_path)
+
+    [named] = discovery.volumes
+    assert len(named.volume.frames) == len(ARRAY)
+    [note] = discovery.notes
+    assert f"{len(ARRAY)} images are copies of others" in note
+
+
+def test_a_series_exported_twice_is_segmented_once(tmp_path):
+    for number in (1, 2):
+        write_series(tmp_path / str(number), ARRAY, number=number, description="liver")
+
+    discovery = found(tmp_path)
+
+    assert len(discovery.volumes) == 1
+    [row] = [row for row in discovery.rows if row.use == "left_out"]
+    assert "same places, same pixels" in row.reason
+
+
+def test_one_identifier_for_all_images_loses_none_of_them(tmp_path):
+    write_series(tmp_path, ARRAY, SOPInstanceUID="1.2.3.4")
+
+    [named] = found(tmp_path).volumes
+
+    assert named.row.images == len(ARRAY)
+
+
+@pytest.mark.parametrize(
+    ("tag", "reason"),
+    [
+        ("PatientID", "more than one patient"),
+        ("PatientName", "more than one patient"),
+        ("PatientBirthDate", "more than one patient"),
+        ("FrameOfReferenceUID", "more than one FrameOfReferenceUID"),
+    ],
+)
+def test_a_series_of_two_patients_or_positions_is_refused(tmp_path, tag, reason):
+    values = {"PatientBirthDate": "19610311", "FrameOfReferenceUID": "1.2.3"}
+    paths = write_series(tmp_path, ARRAY)
+    for path in paths[5:]:
+        edit(path, **{tag: values.get(tag, "Other")})
+
+    discovery = found(tmp_path, table={"t2_haste_tra": "T2"})
+
+    assert discovery.volumes == ()
+    [row] = discovery.rows
+    assert row.use == "unusable"
+    assert reason in row.reason
+
+
+def test_a_study_of_two_patients_is_refused(tmp_path):
+    write_series(tmp_path / "a", ARRAY, number=1, description="t2")
+    write_series(tmp_path / "b", ARRAY, number=2, description="t1 nativ", PatientID="Other")
+
+    discovery = found(tmp_path)
+
+    assert [row.use for row in discovery.rows] == ["unusable", "unusable"]
+    assert "the study holds images of more than one patient" in discovery.rows[0].reason
+
+
+def test_localizers_in_several_frames_of_reference_fail_nothing(tmp_path):
+    write_series(tmp_path, ARRAY, description="localizer", FrameOfReferenceUID=lambda n: f"1.2.{n}")
+
+    assert [row.use for row in found(tmp_path).rows] == ["left_out"]
+
+
+def directions(folder, *, series_uid="1.2.3", tag="DiffusionGradientOrientation"):
+    for number, direction in enumerate(([1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0])):
+        write_series(
+            folder / str(number),
+            ARRAY + 100 * number,
+            series_uid=series_uid,
+            description="dwi",
+            DiffusionBValue=800.0,
+            **{tag: direction},
+        )
+
+
+def test_without_a_trace_image_the_mean_of_the_directions_is_segmented(tmp_path):
+    directions(tmp_path)
+
+    discovery = found(tmp_path)
+    [named] = discovery.volumes
+
+    assert (named.row.sequence, named.row.images) == ("DWI_800", 3 * len(ARRAY))
+    image = read_dicom(named.volume)
+    assert np.allclose(image.array_zyx, np.rint(ARRAY) + 100, atol=1)
+    assert any(note.startswith("averaged: ") for note in image.repairs)
+    assert named.volume.name in find_volumes(find_dicom_files(tmp_path))
+
+
+def test_a_trace_image_is_preferred_to_its_directions(tmp_path):
+    directions(tmp_path)
+    write_series(
+        tmp_path / "trace",
+        ARRAY + 1000,
+        series_uid="1.2.3",
+        description="dwi",
+        DiffusionBValue=800.0,
+        DiffusionDirectionality="ISOTROPIC",
+    )
+
+    [named] = found(tmp_path).volumes
+
+    assert named.volume.averaged == ()
+    assert named.volume.frames[0].diffusion_direction == "trace"

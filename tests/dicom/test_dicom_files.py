@@ -1,13 +1,17 @@
 """Which files are taken for DICOM, whatever they are called."""
 
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
+import pydicom
+import pytest
 from dicom_samples import write_series
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.dicom.files import find_dicom_files
+from sslmedsam2.dicom.headers import read_frames
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -56,3 +60,17 @@ def test_a_folder_without_dicom_loads_nothing_for_dicom(tmp_path):
     )
 
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("is_implicit", [True, False])
+def test_a_data_set_without_preamble_is_dicom(tmp_path, is_implicit):
+    [real] = write_series(tmp_path / "whole", abdomen()[0][:1])
+    dataset = pydicom.dcmread(real)
+    del dataset.file_meta, dataset.preamble
+    bare = tmp_path / "bare"
+    pydicom.dcmwrite(bare, dataset, implicit_vr=is_implicit, little_endian=True)
+    (tmp_path / "numbers").write_bytes(struct.pack("<64H", *range(8, 72)))
+
+    assert find_dicom_files(tmp_path).files == (bare, real)
+    [frame] = read_frames(bare, name="bare")
+    assert frame.rows == abdomen()[0].shape[1]

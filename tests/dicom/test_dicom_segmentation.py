@@ -129,3 +129,37 @@ def test_an_output_that_cannot_be_written_is_an_error(volume, tmp_path):
 def test_a_mask_of_another_shape_is_refused(volume, tmp_path):
     with pytest.raises(ValueError, match="is not the volume's"):
         write_dicom_seg(LIVER[1:], volume=volume, path=tmp_path / "x.dcm", algorithm=ALGORITHM)
+
+
+def test_what_de_identification_removed_is_left_empty(tmp_path):
+    paths = write_series(tmp_path / "series", ARRAY)
+    gone = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
+            "StudyID", "AccessionNumber", "ReferringPhysicianName", "SliceThickness",
+            "FrameOfReferenceUID")  # fmt: skip
+    for path in paths:
+        edit(path, **dict.fromkeys(gone))
+    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+
+    write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+    assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", volume=found), LIVER)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").PatientID == ""
+
+
+def test_orientations_that_differ_by_rounding_are_no_obstacle(tmp_path):
+    paths = write_series(tmp_path / "series", ARRAY)
+    for number, path in enumerate(paths):
+        edit(path, ImageOrientationPatient=[1, 1e-4 * (number % 3), 0, -1e-4 * (number % 3), 1, 0])
+    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+
+    write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
+
+    assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", volume=found), LIVER)
+
+
+def test_images_that_share_one_identifier_are_refused_with_that_reason(tmp_path):
+    write_series(tmp_path / "series", ARRAY, SOPInstanceUID="1.2.3")
+    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+
+    with pytest.raises(OutputError, match="have one SOPInstanceUID"):
+        write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)

@@ -194,3 +194,71 @@ def test_named_phases_date_the_others(frame):
 
     assert [one.guess.sequence for one in found] == ["GED1", "GED4"]
     assert "20 min after the first image with contrast" in found[1].guess.reason
+
+
+@pytest.mark.parametrize(
+    ("description", "sequence"),
+    [
+        ("T1 hépatobiliaire", "GED4"),
+        ("T1 hépato-biliaire 20 mn", "GED4"),
+        ("T1 VIBE hepatobiliäre Phase", "GED4"),
+        ("T1 fase hepatobiliar", "GED4"),
+        ("LAVA fase epatobiliare", "GED4"),
+        ("T1 肝胆期", "GED4"),
+        ("T1 肝胆特异期", "GED4"),
+        ("T1 肝細胞造影相", "GED4"),
+        ("T1 20分後", "GED4"),
+        ("T1 artériel", "GED1"),
+        ("T1 fase arterial", "GED1"),
+        ("T1 动脉期", "GED1"),
+        ("T1 temps portal veineux", "GED2"),
+        ("T1 portalvenös", "GED2"),
+        ("T1 門脈相", "GED2"),
+        ("T1 門静脈", "GED2"),
+        ("T1 tardif", "GED3"),
+        ("T1 Spätphase", "GED3"),
+        ("T1 移行相", "GED3"),
+        ("T1 sans injection", "T1"),
+        ("T1 sin contraste", "T1"),
+        ("T1 vor KM", "T1"),
+        ("肝胆胰 T1 平扫", "T1"),
+        ("T1 造影前", "T1"),
+        ("弥散 b800", "DWI_800"),
+    ],
+)
+def test_descriptions_of_other_languages_name_sequences(frame, description, sequence):
+    image = frame(description, SpecificCharacterSet="ISO_IR 192", **GRADIENT)
+
+    assert guess_sequence(image).sequence == sequence
+
+
+def test_subtractions_of_other_languages_are_left_out(frame):
+    for description in ("T1 soustraction", "T1 Subtraktion", "T1 减影"):
+        assert exclusion_of(frame(description, SpecificCharacterSet="ISO_IR 192"))
+
+
+def test_a_native_image_that_names_the_agent_stays_t1(study):
+    """Four dynamic images in four series, whose headers all name the agent."""
+    assert study(0, 1, 1.7, 4) == ["T1", "GED1", "GED2", "GED3"]
+    assert study(0, 1, 1.7, 4, 21) == ["T1", "GED1", "GED2", "GED3", "GED4"]
+
+
+def test_an_image_long_before_the_dynamic_phases_is_native(study):
+    assert study(0, 13, 13.7, 16, 33) == ["T1", "GED1", "GED2", "GED3", "GED4"]
+
+
+def test_an_image_before_a_named_phase_is_native(frame):
+    def candidate(description, time):
+        image = frame(description, AcquisitionTime=time, ContrastBolusAgent="x", **GRADIENT)
+        return Candidate(description, (image,), guess_sequence(image))
+
+    found = name_phases([candidate("vibe", "120000"), candidate("vibe arterial", "120300")])
+
+    assert [one.guess.sequence for one in found] == ["T1", "GED1"]
+
+
+def test_an_image_before_the_injection_is_native(frame):
+    times = {"AcquisitionTime": "120000", "ContrastBolusStartTime": "120500"}
+    image = frame("t1_vibe", ContrastBolusAgent="Primovist", **times, **GRADIENT)
+
+    assert guess_sequence(image).sequence == "T1"

@@ -1,6 +1,7 @@
 """From frames to volumes: what belongs together, where it lies, and what is no volume."""
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom_samples import CORONAL, edit, write_enhanced, write_series
@@ -241,3 +242,48 @@ def test_a_damaged_header_is_an_error_of_the_file(tmp_path, content):
 
     assert caught.value.kind == "corrupt_dicom"
     assert caught.value.subject == "file-1"
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_order_of_instances_is_the_last_thing_that_tells_volumes_apart(tmp_path, interleaved):
+    paths = []
+    for volume in range(2):
+        for index, path in enumerate(
+            write_series(tmp_path / str(volume), ARRAY + 50 * volume, series_uid="1.2.3")
+        ):
+            number = 2 * index + volume if interleaved else len(ARRAY) * volume + index
+            edit(path, InstanceNumber=number + 1)
+            paths.append(path)
+
+    stacks = split_series(frames_of(paths))
+
+    assert [{frame.path.parent.name for frame in stack} for stack in stacks] == [{"0"}, {"1"}]
+
+
+def test_white_stored_as_0_is_turned_round_in_an_mr_and_not_in_a_ct(tmp_path):
+    how = {"PhotometricInterpretation": "MONOCHROME1"}
+    mr = write_series(tmp_path / "mr", 2000 - ARRAY)
+    ct = write_series(tmp_path / "ct", ARRAY, modality="CT")
+    for path in [*mr, *ct]:
+        edit(path, **how)
+
+    turned = read_dicom(volume_of(mr))
+    assert np.allclose(turned.array_zyx, ARRAY - ARRAY.min(), atol=1)
+    assert any(note.startswith("inverted: ") for note in turned.repairs)
+    assert np.allclose(read_dicom(volume_of(ct)).array_zyx, ARRAY, atol=0.5)
+
+
+def test_padding_named_in_the_header_becomes_background(tmp_path):
+    padded = np.maximum(ARRAY, 0)
+    padded[:, :4] = -1000
+    paths = write_series(tmp_path, padded)
+    for path in paths:
+        dataset = pydicom.dcmread(path)
+        dataset.add_new("PixelPaddingValue", "SS", -1000)
+        dataset.save_as(path)
+
+    volume = read_dicom(volume_of(paths))
+
+    assert volume.modality == "MR"
+    assert (volume.array_zyx[:, :4] == 0).all()
+    assert any(note.startswith("padding: ") for note in volume.repairs)

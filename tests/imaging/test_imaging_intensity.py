@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from sslmedsam2.imaging.intensity import (
     ABDOMINAL_WINDOW_HU,
+    clean_intensities,
     looks_like_hounsfield,
+    looks_like_labels,
     window_if_hounsfield,
 )
 
@@ -14,6 +17,9 @@ from sslmedsam2.imaging.intensity import (
 def _abdomen(background: float, tissue: float) -> np.ndarray:
     array = np.full((8, 64, 64), background, dtype=np.float32)
     array[:, 12:52, 8:56] = tissue
+    if background == -1000:
+        # Fat below the skin, which every CT shows.
+        array[:, 12:18, 8:56] = -100
     return array
 
 
@@ -37,3 +43,67 @@ def test_mr_is_left_as_it_is() -> None:
     same, clipped = window_if_hounsfield(array)
     assert same is array
     assert not clipped
+
+
+def _mr(seed: int = 0) -> np.ndarray:
+    """Return a bright body in dark air, as magnitudes with noise."""
+    noise = np.random.default_rng(seed).normal(0, 15, (8, 64, 64))
+    return np.abs(_abdomen(0, 600) + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("value", [-1000, -1024, -2000, -32768, -300])
+def test_padding_of_an_mr_becomes_background_and_makes_no_ct(value) -> None:
+    padded = _mr()
+    padded[:, :6] = value
+
+    notes = clean_intensities(padded)
+
+    assert [note.partition(":")[0] for note in notes] == ["padding"]
+    assert (padded[:, :6] == 0).all()
+    assert np.array_equal(padded[:, 6:], _mr()[:, 6:])
+    assert not window_if_hounsfield(padded)[1]
+
+
+def test_a_sound_image_is_left_as_it_is() -> None:
+    for image in (_mr(), _abdomen(-1000, 60) + _mr() / 100):
+        cleaned = image.copy()
+        assert clean_intensities(cleaned) == ()
+        assert np.array_equal(cleaned, image)
+
+
+@pytest.mark.parametrize("value", [1e30, 1e5, -1e6])
+def test_outliers_are_clipped_with_a_note(value) -> None:
+    image = _mr()
+    image[3, 30, 30] = value
+
+    [note] = clean_intensities(image)
+
+    assert note.startswith("outliers: ")
+    assert np.abs(image).max() < 4000
+    others = np.ones(image.shape, bool)
+    others[3, 30, 30] = False
+    assert np.array_equal(image[others], _mr()[others])
+
+
+def test_a_slice_of_outliers_is_clipped() -> None:
+    image = _mr()
+    image[3] *= 1e6
+
+    assert clean_intensities(image)[0].startswith("outliers: ")
+    assert image.max() < 10000
+
+
+def test_the_modality_of_the_header_beats_the_values() -> None:
+    assert not window_if_hounsfield(_abdomen(-1000, 60), modality="MR")[1]
+    assert window_if_hounsfield(_abdomen(-900, 60) + 100, modality="CT")[1]
+
+
+def test_masks_and_label_maps_are_told_from_images() -> None:
+    labels = np.zeros((8, 64, 64), np.float32)
+    labels[2:6, 10:40, 10:40] = 1
+    assert looks_like_labels(labels)
+    labels[2:6, 40:50, 10:40] = 7
+    labels[1:3, 5:9, 20:60] = 12
+    assert looks_like_labels(labels)
+    assert looks_like_labels(labels * 17 - 3)
+    assert not looks_like_labels(np.floor(_mr() / 20))
