@@ -33,12 +33,13 @@ ALLOWED = {
     "retrain": _GROUND | _NEEDS | _METHODS | {"predict", "pseudo_label", "train", "submission"},
     "doctor": _GROUND | _NEEDS | {"inference", "fewshot", "predict", "pseudo_label"},
     "api": _GROUND | _NEEDS | {"inference", "predict"},
+    "serve": _GROUND | {"api"},
     "cli": None,
 }
 """Which packages a package may import; its own modules and the version are free to all, and
 everything is to the commands."""
-ALLOWED["cli"] = set(ALLOWED) - {"cli", "api"}
-FEATURES = ("predict", "pseudo_label", "retrain", "train", "submission", "doctor")
+ALLOWED["cli"] = set(ALLOWED) - {"cli"}
+FEATURES = ("predict", "pseudo_label", "retrain", "train", "submission", "doctor", "serve")
 
 WITHOUT_TORCH = ("errors", "imaging", "contract", "dicom", "execution", "submission", "cli")
 TORCH = {"torch", "nnunetv2", "batchgenerators", "batchgeneratorsv2"}

@@ -63,6 +63,9 @@ _COMMANDS = {
         "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
         "Train the compact SAM2 on synthetic volumes.",
     ),
+    "serve": _LazyCommand(
+        "sslmedsam2.cli.serve:serve", "Keep a model loaded and segment over HTTP."
+    ),
     "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Write synthetic test studies."),
     "doctor": _LazyCommand(
         "sslmedsam2.cli.doctor:doctor", "Check device, libraries, weights and folders."

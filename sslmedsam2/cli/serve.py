@@ -1,0 +1,89 @@
+"""The command ``serve``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import device_option, model_option
+from sslmedsam2.errors import UsageError
+
+GRAND_CHALLENGE_PORT = 4743
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 for all of a container. There is no login.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=GRAND_CHALLENGE_PORT,
+    show_default=True,
+    help="Port to listen on; the default is grand-challenge.org's.",
+)
+@model_option
+@device_option
+@click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True)
+@click.option(
+    "--input",
+    "input_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/input"),
+    show_default=True,
+    help="Of POST /invoke: images are read from FOLDER/images/<slug>/.",
+)
+@click.option(
+    "--output",
+    "output_dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("/output"),
+    show_default=True,
+    help="Of POST /invoke: masks are written to FOLDER/images/<output slug>/.",
+)
+@click.option("--output-slug", default="liver-segmentation", show_default=True)
+@click.option(
+    "--max-upload-mb", type=click.IntRange(1), default=512, show_default=True, help="Of /segment."
+)
+def serve(
+    *,
+    host: str,
+    port: int,
+    model_dir: Path | None,
+    device: str,
+    mode: str,
+    input_dir: Path,
+    output_dir: Path,
+    output_slug: str,
+    max_upload_mb: int,
+) -> int:
+    """Keep a model loaded and segment over HTTP.
+
+    GET /health says whether the model is loaded; POST /segment takes an image and returns its
+    mask; POST /invoke segments the images of the input folder, as grand-challenge.org calls it.
+    """
+    try:
+        import uvicorn
+
+        from sslmedsam2.serve.app import ServeOptions, make_app
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "serve",
+            reason=f"the package {error.name} is not installed",
+            remedy="Install the extra: pip install '.[serve]' in the project's folder",
+        ) from error
+    from sslmedsam2.api import LiverSegmenter
+
+    if Path(output_slug).name != output_slug:
+        raise UsageError(
+            "--output-slug", reason="it is not one folder's name", remedy="Give a name without /"
+        )
+    segmenter = LiverSegmenter(model_dir, device=device, mode=mode)  # type: ignore[arg-type]
+    options = ServeOptions(input_dir, output_dir, output_slug, max_upload_mb * 2**20)
+    uvicorn.run(make_app(segmenter, options), host=host, port=port, log_level="warning")
+    return 0

@@ -1,0 +1,218 @@
+"""The HTTP interface of ``serve``: one loaded model, one job at a time.
+
+``GET /health`` and ``POST /invoke`` keep the container interface of grand-challenge.org (label
+``org.grand-challenge.api-method="invoke"``): the platform mounts the images of a case, calls
+``/invoke`` and reads the masks. ``POST /segment`` takes one image and returns its mask, for
+viewers. Importing this module imports Starlette; import it inside functions.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sslmedsam2 import __version__
+from sslmedsam2.api import LiverSegmenter, Segmentation
+from sslmedsam2.errors import InputError, NoInputError, OutputError, SslMedSam2Error
+from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS
+
+logger = logging.getLogger(__name__)
+
+_IMAGES: Final = "images"
+"""Folder of grand-challenge.org's images, below the input and the output folder."""
+_ONE_FILE_FORMATS: Final = tuple(end for end in IMAGE_EXTENSIONS if end != ".mhd")
+_ONE_LINE: Final = 300
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What the server may read and write.
+
+    Attributes
+    ----------
+    input_dir, output_dir
+        Of ``/invoke``: ``input_dir/images/<slug>/*`` gives ``output_dir/images/<output_slug>/*``.
+    output_slug
+        Name of the output folder that the platform asks for.
+    max_upload_bytes
+        Limit of a ``/segment`` request; a larger one is refused before it is read to the end.
+    """
+
+    input_dir: Path = Path("/input")
+    output_dir: Path = Path("/output")
+    output_slug: str = "liver-segmentation"
+    max_upload_bytes: int = 512 * 2**20
+
+
+class _TooLargeError(Exception):
+    """An upload is beyond the limit."""
+
+
+class _BusyError(Exception):
+    """Another job is running."""
+
+
+class _OneJob:
+    """The segmenter, for one job at a time."""
+
+    def __init__(self, segmenter: LiverSegmenter) -> None:
+        self._segmenter = segmenter
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def claimed(self) -> Iterator[LiverSegmenter]:
+        """Give the segmenter, or raise _BusyError at once."""
+        if not self._lock.acquire(blocking=False):
+            raise _BusyError
+        try:
+            yield self._segmenter
+        finally:
+            self._lock.release()
+
+
+def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
+    """Return the ASGI application around a loaded segmenter."""
+    job = _OneJob(segmenter)
+
+    def health(_request: Request) -> Response:
+        about = {"version": __version__, "device": segmenter.device, "backend": segmenter.backend}
+        return JSONResponse({"status": "ok", **about})
+
+    def invoke(_request: Request) -> Response:
+        with job.claimed() as engine:
+            return JSONResponse({"written": segment_case(engine, options)}, 201)
+
+    async def segment(request: Request) -> Response:
+        # Of the sender's file name only the format is used: no path comes from outside.
+        extension = _format_of(request.query_params.get("name", "image.nii.gz"))
+        with tempfile.TemporaryDirectory(prefix="sslmedsam2-") as scratch:
+            image = Path(scratch) / f"image{extension}"
+            await _receive(request.stream(), image, limit_bytes=options.max_upload_bytes)
+            found, mask = await run_in_threadpool(_segment_file, job, image)
+        return Response(mask, media_type="application/gzip", headers=_headers(found))
+
+    def refused(_request: Request, error: Exception) -> Response:
+        status = 422 if isinstance(error, (InputError, NoInputError)) else 500
+        logger.error("%s", error)
+        return JSONResponse({"error": str(error)}, status)
+
+    def busy(_request: Request, _error: Exception) -> Response:
+        text = "another image is being segmented; send this one again later"
+        return JSONResponse({"error": text}, 503, headers={"Retry-After": "5"})
+
+    def too_large(_request: Request, _error: Exception) -> Response:
+        megabytes = options.max_upload_bytes // 2**20
+        text = f"the image is larger than {megabytes} MB; raise --max-upload-mb"
+        return JSONResponse({"error": text}, 413)
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/invoke", invoke, methods=["POST"]),
+            Route("/segment", segment, methods=["POST"]),
+        ],
+        exception_handlers={
+            SslMedSam2Error: refused,
+            _BusyError: busy,
+            _TooLargeError: too_large,
+        },
+    )
+
+
+def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
+    """Segment all images below ``input_dir/images`` and return the masks' paths in ``output_dir``.
+
+    With one image the mask is called ``output.mha``, with several each keeps its image's name.
+
+    Raises
+    ------
+    NoInputError
+        There is no image.
+    InputError
+        An image cannot be used; no mask of the case is left half-written.
+    OutputError
+        A mask cannot be written.
+    """
+    folder = options.input_dir / _IMAGES
+    images = sorted(
+        path for path in folder.glob("*/*") if path.name.lower().endswith(IMAGE_EXTENSIONS)
+    )
+    if not images:
+        raise NoInputError(
+            folder, reason="no image was found", remedy="Mount images as <slug>/<name>.mha"
+        )
+    target = options.output_dir / _IMAGES / options.output_slug
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            target, reason=f"it cannot be made ({error.strerror})", remedy="Check its permissions"
+        ) from error
+    written = []
+    for image in images:
+        found = segmenter.segment(image)
+        mask = target / ("output.mha" if len(images) == 1 else f"{_stem(image)}.mha")
+        found.save(mask)
+        logger.info("%s: %.0f ml", image.name, found.volume_ml)
+        written.append(mask.relative_to(options.output_dir).as_posix())
+    return written
+
+
+def _segment_file(job: _OneJob, image: Path) -> tuple[Segmentation, bytes]:
+    with job.claimed() as segmenter:
+        found = segmenter.segment(image)
+    mask = image.with_name("mask.nii.gz")
+    found.save(mask)
+    return found, mask.read_bytes()
+
+
+async def _receive(chunks: AsyncIterator[bytes], path: Path, *, limit_bytes: int) -> None:
+    """Write a request's body to ``path``; raises _TooLargeError."""
+    received = 0
+    with path.open("wb") as file:
+        async for chunk in chunks:
+            received += len(chunk)
+            if received > limit_bytes:
+                raise _TooLargeError
+            file.write(chunk)
+
+
+def _format_of(name: str) -> str:
+    """Return the extension of a sender's file name; raises InputError for other formats."""
+    for extension in _ONE_FILE_FORMATS:
+        if name.lower().endswith(extension):
+            return extension
+    raise InputError(
+        name[-40:],
+        kind="unknown_format",
+        reason="its name is that of no supported format",
+        remedy=f"Send a file that ends in {', '.join(_ONE_FILE_FORMATS)}",
+    )
+
+
+def _headers(found: Segmentation) -> dict[str, str]:
+    """Return what is known of a mask as headers, which hold ASCII only."""
+    warnings = "; ".join(found.warnings)[:_ONE_LINE]
+    return {
+        "Content-Disposition": 'attachment; filename="liver.nii.gz"',
+        "X-Liver-Volume-Ml": f"{found.volume_ml:.1f}",
+        "X-Warnings": quote(warnings, safe=" ;:,.()"),
+    }
+
+
+def _stem(image: Path) -> str:
+    name = image.name
+    return next(name[: -len(end)] for end in IMAGE_EXTENSIONS if name.lower().endswith(end))

@@ -1,0 +1,140 @@
+"""The server answers a real client over a real socket."""
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_scans import write_scan
+
+from sslmedsam2.imaging.reading import read_mask
+
+pytest.importorskip("starlette", reason="the extra serve is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+
+from sslmedsam2.api import LiverSegmenter  # noqa: E402
+from sslmedsam2.serve.app import ServeOptions, make_app  # noqa: E402
+
+
+class _Served:
+    def __init__(self, url, input_dir, output_dir, segmenter):
+        self.url, self.input, self.output = url, input_dir, output_dir
+        self.segmenter = segmenter
+
+    def ask(self, path, data=None, method="POST"):
+        """Return status, body and headers."""
+        request = urllib.request.Request(self.url + path, data=data, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, answer.read(), answer.headers
+        except urllib.error.HTTPError as error:
+            return error.code, error.read(), error.headers
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory, bright_model):
+    folder = tmp_path_factory.mktemp("served")
+    options = ServeOptions(folder / "input", folder / "output", max_upload_bytes=2**20)
+    segmenter = LiverSegmenter(bright_model, device="cpu")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = uvicorn.Config(
+        make_app(segmenter, options), host="127.0.0.1", port=port, log_level="error"
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.05)
+    yield _Served(f"http://127.0.0.1:{port}", options.input_dir, options.output_dir, segmenter)
+    server.should_exit = True
+    thread.join(timeout=30)
+
+
+def _scan(folder: Path, name: str = "scan.nii.gz") -> Path:
+    return write_scan(folder / name)
+
+
+def test_health_tells_what_is_loaded(served):
+    status, body, _ = served.ask("/health", method="GET")
+    assert status == 200
+    assert json.loads(body)["status"] == "ok"
+    assert json.loads(body)["device"] == "cpu"
+
+
+def test_an_image_sent_comes_back_as_the_mask_that_python_gives(served, tmp_path):
+    scan = _scan(tmp_path)
+    status, body, headers = served.ask("/segment?name=scan.nii.gz", scan.read_bytes())
+    assert status == 200
+    (tmp_path / "mask.nii.gz").write_bytes(body)
+    expected = served.segmenter.segment(scan)
+    assert np.array_equal(read_mask(tmp_path / "mask.nii.gz").array_zyx, expected.mask_zyx)
+    assert float(headers["X-Liver-Volume-Ml"]) == pytest.approx(expected.volume_ml, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["scan.exe", "../../etc/passwd", "scan.mhd"])
+def test_another_format_is_refused_in_one_line(served, name):
+    status, body, _ = served.ask(f"/segment?name={name}", b"content")
+    assert status == 422
+    assert "no supported format" in json.loads(body)["error"]
+
+
+def test_what_is_no_image_is_refused_in_one_line(served):
+    status, body, _ = served.ask("/segment", b"this is no image")
+    assert status == 422
+    assert "\n" not in json.loads(body)["error"]
+
+
+def test_an_image_beyond_the_limit_is_refused(served):
+    status, body, _ = served.ask("/segment", bytes(2**20 + 1))
+    assert status == 413
+    assert "1 MB" in json.loads(body)["error"]
+
+
+def test_invoke_writes_a_mask_for_the_platform(served):
+    _scan(served.input / "images" / "abdominal-mri", "b1.nii.gz")
+    status, body, _ = served.ask("/invoke")
+    assert status == 201
+    assert json.loads(body)["written"] == ["images/liver-segmentation/output.mha"]
+    mask = read_mask(served.output / "images" / "liver-segmentation" / "output.mha")
+    assert mask.array_zyx.any()
+
+
+def test_invoke_without_an_image_says_what_is_missing(served, tmp_path):
+    app_input = served.input / "images"
+    hidden = app_input.rename(tmp_path / "hidden")
+    status, body, _ = served.ask("/invoke")
+    hidden.rename(app_input)
+    assert status == 422
+    assert "no image was found" in json.loads(body)["error"]
+
+
+def test_a_second_job_is_turned_away_while_one_runs(served, monkeypatch, tmp_path):
+    begun, let_go = threading.Event(), threading.Event()
+    segment = LiverSegmenter.segment
+
+    def slow(self, image):
+        begun.set()
+        assert let_go.wait(30)
+        return segment(self, image)
+
+    monkeypatch.setattr(LiverSegmenter, "segment", slow)
+    scan = _scan(tmp_path).read_bytes()
+    answers = []
+    first = threading.Thread(target=lambda: answers.append(served.ask("/segment", scan)))
+    first.start()
+    assert begun.wait(30)
+    status, _, headers = served.ask("/segment", scan)
+    let_go.set()
+    first.join(60)
+    assert status == 503
+    assert headers["Retry-After"] == "5"
+    assert answers[0][0] == 200
