@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
 
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.galleries import Gallery, Picture
-from sslmedsam2.reporting.retrain_page_data import (
-    ExpertScore,
-    FewShotLabel,
-    FewShotPart,
-    FoldTraining,
-    Outcome,
-    RetrainPage,
-    RoundFigures,
-    RoundLabel,
-    RoundPart,
-)
+from sslmedsam2.retrain.page import PageImage, PageRound, RetrainPage
+from sslmedsam2.retrain.selection import Decision
+from sslmedsam2.retrain.state import RelabelRecord
+from sslmedsam2.train.fold_scores import FoldScore
 
 NO_PICTURES = Gallery("Dice", (), ())
 CASES = ("0010-B", "0002-B", HOSTILE_CASE)
 CHANGES = (0.91, None, 0.975)
+_NO_FIGURES = dict.fromkeys(("validation_dice", "validation_hausdorff_mm", "change_dice"))
 
 
 def png(*, width: int = 90, height: int = 30) -> bytes:
@@ -38,74 +36,101 @@ def example_page(**changes: Any) -> RetrainPage:
     """Return the page, with some of its fields changed."""
     page = RetrainPage(
         title="work",
-        labelled=(4, 3),
-        unlabelled=(3, 2),
-        outcome=Outcome(2, False, "the pseudo masks still change (Dice to the last 0.9425)"),
+        labelled_cases=("0001-A", "0001-A", "0003-A", "0004-A"),
+        images=fewshot_images(),
+        decision=Decision(False, "the pseudo masks still change (Dice to the last 0.9425)", 2),
         settled_at=0.97,
-        facts=(("Folds", "2"), ("Labelled images", f"/data/{HOSTILE_TEXT}")),
+        options=(("Folds", "2"), ("Labelled images", f"/data/{HOSTILE_TEXT}")),
         problems=(f"/data/{HOSTILE_CASE}.nii.gz: cannot be read",),
-        fewshot=fewshot_part(),
+        fewshot_dice=0.8721,
+        fewshot_gallery=Gallery("estimated Dice", (), (Picture(HOSTILE_CASE, 0.9312, png()),)),
         rounds=(
-            round_part(1, validation_dice=0.9012, change_dice=0.8111),
-            round_part(2, validation_dice=0.9234, change_dice=0.9425),
-            begun_part(3),
+            finished_round(1, validation_dice=0.9012, change_dice=0.8111),
+            finished_round(2, validation_dice=0.9234, change_dice=0.9425),
+            begun_round(3),
         ),
     )
     return replace(page, **changes)
 
 
-def fewshot_part() -> FewShotPart:
-    """Return a part with an accepted, a doubtful and a failed image."""
-    accepted = FewShotLabel(
+def fewshot_images() -> tuple[PageImage, ...]:
+    """Return an accepted, a doubtful and a failed image."""
+    accepted = PseudoLabelRecord(
         CASES[0],
         "T2",
         "B",
+        "x",
         verdict="accept",
         estimated_dice=0.9312,
         interval=(0.88, 0.97),
         volume_ml=1432.0,
     )
     doubtful = replace(
-        accepted, case=CASES[1], verdict="doubtful", told=(f"low_agreement: {HOSTILE_TEXT}",)
+        accepted,
+        case=CASES[1],
+        verdict="doubtful",
+        warnings=(f"low_agreement: {HOSTILE_TEXT}",),
     )
-    failed = FewShotLabel(CASES[2], "T2", "", failed=True, told=("cannot be read",))
-    picture = Picture(HOSTILE_CASE, 0.9312, png())
-    return FewShotPart(
-        (accepted, doubtful, failed), Gallery("estimated Dice", (), (picture,)), expert_dice=0.8721
+    failed = PseudoLabelRecord(CASES[2], "T2", None, "x", error="cannot be read")
+    return tuple(
+        PageImage(
+            ImageFile(case=record.case, vendor=record.vendor, sequence="T2", path=Path("x")), record
+        )
+        for record in (accepted, doubtful, failed)
     )
 
 
-def round_part(number: int, *, validation_dice: float, change_dice: float) -> RoundPart:
+def finished_round(number: int, *, validation_dice: float, change_dice: float) -> PageRound:
     """Return a finished round with two folds."""
-    label = RoundLabel(
-        CASES[0],
-        "T2",
-        "accept",
-        trains=True,
-        reason="accepted by the few-shot branch",
-        ignored=0.0125,
-        change_dice=CHANGES[0],
-        volume_ml=1400.4,
-        confidence=0.95,
+    trained, waiting, hostile = fewshot_images()
+    choices = (
+        {"trains": True, "reason": "accepted by the few-shot branch", "ignored": 0.0125},
+        {
+            "trains": False,
+            "reason": "doubtful: waits for networks to agree on it",
+            "ignored": None,
+        },
+        {"trains": True, "reason": HOSTILE_TEXT, "ignored": 0.0125},
     )
-    waiting = replace(
-        label, case=CASES[1], verdict="doubtful", trains=False, change_dice=CHANGES[1],
-        reason="doubtful: waits for networks to agree on it", agreement=0.6123, ignored=None,
-    )  # fmt: skip
-    hostile = replace(label, case=CASES[2], change_dice=CHANGES[2], reason=HOSTILE_TEXT)
-    falling = tuple(1 / (epoch + 1) for epoch in range(30))
-    rising = tuple(1 - loss for loss in falling)
-    return RoundPart(
+    images = tuple(
+        replace(
+            image,
+            choice=choice,
+            relabelled=RelabelRecord(
+                image.query.case,
+                "T2",
+                "key",
+                (0,),
+                trained=False,
+                agreement=0.6123 if image is waiting else None,
+                change_dice=change,
+                volume_ml=1400.4,
+                mean_confidence=0.95,
+            ),
+        )
+        for image, choice, change in zip((trained, waiting, hostile), choices, CHANGES, strict=True)
+    )
+    falling = tuple((epoch, 1 / epoch) for epoch in range(1, 31))
+    curves = tuple(Curve(f"fold {fold}", falling) for fold in (0, 1))
+    return PageRound(
         number,
         "finished",
         is_finished=True,
-        figures=RoundFigures(2, 1, 0, 0, validation_dice, 21.34, change_dice),
-        labels=(label, waiting, hostile),
-        trainings=tuple(
-            FoldTraining(fold, falling, falling, rising, tuple(0.001 * y for y in falling))
-            for fold in (0, 1)
+        figures={
+            "trained": 2,
+            "waiting": 1,
+            "rejected": 0,
+            "failed": 0,
+            "validation_dice": validation_dice,
+            "validation_hausdorff_mm": 21.34,
+            "change_dice": change_dice,
+        },
+        images=images,
+        charts=tuple(
+            LineChart(title, "epoch", curves)
+            for title in ("Loss on training patches", "Learning rate")
         ),
-        scores=(ExpertScore("0001-A", "T2", 0, 0.9012, 20.1, 8.2),),
+        scores=(FoldScore("0001-A", "T2", 0, 0.9012, 20.1, 8.2),),
         gallery=Gallery(
             "Dice to the mask before",
             (Picture("0002-B/T2", 0.5123, png()),),
@@ -115,15 +140,18 @@ def round_part(number: int, *, validation_dice: float, change_dice: float) -> Ro
     )
 
 
-def begun_part(number: int) -> RoundPart:
+def begun_round(number: int) -> PageRound:
     """Return a round of which nothing is known but what it trains on."""
-    return RoundPart(
+    image = replace(
+        fewshot_images()[0], choice={"trains": True, "reason": "accepted", "ignored": None}
+    )
+    return PageRound(
         number,
         "pseudo labels chosen",
         is_finished=False,
-        figures=RoundFigures(1, 0, 0, 0),
-        labels=(RoundLabel(CASES[0], "T2", "accept", trains=True, reason="accepted"),),
-        trainings=(),
+        figures={**_NO_FIGURES, "trained": 1, "waiting": 0, "rejected": 0, "failed": 0},
+        images=(image,),
+        charts=(),
         scores=(),
         gallery=NO_PICTURES,
     )

@@ -13,15 +13,21 @@ Nothing of the input is ever markup: the page's script writes it as text.
 from __future__ import annotations
 
 import base64
+import functools
+import hashlib
 import html
 import json
 import re
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Final
+
+import jinja2
+from markupsafe import Markup
 
 from sslmedsam2.imaging.atomic import output_error, write_bytes_atomic, write_text_atomic
+from sslmedsam2.reporting.charts import svg
 from sslmedsam2.reporting.page_volumes import ViewVolumes
 
 INDEX_NAME = "index.html"
@@ -38,6 +44,8 @@ _COPIED_ASSETS = (
     *("page.css", "sorting.js", "table.js", "viewer.js"),
     *("niivue.umd.js", "NIIVUE-LICENSE.txt"),
 )
+_STYLES: Final = ("page.css", "retrain.css")
+_SCRIPTS: Final = ("sorting.js", "retrain.js")
 _CASE_NAME = re.compile(r"\d{4,}\.js")
 
 
@@ -76,6 +84,50 @@ def write_page(folder: Path, data: Any, *, title: str) -> Path:
     write_text_atomic(index, template.substitute(title=html.escape(title), data=_script_json(data)))
     _remove_other_cases(folder / _CASES_FOLDER, kept=_with_script(data))
     return index
+
+
+def write_single_file_page(path: Path, template: str, **content: Any) -> Path:
+    """Write a page that needs no file beside it and allows no script and style but its own.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written.
+    """
+    style, script = (
+        Markup("".join(_asset(name).decode("utf-8") for name in names))
+        for names in (_STYLES, _SCRIPTS)
+    )
+    write_text_atomic(path, _render(template, style=style, script=script, **content))
+    return path
+
+
+def _render(template: str, **content: Any) -> str:
+    text = _templates().get_template(template).render(content)
+    # File names need not be valid text.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.PackageLoader("sslmedsam2.reporting"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    made.filters |= {"svg": svg, "base64": _base64, "policy_hash": _policy_hash}
+    return made
+
+
+def _asset(name: str) -> bytes:
+    return (resources.files(__package__) / _ASSETS_FOLDER / name).read_bytes()
+
+
+def _policy_hash(text: str) -> Markup:
+    """Name an inline script or style in a Content-Security-Policy."""
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return Markup(f"'sha256-{_base64(digest)}'")
 
 
 def _write_case(folder: Path, series_id: str, content: dict[str, Any]) -> None:

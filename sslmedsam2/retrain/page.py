@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -17,23 +17,14 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.presets import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.records import read_pseudo_label
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
+from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.galleries import Candidate, Gallery, make_gallery
-from sslmedsam2.reporting.retrain_page import write_retrain_page
-from sslmedsam2.reporting.retrain_page_data import (
-    ExpertScore,
-    FewShotLabel,
-    FewShotPart,
-    FoldTraining,
-    Outcome,
-    RetrainPage,
-    RoundFigures,
-    RoundLabel,
-    RoundPart,
-)
-from sslmedsam2.retrain.index import Index, read_index
+from sslmedsam2.reporting.page import write_single_file_page
+from sslmedsam2.retrain.index import read_index
 from sslmedsam2.retrain.options import RetrainOptions, from_record
 from sslmedsam2.retrain.select import fewshot_dice
+from sslmedsam2.retrain.selection import Decision
 from sslmedsam2.retrain.state import (
     RelabelRecord,
     RoundDir,
@@ -42,6 +33,7 @@ from sslmedsam2.retrain.state import (
     read_json,
     read_relabel_record,
 )
+from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.layout import checkpoint_file
 
@@ -49,38 +41,15 @@ logger = logging.getLogger(__name__)
 
 _LATEST: Final = "checkpoint_latest.pth"
 """Of a training that goes on, or was stopped."""
-
-
-def read_trainings(round_dir: RoundDir, *, n_folds: int) -> tuple[FoldTraining, ...]:
-    """Read the curves of the folds that have a checkpoint; a damaged one is passed over."""
-    if not round_dir.path.is_dir():
-        return ()
-    found = (_training(trained_model_dir(round_dir.path), fold) for fold in range(n_folds))
-    return tuple(training for training in found if training is not None)
-
-
-def _training(model_dir: Path, fold: int) -> FoldTraining | None:
-    final = model_dir / checkpoint_file(str(fold))
-    path = final if final.is_file() else final.with_name(_LATEST)
-    if not path.is_file():
-        return None
-    try:
-        log = read_checkpoint(path)["logging"]
-        return FoldTraining(
-            fold,
-            train_loss=_finite(log["train_losses"]),
-            held_out_loss=_finite(log["val_losses"]),
-            held_out_dice=_finite(log["mean_fg_dice"]),
-            learning_rate=_finite(log["lrs"]),
-        )
-    except (ModelError, LookupError, TypeError, ValueError) as error:
-        logger.warning("%s: its training curves cannot be read (%s)", path, error)
-        return None
-
-
-def _finite(values: Any) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)
-
+_CURVES: Final = {
+    "train_losses": "Loss on training patches",
+    "val_losses": "Loss on held-out patches",
+    "mean_fg_dice": "Pseudo Dice of held-out patches",
+    "lrs": "Learning rate",
+}
+"""What nnU-Net logs once an epoch, with its names on the page."""
+_ROUNDS_CHART_WIDTH: Final = 440
+_Record = TypeVar("_Record")
 
 _SHOWN_OPTIONS: Final = {
     "sam2": "SAM2",
@@ -101,8 +70,147 @@ _SHOWN_OPTIONS: Final = {
 """Options of the run that the page lists, with their names there."""
 
 
+@dataclass(frozen=True)
+class PageImage:
+    """An unlabelled image on the page, of the few-shot branch or in a round.
+
+    Attributes
+    ----------
+    fewshot
+        Of the few-shot branch; None if it has not labelled the image yet.
+    choice
+        Whether a round trains on it: ``trains``, ``reason`` and ``ignored``, the share of voxels
+        that the loss does not see; None if nothing is chosen yet.
+    relabelled
+        Of a round; None if the image is not predicted yet.
+    """
+
+    query: ImageFile
+    fewshot: PseudoLabelRecord | None
+    choice: Mapping[str, Any] | None = None
+    relabelled: RelabelRecord | None = None
+
+    @property
+    def verdict(self) -> str:
+        """The verdict of the few-shot branch, or why there is none."""
+        if self.fewshot is None:
+            return "not labelled yet"
+        return self.fewshot.verdict or "failed"
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """Error and warnings of the few-shot branch."""
+        if self.fewshot is None:
+            return ()
+        return (*filter(None, [self.fewshot.error]), *self.fewshot.warnings)
+
+    @property
+    def trains(self) -> str:
+        """Whether the round trains on its pseudo label; empty if that is not known yet."""
+        if self.choice is None:
+            return ""
+        return "trains" if self.choice["trains"] else "waits" if self.waits else "left out"
+
+    @property
+    def waits(self) -> bool:
+        """Whether a later round may train on it."""
+        trains = self.choice is not None and self.choice["trains"]
+        return self.verdict == "doubtful" and not trains
+
+    @property
+    def error(self) -> str | None:
+        """Why the round has no new mask."""
+        return None if self.relabelled is None else self.relabelled.error
+
+
+@dataclass(frozen=True)
+class PageRound:
+    """A round on the page.
+
+    Attributes
+    ----------
+    state
+        How far it has got.
+    figures
+        As in ``outcome.json``; means are None where they are not known yet.
+    fewshot_weight
+        Of the few-shot branch in the new masks, 0 to 1.
+    """
+
+    number: int
+    state: str
+    is_finished: bool
+    figures: Mapping[str, float | None]
+    images: tuple[PageImage, ...]
+    charts: tuple[LineChart, ...]
+    scores: tuple[FoldScore, ...]
+    gallery: Gallery
+    fewshot_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class RetrainPage:
+    """All of the page.
+
+    Attributes
+    ----------
+    labelled_cases
+        Of each labelled image.
+    decision
+        None as long as no round is finished.
+    settled_at
+        Dice between rounds that ends the run; None if the number of rounds is fixed.
+    options
+        Options and surroundings, by name.
+    problems
+        A line for each image that cannot take part.
+    fewshot_dice
+        Mean Dice of the few-shot branch on reference masks, each labelled by the others.
+    """
+
+    title: str
+    labelled_cases: tuple[str, ...]
+    images: tuple[PageImage, ...]
+    decision: Decision | None
+    settled_at: float | None
+    options: tuple[tuple[str, str], ...]
+    problems: tuple[str, ...]
+    fewshot_dice: float | None
+    fewshot_gallery: Gallery
+    rounds: tuple[PageRound, ...]
+
+    @property
+    def rounds_chart(self) -> LineChart:
+        """What the rounds came to, beside what they are compared with."""
+        curves = [
+            Curve(
+                name,
+                tuple(
+                    (part.number, value)
+                    for part in self.rounds
+                    if (value := part.figures[key]) is not None
+                ),
+            )
+            for name, key in (
+                ("on reference masks", "validation_dice"),
+                ("to the masks before", "change_dice"),
+            )
+        ]
+        levels = [
+            ("few-shot branch on reference masks", self.fewshot_dice),
+            ("settled", self.settled_at),
+        ]
+        return LineChart(
+            "Dice on reference masks, and between the pseudo masks before and after a round",
+            "round",
+            tuple(curves),
+            tuple((name, height) for name, height in levels if height is not None),
+            width=_ROUNDS_CHART_WIDTH,
+        )
+
+
 def report_or_warn(work: WorkDir, *, frozen: str | None = None) -> None:
-    """Write the page; if that fails, only warn: the run is worth more than its page."""
+    """Write the page; if that fails, only warn: the run does not end for its page."""
     try:
         path = write_retrain_report(work, frozen=frozen)
     except Exception as error:
@@ -129,32 +237,37 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
     """
     index = read_index(work)
     options = from_record(read_json(work.options), work_dir=work.path)
-    fewshot = _fewshot(work, index)
+    images = tuple(
+        PageImage(query, _record(work.pseudo_labels, query, read_pseudo_label))
+        for query in index.queries
+    )
     first = work.round(1)
     begun = (first, *work.rounds_after(first)) if first.path.is_dir() else ()
     page = RetrainPage(
         title=work.path.resolve().name,
-        labelled=_numbers(index.labelled),
-        unlabelled=_numbers(index.queries),
-        outcome=_outcome(options),
+        labelled_cases=tuple(image.case for image in index.labelled),
+        images=images,
+        decision=decision_so_far(options),
         settled_at=None if options.rule.fixed else options.rule.settled_at,
-        facts=_facts(options, frozen),
+        options=_facts(options, frozen),
         problems=index.problems,
-        fewshot=fewshot,
-        rounds=tuple(_round(round_dir, index, options, fewshot) for round_dir in begun),
+        fewshot_dice=fewshot_dice(work),
+        fewshot_gallery=_gallery(
+            work.pseudo_labels,
+            [
+                (image.query, image.fewshot.estimated_dice if image.fewshot else None)
+                for image in images
+            ],
+            judged_by="estimated Dice",
+        ),
+        rounds=tuple(_round(round_dir, images, options) for round_dir in begun),
     )
-    return write_retrain_page(work.report, page)
+    return write_page_of(page, work.report)
 
 
-def _numbers(images: Sequence[Any]) -> tuple[int, int]:
-    return len(images), len({image.case for image in images})
-
-
-def _outcome(options: RetrainOptions) -> Outcome | None:
-    decision = decision_so_far(options)
-    if decision is None:
-        return None
-    return Outcome(decision.best_round, decision.stop, decision.reason)
+def write_page_of(page: RetrainPage, path: Path) -> Path:
+    """Write the page, whole or not at all, and return its path; raises OutputError."""
+    return write_single_file_page(path, "retrain.html", page=page)
 
 
 def _facts(options: RetrainOptions, frozen: str | None) -> tuple[tuple[str, str], ...]:
@@ -192,132 +305,124 @@ def _in_words(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _fewshot(work: WorkDir, index: Index) -> FewShotPart:
-    labels, candidates = [], []
-    for query in index.queries:
-        paths = pseudo_label_paths(work.pseudo_labels, query)
-        label = _fewshot_label(query, paths.record)
-        labels.append(label)
-        if label.estimated_dice is not None:
-            candidates.append(Candidate(query.name, label.estimated_dice, paths.preview))
-    gallery = make_gallery(candidates, judged_by="estimated Dice")
-    return FewShotPart(tuple(labels), gallery, fewshot_dice(work))
+def _record(
+    folder: Path, query: ImageFile, read: Callable[[Path], _Record | None]
+) -> _Record | None:
+    path = pseudo_label_paths(folder, query).record
+    return read(path) if path.is_file() else None
 
 
-def _fewshot_label(query: ImageFile, path: Path) -> FewShotLabel:
-    record = read_pseudo_label(path)
-    sequence, vendor = query.sequence or "", query.vendor or ""
-    if record is None:
-        return FewShotLabel(query.case, sequence, vendor)
-    return FewShotLabel(
-        query.case,
-        sequence,
-        vendor,
-        verdict=record.verdict,
-        estimated_dice=record.estimated_dice,
-        interval=record.interval,
-        volume_ml=record.volume_ml,
-        failed=record.error is not None,
-        told=(*filter(None, [record.error]), *record.warnings),
-    )
+def _gallery(
+    folder: Path, scored: Sequence[tuple[ImageFile, float | None]], *, judged_by: str
+) -> Gallery:
+    candidates = [
+        Candidate(query.name, score, pseudo_label_paths(folder, query).preview)
+        for query, score in scored
+        if score is not None
+    ]
+    return make_gallery(candidates, judged_by=judged_by)
 
 
-def _round(
-    round_dir: RoundDir, index: Index, options: RetrainOptions, fewshot: FewShotPart
-) -> RoundPart:
+def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOptions) -> PageRound:
     choices = read_json(round_dir.selection)["choices"] if round_dir.selection.is_file() else []
     chosen = {choice["name"]: choice for choice in choices}
-    records = {query.name: _relabel_record(round_dir, query) for query in index.queries}
-    labels = tuple(
-        _round_label(label, chosen.get(query.name), records[query.name])
-        for query, label in zip(index.queries, fewshot.labels, strict=True)
+    images = tuple(
+        replace(
+            image,
+            choice=chosen.get(image.query.name),
+            relabelled=_record(round_dir.relabelled, image.query, read_relabel_record),
+        )
+        for image in images
     )
-    known = [record for record in records.values() if record is not None]
-    trainings = read_trainings(round_dir, n_folds=options.folds)
+    known = [image.relabelled for image in images if image.relabelled is not None]
+    logs = _training_logs(round_dir, n_folds=options.folds)
     scores = read_json(round_dir.validation) if round_dir.validation.is_file() else []
-    return RoundPart(
+    return PageRound(
         number=round_dir.number,
-        state=_state(round_dir, trainings, options, n_relabelled=len(known), n_labels=len(labels)),
+        state=_state(round_dir, logs, options, n_relabelled=len(known), n_images=len(images)),
         is_finished=round_dir.outcome.is_file(),
-        figures=_figures(round_dir, labels, [score["dice"] for score in scores]),
-        labels=labels,
-        trainings=trainings,
-        scores=tuple(ExpertScore(**score) for score in scores),
-        gallery=_gallery(round_dir, index, records.values()),
+        figures=_figures(round_dir, images, [score["dice"] for score in scores]),
+        images=images,
+        charts=_training_charts(logs),
+        scores=tuple(FoldScore(**score) for score in scores),
+        gallery=_gallery(
+            round_dir.relabelled,
+            [
+                (image.query, image.relabelled.change_dice if image.relabelled else None)
+                for image in images
+            ],
+            judged_by="Dice to the mask before",
+        ),
         fewshot_weight=max((record.fewshot_weight for record in known), default=None),
     )
 
 
-def _relabel_record(round_dir: RoundDir, query: ImageFile) -> RelabelRecord | None:
-    path = pseudo_label_paths(round_dir.relabelled, query).record
-    return read_relabel_record(path) if path.is_file() else None
-
-
-def _round_label(
-    label: FewShotLabel, choice: dict[str, Any] | None, record: RelabelRecord | None
-) -> RoundLabel:
-    done = record is not None and record.error is None
-    return RoundLabel(
-        label.case,
-        label.sequence,
-        label.verdict,
-        trains=choice["trains"] if choice else None,
-        reason=choice["reason"] if choice else "",
-        ignored=choice["ignored"] if choice else None,
-        agreement=record.agreement if record else None,
-        change_dice=record.change_dice if record else None,
-        volume_ml=record.volume_ml if record and done else None,
-        confidence=record.mean_confidence if record else None,
-        error=record.error if record else None,
-    )
-
-
 def _figures(
-    round_dir: RoundDir, labels: Sequence[RoundLabel], dices: Sequence[float]
-) -> RoundFigures:
-    """Return the round's own figures or, before it is finished, those that can be told by now."""
+    round_dir: RoundDir, images: Sequence[PageImage], dices: Sequence[float]
+) -> Mapping[str, float | None]:
+    """Return the round's own figures or, before it is finished, those that are known by now."""
     if round_dir.outcome.is_file():
-        outcome = read_json(round_dir.outcome)
-        return RoundFigures(**{field.name: outcome[field.name] for field in fields(RoundFigures)})
-    return RoundFigures(
-        trained=sum(bool(label.trains) for label in labels),
-        waiting=sum(not label.trains and label.verdict == "doubtful" for label in labels),
-        rejected=sum(label.verdict == "reject" for label in labels),
-        failed=sum(label.error is not None for label in labels),
-        validation_dice=float(np.mean(dices)) if dices else None,
-    )
+        return read_json(round_dir.outcome)
+    return {
+        "validation_dice": float(np.mean(dices)) if dices else None,
+        "validation_hausdorff_mm": None,
+        "change_dice": None,
+        "trained": sum(image.trains == "trains" for image in images),
+        "waiting": sum(image.waits for image in images),
+        "rejected": sum(image.verdict == "reject" for image in images),
+        "failed": sum(image.error is not None for image in images),
+    }
 
 
-def _gallery(round_dir: RoundDir, index: Index, records: Iterable[RelabelRecord | None]) -> Gallery:
-    candidates = [
-        Candidate(
-            query.name,
-            record.change_dice,
-            pseudo_label_paths(round_dir.relabelled, query).preview,
+def _training_logs(round_dir: RoundDir, *, n_folds: int) -> dict[int, dict[str, list[float]]]:
+    """Read what nnU-Net logged of each fold that has a checkpoint; a damaged one is passed over."""
+    found = {}
+    for fold in range(n_folds) if round_dir.path.is_dir() else ():
+        final = trained_model_dir(round_dir.path) / checkpoint_file(str(fold))
+        path = final if final.is_file() else final.with_name(_LATEST)
+        if not path.is_file():
+            continue
+        try:
+            log = read_checkpoint(path)["logging"]
+            found[fold] = {key: [float(value) for value in log[key]] for key in _CURVES}
+        except (ModelError, LookupError, TypeError, ValueError) as error:
+            logger.warning("%s: its training curves cannot be read (%s)", path, error)
+    return found
+
+
+def _training_charts(logs: Mapping[int, Mapping[str, Sequence[float]]]) -> tuple[LineChart, ...]:
+    """Return a chart for each figure of the training, with all folds in it."""
+    charts = (
+        LineChart(
+            title,
+            "epoch",
+            tuple(
+                Curve(f"fold {fold}", tuple(enumerate(log[key], start=1)))
+                for fold, log in logs.items()
+            ),
         )
-        for query, record in zip(index.queries, records, strict=True)
-        if record is not None and record.change_dice is not None
-    ]
-    return make_gallery(candidates, judged_by="Dice to the mask before")
+        for key, title in _CURVES.items()
+    )
+    return tuple(chart for chart in charts if chart.has_points)
 
 
 def _state(
     round_dir: RoundDir,
-    trainings: Sequence[FoldTraining],
+    logs: Mapping[int, Mapping[str, Sequence[float]]],
     options: RetrainOptions,
     *,
     n_relabelled: int,
-    n_labels: int,
+    n_images: int,
 ) -> str:
     """Say how far a round has got, from its last stage to its first."""
     if round_dir.outcome.is_file():
         return "finished"
     if n_relabelled:
-        return f"{n_relabelled} of {n_labels} unlabelled images re-predicted"
+        return f"{n_relabelled} of {n_images} unlabelled images re-predicted"
     if round_dir.validation.is_file():
         return "scored on reference masks"
-    if trainings:
-        epochs = [f"fold {fold.fold} at epoch {len(fold.train_loss)}" for fold in trainings]
+    if logs:
+        epochs = [f"fold {fold} at epoch {len(log['lrs'])}" for fold, log in logs.items()]
         return f"training, {', '.join(epochs)} of {options.epochs}"
     return (
         "pseudo labels chosen"

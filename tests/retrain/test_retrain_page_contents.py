@@ -6,17 +6,17 @@ from dataclasses import replace
 import pytest
 from parsed_page import ParsedPage
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
-from retrain_pages import NO_PICTURES, begun_part, example_page, fewshot_part, png
+from retrain_pages import NO_PICTURES, begun_round, example_page, fewshot_images, png
 
 from sslmedsam2.errors import OutputError
-from sslmedsam2.reporting.retrain_page import write_retrain_page
-from sslmedsam2.reporting.retrain_page_data import FewShotLabel, FewShotPart
+from sslmedsam2.retrain.page import PageImage, write_page_of
+from sslmedsam2.retrain.state import RelabelRecord
 
 
 @pytest.fixture
 def write(tmp_path):
     def write(**changes):
-        return write_retrain_page(tmp_path / "report" / "index.html", example_page(**changes))
+        return write_page_of(example_page(**changes), tmp_path / "report" / "index.html")
 
     return write
 
@@ -28,7 +28,7 @@ def page(write):
 
 def test_the_head_says_how_much_there_is_and_which_round_is_best_and_why(page):
     assert "4labelled, of 3 patient(s)" in page.text
-    assert "3unlabelled, of 2 patient(s)" in page.text
+    assert "3unlabelled, of 3 patient(s)" in page.text
     assert "2round(s) finished" in page.text
     assert (
         "Best is round 2, by its Dice of 0.9234 on reference masks. "
@@ -37,8 +37,15 @@ def test_the_head_says_how_much_there_is_and_which_round_is_best_and_why(page):
 
 
 def test_a_run_that_has_ended_says_why(write):
-    outcome = replace(example_page().outcome, ended=True, reason="Dice on reference masks fell")
-    assert "Ended: Dice on reference masks fell." in ParsedPage(write(outcome=outcome)).text
+    decision = replace(example_page().decision, stop=True, reason="Dice on reference masks fell")
+    text = ParsedPage(write(decision=decision)).text
+    assert "Ended: Dice on reference masks fell." in text
+    assert "worse" not in text
+
+
+def test_a_network_that_is_worse_than_the_few_shot_branch_is_named_so(write):
+    text = ParsedPage(write(fewshot_dice=0.9235)).text
+    assert "Its network is worse on the reference masks than the few-shot branch (0.9235)." in text
 
 
 def test_each_round_has_its_line_beside_the_few_shot_branch(page):
@@ -77,8 +84,9 @@ def test_each_pseudo_label_says_whether_it_trains_and_why(page):
 
 
 def test_an_image_that_could_not_be_re_predicted_says_why(write):
-    label = replace(begun_part(3).labels[0], error="its grid is broken")
-    part = replace(begun_part(3), labels=(label,))
+    (image,) = begun_round(3).images
+    failed = RelabelRecord(image.query.case, "T2", "key", (0,), True, error="its grid is broken")
+    part = replace(begun_round(3), images=(replace(image, relabelled=failed),))
     rounds = (*example_page().rounds[:2], part)
     (row,) = ParsedPage(write(rounds=rounds)).table("Pseudo labels of round 3")
     assert row["Error"] == "its grid is broken"
@@ -97,13 +105,7 @@ def test_every_finished_round_has_its_training_curves(page):
     charts = [told["aria-label"].split(":")[0] for told in page.found("svg") if "role" in told]
     assert charts == [
         "Dice on reference masks, and between the pseudo masks before and after a round",
-        *[
-            "Loss on training patches",
-            "Loss on held-out patches",
-            "Pseudo Dice of held-out patches",
-            "Learning rate",
-        ]
-        * 2,
+        *["Loss on training patches", "Learning rate"] * 2,
     ]
 
 
@@ -111,7 +113,7 @@ def test_pictures_are_inside_the_page_and_a_missing_one_is_said(page):
     address = "data:image/png;base64," + base64.b64encode(png()).decode()
     assert [picture["src"] for picture in page.found("img")] == [address] * 3
     assert "Worst masks, by Dice to the mask before" in page.text
-    assert page.text.count("There is no picture.") == 2
+    assert page.text.count("There is no preview.") == 2
 
 
 def test_new_masks_say_how_much_each_branch_counts(page):
@@ -129,13 +131,10 @@ def test_names_from_the_input_are_never_markup(write):
 
 
 def test_a_name_that_is_no_valid_text_is_shown_with_its_bytes(write):
-    page = ParsedPage(write(title="\udcff", fewshot=with_case("\udcff")))
-    assert "\\udcff" in page.text
-
-
-def with_case(case):
-    part = fewshot_part()
-    return replace(part, labels=(replace(part.labels[0], case=case), *part.labels[1:]))
+    first, *others = fewshot_images()
+    named = replace(first, query=replace(first.query, case="\udcff"))
+    page = ParsedPage(write(title="\udcff", images=(named, *others)))
+    assert page.text.count("\\udcff") == 3
 
 
 def test_the_page_needs_nothing_beside_it_and_allows_no_other_script(write):
@@ -157,8 +156,9 @@ def test_the_page_needs_nothing_beside_it_and_allows_no_other_script(write):
 
 
 def test_a_run_that_has_only_begun_has_its_page(write):
-    fewshot = FewShotPart((FewShotLabel("0001-A", "T2", "A"),), NO_PICTURES)
-    page = ParsedPage(write(outcome=None, rounds=(), problems=(), fewshot=fewshot))
+    images = (PageImage(fewshot_images()[0].query, None),)
+    unknown = {"decision": None, "fewshot_dice": None, "fewshot_gallery": NO_PICTURES}
+    page = ParsedPage(write(rounds=(), problems=(), images=images, **unknown))
     assert "No round has begun yet." in page.text
     (line,) = page.table("The few-shot branch and all rounds")
     assert line["Dice"] == ""
@@ -169,7 +169,7 @@ def test_a_run_that_has_only_begun_has_its_page(write):
 
 
 def test_before_the_first_round_is_finished_its_state_is_told(write):
-    page = ParsedPage(write(outcome=None, rounds=(begun_part(1),)))
+    page = ParsedPage(write(decision=None, rounds=(begun_round(1),)))
     assert "No round is finished yet. Round 1: pseudo labels chosen." in page.text
 
 
@@ -186,4 +186,4 @@ def test_only_the_best_and_the_newest_round_are_unfolded(page):
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "report").write_text("a file")
     with pytest.raises(OutputError, match="choose another output folder"):
-        write_retrain_page(tmp_path / "report" / "index.html", example_page())
+        write_page_of(example_page(), tmp_path / "report" / "index.html")

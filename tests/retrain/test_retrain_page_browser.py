@@ -10,7 +10,7 @@ from qc_runs import HOSTILE_CASE
 from result_page import coloured
 from retrain_pages import example_page
 
-from sslmedsam2.reporting.retrain_page import write_retrain_page
+from sslmedsam2.retrain.page import write_page_of
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ AS_GIVEN = ["0010-B", "0002-B", HOSTILE_CASE]
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     skip_without_chromium()
-    return write_retrain_page(tmp_path_factory.mktemp("run") / "index.html", example_page())
+    return write_page_of(example_page(), tmp_path_factory.mktemp("run") / "index.html")
 
 
 @pytest.fixture(scope="module")
