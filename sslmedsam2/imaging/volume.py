@@ -6,6 +6,7 @@ superior), as in DICOM and ITK. Arrays are always indexed ``[z, y, x]``.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,19 @@ class Volume:
     source: Source
     repairs: tuple[str, ...] = ()
     modality: str | None = None
+
+    def sha256(self) -> str:
+        """Return a hash of voxels, place and orientation, whatever file they came from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.array_zyx).data)
+        geometry = self.geometry
+        for numbers in (
+            geometry.shape_zyx,
+            geometry.spacing_zyx_mm,
+            geometry.origin_xyz_mm,
+            geometry.direction_xyz,
+        ):
+            digest.update(np.asarray(numbers, dtype=np.float64).tobytes())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.predict.series import SeriesTarget, read_target_grid
+from sslmedsam2.predict.series import SeriesTarget, read_image
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ def reusable_result(
     """Return the earlier result of a series if it still stands, else None.
 
     It stands if it was made by the same models, engine and options as ``report`` names, and its
-    mask is there, readable, not empty and on the grid of its image. Fallbacks are tried again.
+    mask is there, readable, not empty and on the grid of its image, whose voxels are those that
+    it was made of. Fallbacks are tried again.
     """
     if previous is None or not _same_provenance(previous, report):
         return None
@@ -47,12 +48,15 @@ def _same_provenance(previous: RunReport, report: RunReport) -> bool:
 def _still_valid(target: SeriesTarget, result: SeriesResult) -> SeriesResult | None:
     try:
         mask = read_mask(target.mask_path)
-        image = read_target_grid(target)
+        image = read_image(target)
     except InputError as error:
         logger.info("done again: %s", error)
         return None
     if not mask.array_zyx.any() or not same_grid(mask.geometry, image.geometry):
         logger.info("done again: %s is empty or on another grid", target.output_name)
+        return None
+    if image.sha256() != result.image_sha256:
+        logger.info("done again: %s was made of another image", target.output_name)
         return None
     if _lacks_seg(target, result):
         logger.info("done again: %s has no DICOM-SEG", target.output_name)

@@ -218,7 +218,7 @@ def load(target: SeriesTarget) -> Loaded:
     start = time.perf_counter()
     path = target.series.path
     try:
-        ready = make_ready(_read_image(target))
+        ready = make_ready(read_image(target))
     except SslMedSam2Error as error:
         return Loaded(target, None, error)
     except Exception as error:
@@ -226,7 +226,8 @@ def load(target: SeriesTarget) -> Loaded:
     return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
 
 
-def _read_image(target: SeriesTarget) -> Volume:
+def read_image(target: SeriesTarget) -> Volume:
+    """Read the image of a target; raises InputError."""
     if target.dicom is None:
         return read_volume(target.series.path)
     from sslmedsam2.dicom.reading import read_dicom
@@ -392,6 +393,7 @@ def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> Seri
         warnings=ready.notes if ready else (),
         error=error,
         geometry=InputGeometry.of(ready.volume) if ready else None,
+        image_sha256=ready.volume.sha256() if ready else None,
     )
 
 

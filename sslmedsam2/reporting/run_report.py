@@ -99,6 +99,8 @@ class SeriesResult:
         Of the DICOM-SEG, relative to the run's folder; None if none was written.
     geometry
         Of the input; None if it could not be read.
+    image_sha256
+        Of the voxels and the geometry as read; None if they could not be read.
     """
 
     case: str
@@ -117,6 +119,7 @@ class SeriesResult:
     error: str | None = None
     geometry: InputGeometry | None = None
     dicom_seg_path: str | None = None
+    image_sha256: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

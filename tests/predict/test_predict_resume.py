@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from predict_samples import assert_valid_mask
 from tiny_models import bright_tissue_model
+from tiny_scans import abdomen
 
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
@@ -83,7 +84,18 @@ def test_a_mask_that_no_longer_stands_is_made_again_and_the_others_kept(finished
     assert path.read_bytes() == whole
 
 
-def test_a_replaced_image_is_done_again(finished):
+def test_an_image_replaced_on_the_same_grid_is_done_again(finished):
+    earlier = mask_path(finished, "0002-A").read_bytes()
+    finished.add("0002-A/GED4.nii.gz", array_zyx=np.roll(abdomen(seed=9)[0], 3, axis=2))
+
+    ended = finished.run(resume=True)
+
+    assert ended.of("0002-A").status is SeriesStatus.OK
+    assert ended.of("0001-A").status is SeriesStatus.SKIPPED_RESUME
+    assert mask_path(finished, "0002-A").read_bytes() != earlier
+
+
+def test_an_image_replaced_on_another_grid_is_done_again(finished):
     finished.add("0002-A/GED4.nii.gz", array_zyx=np.pad(np.ones((20, 30, 40)), 4))
 
     ended = finished.run(resume=True)
