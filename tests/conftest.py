@@ -51,12 +51,12 @@ def workplace(tmp_path, bright_model):
 @pytest.fixture(scope="session")
 def small_sam2(tmp_path_factory):
     """Make the file of a small SAM2 of random weights."""
-    from pseudo_label_samples import small_sam2
+    from tiny_sam2 import write_tiny_compact
 
-    return small_sam2(tmp_path_factory.mktemp("sam2") / "small.safetensors")
+    return write_tiny_compact(tmp_path_factory.mktemp("sam2") / "small.safetensors")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """Let torch use one thread: with networks this small more only wait for each other."""
     import torch

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
-from sslmedsam2.fewshot.checkpoint import save_compact
-from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.pseudo_label.pipeline import (
     PseudoLabelOptions,
@@ -35,26 +33,21 @@ def small_abdomen(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image[::3, ::2, ::2], mask[::3, ::2, ::2]
 
 
-def small_sam2(path: Path) -> Path:
-    """Write a SAM2 that knows nothing, and says so in the same way each time."""
-    architecture = CompactArchitecture(
-        image_size=64, embed_dim=16, stages=(1, 1, 2, 1), d_model=64, mem_dim=32, memory_layers=1
-    )
-    torch.manual_seed(0)
-    save_compact(build_compact(architecture), path, architecture=architecture, notes={})
-    return path
-
-
 class Workplace:
     """A support folder, a query folder and an output folder beside each other."""
 
     def __init__(self, root: Path, sam2: Path) -> None:
+        self.root = root
         self.sam2 = sam2
         self.support = root / "support"
         self.query = root / "query"
         self.output = root / "output"
-        self.support.mkdir()
-        self.query.mkdir()
+        self.support.mkdir(exist_ok=True)
+        self.query.mkdir(exist_ok=True)
+
+    def copy_to(self, root: Path) -> Workplace:
+        """Copy all three folders to a root that does not exist yet, times of files included."""
+        return Workplace(shutil.copytree(self.root, root), self.sam2)
 
     def add_support(self, case: str, *, sequence: str = "GED4", seed: int = 0) -> Path:
         """Write a labelled volume and return its folder."""

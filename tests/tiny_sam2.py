@@ -13,7 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
 
-from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.checkpoint import LoadedSam2, save_compact
 from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
 from sslmedsam2.fewshot.strategy import Query, Support
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
@@ -32,6 +32,12 @@ def tiny_compact(*, seed: int = 0) -> LoadedSam2:
     torch.manual_seed(seed)
     model = _stirred(build_compact(TINY)).eval().requires_grad_(False)
     return LoadedSam2(model=model, name="tiny", sha256="0" * 64)
+
+
+def write_tiny_compact(path: Path) -> Path:
+    """Write the compact SAM2 of :func:`tiny_compact` as ``pseudo-label`` loads it."""
+    save_compact(tiny_compact().model, path, architecture=TINY, notes={})
+    return path
 
 
 def tiny_official(*, seed: int = 0) -> SAM2Base:

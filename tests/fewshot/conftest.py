@@ -1,16 +1,11 @@
 """Networks that are built once for all few-shot tests."""
 
 import pytest
-import torch
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread():
-    """Spare tiny tensors the threads that would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread):
+    pass
 
 
 @pytest.fixture(scope="session")

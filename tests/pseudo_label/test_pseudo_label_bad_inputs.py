@@ -1,8 +1,8 @@
 """What cannot be used is named, and everything else goes on."""
 
 import csv
+import logging
 
-import nibabel as nib
 import numpy as np
 import pytest
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, Workplace
@@ -31,40 +31,6 @@ def write_zeros(path):
 def write_nonsense(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"this is no image")
-
-
-@pytest.mark.parametrize("write", [write_zeros, write_nonsense])
-def test_a_bad_query_is_a_row_with_an_error_and_the_next_goes_on(workplace, write):
-    write(workplace.query / "0001-A" / "T2.nii.gz")
-
-    summary = workplace.run()
-
-    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
-    bad, good = csv.DictReader(summary.table_path.open(newline=""))
-    assert "0001-A/T2.nii.gz" in bad["error"]
-    assert bad["verdict"] == ""
-    assert good["case"] == "0009-A"
-    assert good["error"] == ""
-    assert not workplace.paths("0001-A").mask.exists()
-    assert workplace.paths("0009-A").mask.is_file()
-
-
-def test_a_query_of_three_slices_is_labelled(workplace):
-    image = workplace.add_query("0001-A/T2.nii.gz", n_slices=3)
-
-    assert workplace.run().exit_code == ExitCode.OK
-    assert nib.load(workplace.paths("0001-A").mask).shape == nib.load(image).shape
-
-
-def test_a_folder_that_should_be_a_query_and_is_none_is_reported(workplace):
-    (workplace.query / "Vendor-A" / "0001-A").mkdir(parents=True)
-
-    summary = workplace.run()
-
-    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
-    rows = list(csv.DictReader(summary.table_path.open(newline="")))
-    assert [row["case"] for row in rows] == ["0001-A", "0009-A"]
-    assert "holds no image" in rows[0]["error"]
 
 
 def test_a_query_that_has_become_bad_keeps_no_earlier_mask(workplace):
@@ -131,17 +97,60 @@ SPOILERS = [
 ]
 
 
-@pytest.mark.parametrize("spoil", SPOILERS)
-def test_a_bad_support_is_named_and_left_out(workplace, spoil, caplog):
-    spoil(workplace.add_support("1000-A-S1"))
+BAD_QUERIES = {"0001-A": write_zeros, "0002-A": write_nonsense}
 
-    summary = workplace.run()
+
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory, small_sam2):
+    """Sound volumes among all the bad ones, the summary of a run on them, and what it logged."""
+    place = Workplace(tmp_path_factory.mktemp("spoilt"), small_sam2)
+    place.add_support("1001-A-S1", seed=1)
+    for spoil in SPOILERS:
+        spoil(place.add_support(f"{spoil.__name__}-A-S1"))
+    for case, write in BAD_QUERIES.items():
+        write(place.query / case / "T2.nii.gz")
+    (place.query / "Vendor-A" / "0003-A").mkdir(parents=True)
+    place.add_query("0009-A/T2.nii.gz", n_slices=4)
+    place.add_query("1001-A-S1/GED4.nii.gz", seed=1)
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logging.getLogger("sslmedsam2").addHandler(handler)
+    yield place, place.run(), logged
+    logging.getLogger("sslmedsam2").removeHandler(handler)
+
+
+def test_a_bad_query_is_a_row_with_an_error_and_the_next_goes_on(spoilt):
+    place, summary, _ = spoilt
 
     assert summary.exit_code == ExitCode.SOME_CASES_FAILED
-    assert len(summary.support_errors) == 1
-    assert "1000-A-S1" in summary.support_errors[0]
-    assert summary.support_errors[0] in caplog.text
-    record = workplace.record("0009-A")
+    rows = {row["case"]: row for row in csv.DictReader(summary.table_path.open(newline=""))}
+    assert list(rows) == ["0001-A", "0002-A", "0003-A", "0009-A", "1001-A-S1"]
+    for case in BAD_QUERIES:
+        assert f"{case}/T2.nii.gz" in rows[case]["error"]
+        assert rows[case]["verdict"] == ""
+        assert not place.paths(case).mask.exists()
+    assert rows["0009-A"]["error"] == ""
+    assert place.paths("0009-A").mask.is_file()
+
+
+def test_a_folder_that_should_be_a_query_and_is_none_is_reported(spoilt):
+    _, summary, _ = spoilt
+
+    (problem,) = summary.problems
+    assert problem.case == "0003-A"
+    rows = {row["case"]: row for row in csv.DictReader(summary.table_path.open(newline=""))}
+    assert "holds no image" in rows["0003-A"]["error"]
+
+
+@pytest.mark.parametrize("spoil", SPOILERS)
+def test_a_bad_support_is_named_and_left_out(spoilt, spoil):
+    place, summary, logged = spoilt
+
+    assert len(summary.support_errors) == len(SPOILERS)
+    (error,) = (line for line in summary.support_errors if f"{spoil.__name__}-A-S1" in line)
+    assert error in "\n".join(logged)
+    record = place.record("0009-A")
     assert [score["name"] for score in record["supports"]] == ["1001-A-S1/GED4"]
 
 
@@ -152,6 +161,10 @@ def test_label_chooses_the_liver_of_a_support_with_several_organs(workplace):
     assert summary.exit_code == ExitCode.OK
     with pytest.raises(NoInputError, match="no voxel has the label 4"):
         pseudo_label(workplace.options(label=4))
+
+
+def test_the_only_support_cannot_label_itself(spoilt):
+    assert "the only labelled volume" in spoilt[0].record("1001-A-S1", "GED4")["error"]
 
 
 def test_without_a_usable_support_nothing_is_begun(workplace):
@@ -172,15 +185,6 @@ def test_a_support_folder_without_masks_is_an_error(workplace, tmp_path):
 def test_nothing_to_label_is_an_error_that_says_why(workplace):
     with pytest.raises(NoInputError, match="is labelled"):
         pseudo_label(workplace.options(query_dir=workplace.support))
-
-
-def test_the_only_support_cannot_label_itself(workplace):
-    workplace.add_query("1001-A-S1/GED4.nii.gz", seed=1)
-
-    summary = workplace.run()
-
-    assert summary.exit_code == ExitCode.SOME_CASES_FAILED
-    assert "the only labelled volume" in workplace.record("1001-A-S1", "GED4")["error"]
 
 
 @pytest.mark.parametrize("content", [b"", b"no network", None])
