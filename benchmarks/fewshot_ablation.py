@@ -26,7 +26,7 @@ from sslmedsam2.fewshot.encoded import EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import refine_by_intensity
 from sslmedsam2.fewshot.memory import Decoded, Memory, remember_decoded, segment
 from sslmedsam2.fewshot.outcome import largest_piece, mask_dice
-from sslmedsam2.fewshot.slices import SliceStack, cut_masks, cut_slices, paste, whole_frame
+from sslmedsam2.fewshot.slices import SliceStack, cut_masks, cut_slices, paste, whole_slice
 from sslmedsam2.submission.metrics import measure
 
 
@@ -55,9 +55,9 @@ class Bench:
 
     def see(self, case: Case) -> Seen:
         size = self._encoder.sam2.image_size
-        frame = None if self._body_crop else whole_frame(case.image.array_zyx.shape)
-        stack = cut_slices(case.image, size=size, frame=frame)
-        masks = cut_masks(case.mask_zyx, stack.frame, size=size)
+        crop = None if self._body_crop else whole_slice(case.image.array_zyx.shape)
+        stack = cut_slices(case.image, size=size, crop=crop)
+        masks = cut_masks(case.mask_zyx, stack.crop, size=size)
         volume = self._encoder.volume(stack)
         memory = self._encoder.remember(volume, masks)
         return Seen(case, stack, volume, masks, memory, find_place(masks, volume.z_mm))

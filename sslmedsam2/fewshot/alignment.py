@@ -29,7 +29,7 @@ _STEP_MM: Final = 4.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where a support's organ lies along the body: its middle, and from end to end."""
+    """Position of a support's organ along z: middle and height, in mm."""
 
     middle_mm: float
     height_mm: float

@@ -41,7 +41,7 @@ def contrast_distance(one: Quantiles, other: Quantiles) -> float:
 
 
 def appearances(slices: Pictures, reference: Quantiles) -> Mapping[str, Pictures]:
-    """Return the query's slices in the contrasts worth trying, by name.
+    """Return the query's slices in each contrast to try, by name.
 
     A query of the supports' own contrast is left as it is.
     """
@@ -57,7 +57,7 @@ def appearances(slices: Pictures, reference: Quantiles) -> Mapping[str, Pictures
 
 
 def _matched(slices: Pictures, reference: Quantiles) -> Pictures:
-    """Send the body's intensities where the reference has the same share of them."""
+    """Match the histogram of the body to the reference quantiles."""
     own = body_quantiles(slices)
     inside = slices > AIR_BELOW
     return np.where(inside, np.interp(slices, own, reference), slices).astype(np.float32)

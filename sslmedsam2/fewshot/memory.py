@@ -92,7 +92,7 @@ def remember_prompts(model: SAM2Base, features: Features, masks: Tensor) -> Memo
         )
     decoded = _decode(model, features, features.coarse, mask_prompt=prompt)
     logits = (2 * masks - 1) * _PROMPT_LOGIT
-    # As SAM2 does it: by what the decoder thinks, and then by what the mask says.
+    # As in SAM2: first by the decoder's object score, then by the mask.
     pointer = _gate_pointer(model, decoded.pointer, decoded.object_logit[:, None] > 0)
     return Memory(
         spatial=_remember(model, features, logits, present),

@@ -21,7 +21,7 @@ _LIVER_ML: Final = (500.0, 4000.0)
 
 @dataclass(frozen=True)
 class SupportPrediction:
-    """What one support makes of a query.
+    """Prediction of one support for a query.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ def conclude(
     encoder_calls: int,
     seconds: Mapping[str, float],
 ) -> FewShotResult:
-    """Bring the fused ``probability`` to the volume's grid and weigh the evidence.
+    """Resample the fused ``probability`` to the volume's grid and compute the evidence.
 
     It is ``(n, size, size)``, as fine as the predictions' maps or a multiple of that.
     """
@@ -104,7 +104,7 @@ def conclude(
 def agreements(
     predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
 ) -> list[float]:
-    """Return the Dice of each support's own mask with the fused result's."""
+    """Return the Dice of each support's mask with the fused one."""
     decided = _decided(predictions, probability)
     return [mask_dice(prediction.probability > 0.5, decided) for prediction in predictions]
 
@@ -151,13 +151,13 @@ def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
 def plausibility(
     mask_zyx: MaskZYX, *, n_pieces: int, spacing_zyx_mm: tuple[float, float, float]
 ) -> float:
-    """Say how much a mask looks like a liver by size, pieces and place; 0 to 1."""
+    """Return how plausible a mask is as a liver by volume, components and position; 0 to 1."""
     if not mask_zyx.any():
         return 0.0
     volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=spacing_zyx_mm)
     low, high = _LIVER_ML
     size = min(1.0, volume_ml / low, high / volume_ml)
     pieces = 1.0 / max(1, n_pieces) ** 0.25
-    # A liver that is cut off by the scan's ends is only partly there to be judged.
+    # A liver that is cut off by the end of the scan cannot be judged as a whole.
     cut_off = float(mask_zyx[[0, -1]].any()) * 0.2
     return size * pieces * (1 - cut_off)

@@ -130,7 +130,7 @@ def _train(
     device: torch.device,
     meeting: Path | None,
 ) -> None:
-    """Train as one of ``settings.processes`` equals; the first keeps the checkpoint."""
+    """Train in one of ``settings.processes`` processes; the first writes the checkpoint."""
     if meeting is not None:
         torch.set_num_threads(1)
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
@@ -266,7 +266,7 @@ def _episode_loss(model: SAM2Base, batch: Episode, *, chained: bool) -> Tensor:
 
 
 def _loss(decoded: Decoded, masks: Tensor) -> Tensor:
-    """Score masks, and the network's estimate of them; ``masks`` are ``(n, 1, size, size)``."""
+    """Return the loss of masks and of estimated IoU; ``masks`` are ``(n, 1, size, size)``."""
     logits = nnf.interpolate(decoded.logits.float(), size=masks.shape[-2:], mode="bilinear")
     present = masks.flatten(1).amax(1)
     bce = nnf.binary_cross_entropy_with_logits(logits, masks, reduction="none")

@@ -25,11 +25,11 @@ from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.memory import normalise
 from sslmedsam2.fewshot.outcome import SupportPrediction, conclude, name_seed
 from sslmedsam2.fewshot.slices import (
+    check_image,
     check_masks,
-    check_pictures,
     cut_masks,
     cut_slices,
-    whole_frame,
+    whole_slice,
 )
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 
@@ -69,8 +69,8 @@ class RandomInsertion:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
         start = time.perf_counter()
         size = self._sam2.image_size
-        stack = cut_slices(query.image, size=size, frame=whole_frame(query.image.array_zyx.shape))
-        check_pictures(stack, name=query.name)
+        stack = cut_slices(query.image, size=size, crop=whole_slice(query.image.array_zyx.shape))
+        check_image(stack, name=query.name)
         calls = 0
         predictions = []
         for support in self._supports:
@@ -109,9 +109,9 @@ class RandomInsertion:
 
 
 def _cut_support(support: Support, size: int) -> _CutSupport:
-    frame = whole_frame(support.image.array_zyx.shape)
-    stack = cut_slices(support.image, size=size, frame=frame)
-    masks = cut_masks(support.mask_zyx, frame, size=size)
+    crop = whole_slice(support.image.array_zyx.shape)
+    stack = cut_slices(support.image, size=size, crop=crop)
+    masks = cut_masks(support.mask_zyx, crop, size=size)
     check_masks(masks, name=support.name)
     return _CutSupport(support.name, support.case, stack.slices, masks)
 

@@ -33,7 +33,7 @@ _REJECT_BELOW: Final = 0.60
 
 @dataclass(frozen=True)
 class Reliability:
-    """What a pseudo label is probably worth.
+    """Estimated Dice of a pseudo label, and its verdict.
 
     ``interval`` holds the true Dice in nine cases of ten.
     """
@@ -45,7 +45,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A straight line from score to Dice, and how far cases lie from it.
+    """A straight line from score to Dice, with its residual standard deviation.
 
     ``n_cases`` is 0 where there was nothing to calibrate on; then the estimate is a guess and no
     case is accepted. ``contrast_reach`` is the largest contrast distance among the cases: the line
@@ -60,10 +60,10 @@ class Calibration:
 
 
 def score(evidence: Evidence) -> float:
-    """Sum the evidence up in one number, about the Dice that it suggests.
+    """Combine the evidence into one number, roughly a Dice.
 
-    Confidence orders good results best; leading badly back to the reference masks, and a mask that
-    cannot be a liver, give a confident failure away.
+    Confidence orders good results best. A low reverse Dice and an implausible shape reveal a
+    confident failure.
     """
     misled = max(0.0, _LEADS_BACK - evidence.reverse_dice)
     return evidence.confidence - 0.5 * misled - 0.3 * (1 - evidence.plausibility)
@@ -72,7 +72,7 @@ def score(evidence: Evidence) -> float:
 def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
     """Fit the line to cases of known Dice.
 
-    Few cases cannot tell a slope: it is drawn towards 1, and the spread towards a cautious one.
+    Few cases do not determine a slope: it is shrunk towards 1, and the spread towards a large one.
     More evidence never counts against a case, whatever a few cases seem to show.
     """
     if not cases:
@@ -90,7 +90,7 @@ def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
 
 
 def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
-    """Estimate the Dice of a pseudo label and say what should become of it.
+    """Estimate the Dice of a pseudo label and return its verdict.
 
     Accepted is what is probably good; rejected what is probably bad, or where nothing was found.
     A query of a contrast that no calibration case had gets a wider interval, in proportion to its

@@ -34,8 +34,8 @@ from sslmedsam2.fewshot.memory import Memory, segment
 from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, mask_dice, shrink
 from sslmedsam2.fewshot.slices import (
     SliceStack,
+    check_image,
     check_masks,
-    check_pictures,
     cut,
     cut_masks,
     cut_slices,
@@ -48,14 +48,14 @@ from sslmedsam2.imaging.volume import CanonicalVolume
 _TOGETHER_AT_MOST: Final = 8
 """Conditioning frames of the joint pass; the network is trained with up to eight."""
 _LEAST_COVERED: Final = 0.5
-"""Share of the query's slices that the patient's other sequence must reach."""
+"""Share of the query's slices that another sequence of the patient must cover."""
 
 
 @dataclass(frozen=True)
-class _Known:
-    """A support and what is kept of it at hand.
+class _StoredSupport:
+    """What is kept in memory of a support.
 
-    The rest is in the store under ``key``, and in the supports at ``index``.
+    The encoded slices are in the store under ``key``; the support itself is ``supports[index]``.
     """
 
     name: str
@@ -68,11 +68,11 @@ class _Known:
 
 
 @dataclass(frozen=True)
-class _View:
-    """A support as one query sees it.
+class _AlignedSupport:
+    """A support, aligned to one query.
 
-    ``memory`` gives the memory of each query slice's partner, and ``partners`` which support slice
-    that is. ``share`` is its weight beside the other supports.
+    ``partners[i]`` is the support slice for query slice ``i``. ``share`` is the weight of the
+    support relative to the others.
     """
 
     name: str
@@ -88,20 +88,20 @@ class _View:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A query in one appearance, segmented."""
+    """The predictions for a query in one contrast."""
 
     appearance: str
     predictions: list[SupportPrediction]
     probability: npt.NDArray[np.float32]
 
     @property
-    def credit(self) -> float:
-        """How far the supports agree: on a query in the wrong contrast each sees something else."""
+    def agreement(self) -> float:
+        """Mean Dice of the supports' masks with the result; low for a query in a wrong contrast."""
         return float(np.mean(agreements(self.predictions, self.probability)))
 
 
 class Retrieval:
-    """Aligned support slices as memories; see the module's text."""
+    """Few-shot segmentation with aligned support slices as memories; see the module."""
 
     def __init__(
         self,
@@ -111,13 +111,13 @@ class Retrieval:
         *,
         scratch_dir: Path,
     ) -> None:
-        """Encode every support slice and make its memory, once."""
+        """Encode every support slice and make its memory."""
         self._settings = settings
         self._encoder = Encoder(sam2)
         self._store = SupportStore(
             scratch_dir, limit_bytes=settings.memory_limit_mb * 2**20, device=sam2.device
         )
-        # Kept as they came: they may be read from disk, one at a time.
+        # Kept as a sequence: supports may be read from disk, one at a time.
         self._supports = supports
         known = [self._know(index, support) for index, support in enumerate(supports)]
         self._known = sorted(known, key=lambda known: known.name)
@@ -127,7 +127,7 @@ class Retrieval:
         start = time.perf_counter()
         calls_before = self._encoder.calls
         stack = self._cut(query.image)
-        check_pictures(stack, name=query.name)
+        check_image(stack, name=query.name)
         supports = [known for known in self._known if known.case != leave_out_case]
         reference = np.mean([known.contrast for known in supports], axis=0)
         shown = self._appearances(stack, reference)
@@ -135,7 +135,7 @@ class Retrieval:
             self._attempt(query, replace(stack, slices=slices), supports, appearance=name)
             for name, slices in shown.items()
         ]
-        best = max(attempts, key=lambda attempt: attempt.credit)
+        best = max(attempts, key=lambda attempt: attempt.agreement)
         result = conclude(
             stack,
             best.predictions,
@@ -148,7 +148,7 @@ class Retrieval:
         result = replace(result, evidence=evidence)
         if best.appearance != AS_IS:
             note = (
-                f"harmonised: the query was repainted to the supports' contrast ({best.appearance})"
+                f"harmonised: the query's contrast was matched to the supports ({best.appearance})"
             )
             result = replace(result, warnings=(*result.warnings, note))
         return result
@@ -164,7 +164,12 @@ class Retrieval:
         return cut_slices(image, size=self._encoder.sam2.image_size)
 
     def _attempt(
-        self, query: Query, stack: SliceStack, supports: Sequence[_Known], *, appearance: str
+        self,
+        query: Query,
+        stack: SliceStack,
+        supports: Sequence[_StoredSupport],
+        *,
+        appearance: str,
     ) -> _Attempt:
         volume = self._encoder.volume(stack)
         aligned = align(
@@ -174,24 +179,24 @@ class Retrieval:
         )
         others = len(supports) - 1
         views = [
-            self._own_view(query, stack, known, others=others) or self._view(known, partners)
+            self._same_patient(query, stack, known, others=others) or self._aligned(known, partners)
             for known, partners in zip(supports, aligned, strict=True)
         ]
-        predictions = [self._ask(volume, view) for view in views]
-        together = self._ask_together(volume, views)
+        predictions = [self._segment_by_one(volume, view) for view in views]
+        together = self._segment_by_all(volume, views)
         probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
         probability = _enlarge(probability, self._encoder.sam2.image_size)
         if self._settings.refine:
             probability = refine_by_intensity(probability, stack.slices)
         if self._settings.reverse:
-            predictions = self._question(volume, views, predictions, probability)
+            predictions = self._reverse_check(volume, views, predictions, probability)
         return _Attempt(appearance, predictions, probability)
 
-    def _know(self, index: int, support: Support) -> _Known:
+    def _know(self, index: int, support: Support) -> _StoredSupport:
         stack = self._cut(support.image)
         key = self._encode_support(support, stack)
         encoded = self._store.get(key)
-        return _Known(
+        return _StoredSupport(
             name=support.name,
             case=support.case,
             index=index,
@@ -202,7 +207,7 @@ class Retrieval:
         )
 
     def _encode_support(self, support: Support, stack: SliceStack) -> str:
-        masks = cut_masks(support.mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
+        masks = cut_masks(support.mask_zyx, stack.crop, size=self._encoder.sam2.image_size)
         check_masks(masks, name=support.name)
         key = content_key(stack.slices, masks)
         if key not in self._store:
@@ -213,72 +218,74 @@ class Retrieval:
         volume = self._encoder.volume(stack)
         return EncodedSupport(volume, self._encoder.remember(volume, masks), masks)
 
-    def _view(self, known: _Known, partners: Partners) -> _View:
+    def _aligned(self, known: _StoredSupport, partners: Partners) -> _AlignedSupport:
         encoded = partial(self._store.get, known.key)
-        return _View(known.name, encoded, partners.indices, partners.similarity)
+        return _AlignedSupport(known.name, encoded, partners.indices, partners.similarity)
 
-    def _own_view(
-        self, query: Query, stack: SliceStack, known: _Known, *, others: int
-    ) -> _View | None:
-        """Show the patient's other sequence where the scanner saw it; None if that is elsewhere."""
+    def _same_patient(
+        self, query: Query, stack: SliceStack, known: _StoredSupport, *, others: int
+    ) -> _AlignedSupport | None:
+        """Align another sequence of the patient by position; None without enough overlap."""
         if known.case != query.case:
             return None
         support = self._supports[known.index]
         image_zyx, mask_zyx = on_query_grid(support, query)
-        slices = cut(unit_intensities(image_zyx), stack.frame, size=stack.slices.shape[-1])
+        slices = cut(unit_intensities(image_zyx), stack.crop, size=stack.slices.shape[-1])
         covered = np.flatnonzero(slices.any((1, 2)))
         if len(covered) < _LEAST_COVERED * len(slices) or not mask_zyx.any():
             return None
-        masks = cut_masks(mask_zyx, stack.frame, size=self._encoder.sam2.image_size)
+        masks = cut_masks(mask_zyx, stack.crop, size=self._encoder.sam2.image_size)
         encoded = self._encoded(replace(stack, slices=slices), masks)
         nearest = np.abs(np.arange(len(slices))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
-        return _View(known.name, lambda: encoded, covered[nearest], similarity=1.0, share=share)
+        return _AlignedSupport(
+            known.name, lambda: encoded, covered[nearest], similarity=1.0, share=share
+        )
 
-    def _ask(self, volume: EncodedVolume, view: _View) -> SupportPrediction:
-        """Segment every slice by one support alone."""
+    def _segment_by_one(self, volume: EncodedVolume, view: _AlignedSupport) -> SupportPrediction:
+        """Segment every slice with one support."""
         probability, object_score = self._segment(volume, [view.memory()])
         return SupportPrediction(
             view.name, probability, object_score, weight=view.share, similarity=view.similarity
         )
 
-    def _ask_together(
-        self, volume: EncodedVolume, views: Sequence[_View]
+    def _segment_by_all(
+        self, volume: EncodedVolume, views: Sequence[_AlignedSupport]
     ) -> npt.NDArray[np.float32]:
-        """Segment every slice by the most similar supports at once."""
+        """Segment every slice with the most similar supports together; ``(n, h, w)``."""
         best = sorted(views, key=lambda view: -view.similarity)[:_TOGETHER_AT_MOST]
         return self._segment(volume, [view.memory() for view in best])[0]
 
-    def _question(
+    def _reverse_check(
         self,
         volume: EncodedVolume,
-        views: Sequence[_View],
+        views: Sequence[_AlignedSupport],
         predictions: Sequence[SupportPrediction],
         probability: npt.NDArray[np.float32],
     ) -> list[SupportPrediction]:
-        """Let the result segment each support back, and note how well it does.
+        """Segment each support with the result as prompt, and add its Dice to the prediction.
 
-        Reverse classification accuracy: a wrong mask leads back to wrong masks.
+        Reverse classification accuracy: a wrong mask does not reproduce the reference masks.
         """
         result = self._encoder.remember(volume, (probability > 0.5).astype(np.float32))
-        questioned = []
+        checked = []
         for view, prediction in zip(views, predictions, strict=True):
             support = view.support()
             back = _inverse(view.partners, support.volume.n_slices)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
             expected = shrink(support.masks, found.shape[-1])
             seen = np.isin(np.arange(support.volume.n_slices), view.partners)
-            questioned.append(
+            checked.append(
                 replace(prediction, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
             )
-        return questioned
+        return checked
 
     def _segment(
         self, volume: EncodedVolume, memories: Sequence[Memory]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return probabilities ``(n, h, w)`` and object scores ``(n,)``.
 
-        Each of the ``memories`` has one entry a slice; a slice attends to all of its entries.
+        Each of the ``memories`` has one entry per slice; a slice attends to its entry in each.
         """
         spatial = torch.stack([memory.spatial for memory in memories], 1)
         pointer = torch.stack([memory.pointer for memory in memories], 1)

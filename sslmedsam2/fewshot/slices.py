@@ -31,7 +31,7 @@ _SAMPLE: Final = 500_000
 
 
 @dataclass(frozen=True)
-class Frame:
+class Crop:
     """The rectangle that slices are cut from, in voxels of the canonical volume.
 
     A slice's pixel centres are spread evenly from ``start`` over ``size``; the rectangle may
@@ -51,14 +51,14 @@ class SliceStack:
     slices
         float32 ``(n, size, size)`` in [0, 1]; rows go from front to back, columns from the
         patient's right to left.
-    frame
+    crop
         Where they were cut.
     spacing_zyx_mm, shape_zyx
         Of the canonical volume.
     """
 
     slices: npt.NDArray[np.float32]
-    frame: Frame
+    crop: Crop
     spacing_zyx_mm: tuple[float, float, float]
     shape_zyx: tuple[int, int, int]
 
@@ -91,8 +91,8 @@ def _body_median(inside: npt.NDArray[np.float32]) -> float:
     return float(np.median(inside[inside > 0.25 * np.percentile(inside, 90)]))
 
 
-def body_frame(unit_zyx: ArrayZYX, spacing_zyx_mm: tuple[float, float, float]) -> Frame:
-    """Find the square, in millimetres, around the body as seen from head to foot."""
+def body_crop(unit_zyx: ArrayZYX, spacing_zyx_mm: tuple[float, float, float]) -> Crop:
+    """Return the square, in millimetres, around the body in all slices."""
     outline = _outline(unit_zyx)
     rows, columns = np.flatnonzero(outline.any(1)), np.flatnonzero(outline.any(0))
     spacing_yx = np.array(spacing_zyx_mm[1:])
@@ -101,18 +101,18 @@ def body_frame(unit_zyx: ArrayZYX, spacing_zyx_mm: tuple[float, float, float]) -
     side_mm = _MARGIN * float(((high - low) * spacing_yx).max())
     size = side_mm / spacing_yx
     start = (low + high) / 2 - size / 2
-    return Frame((start[0], start[1]), (size[0], size[1]))
+    return Crop((start[0], start[1]), (size[0], size[1]))
 
 
-def whole_frame(shape_zyx: tuple[int, int, int]) -> Frame:
-    """Return the whole slice, to be squashed into a square."""
-    return Frame((0.0, 0.0), (float(shape_zyx[1]), float(shape_zyx[2])))
+def whole_slice(shape_zyx: tuple[int, int, int]) -> Crop:
+    """Return the whole slice as the crop; it is resized to a square."""
+    return Crop((0.0, 0.0), (float(shape_zyx[1]), float(shape_zyx[2])))
 
 
 def _outline(unit_zyx: ArrayZYX) -> npt.NDArray[np.bool_]:
-    """Return where the body is in more than a few slices; everything, if that cannot be told."""
+    """Return where the body is in more than a few slices; everything, if it is not found."""
     inside = unit_zyx[unit_zyx > 0]
-    # Flattened, lest something very bright outshine the rest of the body.
+    # Compressed, so that very bright tissue does not hide the rest of the body.
     flat = unit_zyx if inside.size == 0 else np.minimum(unit_zyx, _body_median(inside))
     mean = flat.mean(0)
     smooth = ndimage.gaussian_filter(mean, 2.0)
@@ -125,32 +125,32 @@ def _outline(unit_zyx: ArrayZYX) -> npt.NDArray[np.bool_]:
     return labels == sizes.argmax()
 
 
-def cut_slices(volume: CanonicalVolume, *, size: int, frame: Frame | None = None) -> SliceStack:
-    """Cut all slices of a volume; ``frame`` None follows the body."""
+def cut_slices(volume: CanonicalVolume, *, size: int, crop: Crop | None = None) -> SliceStack:
+    """Cut all slices of a volume; ``crop`` None is the body."""
     unit = unit_intensities(volume.array_zyx)
-    if frame is None:
-        frame = body_frame(unit, volume.spacing_zyx_mm)
+    if crop is None:
+        crop = body_crop(unit, volume.spacing_zyx_mm)
     z, y, x = unit.shape
     return SliceStack(
-        slices=cut(unit, frame, size=size),
-        frame=frame,
+        slices=cut(unit, crop, size=size),
+        crop=crop,
         spacing_zyx_mm=volume.spacing_zyx_mm,
         shape_zyx=(z, y, x),
     )
 
 
-def cut_masks(mask_zyx: MaskZYX, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:
+def cut_masks(mask_zyx: MaskZYX, crop: Crop, *, size: int) -> npt.NDArray[np.float32]:
     """Cut a mask as its volume's slices are cut; 0 or 1, ``(n, size, size)``."""
-    return (cut(mask_zyx, frame, size=size) > 0.5).astype(np.float32)
+    return (cut(mask_zyx, crop, size=size) > 0.5).astype(np.float32)
 
 
-def cut(array_zyx: npt.NDArray, frame: Frame, *, size: int) -> npt.NDArray[np.float32]:
+def cut(array_zyx: npt.NDArray, crop: Crop, *, size: int) -> npt.NDArray[np.float32]:
     """Sample ``(n, size, size)`` from a canonical array; averaging where it is finer.
 
     Beyond the volume there is 0.
     """
-    rows = _weights(frame.start_yx[0], frame.size_yx[0], array_zyx.shape[1], size)
-    columns = _weights(frame.start_yx[1], frame.size_yx[1], array_zyx.shape[2], size)
+    rows = _weights(crop.start_yx[0], crop.size_yx[0], array_zyx.shape[1], size)
+    columns = _weights(crop.start_yx[1], crop.size_yx[1], array_zyx.shape[2], size)
     return np.einsum(
         "py,zyx,qx->zpq", rows, array_zyx.astype(np.float32, copy=False), columns, optimize=True
     ).astype(np.float32)
@@ -160,16 +160,16 @@ def paste(slices: npt.NDArray[np.float32], stack: SliceStack) -> npt.NDArray[np.
     """Bring values of slices ``(n, size, size)`` back to the canonical grid; 0 beyond."""
     size = slices.shape[-1]
     _, height, width = stack.shape_zyx
-    frame = stack.frame
-    rows = _back_weights(frame.start_yx[0], frame.size_yx[0], height, size)
-    columns = _back_weights(frame.start_yx[1], frame.size_yx[1], width, size)
+    crop = stack.crop
+    rows = _back_weights(crop.start_yx[0], crop.size_yx[0], height, size)
+    columns = _back_weights(crop.start_yx[1], crop.size_yx[1], width, size)
     return np.einsum("yp,zpq,xq->zyx", rows, slices, columns, optimize=True).astype(np.float32)
 
 
 def _weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDArray[np.float32]:
     """Return ``(n_out, n_in)`` triangle weights: linear when enlarging, averaging when reducing.
 
-    A pixel's weights sum to 1 over an endless volume; at the rim a slice fades to the 0 beyond.
+    A pixel's weights sum to 1 over an endless volume; at its border a slice fades to 0.
     """
     step = extent / n_out
     reach = max(1.0, step)
@@ -189,8 +189,8 @@ def _back_weights(start: float, extent: float, n_in: int, n_out: int) -> npt.NDA
     return np.clip(1 - distance, 0, 1).astype(np.float32)
 
 
-def check_pictures(stack: SliceStack, *, name: str) -> None:
-    """Refuse a query that shows nothing (``empty_image``)."""
+def check_image(stack: SliceStack, *, name: str) -> None:
+    """Raise InputError (``empty_image``) for a query whose slices are all 0."""
     if not stack.slices.any():
         raise InputError(
             name,
@@ -201,7 +201,7 @@ def check_pictures(stack: SliceStack, *, name: str) -> None:
 
 
 def check_masks(masks: npt.NDArray[np.float32], *, name: str) -> None:
-    """Refuse a support without a pixel of mask (``empty_mask``)."""
+    """Raise InputError (``empty_mask``) for a support whose mask is empty."""
     if not masks.any():
         raise InputError(
             name,

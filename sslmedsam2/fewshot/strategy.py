@@ -41,12 +41,12 @@ class Query:
 
 @dataclass(frozen=True)
 class SupportScore:
-    """What one support had to say about a query.
+    """How one support relates to a query and its result.
 
     Attributes
     ----------
     weight
-        Its share of the result; the shares of all supports sum to 1.
+        Share of the support in the result; the shares sum to 1.
     similarity
         Mean cosine of the aligned slices' descriptors.
     agreement
@@ -65,7 +65,7 @@ class SupportScore:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for or against a pseudo label without knowing the truth; each about 0 to 1.
+    """Signs of the quality of a pseudo label, known without a reference mask; each about 0 to 1.
 
     Attributes
     ----------
@@ -138,17 +138,17 @@ class FewShotSettings:
     Attributes
     ----------
     strategy
-        ``retrieval`` is this project's; ``random-insertion`` the published procedure.
+        ``retrieval`` is this project's method; ``random-insertion`` the published one.
     harmonise
-        Bring supports to the query's contrast where it differs.
+        Match the contrasts of query and supports where they differ.
     refine
         Correct the result by the query's own intensities.
     reverse
-        Let the result segment the supports back, to weigh them and to judge the result.
+        Segment the supports with the result as prompt, as evidence of its quality.
     seed
         Of the positions of ``random-insertion``; mixed with each query's name.
     memory_limit_mb
-        How much of the encoded supports is kept in memory; the rest waits on disk.
+        Encoded supports beyond this size are kept on disk.
     """
 
     strategy: StrategyName = "retrieval"

@@ -26,7 +26,7 @@ _AIR, _FAT, _MUSCLE, _INNER = 0, 1, 2, 3
 _FIRST_ORGAN: Final = 4
 _ATTEMPTS: Final = 6
 _ENOUGH_PIXELS: Final = 0.008
-"""Share of the slice that an organ must cover to be worth asking for."""
+"""Smallest share of the slice that a target organ covers."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ def whole(tiny_sam2):
     support = make_support("a", seed=1, geometry=geometry)
     stack = cut_slices(support.image, size=64)
     volume = Encoder(tiny_sam2).volume(stack)
-    return volume, cut(support.mask_zyx, stack.frame, size=64) > 0.5
+    return volume, cut(support.mask_zyx, stack.crop, size=64) > 0.5
 
 
 def _some(volume, indices):

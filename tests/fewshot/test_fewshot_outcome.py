@@ -10,7 +10,7 @@ from sslmedsam2.fewshot.outcome import (
     name_seed,
     plausibility,
 )
-from sslmedsam2.fewshot.slices import SliceStack, whole_frame
+from sslmedsam2.fewshot.slices import SliceStack, whole_slice
 
 SHAPE = (6, 32, 32)
 SEED = 4714224178826776488
@@ -21,7 +21,7 @@ BOX = (slice(1, 5), slice(8, 20), slice(6, 24))
 def stack():
     return SliceStack(
         slices=np.ones(SHAPE, np.float32),
-        frame=whole_frame(SHAPE),
+        crop=whole_slice(SHAPE),
         spacing_zyx_mm=(20.0, 10.0, 10.0),
         shape_zyx=SHAPE,
     )

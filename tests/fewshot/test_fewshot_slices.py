@@ -4,13 +4,13 @@ from tiny_sam2 import canonical, centred_grid, make_support, render
 
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.slices import (
-    Frame,
-    body_frame,
+    Crop,
+    body_crop,
     cut,
     cut_slices,
     paste,
     unit_intensities,
-    whole_frame,
+    whole_slice,
 )
 
 SIZE = 128
@@ -27,16 +27,16 @@ GRIDS = {
 def test_a_mask_that_is_cut_and_pasted_is_the_mask(geometry):
     support = make_support("a", seed=1, geometry=geometry)
     stack = cut_slices(support.image, size=SIZE)
-    slices = cut(support.mask_zyx, stack.frame, size=SIZE)
+    slices = cut(support.mask_zyx, stack.crop, size=SIZE)
     back = paste((slices > 0.5).astype(np.float32), stack) > 0.5
     assert mask_dice(back, support.mask_zyx > 0) > 0.97
 
 
 def test_a_mask_comes_back_from_a_squashed_slice():
     support = make_support("a", seed=1, geometry=GRIDS["oblong pixels"])
-    frame = whole_frame(support.mask_zyx.shape)
-    stack = cut_slices(support.image, size=SIZE, frame=frame)
-    back = paste(cut(support.mask_zyx, frame, size=SIZE), stack) > 0.5
+    crop = whole_slice(support.mask_zyx.shape)
+    stack = cut_slices(support.image, size=SIZE, crop=crop)
+    back = paste(cut(support.mask_zyx, crop, size=SIZE), stack) > 0.5
     assert mask_dice(back, support.mask_zyx > 0) > 0.97
 
 
@@ -44,7 +44,7 @@ def test_coarser_pictures_bring_probabilities_back_to_the_right_place():
     """The decoder's maps have a quarter of the slices' side."""
     support = make_support("a", seed=1)
     stack = cut_slices(support.image, size=SIZE)
-    slices = cut(support.mask_zyx, stack.frame, size=SIZE)
+    slices = cut(support.mask_zyx, stack.crop, size=SIZE)
     quarter = slices.reshape(len(slices), 32, 4, 32, 4).mean((2, 4))
     assert mask_dice(paste(quarter, stack) > 0.5, support.mask_zyx > 0) > 0.9
 
@@ -61,13 +61,13 @@ def test_pictures_are_in_the_unit_range(geometry):
 @pytest.mark.parametrize("side", [64, 100, 128, 190, 256, 384])
 def test_what_is_even_stays_even(side):
     even = np.full((1, side, side), 0.7, np.float32)
-    slice_image = cut(even, Frame((0.0, 0.0), (float(side), float(side))), size=128)
+    slice_image = cut(even, Crop((0.0, 0.0), (float(side), float(side))), size=128)
     assert np.allclose(slice_image[0, 4:-4, 4:-4], 0.7, atol=0.02)
 
 
 def test_beyond_the_volume_there_is_nothing():
     ones = np.ones((1, 20, 20), np.float32)
-    slice_image = cut(ones, Frame((-20.0, 0.0), (40.0, 20.0)), size=40)[0]
+    slice_image = cut(ones, Crop((-20.0, 0.0), (40.0, 20.0)), size=40)[0]
     assert not slice_image[:18].any()
     assert np.allclose(slice_image[22:-2, 2:-2], 1)
 
@@ -75,8 +75,8 @@ def test_beyond_the_volume_there_is_nothing():
 def test_the_crop_is_square_in_millimetres_and_centred_on_the_body():
     geometry = centred_grid((6, 60, 150), spacing_zyx_mm=(30, 7, 3), centre_xyz_mm=(50, 60, 0))
     volume = canonical(render(geometry)[0], geometry)
-    frame = body_frame(unit_intensities(volume.array_zyx), volume.spacing_zyx_mm)
-    height_mm, width_mm = frame.size_yx[0] * 7, frame.size_yx[1] * 3
+    crop = body_crop(unit_intensities(volume.array_zyx), volume.spacing_zyx_mm)
+    height_mm, width_mm = crop.size_yx[0] * 7, crop.size_yx[1] * 3
     assert height_mm == pytest.approx(width_mm)
     assert 300 < width_mm < 360
     bodies = cut_slices(volume, size=SIZE).slices > 0
@@ -98,7 +98,7 @@ def test_slices_run_from_front_to_back_and_right_to_left():
     """The phantom's liver is on the patient's right: in the left half of a slice_image."""
     support = make_support("a", seed=1)
     stack = cut_slices(support.image, size=SIZE)
-    liver = cut(support.mask_zyx, stack.frame, size=SIZE).sum((0, 1))
+    liver = cut(support.mask_zyx, stack.crop, size=SIZE).sum((0, 1))
     assert liver[: SIZE // 2].sum() > 0.9 * liver.sum()
 
 
