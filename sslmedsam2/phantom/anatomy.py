@@ -17,8 +17,10 @@ from sslmedsam2.phantom.shapes import (
     Points,
     Tube,
     Vector,
+    VesselTree,
+    hepatic_veins,
+    portal_tree,
 )
-from sslmedsam2.phantom.vessels import VesselTree, hepatic_veins, portal_tree
 
 
 @dataclass(frozen=True)
