@@ -1,4 +1,4 @@
-"""Solid shapes and vessel trees as signed distances in millimetres: negative inside, positive outside.
+"""Solids and vessel trees as signed distances in millimetres: negative inside, positive outside.
 
 Distances are approximate away from the surface, which is all that painting with soft edges needs.
 Coordinates are LPS millimetres with the origin under the top of the liver's dome: x grows to the
