@@ -1,6 +1,6 @@
 """From which uncertainty on should a voxel of a pseudo mask not be trained on?
 
-For masks with their uncertainty maps, and the experts' masks of the same volumes: what share of the
+For masks with their uncertainty maps, and reference masks of the same volumes: what share of the
 wrong voxels a threshold hides, and what share of the right ones near the liver (within 15 mm of
 either mask). Works on what `benchmarks/semi_supervised.py` left in its work directory.
 
@@ -47,12 +47,12 @@ def hidden(paths: Iterable[Path], truths: Path) -> dict[str, Any]:
         mask = read_mask(path).array_zyx > 0
         truth = read_mask(truths / case / "mask_T2.nii.gz")
         uncertainty = read_volume(path.with_name("uncertainty_T2.nii.gz")).array_zyx
-        expert = truth.array_zyx > 0
+        reference = truth.array_zyx > 0
         distance = ndimage.distance_transform_edt(
-            ~(mask | expert), sampling=truth.geometry.spacing_zyx_mm
+            ~(mask | reference), sampling=truth.geometry.spacing_zyx_mm
         )
         near = distance <= NEAR_MM
-        is_wrong, is_right = near & (mask != expert), near & (mask == expert)
+        is_wrong, is_right = near & (mask != reference), near & (mask == reference)
         wrong_total += int(is_wrong.sum())
         right_total += int(is_right.sum())
         for place, threshold in enumerate(THRESHOLDS):

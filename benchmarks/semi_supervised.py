@@ -1,6 +1,6 @@
-"""What the unlabelled volumes are worth: supervised, few-shot, SSL-MedSAM2, and the ceiling.
+"""What unlabelled volumes gain: supervised, few-shot, SSL-MedSAM2, and the ceiling.
 
-Each draw deals the volumes of `chaos_mr_t2` out anew: 3 labelled, 9 unlabelled, 4 to test on.
+Each draw splits the volumes of `chaos_mr_t2` anew: 3 labelled, 9 unlabelled, 4 to test on.
 
     (a) nnU-Net on the 3 labelled volumes
     (b) the few-shot branch alone
@@ -77,10 +77,10 @@ def one_draw(seed: int, cases: Sequence[Path], *, work_dir: Path, start: Path) -
     unlabelled = sorted(shuffled[N_LABELLED : N_LABELLED + N_UNLABELLED])
     tests = sorted(shuffled[N_LABELLED + N_UNLABELLED :])
     folders = {
-        "labelled": deal(labelled, work_dir / "labelled", masks=True),
-        "unlabelled": deal(unlabelled, work_dir / "unlabelled", masks=False),
-        "all": deal([*labelled, *unlabelled], work_dir / "all", masks=True),
-        "test": deal(tests, work_dir / "test", masks=False),
+        "labelled": link_cases(labelled, work_dir / "labelled", masks=True),
+        "unlabelled": link_cases(unlabelled, work_dir / "unlabelled", masks=False),
+        "all": link_cases([*labelled, *unlabelled], work_dir / "all", masks=True),
+        "test": link_cases(tests, work_dir / "test", masks=False),
     }
     figures: dict[str, Any] = {
         "seed": seed,
@@ -102,7 +102,7 @@ def one_draw(seed: int, cases: Sequence[Path], *, work_dir: Path, start: Path) -
     return figures
 
 
-def deal(cases: Sequence[Path], folder: Path, *, masks: bool) -> Path:
+def link_cases(cases: Sequence[Path], folder: Path, *, masks: bool) -> Path:
     """Copy the cases' images, and their masks if these may be known."""
     for case in cases:
         (folder / case.name).mkdir(parents=True, exist_ok=True)
@@ -226,7 +226,7 @@ def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output
 
 
 def scored(masks: Mapping[str, Path], cases: Sequence[Path]) -> dict[str, Any]:
-    """Compare masks with the experts'; an empty mask's distances are the scan's diagonal."""
+    """Compare masks with the reference masks; an empty mask's distances are the scan's diagonal."""
     from sslmedsam2.imaging.reading import read_mask
     from sslmedsam2.submission.metrics import diagonal_mm, measure
 

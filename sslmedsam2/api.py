@@ -77,7 +77,7 @@ class Segmentation:
         write_mask(self.mask_zyx, like=self._grid(), path=Path(path))
 
     def save_probability(self, path: str | PathLike[str]) -> None:
-        """Write the probability likewise, as float32; raises OutputError."""
+        """Write the probability as float32; raises OutputError."""
         write_map(self.probability_zyx, like=self._grid(), path=Path(path))
 
     def mask_image(self) -> sitk.Image:
@@ -85,7 +85,7 @@ class Segmentation:
         return to_itk(self.mask_zyx, geometry=self.geometry, source=self.source)
 
     def probability_image(self) -> sitk.Image:
-        """Return the probability as a SimpleITK image, likewise."""
+        """Return the probability as a SimpleITK image."""
         return to_itk(self.probability_zyx, geometry=self.geometry, source=self.source)
 
     def _grid(self) -> MaskVolume:
@@ -186,8 +186,8 @@ class LiverSegmenter:
     ) -> Iterator[tuple[_Given, Segmentation]]:
         """Yield each image with its segmentation, in order.
 
-        The next image is read while the network works on this one; no more than these two are
-        held, so that ``images`` may be endless.
+        The next image is read while the network works on this one. Only these two are in memory, so
+        ``images`` may be a generator without end.
 
         Parameters
         ----------

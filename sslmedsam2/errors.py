@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class ExitCode(IntEnum):
-    """What a command tells the shell or the challenge platform."""
+    """Exit codes of commands."""
 
     OK = 0
     SOME_CASES_FAILED = 1
@@ -74,7 +74,7 @@ class OutputError(SslMedSam2Error):
 
 
 class UsageError(SslMedSam2Error):
-    """An option or its combination with others makes no sense."""
+    """An option or a combination of options is not valid."""
 
     exit_code = ExitCode.USAGE
 

@@ -1,4 +1,4 @@
-"""The Python door: what goes in, what comes out, and that it is what ``predict`` writes."""
+"""The Python interface: input, output, and the same masks as ``predict`` writes."""
 
 import subprocess
 import sys
@@ -46,10 +46,10 @@ def test_the_saved_mask_is_the_file_that_predict_writes(
 ):
     path = write_scan(tmp_path / name, **how)
     liver = segmenter.segment(path)
-    liver.save(tmp_path / "door.nii.gz")
+    liver.save(tmp_path / "api.nii.gz")
 
     written, result = predicted_mask(path, tmp_path / "run", model_dir=bright_model)
-    assert (tmp_path / "door.nii.gz").read_bytes() == written.read_bytes()
+    assert (tmp_path / "api.nii.gz").read_bytes() == written.read_bytes()
     assert round(liver.volume_ml, 1) == result.liver_volume_ml
     assert liver.warnings == result.warnings
     assert round(liver.mean_confidence, 4) == result.mean_foreground_confidence

@@ -24,7 +24,7 @@ from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
-"""What a case is called whose folder has no name: the root of a file system."""
+"""Case name for a folder without a name: the root of a file system."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
     vendor = by_folder or by_name
     strangers = [path for path in images if not _sequence_of(path)]
     strangers += [path for path in folder.others if not info_csv.is_info_table(path)]
-    notes = [f"{path}: stands for no sequence; left alone" for path in strangers]
+    notes = [f"{path}: has no sequence name; not used" for path in strangers]
     if by_folder and by_name and by_folder != by_name:
         notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
 
@@ -133,7 +133,7 @@ def _by_sequence(images: list[Path]) -> dict[str, list[Path]]:
 
 
 def _choose(paths: list[Path]) -> tuple[Path | None, list[Path]]:
-    """Pick the file that stands for a sequence: (chosen, others), or (None, all) if undecided.
+    """Pick the file of a sequence: (chosen, others), or (None, all) if undecided.
 
     The best spelling wins. Two names of one real file are one file.
     """
@@ -183,7 +183,7 @@ def _ambiguous(paths: list[Path], sequence: str) -> InputError:
     return InputError(
         paths[0],
         kind="ambiguous_sequence",
-        reason=f"{' and '.join(path.name for path in paths)} all stand for {sequence}",
+        reason=f"{' and '.join(path.name for path in paths)} are the same sequence, {sequence}",
         remedy=f"Keep one of them, or call one {sequence}.nii.gz",
     )
 

@@ -21,7 +21,7 @@ _SEPARATORS = ",;\t"
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What a table says, or the files show, of one case. ``missing`` None: nothing is said."""
+    """One case as described by a table or by its files. ``missing`` None: not stated."""
 
     case: str
     vendor: str | None
@@ -56,7 +56,7 @@ def read_info(path: Path) -> tuple[CaseFacts, ...]:
 
 
 def disagreements(path: Path, found: Iterable[CaseFacts]) -> list[str]:
-    """Say in one line a case where a table and the files differ."""
+    """Return one line for each case where a table and the files differ."""
     try:
         listed = read_info(path)
     except (OSError, ValueError, csv.Error) as error:
@@ -92,7 +92,7 @@ def _facts_of(row: list[str], columns: list[str]) -> CaseFacts:
     cells = {column: cell.strip() for column, cell in zip(columns, row, strict=False)}
     missing = None
     if "missingmodality" in columns:
-        # An unquoted list that uses the table's own separator spills over the last column.
+        # An unquoted list that uses the table's own separator continues in extra columns.
         text = " ".join([cells.get("missingmodality", ""), *row[len(columns) :]])
         parsed = (parse_sequence(word) for word in _SEQUENCE_WORD.findall(text))
         missing = frozenset(name.sequence for name in parsed if name)

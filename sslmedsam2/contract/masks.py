@@ -40,13 +40,13 @@ MaskKey = tuple[str, str | None]
 
 
 def mask_key(mask: ImageFile) -> MaskKey:
-    """Return what a prediction and its reference have in common."""
+    """Return the key by which predictions and reference masks are matched."""
     return names.identity_key(mask.case), mask.sequence
 
 
 @dataclass(frozen=True)
 class MaskListing:
-    """The masks below a folder, sorted by case and sequence, and what was in the way."""
+    """The masks below a folder, sorted by case and sequence, and the errors."""
 
     masks: tuple[ImageFile, ...]
     problems: tuple[InputError, ...]

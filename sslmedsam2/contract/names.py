@@ -35,7 +35,7 @@ _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
 WORST_RANK = 2
 _LONGEST_NAME_BYTES = 180
-"""What a file system allows (255), less room for suffixes and temporary prefixes."""
+"""The limit of file systems (255), minus suffixes and temporary prefixes."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ MASK_EXTENSION = ".nii.gz"
 
 
 class NamedSeries(Protocol):
-    """What naming a result takes of a series."""
+    """The fields of a series that decide the name of its result."""
 
     @property
     def case(self) -> str:
@@ -56,7 +56,7 @@ def preview_path(output_dir: Path, series: NamedSeries) -> Path:
 
 
 def report_path(output_dir: Path) -> Path:
-    """Return the path of the run's report."""
+    """Return the path of ``run_report.json``."""
     return output_dir / REPORT_NAME
 
 

@@ -13,7 +13,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 
 @dataclass(frozen=True)
 class Queries:
-    """The volumes to label, by case and in processing order, and what was in the way."""
+    """The volumes to label, by case and in processing order, and the errors."""
 
     series: tuple[ImageFile, ...]
     problems: tuple[InputError, ...]

@@ -1,4 +1,4 @@
-"""What the contract hands on: the images of one case."""
+"""``Study``: the images of one case."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class Study:
 
     @property
     def has_no_sequence(self) -> bool:
-        """Whether this is a volume outside the challenge's layout, which stands for no sequence."""
+        """Whether this is a volume outside the challenge's layout, without a sequence."""
         return self.series[0].sequence is None

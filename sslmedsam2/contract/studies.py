@@ -39,7 +39,7 @@ class Discovery:
     layout
         Which kinds of study were found.
     notes
-        What a user might want to know and nobody has to act on.
+        For information; no action is needed.
     """
 
     studies: tuple[Study, ...]
@@ -57,7 +57,7 @@ def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) 
         A folder, in any layout that `folder_rules` describes, or one volume.
     sequences
         Canonical names of the sequences to keep (default: those that the challenge scores).
-        Images that stand for no sequence are always kept.
+        Images without a sequence are always kept.
 
     Raises
     ------

@@ -36,7 +36,7 @@ class Folder:
 
 @dataclass(frozen=True)
 class Tree:
-    """All folders below ``root`` that could be read, by path, with what was in the way."""
+    """All folders below ``root`` that could be read, by path, with the errors."""
 
     root: Path
     folders: tuple[Folder, ...]
@@ -48,7 +48,7 @@ def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
     """List ``root`` and everything below it.
 
     A folder that can be reached in several ways is listed once, preferably under its real path,
-    so that links in a circle end. ``skipped_names`` (lower case) are folders never entered.
+    so that links in a circle end. ``skipped_names`` (lower case) are folders that are not entered.
     """
     folders: list[Folder] = []
     problems: list[InputError] = []

@@ -56,7 +56,7 @@ def discover(
     Parameters
     ----------
     sequences
-        Canonical names of those wanted. Volumes that stand for no sequence are always kept.
+        Canonical names of those wanted. Volumes without a sequence are always kept.
     sequence_map
         Beats every guess, and the exclusion of derived images.
     """
@@ -212,7 +212,7 @@ class _Study:
         return None
 
     def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> Candidate:
-        """Ask the map, then the header."""
+        """Name the sequence by the map, otherwise by the header."""
         frames = stacks[0]
         first = frames[0]
         chosen = self._map.choice(first, case=self.case, series=series)
@@ -233,7 +233,7 @@ class _Study:
             guess = Guess("no_sequence", _BY_MAP)
             return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
         own = guess_sequence(first)
-        # Of the volumes of one series, the one that looks the part comes first.
+        # Of the volumes of one series, the likeliest comes first.
         penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
         guess = Guess("sequence", _BY_MAP, choice, penalty)
         return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
@@ -252,7 +252,7 @@ class _Study:
             return None
 
     def _choose(self, usable: list[tuple[Candidate, DicomVolume]]) -> list[NamedVolume]:
-        """Keep the best volume for each sequence, and every volume that stands for no sequence."""
+        """Keep the best volume for each sequence, and every volume without a sequence."""
         kept = []
         best: dict[str, str] = {}
         for candidate, volume in sorted(usable, key=_rank):

@@ -33,7 +33,7 @@ class Frame:
     modality
         DICOM's code, such as MR.
     is_capture
-        A picture of a screen or a scanned page.
+        A screenshot or a scanned page.
     is_truncated
         The file ends before its last pixel.
     image_type
@@ -112,7 +112,7 @@ class DicomVolume:
     geometry
         Right-handed: z grows along the normal of the slices.
     repairs
-        What was mended about the geometry.
+        What was corrected in the geometry.
     averaged
         Further stacks on the same grid, in the same order, whose mean with ``frames`` is the
         image: the other directions of a diffusion series without a trace image.
@@ -140,7 +140,7 @@ class SeriesRow:
     case, series
         Neutral names; ``series`` of a damaged file is the file's.
     sequence
-        The guess, or what the sequence map says; None if it stands for none.
+        The guess, or the choice of the sequence map; None without a sequence.
     reason
         Why it is taken for that sequence, left out or unusable; holds no text of the files.
     images
@@ -174,7 +174,7 @@ class DicomDiscovery:
     rows
         One for each volume, and for each series or file that is none; sorted by case and series.
     places
-        For the eyes of who holds the files only: SeriesInstanceUID, description and folder of
+        Not for logs or records: SeriesInstanceUID, description and folder of
         each named series, or the path of a damaged file, by ``(case, series)``.
     notes
         Other things to know, such as entries of the sequence map that fit nothing.

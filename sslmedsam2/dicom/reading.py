@@ -97,7 +97,7 @@ def _source(volume: DicomVolume) -> Source:
 def _read_voxels(
     name: str, frames: Sequence[Frame], shape_zyx: tuple[int, int, int]
 ) -> tuple[ArrayZYX, tuple[str, ...]]:
-    """Return the voxels of a stack, and what was mended in them."""
+    """Return the voxels of a stack, and notes on what was corrected."""
     voxels = np.empty(shape_zyx, np.float32)
     is_padding = np.zeros(shape_zyx, np.bool_)
     inverted: list[int] = []

@@ -169,7 +169,7 @@ class Guess:
 
 
 def exclusion_of(frame: Frame) -> str | None:
-    """Say why images of this kind are never segmented unless the user insists; else None."""
+    """Return why images of this kind are not segmented unless the user asks; else None."""
     if frame.modality not in IMAGE_MODALITIES:
         return f"modality {_code(frame.modality)} is neither MR nor CT"
     if not (frame.rows and frame.columns):
@@ -207,7 +207,7 @@ def guess_sequence(frame: Frame) -> Guess:
 
 
 def has_contrast(frame: Frame) -> str | None:
-    """Say what tells that contrast agent had been given, or None if nothing does."""
+    """Return the sign that contrast agent was given, or None."""
     given_s, acquired_s = frame.contrast_from_s, frame.acquired_s
     if given_s is not None and acquired_s is not None and acquired_s < given_s:
         return None
@@ -254,7 +254,7 @@ def _guess_phase(words: str) -> tuple[str, str] | None:
 
 
 def _guess_weighting(frame: Frame, words: str) -> Guess:
-    """Tell T1 from T2 by words, else by echo and repetition time."""
+    """Distinguish T1 and T2 by description, else by echo and repetition time."""
     te, tr = frame.echo_time_ms, frame.repetition_time_ms
     if _first_word(words, _MRCP_WORDS) or (te is not None and te >= _MRCP_FROM_TE_MS):
         return Guess("no_sequence", "an image of the bile ducts (MRCP)")

@@ -68,7 +68,7 @@ class Diagnosis:
 
     @property
     def problems(self) -> tuple[Finding, ...]:
-        """What stands in the way of a run."""
+        """The findings that prevent a run."""
         return tuple(f for f in self.findings if f.state is State.PROBLEM)
 
     @property
@@ -412,7 +412,7 @@ def check_temporary_folder() -> Finding:
 
 
 def check_input(path: Path) -> Finding:
-    """Whether the input can be listed; that it is not there is worth a note only."""
+    """Whether the input can be listed; a missing one is only a note."""
     details = {"path": str(path)}
     try:
         entries = sum(1 for _ in path.iterdir())
@@ -430,7 +430,7 @@ def check_input(path: Path) -> Finding:
 
 
 def check_output(folder: Path) -> Finding:
-    """Whether the output folder can be written; that it is not there is worth a note only."""
+    """Whether the output folder can be written; a missing one is only a note."""
     details = {"path": str(folder)}
     if not folder.exists():
         return Finding("output", State.NOTE, f"there is no folder {folder}", None, details)

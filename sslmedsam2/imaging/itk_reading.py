@@ -33,7 +33,7 @@ _PART_BYTES = 2**20
 _AUTODETECT_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 _Header: TypeAlias = "sitk.ImageFileReader | sitk.Image"
-"""Both answer the same questions about shape and position."""
+"""Both have the same methods for shape and position."""
 
 
 def read_itk(path: Path, *, extension: str) -> StoredImage:

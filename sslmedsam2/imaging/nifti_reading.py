@@ -104,7 +104,7 @@ def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> ArrayZYX:
     voxels = np.empty(header.geometry.shape_zyx, dtype=np.float32)
     flat = voxels.reshape(-1)
     buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=header.dtype)
-    # A double may lie beyond float32's range; it becomes infinite and is mended by the caller.
+    # A double may lie beyond float32's range; it becomes infinite and is replaced by the caller.
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, flat.size, buffer.size):
             part = flat[start : start + buffer.size]

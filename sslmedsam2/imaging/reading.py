@@ -21,7 +21,7 @@ from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
 def read_volume(path: Path) -> Volume:
     """Read an intensity image: NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd) or NRRD.
 
-    Whatever could be mended is named in the volume's ``repairs``, each as ``name: sentence``:
+    Corrections are listed in the volume's ``repairs``, each as ``name: sentence``:
     ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_orientation``, ``unusable_form``,
     ``forms_disagree``, ``bad_scaling``, ``outliers``, ``padding``.
 

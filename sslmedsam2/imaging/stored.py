@@ -18,7 +18,7 @@ MAX_VOXELS = 2**29
 
 @dataclass(frozen=True)
 class StoredImage:
-    """What a format reader hands on. Unlike a ``Volume``, its voxels may be NaN or infinite."""
+    """The result of a format reader. Unlike in a ``Volume``, its voxels may be NaN or infinite."""
 
     array_zyx: ArrayZYX
     geometry: Geometry
@@ -27,7 +27,7 @@ class StoredImage:
 
 
 def repair(name: str, sentence: str) -> str:
-    """Compose the note on something that was mended: a stable name, then plain words."""
+    """Return the note on a correction: a stable name, then a sentence."""
     return f"{name}: {sentence}"
 
 

@@ -66,7 +66,7 @@ class Source:
 class Volume:
     """An image as read: finite float32 voxels ``[z, y, x]`` in the file's own orientation.
 
-    ``repairs`` names in plain words whatever was mended on the way (NaN voxels, a tiny shear).
+    ``repairs`` lists what was corrected (NaN voxels, a tiny shear), one sentence each.
     ``modality`` is DICOM's code, such as MR or CT; None where the file does not say.
     """
 

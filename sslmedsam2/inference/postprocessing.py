@@ -17,7 +17,7 @@ from sslmedsam2.inference.body import TYPICAL_CENTRE
 MaskZYX = npt.NDArray[np.uint8]
 
 _SIDE_SPREAD: Final = 0.25
-"""Distance from the usual place, as a share of the picture's width, at which a component counts
+"""Distance from the usual place, as a share of the image's width, at which a component counts
 for 0.6 of its size. Wide: a liver alone is kept wherever it lies."""
 
 
@@ -35,7 +35,7 @@ class Component:
 def keep_liver(mask_zyx: MaskZYX) -> Component:
     """Keep the component that is most likely the liver and fill the holes in it, slice by slice.
 
-    The mask is canonical. Size decides, weighted by how far right in the picture a component
+    The mask is canonical. Size decides, weighted by how far to the patient's right a component
     lies: a network that also paints the stomach or the spleen may paint it larger.
 
     Slice-wise filling also closes holes that are open at one end in 3-D; vessels that enter from

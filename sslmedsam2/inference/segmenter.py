@@ -57,8 +57,8 @@ class EngineOptions:
     Attributes
     ----------
     mode
-        ``exact`` gives nnU-Net's own result; ``fast`` runs only the windows that the liver reaches
-        into and computes in bfloat16 where that is quicker on this CPU.
+        ``exact`` gives nnU-Net's own result; ``fast`` runs only windows that contain liver and
+        computes in bfloat16 where that is faster on this CPU.
     mirror
         Average over mirrored patches along the axes the model was trained to mirror.
     """
@@ -70,7 +70,7 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class CanonicalSegmentation:
-    """A liver mask on the canonical grid, with what is worth knowing of its making.
+    """A liver mask on the canonical grid, with figures of its computation.
 
     Attributes
     ----------

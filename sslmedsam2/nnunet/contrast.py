@@ -1,4 +1,4 @@
-"""Randomised contrast: one labelled sequence stands in for all others.
+"""Randomised contrast, so that a network trained on one labelled sequence serves others.
 
 Only a few sequences have reference masks, yet the network must serve every sequence and vendor.
 Each training patch is therefore repainted at random before nnU-Net's usual noise, blur and gamma.
@@ -116,7 +116,7 @@ def _liver(segmentation: Tensor) -> Tensor:
 def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
     """Paint a ring of fat under the skin, which fat-suppressed training images lack.
 
-    Without fat suppression, as in most T1, that ring is often the brightest thing in the picture.
+    Without fat suppression, as in most T1, that ring is often the brightest part of the image.
     ``unit`` is the patch before any repainting: it tells body from air. Labelled organs stay as
     they are.
     """

@@ -338,10 +338,10 @@ class LiverTrainer(nnUNetTrainer):
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
     ) -> tuple[tuple[float, float], bool, tuple[int, ...], tuple[int, ...]]:
-        """Return modest rotations, a patch with room for them, and no test-time mirroring."""
+        """Return modest rotations, a larger patch to hold them, and no test-time mirroring."""
         angle = 15 / 360 * 2 * np.pi
         patch = np.array(self.configuration_manager.patch_size)
-        # Thin along z: only the in-plane axes need room to turn and shrink.
+        # Thin along z: only the in-plane axes need a margin for rotation and scaling.
         initial = tuple(int(n) for n in np.ceil(patch * np.array([1.1, 1.25, 1.25])))
         self.inference_allowed_mirroring_axes = None
         return (-angle, angle), False, initial, ()

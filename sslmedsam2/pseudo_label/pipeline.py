@@ -1,7 +1,7 @@
 """``pseudo-label``: a few labelled volumes and a frozen SAM2 label the volumes that have no mask.
 
-First each labelled volume is segmented by all others: that tells what the estimates of reliability
-are worth here. Then come the queries, done by a runner: by default this process, in sorted order;
+First each labelled volume is segmented with all others, to calibrate the estimated Dice. Then
+the queries are segmented by a runner: by default this process, in sorted order;
 while SAM2 works on one, the next is read and the last is written. A query's record is written when
 all else of it is, so that a kill loses nothing that was finished.
 """

@@ -161,7 +161,7 @@ def next_block(block: Block, geometry: Geometry) -> Block:
 
 
 def _first_hopeful(block: Block, geometry: Geometry, *, limit: int) -> Block:
-    """Enlarge the block until the volume has few enough voxels to be worth compressing."""
+    """Enlarge the block until the volume is small enough to try to compress it."""
     while np.prod(coarser_geometry(geometry, block).shape_zyx) > limit:
         block = next_block(block, geometry)
     return block

@@ -1,8 +1,8 @@
-"""The run report: one JSON file that says what was done to each series, and with what.
+"""``run_report.json``: what was done to each scan, and with what.
 
 The report holds nothing about the machine or the user: paths are those of the caller, meant to
 be relative to the input and output folders. It is rewritten whole after every series, so a run
-that is killed loses at most the series in hand.
+that is killed loses at most the current scan.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class DicomRecord:
     Attributes
     ----------
     sequence
-        The guess, or the user's word; None if it stands for none.
+        The guess, or the choice of the sequence map; None without a sequence.
     use
         ``segment``, ``left_out`` or ``unusable``.
     reason
@@ -229,7 +229,7 @@ def start_report(
     dicom: tuple[DicomRecord, ...] = (),
     left_out: tuple[LeftOutRecord, ...] = (),
 ) -> RunReport:
-    """Open the report of a run that begins now."""
+    """Return an empty report of a run that begins now."""
     return RunReport(
         models=models,
         device=device,

@@ -299,7 +299,7 @@ def _check_disk(grids: Sequence[Grid], planned: PlannedNetwork, options: Retrain
         raise UsageError(
             options.work_dir,
             reason=f"up to {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
-            remedy="Make room, choose another disk, or ask for fewer rounds",
+            remedy="Free disk space, use another disk, or ask for fewer rounds",
         )
 
 

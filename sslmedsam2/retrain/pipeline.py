@@ -180,14 +180,14 @@ def finish_round(
     trained = frozenset(
         choice["name"] for choice in read_json(round_dir.selection)["choices"] if choice["trains"]
     )
-    worth = float(np.mean([score.dice for score in scores]))
+    dice = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         round_dir,
         begun.index,
         labels,
         options,
         trained=trained,
-        fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), worth),
+        fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), dice),
         stop=stop,
         runner=runner,
     )

@@ -121,7 +121,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
         Too few labelled cases for ``folds``, the device or so many GPUs are not there, or
         ``work_dir`` holds a training on other data or folds.
     InputError, ModelError
-        See the rooms ``refine`` and ``weights``.
+        See :mod:`sslmedsam2.nnunet` and :mod:`sslmedsam2.weights`.
     """
     choose_device(options.device)
     images, also = _training_images(options), _also_images(options)

@@ -95,7 +95,7 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
         },
         "inference_allowed_mirroring_axes": None if axes is None else [int(axis) for axis in axes],
     }
-    # By way of memory: torch writes the name of a file that it opens itself into the file.
+    # Through memory: torch writes the name of a file that it opens into that file.
     buffer = io.BytesIO()
     torch.save(frozen, buffer)
     write_bytes_atomic(target, buffer.getvalue())

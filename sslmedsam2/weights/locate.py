@@ -39,15 +39,15 @@ class ModelLocation:
     Attributes
     ----------
     sequences
-        What it serves; ``"*"`` stands for all that no other model names.
+        What it serves; ``"*"`` means all that no other model names.
     folds
         The names behind ``fold_``.
     files
-        What it consists of, as hashed just now.
+        Its files with their hashes, computed now.
     verified
         Whether the files were compared with a manifest.
     card
-        The manifest's words and figures; None without a manifest.
+        Texts and figures of the manifest; None without one.
     """
 
     path: Path

@@ -42,12 +42,12 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Where a model comes from and what it is worth.
+    """Origin, licence and measured figures of a model.
 
     Attributes
     ----------
     training_data, recipe, licence
-        In words, for people.
+        Free text.
     created
         ISO 8601 date.
     measured

@@ -64,7 +64,7 @@ def test_spellings_of_names(tmp_path, image, mask, sequence):
     assert series.mask.name == mask
 
 
-def test_hidden_files_and_predictions_are_no_expert_masks(tmp_path):
+def test_hidden_files_and_predictions_are_no_reference_masks(tmp_path):
     _touch(tmp_path, "c/T2.nii.gz", "c/._mask_T2.nii.gz", "c/T2_pred.nii.gz", ".x/mask_T2.nii.gz")
 
     assert _found(tmp_path) == []

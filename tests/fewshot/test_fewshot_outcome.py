@@ -40,14 +40,14 @@ def _conclude(stack, predictions, probability):
     )
 
 
-def _opinion(name, probability, **others):
+def _prediction(name, probability, **others):
     return SupportPrediction(
         name, probability, np.full(len(probability), 0.8, np.float32), **others
     )
 
 
 def test_the_result_lies_on_the_volumes_grid(stack, probability):
-    result = _conclude(stack, [_opinion("a", probability)], probability)
+    result = _conclude(stack, [_prediction("a", probability)], probability)
     np.testing.assert_allclose(result.probability_zyx, probability, atol=1e-5)
     np.testing.assert_array_equal(result.mask_zyx, probability > 0.5)
     np.testing.assert_allclose(result.uncertainty_zyx, entropy_bits(result.probability_zyx))
@@ -57,14 +57,14 @@ def test_the_result_lies_on_the_volumes_grid(stack, probability):
 
 def test_coarse_maps_are_brought_to_the_grid(stack, probability):
     coarse = probability.reshape(6, 16, 2, 16, 2).mean((2, 4))
-    result = _conclude(stack, [_opinion("a", coarse)], coarse)
+    result = _conclude(stack, [_prediction("a", coarse)], coarse)
     assert result.mask_zyx.shape == SHAPE
     assert mask_dice(result.mask_zyx > 0, probability > 0.5) > 0.9
 
 
 def test_a_piece_apart_is_left_out_of_the_mask_but_not_of_the_maps(stack, probability):
     probability[1:3, 28:31, 28:31] = 0.9
-    result = _conclude(stack, [_opinion("a", probability)], probability)
+    result = _conclude(stack, [_prediction("a", probability)], probability)
     assert not result.mask_zyx[:, 26:].any()
     assert result.probability_zyx[2, 29, 29] > 0.8
     assert result.uncertainty_zyx[2, 29, 29] == pytest.approx(0.47, abs=0.05)
@@ -75,8 +75,8 @@ def test_evidence_tells_agreement_from_disagreement(stack, probability):
     weighed = _conclude(
         stack,
         [
-            _opinion("yes", probability, weight=3.0, reverse_dice=0.9),
-            _opinion("no", elsewhere, weight=1.0, reverse_dice=0.2),
+            _prediction("yes", probability, weight=3.0, reverse_dice=0.9),
+            _prediction("no", elsewhere, weight=1.0, reverse_dice=0.2),
         ],
         probability,
     )
@@ -93,7 +93,7 @@ def test_evidence_tells_agreement_from_disagreement(stack, probability):
 
 def test_nothing_found_is_a_warning_and_no_evidence(stack):
     nothing = np.full(SHAPE, 0.2, np.float32)
-    result = _conclude(stack, [_opinion("a", nothing)], nothing)
+    result = _conclude(stack, [_prediction("a", nothing)], nothing)
     assert not result.mask_zyx.any()
     assert [warning.split(":")[0] for warning in result.warnings] == ["empty"]
     assert result.evidence.plausibility == 0

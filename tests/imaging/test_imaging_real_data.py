@@ -24,17 +24,17 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=[path.parent.name for path in IMAGES])
-def test_expert_mask_makes_the_whole_way(tmp_path: Path, path: Path) -> None:
+def test_reference_mask_survives_turning_and_writing(tmp_path: Path, path: Path) -> None:
     image = read_volume(path)
-    expert = read_mask(path.with_name(f"mask_{path.name}"))
+    reference = read_mask(path.with_name(f"mask_{path.name}"))
     assert image.repairs == ()
-    assert image.geometry.shape_zyx == expert.geometry.shape_zyx
-    reference = nib.load(path)
-    np.testing.assert_array_equal(image.array_zyx, np.asarray(reference.dataobj).T)
-    np.testing.assert_allclose(affine_ras(image.geometry), reference.affine, atol=1e-4)
+    assert image.geometry.shape_zyx == reference.geometry.shape_zyx
+    stored = nib.load(path)
+    np.testing.assert_array_equal(image.array_zyx, np.asarray(stored.dataobj).T)
+    np.testing.assert_allclose(affine_ras(image.geometry), stored.affine, atol=1e-4)
 
     reorientation = to_canonical(image).reorientation
-    canonical = apply_reorientation(expert.array_zyx, reorientation)
+    canonical = apply_reorientation(reference.array_zyx, reorientation)
     out = tmp_path / "pred.nii.gz"
     write_mask(to_native(canonical, reorientation), like=image, path=out)
 
@@ -44,15 +44,15 @@ def test_expert_mask_makes_the_whole_way(tmp_path: Path, path: Path) -> None:
     assert first.GetOrigin() == second.GetOrigin()
     assert first.GetDirection() == second.GetDirection()
     assert second.GetPixelID() == sitk.sitkUInt8
-    np.testing.assert_array_equal(sitk.GetArrayFromImage(second), expert.array_zyx)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(second), reference.array_zyx)
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=[path.parent.name for path in IMAGES])
 def test_liver_lies_to_the_patients_right_and_spine_to_posterior(path: Path) -> None:
     image = read_volume(path)
-    expert = read_mask(path.with_name(f"mask_{path.name}"))
+    reference = read_mask(path.with_name(f"mask_{path.name}"))
     canonical = to_canonical(image)
-    liver = apply_reorientation(expert.array_zyx, canonical.reorientation)
+    liver = apply_reorientation(reference.array_zyx, canonical.reorientation)
     body = canonical.array_zyx > np.quantile(canonical.array_zyx, 0.5)
     _, liver_y, liver_x = (axis.mean() for axis in np.nonzero(liver))
     _, _, body_x = (axis.mean() for axis in np.nonzero(body))

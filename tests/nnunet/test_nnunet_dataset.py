@@ -54,7 +54,7 @@ def test_other_organs_are_stored_above_the_offset(tmp_path):
     assert labels[12, 35, 60] == AUXILIARY_OFFSET + SPLEEN
 
 
-def test_expert_mask_wins_over_the_map_of_organs(tmp_path):
+def test_reference_mask_wins_over_the_map_of_organs(tmp_path):
     case = write_labelled_case(tmp_path / "c", with_organs=True)
     everything = np.full(abdomen()[0].shape, SPLEEN)
     write_scan(case.organs, everything, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the write in hand is finished, the report saved, the rest resumable."""
+"""SIGTERM and Ctrl-C: the running write is finished, the record saved, the rest resumable."""
 
 import os
 import signal

@@ -24,7 +24,7 @@ def test_rounds_end_when_the_masks_have_settled():
     assert decision.best_round == 2
 
 
-def test_rounds_end_when_experts_agree_less_and_the_earlier_round_wins():
+def test_rounds_end_when_dice_on_reference_masks_falls_and_the_earlier_round_wins():
     decision = decide(_history((0.92, 0.80), (0.90, 0.90)), AUTO)
 
     assert decision.stop
@@ -85,5 +85,5 @@ def test_rounds_end_where_no_mask_could_change():
         (None, 0.1, 0.0),
     ],
 )
-def test_opinions_count_by_the_inverse_square_of_their_errors(first, second, weight):
+def test_predictions_are_weighted_by_the_inverse_square_of_their_errors(first, second, weight):
     assert weight_of_first(first, second) == pytest.approx(weight)

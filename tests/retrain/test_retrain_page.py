@@ -85,7 +85,7 @@ class WorkMaker:
         self._preview(paths.preview, case)
 
     def pseudo_label_all(self):
-        """Label all images, and know the branch's worth."""
+        """Label all images, and calibrate the few-shot branch."""
         for number in range(len(QUERIES)):
             self.pseudo_label(number)
         calibration = self.work.pseudo_labels / CALIBRATION_NAME
