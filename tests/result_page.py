@@ -12,7 +12,10 @@ IS_SHOWN = (
     "document.getElementById('case').open && "
     "document.getElementById('stage-message').textContent === ''"
 )
-CASES = "return [...document.querySelectorAll('#rows a')].map((link) => link.textContent)"
+CASES = (
+    "const rows = document.querySelectorAll('#rows tr:not([hidden]) a');"
+    "return [...rows].map((link) => link.textContent)"
+)
 
 
 def open_case(browser: Browser, case: str) -> None:

@@ -1,13 +1,14 @@
-"""Writing the QC page: an ``index.html`` that opens by double click, with no server.
+"""Pages for people: HTML that opens by double click, with no server, from jinja2 templates.
 
-A page opened from a file may load scripts from beside it, but may not fetch data. So each series is
-a small script of its own, which the page adds when the series is opened:
+The templates escape all names, so that nothing of the input is ever markup.
 
-    index.html           the table and everything the run says, as JSON
+The page of a run shows volumes. A page opened from a file may load scripts from beside it, but may
+not fetch data. So each series is a small script of its own, which the page adds when the series is
+opened:
+
+    index.html           the table, and what the run says of each series, as JSON
     assets/              style, script, and NiiVue with its licence
     cases/0001.js        image and masks of one series, at most ``MAX_CASE_BYTES``
-
-Nothing of the input is ever markup: the page's script writes it as text.
 """
 
 from __future__ import annotations
@@ -15,12 +16,10 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import html
 import json
 import re
 from importlib import resources
 from pathlib import Path
-from string import Template
 from typing import Any, Final
 
 import jinja2
@@ -39,13 +38,12 @@ VIEW_BUDGET_BYTES = (MAX_CASE_BYTES - 2_000) * 3 // 4
 
 _ASSETS_FOLDER = "assets"
 _CASES_FOLDER = "cases"
-_TEMPLATE_NAME = "index.html"
 _COPIED_ASSETS = (
-    *("page.css", "sorting.js", "table.js", "viewer.js"),
+    *("page.css", "tables.js", "run.js", "viewer.js"),
     *("niivue.umd.js", "NIIVUE-LICENSE.txt"),
 )
 _STYLES: Final = ("page.css", "retrain.css")
-_SCRIPTS: Final = ("sorting.js", "retrain.js")
+_SCRIPTS: Final = ("tables.js", "retrain.js")
 _CASE_NAME = re.compile(r"\d{4,}\.js")
 
 
@@ -76,12 +74,10 @@ def write_page(folder: Path, data: Any, *, title: str) -> Path:
     OutputError
         If a file cannot be written.
     """
-    assets = resources.files(__package__) / _ASSETS_FOLDER
     for name in _COPIED_ASSETS:
-        write_bytes_atomic(folder / _ASSETS_FOLDER / name, (assets / name).read_bytes())
-    template = Template((assets / _TEMPLATE_NAME).read_text(encoding="utf-8"))
+        write_bytes_atomic(folder / _ASSETS_FOLDER / name, _asset(name))
     index = folder / INDEX_NAME
-    write_text_atomic(index, template.substitute(title=html.escape(title), data=_script_json(data)))
+    write_text_atomic(index, _render("run.html", title=title, page=data))
     _remove_other_cases(folder / _CASES_FOLDER, kept=_with_script(data))
     return index
 
@@ -116,6 +112,7 @@ def _templates() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
     )
+    made.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     made.filters |= {"svg": svg, "base64": _base64, "policy_hash": _policy_hash}
     return made
 
@@ -153,11 +150,6 @@ def _remove_other_cases(folder: Path, *, kept: set[str]) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, allow_nan=False, separators=(",", ":"))
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that no HTML parser can take for the end of the script element around it."""
-    return _json(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _base64(content: bytes) -> str:

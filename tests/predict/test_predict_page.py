@@ -207,19 +207,19 @@ def _edited(**changes):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (_edited(case=None), "report.series[0].case is not a text"),
-        (_edited(seconds={"read": "long"}), "report.series[0].seconds.read is not a number"),
-        (_edited(output_path=3), "report.series[0].output_path is not a text"),
-        (_edited(warnings=[3]), "report.series[0].warnings[0] is not a text"),
+        (_edited(case=None), "series[0].case: Expected 'str'"),
+        (_edited(seconds={"read": "long"}), "series[0].seconds[...]: Expected 'float'"),
+        (_edited(output_path=3), "series[0].output_path: Expected 'str | null'"),
+        (_edited(warnings=[3]), "series[0].warnings[0]: Expected 'str'"),
         (
             lambda qc: (qc.run / "run_report.json").write_bytes(b"\xff\xfe"),
-            "not a usable run report",
+            "it is not usable",
         ),
-        (lambda qc: (qc.run / "run_report.json").write_text("[" * 99_999), "not a usable"),
+        (lambda qc: (qc.run / "run_report.json").write_text("[" * 99_999), "it is not usable"),
         (lambda qc: (qc.run / "run_report.json").unlink(), "it holds no run_report.json"),
         (lambda qc: shutil.rmtree(qc.run), "there is no such folder"),
-        (_other_schema, "schema version 99, not 1"),
-        (lambda qc: (qc.run / "run_report.json").write_text("{"), "not a usable run report"),
+        (_other_schema, "schema version is 99, not 1"),
+        (lambda qc: (qc.run / "run_report.json").write_text("{"), "it is not usable"),
         (lambda qc: shutil.rmtree(qc.input), "there is no such input folder"),
     ],
 )

@@ -16,7 +16,9 @@ from sslmedsam2.reporting.page import (
     write_preview_case,
     write_volumes_case,
 )
+from sslmedsam2.reporting.page_data import PageEntry, page_data
 from sslmedsam2.reporting.page_volumes import ViewVolumes
+from sslmedsam2.reporting.run_report import SeriesResult, SeriesStatus, start_report
 
 ASSETS = Path(str(resources.files("sslmedsam2.reporting") / "assets"))
 
@@ -38,7 +40,11 @@ class Scripts(HTMLParser):
 
 
 def page(folder, *, rows=(), title="run"):
-    return write_page(folder, {"series": list(rows)}, title=title)
+    result = SeriesResult("a", "A", "T2", "a/T2.nii.gz", None, SeriesStatus.FAILED)
+    report = start_report(models=(), device="cpu", backend="torch", options={})
+    data = page_data(report, [PageEntry("0001", result)], notes=[])
+    (row,) = data["series"]
+    return write_page(folder, {**data, "series": [row | changes for changes in rows]}, title=title)
 
 
 def parsed(path):
@@ -53,18 +59,19 @@ def test_hostile_text_cannot_leave_its_script_element(tmp_path):
     (data,) = [text for attributes, text in scripts if attributes.get("type")]
     # An opening "<!-- <script" would keep a browser from seeing the end.
     assert "<" not in data
-    assert json.loads(data)["series"] == [row]
+    (written,) = json.loads(data)["series"]
+    assert written.items() >= row.items()
     assert [attributes.get("src") for attributes, _ in scripts] == [
         None,
-        "assets/sorting.js",
-        "assets/table.js",
+        "assets/tables.js",
+        "assets/run.js",
         "assets/viewer.js",
     ]
 
 
 def test_the_title_is_escaped(tmp_path):
-    text = page(tmp_path, title="a<b>$data").read_text(encoding="utf-8")
-    assert "a&lt;b&gt;$data" in text
+    text = page(tmp_path, title="a<b>{{ page }}").read_text(encoding="utf-8")
+    assert "a&lt;b&gt;{{ page }}" in text
     assert "a<b>" not in text
 
 

@@ -1,0 +1,82 @@
+// The table of series: filtering and moving about. Text from the input is only ever set as text,
+// never as markup.
+"use strict";
+
+const qcTable = (() => {
+  const { series: allSeries } = JSON.parse(document.getElementById("page-data").textContent);
+  const byId = new Map(allSeries.map((series) => [series.id, series]));
+  const element = (id) => document.getElementById(id);
+  const rows = element("rows");
+  const filters = [...document.querySelectorAll("#filters select")];
+  const visible = () => [...rows.rows].filter((row) => !row.hidden);
+
+  function make(tag, className, text) {
+    const made = document.createElement(tag);
+    if (className) made.className = className;
+    if (text !== undefined) made.textContent = text;
+    return made;
+  }
+
+  const figure = (value, digits) => (value === null ? "" : value.toFixed(digits));
+  const rowOf = (id) => rows.querySelector(`tr[data-id="${id}"]`);
+
+  function isWanted(row) {
+    if (!row.dataset.text.includes(element("search").value.trim().toLowerCase())) return false;
+    return filters.every(({ value, dataset }) => {
+      const found = row.dataset[dataset.field];
+      return value === "" || found === value || (dataset.field === "flags" && found.split(" ").includes(value));
+    });
+  }
+
+  function refresh() {
+    for (const row of rows.rows) row.hidden = !isWanted(row);
+    const count = visible().length;
+    element("none-shown").hidden = count > 0;
+    element("shown-count").textContent = `${count} of ${rows.rows.length} series`;
+    for (const button of element("counts").children) {
+      button.setAttribute("aria-pressed", String(button.dataset.status === element("filter-status").value));
+    }
+  }
+
+  function filterByStatus(status) {
+    const select = element("filter-status");
+    select.value = select.value === status ? "" : status;
+    refresh();
+  }
+
+  function moveWithArrows(event) {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (!step || event.target.tagName !== "A") return;
+    const links = visible().map((row) => row.querySelector("a"));
+    const next = links[links.indexOf(event.target) + step];
+    if (next) next.focus();
+    event.preventDefault();
+  }
+
+  for (const select of filters) select.addEventListener("change", refresh);
+  element("search").addEventListener("input", refresh);
+  // The fields are empty only after the event.
+  element("filters").addEventListener("reset", () => setTimeout(refresh));
+  element("filters").addEventListener("submit", (event) => event.preventDefault());
+  element("worst-first").addEventListener("click", () => qcTables.restore(rows.closest("table")));
+  for (const button of element("counts").children) {
+    button.addEventListener("click", () => filterByStatus(button.dataset.status));
+  }
+  rows.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (row) location.hash = `series-${row.dataset.id}`;
+  });
+  rows.addEventListener("keydown", moveWithArrows);
+  refresh();
+
+  return {
+    element,
+    make,
+    figure,
+    statusBadge: (series) => rowOf(series.id).querySelector(".status").cloneNode(true),
+    byId,
+    // The series as the table shows them now, for "previous" and "next".
+    shown: () => visible().map((row) => byId.get(row.dataset.id)),
+    focus: (id) => rowOf(id).querySelector("a").focus(),
+  };
+})();
