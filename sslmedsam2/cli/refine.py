@@ -57,8 +57,8 @@ def plan(**given: Any) -> int:
 def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
     """Train the folds of the next round, or continue them."""
     from sslmedsam2.errors import UsageError
-    from sslmedsam2.retrain.pipeline import begin_round, options_of
-    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.pipeline import begin_round
+    from sslmedsam2.retrain.state import WorkDir, options_of
     from sslmedsam2.retrain.train_round import train_round
 
     options = options_of(WorkDir(work_dir))
@@ -79,8 +79,8 @@ def relabel(*, work_dir: Path) -> int:
     """Score the folds, relabel the unlabelled scans, decide whether another round is needed."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.execution.interrupt import stop_on_signals
-    from sslmedsam2.retrain.pipeline import begin_round, finish_round, options_of
-    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.pipeline import begin_round, finish_round
+    from sslmedsam2.retrain.state import WorkDir, options_of
 
     options = options_of(WorkDir(work_dir))
     with stop_on_signals() as stop:
@@ -101,13 +101,18 @@ def relabel(*, work_dir: Path) -> int:
     required=True,
     help="Folder for the frozen model, for predict --model.",
 )
-def freeze(*, work_dir: Path, weights_dir: Path) -> None:
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Freeze even a network that is worse than the few-shot branch it learned from.",
+)
+def freeze(*, work_dir: Path, weights_dir: Path, force: bool) -> None:
     """Freeze the best round so far."""
     from dataclasses import replace
 
     from sslmedsam2.retrain.pipeline import freeze as run
-    from sslmedsam2.retrain.pipeline import options_of
-    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.state import WorkDir, options_of
 
-    model = run(replace(options_of(WorkDir(work_dir)), weights_dir=weights_dir))
+    options = options_of(WorkDir(work_dir))
+    model = run(replace(options, weights_dir=weights_dir, force=force))
     click.echo(f"frozen as {model.name}, folds {', '.join(model.folds)}, in {weights_dir}")

@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     help="Freeze the best round into this folder, for predict --model.",
 )
 @click.option(
+    "--force",
+    is_flag=True,
+    help="Freeze even a network that is worse than the few-shot branch it learned from.",
+)
+@click.option(
     "--resume",
     is_flag=True,
     expose_value=False,
@@ -51,7 +56,7 @@ def tell(summary: RetrainSummary) -> None:
     for figures in summary.rounds:
         change = "-" if figures.change_dice is None else f"{figures.change_dice:.4f}"
         click.echo(
-            f"round {figures.number}: Dice on reference masks {figures.validation_dice:.4f}, "
+            f"round {figures.round}: Dice on reference masks {figures.validation_dice:.4f}, "
             f"between masks before and after {change}"
         )
     if summary.interrupted:
@@ -60,5 +65,10 @@ def tell(summary: RetrainSummary) -> None:
         click.echo(f"ended: {summary.decision.reason}; best round {summary.decision.best_round}")
     if summary.problems:
         click.echo(f"{len(summary.problems)} image(s) could not take part, see index.json")
+    if summary.failures:
+        click.echo(f"{len(summary.failures)} failure(s), the first: {summary.failures[0]}")
+    if summary.warning is not None:
+        then = "; nothing was frozen, see --force" if summary.withheld else ""
+        click.echo(f"warning: {summary.warning}{then}")
     if summary.model is not None:
         click.echo(f"frozen as {summary.model.name}, folds {', '.join(summary.model.folds)}")

@@ -36,12 +36,17 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
-from sslmedsam2.imaging.records import move_aside, write_record
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.pseudo_label.calibration import LeftOut, leave_out
-from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, read_pseudo_label
+from sslmedsam2.pseudo_label.records import (
+    Provenance,
+    PseudoLabelRecord,
+    make_way,
+    read_pseudo_label,
+)
 from sslmedsam2.pseudo_label.supports import SupportFiles
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.weights.manifest import sha256_file
@@ -256,29 +261,14 @@ def standing_record(
     return record
 
 
+def _make_way(paths: PseudoLabelPaths) -> None:
+    record = read_pseudo_label(paths.record)
+    make_way(paths, mask_sha256=record.mask_sha256 if record is not None else None)
+
+
 def _is_corrected(record: PseudoLabelRecord, mask: Path) -> bool:
     """Tell whether a mask differs from what its record says; raises OSError without the file."""
     return record.mask_sha256 is not None and sha256_file(mask) != record.mask_sha256
-
-
-def _make_way(paths: PseudoLabelPaths) -> None:
-    """Clear the place of a pseudo label: its record goes first, lest it speak of another mask.
-
-    A mask that is not what its record says, or has none, is moved aside: it may be a person's.
-
-    Raises
-    ------
-    OutputError
-        A file cannot be moved or removed.
-    """
-    try:
-        if paths.mask.is_file():
-            record = read_pseudo_label(paths.record)
-            if record is None or record.mask_sha256 != sha256_file(paths.mask):
-                move_aside(paths.mask, why="it is not as this program wrote it")
-        paths.record.unlink(missing_ok=True)
-    except OSError as error:
-        raise output_error(paths.mask, error) from error
 
 
 def _key(target: QueryTarget, image_sha256: str | None, provenance: Provenance) -> str | None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sslmedsam2.contract.pseudo_labels import TABLE_NAME, find_records
+from sslmedsam2.contract.pseudo_labels import TABLE_NAME, PseudoLabelPaths, find_records
 from sslmedsam2.fewshot.reliability import Calibration
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
-from sslmedsam2.imaging.atomic import write_text_atomic
-from sslmedsam2.imaging.records import key_of, read_record_or_none
+from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none
+from sslmedsam2.weights.manifest import sha256_file
 
 _COLUMNS: Final = (
     *("case", "sequence", "vendor", "verdict", "estimated_dice", "dice_low", "dice_high"),
@@ -97,6 +98,24 @@ class PseudoLabelRecord:
 def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
     """Read a record; None without one and, after a warning, if it is not usable."""
     return read_record_or_none(path, PseudoLabelRecord)
+
+
+def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
+    """Clear the place of a pseudo label: its record goes first, lest it speak of another mask.
+
+    A mask of another hash than ``mask_sha256``, its record's, is moved aside: it may be a person's.
+
+    Raises
+    ------
+    OutputError
+        A file cannot be moved or removed.
+    """
+    try:
+        if paths.mask.is_file() and sha256_file(paths.mask) != mask_sha256:
+            move_aside(paths.mask, why="it is not as this program wrote it")
+        paths.record.unlink(missing_ok=True)
+    except OSError as error:
+        raise output_error(paths.mask, error) from error
 
 
 def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> Path:

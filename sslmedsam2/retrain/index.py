@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,14 +22,16 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.plans import CompactPreset, Grid
 from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
-from sslmedsam2.retrain.options import RetrainOptions, as_record, decisive
+from sslmedsam2.retrain.options import RetrainOptions, as_stored, changed_options
 from sslmedsam2.retrain.plan_cluster import UnitCosts
-from sslmedsam2.retrain.state import WorkDir, read_json, write_json
+from sslmedsam2.retrain.state import WorkDir, options_of, read_state
 from sslmedsam2.weights.checkpoint import read_checkpoint
-from sslmedsam2.weights.manifest import sha256_file
+from sslmedsam2.weights.freeze import check_freezable
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +43,17 @@ _MAP_BYTES: Final = 2
 
 @dataclass(frozen=True)
 class Index:
-    """The images that take part, one line for each that cannot, and the hash of the start."""
+    """The images that take part, one line for each that cannot, and the hash of the start.
+
+    ``labelled_sha256`` holds the hashes of each labelled image's files ``image``, ``mask`` and
+    ``organs``. Paths are absolute.
+    """
 
     labelled: tuple[ImageFile, ...]
     queries: tuple[ImageFile, ...]
     problems: tuple[str, ...]
     start_sha256: str | None
+    labelled_sha256: tuple[Mapping[str, str], ...] = ()
 
 
 def index_data(options: RetrainOptions) -> Index:
@@ -62,7 +69,9 @@ def index_data(options: RetrainOptions) -> Index:
         Too few patients for the folds, too small a disk, a device that is not there, a mean of
         weights without a common start, or a work directory of other data or options.
     ModelError
-        The checkpoint to start from cannot be read.
+        The checkpoint to start from cannot be read, or the model could not be frozen in the end.
+    OutputError
+        The work directory or the folder for the weights cannot be written.
     """
     work = WorkDir(options.work_dir)
     _keep_apart(options)
@@ -70,41 +79,29 @@ def index_data(options: RetrainOptions) -> Index:
     check_final(options)
     if options.start is not None:
         read_checkpoint(options.start)
+    if options.weights_dir is not None:
+        check_freezable(options.weights_dir, name=options.name, sequences=served_by(options))
     labelled = _labelled(options)
     index = _index(options, labelled)
-    record = _as_record(index)
     if not work.index.is_file():
         _check_cases(labelled, options)
         check_labelled(index.labelled)
         _check_machine(index, options)
         _estimate_time(options)
-    elif _identity(read_json(work.index)) != _identity(record):
+    elif _identity(read_index(work)) != _identity(index):
         raise UsageError(
             work.path,
             reason="it was made from other images or masks, or with another --start",
             remedy="Choose another work directory, or remove that one to begin anew",
         )
-    write_json(work.options, as_record(options))
-    write_json(work.index, record)
+    write_record(work.options, as_stored(options))
+    write_record(work.index, index)
     return index
 
 
 def read_index(work: WorkDir) -> Index:
     """Read what :func:`index_data` wrote; raises UsageError."""
-    record = read_json(work.index)
-    labelled = tuple(
-        ImageFile(
-            case=item["case"],
-            sequence=item["sequence"],
-            path=Path(item["image_path"]),
-            mask=Path(item["mask_path"]),
-            organs=None if item["organs_path"] is None else Path(item["organs_path"]),
-            label=item.get("label"),
-        )
-        for item in record["labelled"]
-    )
-    queries = tuple(ImageFile(**{**item, "path": Path(item["path"])}) for item in record["queries"])
-    return Index(labelled, queries, tuple(record["problems"]), record["start_sha256"])
+    return read_state(work.index, Index)
 
 
 def check_final(options: RetrainOptions) -> None:
@@ -115,6 +112,11 @@ def check_final(options: RetrainOptions) -> None:
             reason="without a common start the folds' weights go far apart, and have no mean",
             remedy="Give all folds a --start, or freeze the ensemble",
         )
+
+
+def served_by(options: RetrainOptions) -> tuple[str, ...]:
+    """Return the sequences that the frozen model will serve."""
+    return options.sequences or (ANY_SEQUENCE,)
 
 
 def _keep_apart(options: RetrainOptions) -> None:
@@ -132,21 +134,13 @@ def _keep_apart(options: RetrainOptions) -> None:
 def _check_options(work: WorkDir, options: RetrainOptions) -> None:
     if not work.options.is_file():
         return
-    before, now = decisive(read_json(work.options)), decisive(_through_json(options))
-    changed = sorted(name for name in now if before.get(name) != now[name])
+    changed = changed_options(options_of(work), options)
     if changed:
         raise UsageError(
             work.path,
             reason=f"it was begun with other options ({', '.join(changed)})",
             remedy="Repeat those of options.json there, or choose another work directory",
         )
-
-
-def _through_json(options: RetrainOptions) -> dict[str, Any]:
-    import json
-
-    record: dict[str, Any] = json.loads(json.dumps(as_record(options)))
-    return record
 
 
 def _labelled(options: RetrainOptions) -> list[ImageFile]:
@@ -207,62 +201,29 @@ def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
             remedy="Give case folders with GED4.nii.gz and the like; without any, use train",
         )
     start_sha256 = None if options.start is None else sha256_file(options.start)
-    return Index(tuple(labelled), tuple(queries), tuple(problems), start_sha256)
+    hashes = [{role: sha256_file(path) for role, path in image.files.items()} for image in labelled]
+    return Index(
+        tuple(map(_resolved, labelled)),
+        tuple(map(_resolved, queries)),
+        tuple(problems),
+        start_sha256,
+        tuple(hashes),
+    )
 
 
-def _as_record(index: Index) -> dict[str, Any]:
+def _identity(index: Index) -> list[Any]:
+    """Return what decides the results: the files' content, wherever they lie by now."""
     labelled = [
-        {
-            "case": image.case,
-            "sequence": image.sequence,
-            "label": image.label,
-            **{
-                role: None if path is None else str(path.resolve())
-                for role, path in _files(image).items()
-            },
-            "sha256": {role: sha256_file(path) for role, path in _files(image).items() if path},
-        }
-        for image in index.labelled
+        (image.case, image.sequence, image.label, sorted(hashes.items()))
+        for image, hashes in zip(index.labelled, index.labelled_sha256, strict=True)
     ]
-    queries = [
-        {
-            "case": query.case,
-            "vendor": query.vendor,
-            "sequence": query.sequence,
-            "path": str(query.path.resolve()),
-            "sha256": query.sha256,
-        }
-        for query in index.queries
-    ]
-    return {
-        "labelled": labelled,
-        "queries": queries,
-        "problems": list(index.problems),
-        "start_sha256": index.start_sha256,
-    }
+    queries = [(query.case, query.vendor, query.sequence, query.sha256) for query in index.queries]
+    return [labelled, queries, index.start_sha256]
 
 
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what decides the results, of a JSON record: the files, wherever they lie by now."""
-    return {
-        "labelled": [
-            {key: item[key] for key in ("case", "sequence", "sha256")}
-            for item in record["labelled"]
-        ],
-        "queries": [
-            {key: item[key] for key in ("case", "vendor", "sequence", "sha256")}
-            for item in record["queries"]
-        ],
-        "start_sha256": record["start_sha256"],
-    }
-
-
-def _files(image: ImageFile) -> dict[str, Path | None]:
-    return {
-        "image_path": image.path,
-        "mask_path": image.mask,
-        "organs_path": image.organs,
-    }
+def _resolved(image: ImageFile) -> ImageFile:
+    paths = {"path": image.path, "mask": image.mask, "organs": image.organs}
+    return replace(image, **{role: path and path.resolve() for role, path in paths.items()})  # type: ignore[arg-type]
 
 
 def _check_machine(index: Index, options: RetrainOptions) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from sslmedsam2.inference.device import Device
 from sslmedsam2.nnunet.plans import CompactPreset, Preset
@@ -15,7 +15,7 @@ Final_ = Literal["ensemble", "best-fold", "average"]
 _FOLDERS: Final = ("labelled_dir", "unlabelled_dir", "start")
 _NOT_DECISIVE: Final = (
     *("weights_dir", "name", "training_data", "licence", "final"),
-    *("device", "deterministic", "gpus"),
+    *("device", "deterministic", "gpus", "force"),
 )
 """Options that may change between two calls on one work directory: no stage before freezing
 depends on them, or they only say what computes and how exactly it repeats itself."""
@@ -66,6 +66,8 @@ class RetrainOptions:
         Let a GPU give the same weights each time, at the price of speed; a CPU always does.
     gpus
         That share each training.
+    force
+        Freeze even a network that is worse than the few-shot branch it learned from.
     preset
         Size of the network.
     label
@@ -93,6 +95,7 @@ class RetrainOptions:
     device: Device = "auto"
     deterministic: bool = False
     gpus: int = 1
+    force: bool = False
     seed: int = 20260
     preset: Preset = field(default_factory=CompactPreset)
     label: int | None = None
@@ -101,35 +104,19 @@ class RetrainOptions:
     licence: str = "not stated"
 
 
-def as_record(options: RetrainOptions) -> dict[str, Any]:
-    """Return the options as JSON can hold them."""
-    record = asdict(options)
-    for name, value in record.items():
-        if isinstance(value, Path):
-            record[name] = str(value.resolve())
-    return record
-
-
-def from_record(record: dict[str, Any], *, work_dir: Path) -> RetrainOptions:
-    """Read what :func:`as_record` gave; the work directory may have been moved."""
-    known = {item.name for item in fields(RetrainOptions)}
-    chosen = {name: value for name, value in record.items() if name in known}
-    for name in (*_FOLDERS, "weights_dir"):
-        if chosen[name] is not None:
-            chosen[name] = Path(chosen[name])
-    chosen |= {
-        "work_dir": work_dir,
-        "rule": StoppingRule(**chosen["rule"]),
-        "preset": Preset.from_plain(chosen["preset"]),
-        "sequences": None if chosen["sequences"] is None else tuple(chosen["sequences"]),
+def as_stored(options: RetrainOptions) -> RetrainOptions:
+    """Return the options as ``options.json`` holds them: with absolute paths."""
+    paths = {
+        name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
     }
-    return RetrainOptions(**chosen)
+    return replace(options, **paths)  # type: ignore[arg-type]
 
 
-def decisive(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what two calls on one work directory must agree on, of a JSON record.
+def changed_options(before: RetrainOptions, now: RetrainOptions) -> tuple[str, ...]:
+    """Return the names of the options that two calls on one work directory must agree on and don't.
 
     The rule may change: rounds that are done stay, and the new rule decides about the next.
     """
-    left_out = (*_FOLDERS, *_NOT_DECISIVE, "work_dir", "rule")
-    return {name: value for name, value in record.items() if name not in left_out}
+    left_out = {*_FOLDERS, *_NOT_DECISIVE, "work_dir", "rule"}
+    names = sorted(item.name for item in fields(RetrainOptions) if item.name not in left_out)
+    return tuple(name for name in names if getattr(before, name) != getattr(now, name))

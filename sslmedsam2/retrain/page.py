@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 
@@ -22,16 +22,17 @@ from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.galleries import Candidate, Gallery, make_gallery
 from sslmedsam2.reporting.page import write_single_file_page
 from sslmedsam2.retrain.index import read_index
-from sslmedsam2.retrain.options import RetrainOptions, from_record
+from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.select import fewshot_dice
-from sslmedsam2.retrain.selection import Decision
+from sslmedsam2.retrain.selection import Choice, Decision, RoundFigures, Selection
 from sslmedsam2.retrain.state import (
     RelabelRecord,
     RoundDir,
     WorkDir,
     decision_so_far,
-    read_json,
+    options_of,
     read_relabel_record,
+    read_state,
 )
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.checkpoint import read_checkpoint
@@ -87,7 +88,7 @@ class PageImage:
 
     query: ImageFile
     fewshot: PseudoLabelRecord | None
-    choice: Mapping[str, Any] | None = None
+    choice: Choice | None = None
     relabelled: RelabelRecord | None = None
 
     @property
@@ -109,12 +110,12 @@ class PageImage:
         """Whether the round trains on its pseudo label; empty if that is not known yet."""
         if self.choice is None:
             return ""
-        return "trains" if self.choice["trains"] else "waits" if self.waits else "left out"
+        return "trains" if self.choice.trains else "waits" if self.waits else "left out"
 
     @property
     def waits(self) -> bool:
         """Whether a later round may train on it."""
-        trains = self.choice is not None and self.choice["trains"]
+        trains = self.choice is not None and self.choice.trains
         return self.verdict == "doubtful" and not trains
 
     @property
@@ -236,7 +237,7 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
         The page cannot be written.
     """
     index = read_index(work)
-    options = from_record(read_json(work.options), work_dir=work.path)
+    options = options_of(work)
     images = tuple(
         PageImage(query, _record(work.pseudo_labels, query, read_pseudo_label))
         for query in index.queries
@@ -324,8 +325,9 @@ def _gallery(
 
 
 def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOptions) -> PageRound:
-    choices = read_json(round_dir.selection)["choices"] if round_dir.selection.is_file() else []
-    chosen = {choice["name"]: choice for choice in choices}
+    chosen: dict[str, Choice] = {}
+    if round_dir.selection.is_file():
+        chosen = {one.name: one for one in read_state(round_dir.selection, Selection).choices}
     images = tuple(
         replace(
             image,
@@ -336,15 +338,17 @@ def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOpt
     )
     known = [image.relabelled for image in images if image.relabelled is not None]
     logs = _training_logs(round_dir, n_folds=options.folds)
-    scores = read_json(round_dir.validation) if round_dir.validation.is_file() else []
+    scores: tuple[FoldScore, ...] = ()
+    if round_dir.validation.is_file():
+        scores = read_state(round_dir.validation, tuple[FoldScore, ...])
     return PageRound(
         number=round_dir.number,
         state=_state(round_dir, logs, options, n_relabelled=len(known), n_images=len(images)),
         is_finished=round_dir.outcome.is_file(),
-        figures=_figures(round_dir, images, [score["dice"] for score in scores]),
+        figures=_figures(round_dir, images, [score.dice for score in scores]),
         images=images,
         charts=_training_charts(logs),
-        scores=tuple(FoldScore(**score) for score in scores),
+        scores=scores,
         gallery=_gallery(
             round_dir.relabelled,
             [
@@ -362,7 +366,7 @@ def _figures(
 ) -> Mapping[str, float | None]:
     """Return the round's own figures or, before it is finished, those that are known by now."""
     if round_dir.outcome.is_file():
-        return read_json(round_dir.outcome)
+        return vars(read_state(round_dir.outcome, RoundFigures))
     return {
         "validation_dice": float(np.mean(dices)) if dices else None,
         "validation_hausdorff_mm": None,

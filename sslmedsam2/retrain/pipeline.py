@@ -6,20 +6,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Runner
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
-from sslmedsam2.retrain.freeze import freeze_round
+from sslmedsam2.pseudo_label.records import read_pseudo_label
+from sslmedsam2.retrain.freeze import below_fewshot, freeze_round
 from sslmedsam2.retrain.index import Index, index_data, read_index
-from sslmedsam2.retrain.options import RetrainOptions, from_record
+from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.page import report_or_warn
-from sslmedsam2.retrain.relabel import relabel_round
+from sslmedsam2.retrain.relabel import refuse_if_nearly_all_failed, relabel_round
 from sslmedsam2.retrain.select import (
     PseudoLabel,
     fewshot_dice,
@@ -27,15 +29,21 @@ from sslmedsam2.retrain.select import (
     relabelled,
     select,
 )
-from sslmedsam2.retrain.selection import Decision, RoundFigures, weight_of_first
+from sslmedsam2.retrain.selection import (
+    Decision,
+    RoundFigures,
+    Selection,
+    weight_of_first,
+)
 from sslmedsam2.retrain.state import (
     RelabelRecord,
     RoundDir,
     WorkDir,
     decision_so_far,
+    ever_trained,
     finished_figures,
-    read_json,
-    write_json,
+    read_relabel_record,
+    read_state,
 )
 from sslmedsam2.retrain.train_round import (
     check_trained,
@@ -63,12 +71,21 @@ class RetrainSummary:
         What was frozen; None if nothing was.
     problems
         A line for each image that could not take part.
+    failures
+        A line for each pseudo label that could not be made, by SAM2 or by the last round.
+    warning
+        That the network is worse than the few-shot branch it learned from, if it is.
+    withheld
+        Whether, for that reason, nothing was frozen that should have been.
     """
 
     rounds: tuple[RoundFigures, ...]
     decision: Decision | None
     model: ModelEntry | None
     problems: tuple[str, ...]
+    failures: tuple[str, ...]
+    warning: str | None
+    withheld: bool
     interrupted: bool
 
     @property
@@ -76,7 +93,8 @@ class RetrainSummary:
         """What the command ends with."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
-        return ExitCode.SOME_CASES_FAILED if self.problems else ExitCode.OK
+        failed = self.problems or self.failures or self.withheld
+        return ExitCode.SOME_CASES_FAILED if failed else ExitCode.OK
 
 
 def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> RetrainSummary:
@@ -91,15 +109,18 @@ def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> Retrain
         There is no such SAM2, or a checkpoint is damaged or does not fit.
     OutputError
         The work directory or the weights cannot be written.
+    SslMedSam2Error
+        Nearly all images failed.
     """
     with stop_on_signals() as stop:
         labels = plan(options, stop, runner=runner)
-        if labels is None:
+        if labels is None or not _retry_failures(options, stop, runner):
             return _summary(options, interrupted=True)
         while (decision := decision_so_far(options)) is None or not decision.stop:
             if not _round(options, stop, runner or InProcessRunner()):
                 return _summary(options, interrupted=True)
-    model = freeze(options) if options.weights_dir is not None else None
+    withheld = below_fewshot(options) is not None and not options.force
+    model = freeze(options) if options.weights_dir is not None and not withheld else None
     return _summary(options, model=model)
 
 
@@ -125,6 +146,7 @@ def plan(
     )
     if summary.interrupted or stop:
         return None
+    refuse_if_nearly_all_failed(work.pseudo_labels, [record.error for record in summary.records])
     labels = fewshot_labels(work, index.queries)
     round_dir = work.round(1)
     chosen = select(round_dir, labels, options)
@@ -132,11 +154,6 @@ def plan(
         prepare_training(round_dir, index, chosen, options)
     report_or_warn(work)
     return labels
-
-
-def options_of(work: WorkDir) -> RetrainOptions:
-    """Read what a work directory was begun with; raises UsageError."""
-    return from_record(read_json(work.options), work_dir=work.path)
 
 
 def newest_labels(work: WorkDir, index: Index, *, before: int) -> tuple[PseudoLabel, ...]:
@@ -161,10 +178,10 @@ class BegunRound:
     labels: tuple[PseudoLabel, ...]
 
 
-def begin_round(options: RetrainOptions) -> BegunRound:
-    """Select and export what the unfinished round trains on, as far as that is not done."""
+def begin_round(options: RetrainOptions, round_dir: RoundDir | None = None) -> BegunRound:
+    """Select and export what a round, None for the unfinished one, trains on, unless it is done."""
     work = WorkDir(options.work_dir)
-    index, round_dir = read_index(work), current_round(work)
+    index, round_dir = read_index(work), round_dir or current_round(work)
     labels = newest_labels(work, index, before=round_dir.number)
     prepare_training(round_dir, index, select(round_dir, labels, options), options)
     return BegunRound(round_dir, index, labels)
@@ -177,23 +194,20 @@ def finish_round(
     round_dir, labels = begun.round_dir, begun.labels
     check_trained(round_dir, options)
     scores = validate_round(round_dir, begun.index, options, runner=runner)
-    trained = frozenset(
-        choice["name"] for choice in read_json(round_dir.selection)["choices"] if choice["trains"]
-    )
-    dice = float(np.mean([score.dice for score in scores]))
+    network_dice = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         round_dir,
         begun.index,
         labels,
         options,
-        trained=trained,
-        fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), dice),
+        trained=ever_trained(round_dir, warm_start=options.warm_start),
+        fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), network_dice),
         stop=stop,
         runner=runner,
     )
     if records is None:
         return None
-    write_json(round_dir.outcome, _outcome(round_dir, scores, records, labels))
+    write_record(round_dir.outcome, _figures(round_dir, scores, records, labels))
     decision = decision_so_far(options)
     assert decision is not None
     _write_rounds(options, decision)
@@ -210,7 +224,8 @@ def freeze(options: RetrainOptions) -> ModelEntry:
     Raises
     ------
     UsageError
-        No round is finished, or there is no folder to freeze into.
+        No round is finished, there is no folder to freeze into, or the network is worse than the
+        few-shot branch and that is not forced.
     """
     decision = decision_so_far(options)
     if decision is None or options.weights_dir is None:
@@ -219,6 +234,14 @@ def freeze(options: RetrainOptions) -> ModelEntry:
             reason="no round is finished" if decision is None else "it is missing",
             remedy="Run the stages before" if decision is None else "Say where to freeze to",
         )
+    warning = below_fewshot(options)
+    if warning is not None and not options.force:
+        raise UsageError(
+            options.work_dir,
+            reason=f"{warning}; nothing was frozen",
+            remedy="Train longer or label more, or give --force to freeze it all the same",
+        )
+    _write_rounds(options, decision)
     model = freeze_round(options, decision)
     made_of = f"round {decision.best_round}, folds {', '.join(model.folds)}"
     report_or_warn(
@@ -236,48 +259,65 @@ def _round(options: RetrainOptions, stop: StopRequest, runner: Runner) -> bool:
     return not stop and finish_round(begun, options, stop, runner=runner) is not None
 
 
-def _outcome(
+def _retry_failures(options: RetrainOptions, stop: StopRequest, runner: Runner | None) -> bool:
+    """Do again what failed in the last finished round, for an error is never done.
+
+    Returns False if it was stopped. Once a later round has begun, it does so for itself.
+    """
+    work = WorkDir(options.work_dir)
+    finished = work.finished_rounds()
+    if not finished or current_round(work).path.is_dir():
+        return True
+    last = finished[-1]
+    if not read_state(last.outcome, RoundFigures).failed:
+        return True
+    return finish_round(begin_round(options, last), options, stop, runner=runner) is not None
+
+
+def _figures(
     round_dir: RoundDir,
     scores: Sequence[FoldScore],
     records: Sequence[RelabelRecord],
     labels: Sequence[PseudoLabel],
-) -> dict[str, Any]:
+) -> RoundFigures:
     """Sum a round up; rejected images, which never train, do not count towards the change."""
     counted = [
         record.change_dice
         for record, label in zip(records, labels, strict=True)
         if record.change_dice is not None and label.candidate.verdict != "reject"
     ]
-    return {
-        "round": round_dir.number,
-        "validation_dice": round(float(np.mean([score.dice for score in scores])), 4),
-        "validation_hausdorff_mm": round(
-            float(np.mean([score.hausdorff_mm for score in scores])), 2
-        ),
-        "change_dice": round(float(np.mean(counted)), 4) if counted else None,
-        "changes": {
+    trained = read_state(round_dir.selection, Selection).trained
+    return RoundFigures(
+        round=round_dir.number,
+        validation_dice=round(float(np.mean([score.dice for score in scores])), 4),
+        validation_hausdorff_mm=round(float(np.mean([score.hausdorff_mm for score in scores])), 2),
+        change_dice=round(float(np.mean(counted)), 4) if counted else None,
+        changes={
             label.query.name: record.change_dice
             for record, label in zip(records, labels, strict=True)
         },
-        "trained": sum(record.trained for record in records),
-        "waiting": sum(
-            not record.trained and label.candidate.verdict == "doubtful"
-            for record, label in zip(records, labels, strict=True)
+        trained=len(trained),
+        waiting=sum(
+            label.query.name not in trained and label.candidate.verdict == "doubtful"
+            for label in labels
         ),
-        "rejected": sum(label.candidate.verdict == "reject" for label in labels),
-        "failed": sum(record.error is not None for record in records),
-    }
+        rejected=sum(label.candidate.verdict == "reject" for label in labels),
+        failed=sum(record.error is not None for record in records),
+    )
 
 
 def _write_rounds(options: RetrainOptions, decision: Decision) -> None:
+    """Write the rounds in short, for people: nothing reads them back."""
     work = WorkDir(options.work_dir)
-    write_json(
+    write_record(
         work.rounds,
         {
-            "rounds": [read_json(round_dir.outcome) for round_dir in work.finished_rounds()],
+            "rounds": finished_figures(work),
             "best_round": decision.best_round,
             "ended": decision.stop,
             "reason": decision.reason,
+            "fewshot_dice": fewshot_dice(work),
+            "warning": below_fewshot(options),
         },
     )
 
@@ -287,10 +327,26 @@ def _summary(
 ) -> RetrainSummary:
     work = WorkDir(options.work_dir)
     index = read_index(work) if work.index.is_file() else Index((), (), (), None)
+    warning = below_fewshot(options)
     return RetrainSummary(
         rounds=finished_figures(work),
         decision=decision_so_far(options),
         model=model,
         problems=index.problems,
+        failures=_failures(work, index),
+        warning=warning,
+        withheld=warning is not None and options.weights_dir is not None and model is None,
         interrupted=interrupted,
     )
+
+
+def _failures(work: WorkDir, index: Index) -> tuple[str, ...]:
+    """Return the errors of the few-shot branch and of the last finished round."""
+    errors: list[str | None] = []
+    for query in index.queries:
+        fewshot = read_pseudo_label(pseudo_label_paths(work.pseudo_labels, query).record)
+        errors.append(fewshot.error if fewshot is not None else None)
+        for last in work.finished_rounds()[-1:]:
+            new = read_relabel_record(pseudo_label_paths(last.relabelled, query).record)
+            errors.append(new.error if new is not None else None)
+    return tuple(error for error in errors if error is not None)

@@ -8,7 +8,7 @@ patient from another sequence: those then leave the ensemble.
 The new mask comes from two branches that err independently: the networks' probability and the
 few-shot branch's are averaged, each weighted by its Dice on reference masks it had not seen.
 Where they contradict each other, the mean is uncertain, and the next round does not train there.
-A mask of the few-shot branch that was manually corrected stands as it is.
+A mask that a person has corrected stands as it is.
 """
 
 from __future__ import annotations
@@ -18,25 +18,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
-from sslmedsam2.errors import SslMedSam2Error, unforeseen
+from sslmedsam2.errors import OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Claim, Runner, all_or_error
 from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
-from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.reading import read_mask, read_stored, read_volume
+from sslmedsam2.imaging.records import key_of, write_record
 from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.postprocessing import keep_liver
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.predict.series import make_ready
+from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.options import RetrainOptions
@@ -45,9 +47,7 @@ from sslmedsam2.retrain.state import (
     RelabelRecord,
     RoundDir,
     WorkDir,
-    key_of,
     read_relabel_record,
-    write_relabel_record,
 )
 from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.train.fold_scores import load_fold
@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
 
 logger = logging.getLogger(__name__)
+
+_NEARLY_ALL: Final = 0.8
+"""Part of the unlabelled images whose failure leaves a round without a meaning."""
 
 
 def relabel_round(
@@ -78,7 +81,7 @@ def relabel_round(
     before
         The newest pseudo labels so far, in the order of the index's queries.
     trained
-        Names of the queries that the round trained on.
+        Names of the queries that the round's networks have trained on, see `ever_trained`.
     fewshot_weight
         Of the few-shot branch in the new masks, 0 to 1; the networks have the rest.
 
@@ -91,7 +94,7 @@ def relabel_round(
     OutputError
         The new masks cannot be written.
     SslMedSam2Error
-        No worker of a cluster could do one of them; the others are done.
+        Nearly all failed, or no worker of a cluster could do one of them; the others are done.
     """
     model_dir = trained_model_dir(round_dir.path)
     sha256 = [sha256_file(model_dir / checkpoint_file(str(k))) for k in range(options.folds)]
@@ -106,13 +109,18 @@ def relabel_round(
             fold for fold, held_out in enumerate(held_out_cases) if label.query.case in held_out
         )
         folds = (own,) if label.query.name in trained else tuple(range(options.folds))
-        fewshot = pseudo_label_paths(fewshot_dir, label.query)
-        fewshot_file, weight = fewshot.probability, fewshot_weight
+        fewshot_file, weight = pseudo_label_paths(fewshot_dir, label.query).probability, 0.0
         if label.candidate.manually_corrected:
-            fewshot_file, weight = fewshot.mask, 1.0
-        elif label.candidate.verdict not in ("accept", "doubtful"):
-            weight = 0.0
-        key = key_of([label.query.sha256, [sha256[fold] for fold in folds], weight])
+            fewshot_file, weight = label.paths.mask, 1.0
+        elif label.candidate.verdict in ("accept", "doubtful"):
+            weight = fewshot_weight
+        members = (own,) if label.query.case in known else folds
+        key = key_of(
+            [
+                *(label.query.sha256, [sha256[fold] for fold in folds], members, weight),
+                label.key if label.candidate.manually_corrected else None,
+            ]
+        )
         paths = pseudo_label_paths(round_dir.relabelled, label.query)
         record = _kept(paths, key)
         if record is not None:
@@ -125,8 +133,8 @@ def relabel_round(
             folds,
             trained=label.query.name in trained,
             fewshot_weight=weight,
+            manually_corrected=label.candidate.manually_corrected,
         )
-        members = (own,) if label.query.case in known else folds
         units.append(RelabelUnit(blank, label, paths, members, fewshot_file))
     if units:
         with (runner or InProcessRunner()).open(RelabelJob(round_dir, options.device)) as session:
@@ -134,7 +142,20 @@ def relabel_round(
         kept |= {unit.label.query.name: record for unit, record in found}
     if stop:
         return None
-    return tuple(kept[label.query.name] for label in before)
+    records = tuple(kept[label.query.name] for label in before)
+    refuse_if_nearly_all_failed(round_dir.relabelled, [record.error for record in records])
+    return records
+
+
+def refuse_if_nearly_all_failed(folder: Path, errors: Sequence[str | None]) -> None:
+    """Raise :class:`SslMedSam2Error` if hardly an image was labelled: no round can be judged so."""
+    failed = [error for error in errors if error is not None]
+    if failed and len(failed) >= _NEARLY_ALL * len(errors):
+        raise SslMedSam2Error(
+            folder,
+            reason=f"{len(failed)} of {len(errors)} images failed; the first: {failed[0]}",
+            remedy="Remove the cause and run the same command again: what was done is kept",
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +171,7 @@ class RelabelUnit:
     members
         The folds whose probabilities are averaged.
     fewshot_probability
-        File of the few-shot branch; its mask, if that was manually_corrected.
+        File of the few-shot branch; or the newest mask, if a person has corrected that.
     """
 
     blank: RelabelRecord
@@ -211,7 +232,10 @@ class _RelabelStages:
 
     def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:
         unit, record = done
-        write_relabel_record(record, unit.paths.record)
+        write_record(unit.paths.record, record)
+        if record.error is not None:
+            logger.error(record.error)
+            return record
         logger.info("round %d: %s re-predicted", self._job.round_dir.number, unit.label.query.name)
         return record
 
@@ -220,16 +244,23 @@ class _RelabelStages:
 
 
 def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
-    if not paths.record.is_file():
-        return None
+    """Return the record of a mask that stands: a person's, or one made alike without an error."""
     record = read_relabel_record(paths.record)
-    return record if record is not None and record.key == key else None
+    if record is None or record.error is not None:
+        return None
+    if record.key == key or record.is_corrected(paths.mask):
+        return record if paths.mask.is_file() else None
+    return None
 
 
 def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
-    """Predict, fuse and write one image; an error stays with the image."""
+    """Predict, fuse and write one image; its error stays with it, but for a full disk or so."""
+    before = read_relabel_record(unit.paths.record)
+    make_way(unit.paths, mask_sha256=before.mask_sha256 if before is not None else None)
     try:
         return _written(unit, networks)
+    except OutputError:
+        raise
     except SslMedSam2Error as error:
         return replace(unit.blank, error=str(error))
     except Exception as error:
@@ -247,9 +278,13 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
     probability = _mean_probability([found[fold] for fold in unit.members])
     turn = ready.canonical.reorientation
     if blank.fewshot_weight > 0:
-        other = apply_reorientation(read_volume(unit.fewshot_probability).array_zyx, turn)
+        # No image to be checked: a probability may well be constant.
+        stored = read_stored(unit.fewshot_probability).array_zyx.astype(np.float32)
+        other = apply_reorientation(stored, turn)
         probability += np.float32(blank.fewshot_weight) * (other - probability)
-    mask = keep_liver(np.asarray(probability > 0.5, dtype=np.uint8)).mask_zyx
+    mask = np.asarray(probability > 0.5, dtype=np.uint8)
+    if not blank.manually_corrected:
+        mask = keep_liver(mask).mask_zyx
     native = to_native(mask, turn)
     write_mask(native, like=volume, path=paths.mask)
     write_map(to_native(entropy_bits(probability), turn), like=volume, path=paths.uncertainty)
@@ -260,6 +295,7 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         change_dice=_change(label, native),
         volume_ml=round(mask_volume_ml(mask, spacing_zyx_mm=ready.canonical.spacing_zyx_mm), 1),
         mean_confidence=round(float(probability[mask > 0].mean()), 4) if mask.any() else None,
+        mask_sha256=sha256_file(paths.mask),
     )
     draw_preview(
         ready.canonical, mask, path=paths.preview, title=label.query.name, flags=_flags(record)

@@ -7,16 +7,15 @@ never trains. Voxels that are uncertain get nnU-Net's ignore label.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.fewshot.strategy import Verdict
 from sslmedsam2.nnunet.labels import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
-
-Verdict = Literal["accept", "doubtful", "reject"]
 
 
 @dataclass(frozen=True)
@@ -31,11 +30,11 @@ class Candidate:
         Mean Dice between the networks of the last round, none of which had trained on this image;
         None if there was no such round, or the image had been trained on.
     trained_before
-        Whether the last round trained on it.
+        Whether a network of the last round had trained on it, then or before a warm start.
     has_liver
         Whether its newest mask holds any.
     manually_corrected
-        Whether somebody has manually_corrected the few-shot branch's mask by held_out.
+        Whether a person has corrected a mask of it.
     """
 
     name: str
@@ -48,11 +47,25 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a candidate trains, and why."""
+    """Whether a candidate trains, and why; ``ignored`` is the share of voxels that do not count."""
 
     name: str
     trains: bool
     reason: str
+    ignored: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choices of a round; ``key`` is equal for the same choices from the same labels."""
+
+    key: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the candidates that train."""
+        return frozenset(choice.name for choice in self.choices if choice.trains)
 
 
 def choose(candidates: Sequence[Candidate], *, agreement_needed: float) -> tuple[Choice, ...]:
@@ -112,21 +125,32 @@ threshold hides more wrong voxels but mostly right ones (``benchmarks/ignore_thr
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """What a round is judged by.
+    """What a finished round is judged by.
 
     Attributes
     ----------
-    number
+    round
         Counts from 1.
-    validation_dice
-        Mean over reference masks, each scored by the fold that had not trained on its patient.
+    validation_dice, validation_hausdorff_mm
+        Means over reference masks, each scored by the fold that had not trained on its patient.
     change_dice
         Mean Dice between the pseudo masks before and after the round; None if there are none.
+    trained, waiting, rejected, failed
+        Numbers of unlabelled images: that the round trained on, that wait, that never train, and
+        that could not be re-predicted.
+    changes
+        ``change_dice`` of each unlabelled image.
     """
 
-    number: int
+    round: int
     validation_dice: float
     change_dice: float | None
+    trained: int
+    waiting: int
+    rejected: int
+    failed: int
+    validation_hausdorff_mm: float | None = None
+    changes: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -166,20 +190,26 @@ def decide(history: Sequence[RoundFigures], rule: StoppingRule) -> Decision:
     The best round is that of the highest validation Dice, among equals the latest: its pseudo
     masks have been refined further.
     """
-    best = max(history, key=lambda figures: (figures.validation_dice, figures.number))
+    best = max(history, key=lambda figures: (figures.validation_dice, figures.round))
     last = history[-1]
-    stop, reason = _judge(last, best, rule)
-    return Decision(stop, reason, best.number)
+    # Two rounds without any would train on reference masks alone for ever.
+    untried = last.trained == 0 and (len(history) < 2 or history[-2].trained > 0)
+    stop, reason = _judge(last, best, rule, untried=untried)
+    return Decision(stop, reason, best.round)
 
 
-def _judge(last: RoundFigures, best: RoundFigures, rule: StoppingRule) -> tuple[bool, str]:
-    if last.number >= rule.most_rounds:
+def _judge(
+    last: RoundFigures, best: RoundFigures, rule: StoppingRule, *, untried: bool
+) -> tuple[bool, str]:
+    if last.round >= rule.most_rounds:
         return True, f"{rule.most_rounds} round(s) were asked for or are the most allowed"
     if rule.fixed:
-        return False, f"round {last.number} of {rule.most_rounds}"
+        return False, f"round {last.round} of {rule.most_rounds}"
     loss = best.validation_dice - last.validation_dice
     if loss > rule.tolerance:
-        return True, f"Dice on reference masks fell by {loss:.4f} against round {best.number}"
+        return True, f"Dice on reference masks fell by {loss:.4f} against round {best.round}"
+    if untried:
+        return False, "no pseudo label has trained yet"
     if last.change_dice is None:
         return True, "there are no pseudo masks that could change"
     if last.change_dice >= rule.settled_at:

@@ -15,27 +15,23 @@
         relabelled/       new masks of all unlabelled volumes, out of fold
         outcome.json      Dice to the masks before, decision; written last
     round_2/ ...
-    rounds.json           all rounds, the best, and why it ended
-    report/index.html     the same for people
+    rounds.json           all rounds, the best, and why it ended: for people, never read back
+    report/index.html     the same as a page
 
 Stages are done in this order and each writes its JSON file last, so that what is there is whole.
+What no longer holds is moved aside (``round_2.replaced-<UTC time>``), never deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from sslmedsam2.errors import UsageError
-from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.records import Record, read_record, read_record_or_none
 from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.selection import Decision, RoundFigures, decide
-
-logger = logging.getLogger(__name__)
+from sslmedsam2.retrain.selection import Decision, RoundFigures, Selection, decide
+from sslmedsam2.weights.manifest import sha256_file
 
 
 @dataclass(frozen=True)
@@ -126,40 +122,33 @@ class WorkDir:
         return tuple(found)
 
 
-def read_json(path: Path) -> Any:
-    """Read a file of the work directory.
+def read_state(path: Path, kind: type[Record]) -> Record:
+    """Read a record of the work directory.
 
     Raises
     ------
     UsageError
-        It is missing or garbled.
+        It is missing or damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return read_record(path, kind)
+    except InputError as error:
         raise UsageError(
             path,
-            reason=f"it cannot be read ({error})",
+            reason=error.reason,
             remedy="Run the earlier stages first, or begin anew in another work directory",
         ) from error
 
 
-def write_json(path: Path, content: object) -> None:
-    """Write a file of the work directory, whole or not at all; raises OutputError."""
-    write_text_atomic(path, json.dumps(content, indent=1) + "\n")
-
-
-def key_of(content: object) -> str:
-    """Return a hash of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def options_of(work: WorkDir) -> RetrainOptions:
+    """Read what a work directory, which may have been moved, was begun with; raises UsageError."""
+    return replace(read_state(work.options, RetrainOptions), work_dir=work.path)
 
 
 def finished_figures(work: WorkDir) -> tuple[RoundFigures, ...]:
-    """Return what the finished rounds are judged by, in order."""
-    outcomes = [read_json(round_dir.outcome) for round_dir in work.finished_rounds()]
+    """Return what the finished rounds are judged by, in order; raises UsageError."""
     return tuple(
-        RoundFigures(item["round"], item["validation_dice"], item["change_dice"])
-        for item in outcomes
+        read_state(round_dir.outcome, RoundFigures) for round_dir in work.finished_rounds()
     )
 
 
@@ -167,6 +156,17 @@ def decision_so_far(options: RetrainOptions) -> Decision | None:
     """Judge the finished rounds; None if there is none."""
     figures = finished_figures(WorkDir(options.work_dir))
     return decide(figures, options.rule) if figures else None
+
+
+def ever_trained(round_dir: RoundDir, *, warm_start: bool) -> frozenset[str]:
+    """Return the names of the queries that a round's networks have trained on.
+
+    With ``warm_start`` they go on from those of the round before, and so have trained on what these
+    had trained on, even if it was left out since. Raises UsageError.
+    """
+    first = 1 if warm_start else round_dir.number
+    rounds = map(WorkDir(round_dir.path.parent).round, range(first, round_dir.number + 1))
+    return frozenset().union(*(read_state(one.selection, Selection).trained for one in rounds))
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class RelabelRecord:
     folds
         The networks that predicted it, none of which had trained on it.
     trained
-        Whether the round's other folds trained on it.
+        Whether the other folds trained on it, in this round or before a warm start.
     fewshot_weight
         Of the few-shot branch in the new mask; the networks have the rest.
     agreement
@@ -191,6 +191,10 @@ class RelabelRecord:
         Mean foreground probability over the new mask; None if it is empty.
     error
         One line; then there is no new mask.
+    manually_corrected
+        Whether the new mask repeats one that a person has corrected.
+    mask_sha256
+        Of the mask as written; one with another was corrected manually since.
     """
 
     case: str
@@ -204,18 +208,17 @@ class RelabelRecord:
     volume_ml: float = 0.0
     mean_confidence: float | None = None
     error: str | None = None
+    manually_corrected: bool = False
+    mask_sha256: str | None = None
 
-
-def write_relabel_record(record: RelabelRecord, path: Path) -> None:
-    """Write a record as JSON, whole or not at all; raises OutputError."""
-    write_text_atomic(path, json.dumps(asdict(record), indent=2) + "\n")
+    def is_corrected(self, mask: Path) -> bool:
+        """Tell whether the mask is, or repeats, one that a person has corrected."""
+        if self.error is not None or not mask.is_file():
+            return False
+        edited = self.mask_sha256 is not None and sha256_file(mask) != self.mask_sha256
+        return self.manually_corrected or edited
 
 
 def read_relabel_record(path: Path) -> RelabelRecord | None:
-    """Read a record; None, and a warning, if the file holds none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return RelabelRecord(**{**content, "folds": tuple(content["folds"])})
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        logger.warning("%s: cannot be read as a record and is passed over (%s)", path, error)
-        return None
+    """Read a record; None without one and, after a warning, if it is not usable."""
+    return read_record_or_none(path, RelabelRecord)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -12,6 +12,7 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.units import Claim, Runner, Stop, all_or_error
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
     build_dataset,
@@ -34,7 +35,7 @@ from sslmedsam2.nnunet.training import (
 )
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.state import RoundDir, WorkDir, read_json, write_json
+from sslmedsam2.retrain.state import RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.weights.layout import checkpoint_file
 
@@ -254,7 +255,7 @@ def validate_round(
         A network or an image cannot be read.
     """
     if round_dir.validation.is_file():
-        return tuple(FoldScore(**score) for score in read_json(round_dir.validation))
+        return read_state(round_dir.validation, tuple[FoldScore, ...])
     units = [
         FoldUnit(fold, tuple(image for image in index.labelled if image.case in held_out))
         for fold, held_out in enumerate(fold_cases(index, n_folds=options.folds))
@@ -263,7 +264,7 @@ def validate_round(
         found = all_or_error(session.run(units, stop=False))
     by_fold = {unit.fold: scores for unit, scores in found}
     scores = [score for unit in units for score in by_fold[unit.fold]]
-    write_json(round_dir.validation, [asdict(score) for score in scores])
+    write_record(round_dir.validation, scores)
     return tuple(scores)
 
 

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.weights.checkpoint import freeze_checkpoint
-from sslmedsam2.weights.layout import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
+from sslmedsam2.weights.layout import (
+    DATASET_FILE,
+    PLANS_FILE,
+    checkpoint_file,
+    find_folds,
+    model_files,
+)
 from sslmedsam2.weights.manifest import (
     MANIFEST_NAME,
+    FileEntry,
     Manifest,
     ModelCard,
     ModelEntry,
+    check_manifest,
     hash_model,
     read_manifest,
+    verify,
     write_manifest,
 )
 
@@ -37,7 +48,7 @@ def freeze_model(
 ) -> ModelEntry:
     """Freeze a trained model into ``weights_dir/name`` and list it in the manifest there.
 
-    A model of the same name is replaced, its manifest entry too; others stay as they are.
+    A model of the same name is moved aside, its manifest entry replaced; others stay as they are.
 
     Parameters
     ----------
@@ -79,10 +90,32 @@ def freeze_model(
         # The manifest first: it is checked before anything is replaced, and a model folder that
         # does not match it is refused, so that stopping in between does no silent harm.
         write_manifest(Manifest((*others, entry)), manifest_path)
-        _replace_folder(partial, weights_dir / name)
+        _put_in_place(partial, weights_dir / name, entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return entry
+
+
+def check_freezable(weights_dir: Path, *, name: str, sequences: tuple[str, ...]) -> None:
+    """Refuse, before anything is trained, what `freeze_model` would refuse in the end.
+
+    Raises
+    ------
+    ModelError
+        The name is no plain folder name, or another model there serves one of the sequences.
+    OutputError
+        The folder cannot be written.
+    """
+    manifest_path = weights_dir / MANIFEST_NAME
+    files = tuple(FileEntry(path, 0, "0" * 64) for path in model_files(("0",)))
+    entry = ModelEntry(name, sequences, ("0",), files, ModelCard("", "", "", ""))
+    check_manifest(Manifest((*_other_models(manifest_path, name), entry)), manifest_path)
+    there = next(one for one in (weights_dir, *weights_dir.resolve().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return
+    except OSError as error:
+        raise output_error(weights_dir, error) from error
 
 
 def _other_models(manifest_path: Path, name: str) -> tuple[ModelEntry, ...]:
@@ -104,10 +137,16 @@ def _copy_json(source: Path, target: Path, *, without: set[str]) -> None:
     write_text_atomic(target, json.dumps(kept, indent=2) + "\n")
 
 
-def _replace_folder(new: Path, target: Path) -> None:
+def _put_in_place(new: Path, target: Path, entry: ModelEntry) -> None:
+    """Give a frozen model its name, unless the very same lies there already."""
+    if target.exists():
+        try:
+            verify(target, entry)
+        except ModelError:
+            move_aside(target, why="another model is frozen under its name")
+        else:
+            return
     try:
-        if target.exists():
-            shutil.rmtree(target)
         new.replace(target)
     except OSError as error:
         raise output_error(target, error) from error

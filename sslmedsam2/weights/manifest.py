@@ -169,9 +169,14 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     OutputError
         The file cannot be written.
     """
-    if problem := _problem(manifest, _FORMAT_VERSION):
-        raise ModelError(path, reason=problem, remedy="Correct the model's entry")
+    check_manifest(manifest, path)
     write_record(path, StoredManifest(_FORMAT_VERSION, tuple(map(_to_stored, manifest.models))))
+
+
+def check_manifest(manifest: Manifest, path: Path) -> None:
+    """Refuse a manifest that contradicts itself; raises ModelError with ``path`` as subject."""
+    if problem := _problem(manifest, _FORMAT_VERSION):
+        raise ModelError(path, reason=problem, remedy="Choose another name, folder or sequences")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,12 @@ from sslmedsam2.retrain.selection import RoundFigures, StoppingRule, decide, wei
 AUTO = StoppingRule(most_rounds=5, settled_at=0.97, tolerance=0.005)
 
 
+def _figures(number, dice, change, trained=3):
+    return RoundFigures(number, dice, change, trained=trained, waiting=0, rejected=0, failed=0)
+
+
 def _history(*rounds):
-    return [RoundFigures(number, *figures) for number, figures in enumerate(rounds, start=1)]
+    return [_figures(number, *figures) for number, figures in enumerate(rounds, start=1)]
 
 
 def test_rounds_go_on_while_the_masks_change():
@@ -87,3 +91,18 @@ def test_rounds_end_where_no_mask_could_change():
 )
 def test_predictions_are_weighted_by_the_inverse_square_of_their_errors(first, second, weight):
     assert weight_of_first(first, second) == pytest.approx(weight)
+
+
+def test_masks_have_not_settled_before_any_pseudo_label_has_trained():
+    decision = decide(_history((0.9, 0.99, 0)), AUTO)
+
+    assert not decision.stop
+    assert "no pseudo label has trained yet" in decision.reason
+    assert decide(_history((0.9, 0.99, 0), (0.9, 0.99, 2)), AUTO).stop
+
+
+def test_rounds_that_train_on_no_pseudo_label_do_not_go_on_for_ever():
+    decision = decide(_history((0.9, 0.99, 0), (0.9, 0.99, 0)), AUTO)
+
+    assert decision.stop
+    assert "settled" in decision.reason

@@ -23,9 +23,11 @@ KILLS = [
     # There are two steps an epoch: this is the second epoch of fold 0, then the first of fold 1.
     ("sslmedsam2.nnunet.trainer", "LiverTrainer.train_step", 4),
     ("sslmedsam2.nnunet.trainer", "LiverTrainer.train_step", 4),
-    ("sslmedsam2.retrain.train_round", "write_json", 1),
-    ("sslmedsam2.retrain.relabel", "write_relabel_record", 3),
-    ("sslmedsam2.retrain.pipeline", "write_json", 2),
+    ("sslmedsam2.retrain.train_round", "write_record", 1),
+    ("sslmedsam2.retrain.relabel", "write_record", 3),
+    # Between the outcome of a round and the summary of all rounds: of the first, then of the last.
+    ("sslmedsam2.retrain.pipeline", "write_record", 2),
+    ("sslmedsam2.retrain.pipeline", "write_record", 2),
     ("sslmedsam2.retrain.pipeline", "freeze_round", 1),
 ]
 

@@ -1,7 +1,6 @@
 """The page of work directories in all states, made by hand."""
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +12,22 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, pseudo_label_paths
 from sslmedsam2.errors import UsageError
+from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.previews import write_preview
-from sslmedsam2.retrain.options import as_record
+from sslmedsam2.retrain.index import Index
+from sslmedsam2.retrain.options import as_stored
 from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
-from sslmedsam2.retrain.selection import Choice
-from sslmedsam2.retrain.state import RelabelRecord, WorkDir, write_json, write_relabel_record
+from sslmedsam2.retrain.selection import Choice, Selection
+from sslmedsam2.retrain.state import RelabelRecord, WorkDir
 from sslmedsam2.train.fold_scores import FoldScore
 
 QUERIES = (("0011-B1", "T2"), ("0012-B1", "T2"), ("0013-B1", None))
+DICES = (("1001-A/T2", 0.8), ("1002-A/T2", 0.9))
 VERDICTS = ("accept", "doubtful", "reject")
 FEWSHOT = "Pseudo labels of the few-shot branch"
 ROUNDS = "The few-shot branch and all rounds"
@@ -39,29 +42,22 @@ class WorkMaker:
 
     def __init__(self, root):
         self.work = WorkDir(root / "work")
-        write_json(self.work.options, as_record(options(root)))
-        labelled = [
-            {
-                "case": case,
-                "sequence": "T2",
-                "image_path": f"/data/{case}/T2.nii.gz",
-                "mask_path": f"/data/{case}/mask_T2.nii.gz",
-                "organs_path": None,
-                "sha256": {},
-            }
+        write_record(self.work.options, as_stored(options(root)))
+        labelled = tuple(
+            ImageFile(
+                case=case,
+                sequence="T2",
+                path=Path(f"/data/{case}/T2.nii.gz"),
+                mask=Path(f"/data/{case}/mask_T2.nii.gz"),
+            )
             for case in ("1001-A", "1002-A")
-        ]
-        queries = [
-            {"case": case, "vendor": "B1", "sequence": sequence, "path": "/data/x", "sha256": "0"}
+        )
+        queries = tuple(
+            ImageFile(case=case, vendor="B1", sequence=sequence, path=Path("/data/x"), sha256="0")
             for case, sequence in QUERIES
-        ]
-        index = {
-            "labelled": labelled,
-            "queries": queries,
-            "problems": ["/data/y: is left out"],
-            "start_sha256": None,
-        }
-        write_json(self.work.index, index)
+        )
+        index = Index(labelled, queries, ("/data/y: is left out",), None, ({}, {}))
+        write_record(self.work.index, index)
 
     def pseudo_label(self, number):
         """Label one image."""
@@ -89,20 +85,18 @@ class WorkMaker:
         for number in range(len(QUERIES)):
             self.pseudo_label(number)
         calibration = self.work.pseudo_labels / CALIBRATION_NAME
-        write_json(calibration, {"cases": [{"dice": 0.8}, {"dice": 0.9}]})
+        found = [LeftOut(name, Evidence(0.7, 0.9, 0.9, 0.9, 1.0), d) for name, d in DICES]
+        write_record(calibration, calibrate_on(found, key="key"))
 
     def begin(self, number):
         """Select for a round."""
         names = ["/".join(filter(None, query)) for query in QUERIES]
-        choices = [
-            Choice(names[0], True, "accepted by the few-shot branch"),
+        choices = (
+            Choice(names[0], True, "accepted by the few-shot branch", 0.02),
             Choice(names[1], False, "doubtful: waits for networks to agree on it"),
             Choice(names[2], False, "rejected by the few-shot branch"),
-        ]
-        rows = [
-            {**asdict(choice), "ignored": 0.02 if choice.trains else None} for choice in choices
-        ]
-        write_json(self.work.round(number).selection, {"key": "", "choices": rows})
+        )
+        write_record(self.work.round(number).selection, Selection("", choices))
 
     def train(self, number, fold, *, epochs=2, file="checkpoint_final.pth"):
         """Write a checkpoint as nnU-Net logs into it."""
@@ -124,7 +118,7 @@ class WorkMaker:
             FoldScore(case, "T2", fold, 0.8 + 0.1 * fold, 20.0, 8.0)
             for fold, case in enumerate(("1001-A", "1002-A"))
         ]
-        write_json(self.work.round(number).validation, [asdict(score) for score in scores])
+        write_record(self.work.round(number).validation, scores)
 
     def relabel(self, number, *images, error=None):
         """Re-predict some images."""
@@ -146,7 +140,7 @@ class WorkMaker:
                 mean_confidence=None if error else 0.9,
                 error=error,
             )
-            write_relabel_record(record, paths.record)
+            write_record(paths.record, record)
             if not error:
                 self._preview(paths.preview, case)
 
@@ -163,7 +157,7 @@ class WorkMaker:
             "rejected": 1,
             "failed": 0,
         }
-        write_json(self.work.round(number).outcome, outcome)
+        write_record(self.work.round(number).outcome, outcome)
 
     def whole_round(self, number):
         """Do all stages of a round."""

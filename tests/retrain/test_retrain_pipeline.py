@@ -72,12 +72,12 @@ def test_two_rounds_are_done_and_the_best_is_frozen(done):
     root, summary, _ = done
 
     assert summary.exit_code == ExitCode.OK
-    assert [figures.number for figures in summary.rounds] == [1, 2]
+    assert [figures.round for figures in summary.rounds] == [1, 2]
     assert all(0 <= figures.change_dice <= 1 for figures in summary.rounds)
-    best = max(summary.rounds, key=lambda figures: (figures.validation_dice, figures.number))
-    assert summary.decision.best_round == best.number
+    best = max(summary.rounds, key=lambda figures: (figures.validation_dice, figures.round))
+    assert summary.decision.best_round == best.round
     record = read(root / "work" / "rounds.json")
-    assert record["best_round"] == best.number
+    assert record["best_round"] == best.round
     assert record["ended"]
     assert [one["round"] for one in record["rounds"]] == [1, 2]
     for one, figures in zip(record["rounds"], summary.rounds, strict=True):
@@ -257,7 +257,7 @@ def test_running_again_does_nothing_anew(copy):
     weights = _weights(copy)
 
     summary = retrain(options(copy))
-    assert [figures.number for figures in summary.rounds] == [1, 2]
+    assert [figures.round for figures in summary.rounds] == [1, 2]
     assert _weights(copy) == weights
     after = content(copy)
     changed = {name for name in after | before if after.get(name) != before.get(name)}
@@ -270,7 +270,7 @@ def test_more_rounds_may_be_asked_for_later(copy):
     finished = content(copy / "work" / "round_2")
 
     summary = retrain(options(copy, rule=StoppingRule(most_rounds=3, fixed=True)))
-    assert [figures.number for figures in summary.rounds] == [1, 2, 3]
+    assert [figures.round for figures in summary.rounds] == [1, 2, 3]
     assert content(copy / "work" / "round_2") == finished
 
 
@@ -316,7 +316,7 @@ def test_expert_masks_alone_can_come_first(copy):
     summary = retrain(options(copy, experts_first=True, weights_dir=None))
 
     first, second = _rounds(copy)
-    assert [figures.number for figures in summary.rounds] == [1, 2]
+    assert [figures.round for figures in summary.rounds] == [1, 2]
     assert not any(choice["trains"] for choice in read(first / "selection.json")["choices"])
     prepared = {path.stem for path in (first / DATASET).glob("nnUNetPlans_3d_fullres/*.pkl")}
     assert prepared == {f"{case}__T2" for case in EXPERTS}
@@ -343,7 +343,7 @@ def test_pseudo_label_edited_by_hand_is_trained_on(copy):
     np.testing.assert_array_equal(np.asarray(nib.load(edited).dataobj), moved)
     trained_on = work / "round_1" / "training_masks" / UNLABELLED[0] / "T2_train.nii.gz"
     np.testing.assert_array_equal(np.asarray(nib.load(trained_on).dataobj), moved)
-    assert [figures.number for figures in summary.rounds] == [1, 2]
+    assert [figures.round for figures in summary.rounds] == [1, 2]
     prepared = read(work / "round_1" / DATASET / "inputs.json")["sha256"]
     assert prepared[f"{UNLABELLED[0]}__T2"]["mask"] == sha256_file(trained_on)
     for round_dir in _rounds(copy):
@@ -432,8 +432,8 @@ def test_mean_of_all_folds_can_be_frozen(done, tmp_path):
     )
 
     summary = retrain(asked)
-    assert summary.model.folds == ("average",)
-    frozen = torch.load(tmp_path / "weights" / "tiny" / "fold_average" / "checkpoint_final.pth")
+    assert summary.model.folds == ("all",)
+    frozen = torch.load(tmp_path / "weights" / "tiny" / "fold_all" / "checkpoint_final.pth")
     folds = [
         torch.load(path, weights_only=False)["network_weights"]
         for path in sorted((tmp_path / "work").rglob("fold_[01]/checkpoint_final.pth"))

@@ -1,0 +1,175 @@
+"""What a round trains on, and what becomes of a round whose labels have changed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
+from retrain_samples import content, options
+from tiny_scans import write_scan
+
+from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.records import read_record, write_record
+from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.retrain import selection as rules
+from sslmedsam2.retrain.select import fewshot_labels, relabelled, select
+from sslmedsam2.retrain.selection import Choice, Selection
+from sslmedsam2.retrain.state import RelabelRecord, WorkDir, ever_trained
+from sslmedsam2.weights.manifest import sha256_file
+
+CASES = ("0011-B1", "0012-B1")
+
+
+class Labels:
+    """A work directory with accepted pseudo labels, their masks and their uncertainty."""
+
+    def __init__(self, root: Path) -> None:
+        self.options = options(root)
+        self.work = WorkDir(root / "work")
+        self.queries = [
+            ImageFile(case=case, sequence="T2", path=root / case / "T2.nii.gz", sha256=case)
+            for case in CASES
+        ]
+        for seed, query in enumerate(self.queries):
+            mask = small_abdomen(seed)[1]
+            self.write(query, mask, np.zeros(mask.shape))
+
+    def write(self, query: ImageFile, mask, uncertainty) -> None:
+        """Write a pseudo label of the few-shot branch."""
+        paths = pseudo_label_paths(self.work.pseudo_labels, query)
+        _write(paths, mask, uncertainty)
+        record = PseudoLabelRecord(
+            query.case,
+            query.sequence,
+            None,
+            "x",
+            verdict="accept",
+            volume_ml=1400.0,
+            mask_sha256=sha256_file(paths.mask),
+        )
+        write_record(paths.record, record)
+
+    def relabel(self, number: int, query: ImageFile, mask, **more) -> Path:
+        """Write the new mask of a round."""
+        paths = pseudo_label_paths(self.work.round(number).relabelled, query)
+        _write(paths, mask, np.zeros(mask.shape))
+        record = RelabelRecord(
+            query.case,
+            query.sequence,
+            "key",
+            (0,),
+            trained=True,
+            volume_ml=1400.0,
+            mask_sha256=sha256_file(paths.mask),
+            **more,
+        )
+        write_record(paths.record, record)
+        return paths.mask
+
+    def select(self, number: int) -> list[str]:
+        """Select for a round, and return which cases train."""
+        labels = fewshot_labels(self.work, self.queries)
+        if number > 1:
+            labels = relabelled(self.work.round(number - 1), labels)
+        return [image.case for image in select(self.work.round(number), labels, self.options)]
+
+
+def _write(paths, mask, uncertainty):
+    write_scan(paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(paths.uncertainty, uncertainty, dtype=np.float32, affine_ras=CANONICAL_AFFINE_RAS)
+
+
+def _correct(path: Path) -> np.ndarray:
+    """Move a mask, as a person might correct it, and return its new voxels."""
+    moved = np.roll(read_mask(path).array_zyx, 1, axis=0)
+    write_scan(path, moved, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    return moved
+
+
+@pytest.fixture
+def labels(tmp_path):
+    return Labels(tmp_path)
+
+
+def test_a_label_that_is_uncertain_all_over_waits_and_the_others_train(labels):
+    mask = small_abdomen(0)[1]
+    labels.write(labels.queries[0], mask, np.full(mask.shape, 0.977))
+
+    assert labels.select(1) == [CASES[1]]
+    first, second = read_record(labels.work.round(1).selection, Selection).choices
+    assert not first.trains
+    assert "uncertain all over" in first.reason
+    assert second.trains
+    written = labels.work.round(1).training_masks
+    assert [path.parent.name for path in written.rglob("*.nii.gz")] == [CASES[1]]
+    assert (read_mask(next(written.rglob("*.nii.gz"))).array_zyx == LIVER).any()
+    # The same again finds the same, and keeps it.
+    before = content(labels.work.path)
+    assert labels.select(1) == [CASES[1]]
+    assert content(labels.work.path) == before
+
+
+def test_other_words_for_the_same_choice_change_nothing(labels, monkeypatch):
+    labels.select(1)
+    (labels.work.round(1).path / "results").mkdir()
+    before = content(labels.work.path)
+    monkeypatch.setattr(rules, "_decide", lambda *_: (True, "said in other words"))
+
+    labels.select(1)
+    assert content(labels.work.path) == before
+    assert (labels.work.round(1).path / "results").is_dir()
+
+
+def test_rounds_whose_labels_have_changed_are_moved_aside_and_not_deleted(labels, caplog):
+    labels.select(1)
+    for query in labels.queries:
+        labels.relabel(1, query, small_abdomen(3)[1])
+    labels.select(2)
+    before = [content(labels.work.round(number).path) for number in (1, 2)]
+    _correct(pseudo_label_paths(labels.work.pseudo_labels, labels.queries[0]).mask)
+
+    labels.select(1)
+    moved = sorted(labels.work.path.glob("round_*.replaced-*"))
+    assert [content(path) for path in moved] == before
+    assert not labels.work.round(2).path.exists()
+    for path in moved:
+        assert path.name in caplog.text
+
+
+def test_a_correction_inside_a_round_that_is_moved_aside_stands_in_the_new_one(labels):
+    labels.select(1)
+    masks = [labels.relabel(1, query, small_abdomen(3)[1]) for query in labels.queries]
+    moved = _correct(masks[1])
+    _correct(pseudo_label_paths(labels.work.pseudo_labels, labels.queries[0]).mask)
+
+    labels.select(1)
+    assert not masks[0].exists()
+    np.testing.assert_array_equal(read_mask(masks[1]).array_zyx, moved)
+    (label,) = relabelled(labels.work.round(1), fewshot_labels(labels.work, labels.queries[1:]))
+    assert label.candidate.manually_corrected
+
+
+def test_a_correction_of_a_new_mask_is_certain_and_trains(labels):
+    labels.select(1)
+    masks = [labels.relabel(1, query, small_abdomen(3)[1]) for query in labels.queries]
+    moved = _correct(masks[0])
+    uncertainty = pseudo_label_paths(labels.work.round(1).relabelled, labels.queries[0]).uncertainty
+    write_scan(uncertainty, np.ones(moved.shape), dtype=np.float32, affine_ras=CANONICAL_AFFINE_RAS)
+
+    assert labels.select(2) == list(CASES)
+    trained_on = next((labels.work.round(2).training_masks / CASES[0]).iterdir())
+    np.testing.assert_array_equal(read_mask(trained_on).array_zyx, moved)
+
+
+def test_what_a_fold_trained_on_before_a_warm_start_is_remembered(tmp_path):
+    work = WorkDir(tmp_path)
+    for number, trains in ((1, True), (2, False)):
+        choices = (Choice("0011-B1/T2", trains, ""), Choice("0012-B1/T2", number == 2, ""))
+        write_record(work.round(number).selection, Selection("", choices))
+
+    assert ever_trained(work.round(1), warm_start=True) == {"0011-B1/T2"}
+    assert ever_trained(work.round(2), warm_start=True) == {"0011-B1/T2", "0012-B1/T2"}
+    assert ever_trained(work.round(2), warm_start=False) == {"0012-B1/T2"}
