@@ -1,0 +1,94 @@
+"""Failures while re-predicting are told, tried again, and never taken for a result."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
+from tiny_scans import write_scan
+
+from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import write_record
+from sslmedsam2.retrain import relabel as module
+from sslmedsam2.retrain.relabel import RelabelUnit, refuse_if_nearly_all_failed
+from sslmedsam2.retrain.select import PseudoLabel
+from sslmedsam2.retrain.selection import Candidate
+from sslmedsam2.retrain.state import RelabelRecord
+
+QUERY = ImageFile(case="0011-B1", sequence="T2", path=Path("T2.nii.gz"), sha256="0")
+RECORD = RelabelRecord("0011-B1", "T2", "key", (0,), trained=True)
+
+
+@pytest.fixture
+def unit(tmp_path):
+    paths = pseudo_label_paths(tmp_path, QUERY)
+    label = PseudoLabel(QUERY, paths, Candidate(QUERY.name, "accept"), has_mask=False)
+    return RelabelUnit(RECORD, label, paths, (0,), paths.probability)
+
+
+def _fail_with(monkeypatch, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(module, "_written", fails)
+
+
+def test_a_full_disk_ends_the_round_and_is_no_images_error(unit, monkeypatch):
+    _fail_with(monkeypatch, OutputError("disk", reason="it is full", remedy="Make room"))
+
+    with pytest.raises(OutputError, match="it is full"):
+        module._relabel(unit, {})
+    assert not unit.paths.record.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [InputError("a", kind="b", reason="it is damaged", remedy="c"), ValueError("it is damaged")],
+)
+def test_another_error_stays_with_its_image(unit, monkeypatch, error):
+    _fail_with(monkeypatch, error)
+
+    assert "it is damaged" in module._relabel(unit, {}).error
+
+
+def test_an_error_is_never_kept_and_a_finished_mask_is(unit):
+    mask = small_abdomen(1)[1]
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_record(unit.paths.record, RECORD)
+    assert module._kept(unit.paths, "key") == RECORD
+    assert module._kept(unit.paths, "other networks") is None
+    write_record(unit.paths.record, RelabelRecord(**{**vars(RECORD), "error": "the disk was full"}))
+    assert module._kept(unit.paths, "key") is None
+
+
+def test_a_corrected_mask_is_kept_whatever_the_networks_are(unit):
+    mask = small_abdomen(1)[1]
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    record = RelabelRecord(**{**vars(RECORD), "mask_sha256": "of the mask before"})
+    write_record(unit.paths.record, record)
+
+    assert module._kept(unit.paths, "other networks") == record
+
+
+def test_a_mask_without_its_record_is_moved_aside_and_not_overwritten(unit, monkeypatch):
+    mask = small_abdomen(1)[1]
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    before = unit.paths.mask.read_bytes()
+    _fail_with(monkeypatch, ValueError("no matter"))
+
+    module._relabel(unit, {})
+    (moved,) = unit.paths.mask.parent.iterdir()
+    assert moved.name.startswith("T2_pred.nii.gz.replaced-")
+    assert moved.read_bytes() == before
+
+
+@pytest.mark.parametrize(("failed", "refused"), [(0, False), (3, False), (4, True), (5, True)])
+def test_a_round_in_which_nearly_all_failed_is_refused(failed, refused):
+    errors = ["a: the first error."] * failed + [None] * (5 - failed)
+    if not refused:
+        refuse_if_nearly_all_failed(Path("round_1"), errors)
+        return
+    with pytest.raises(SslMedSam2Error, match=rf"round_1: {failed} of 5 images failed.*the first"):
+        refuse_if_nearly_all_failed(Path("round_1"), errors)
