@@ -73,8 +73,8 @@ def write_record(path: Path, record: object) -> None:
 
 
 def schema_of(kind: Any, *, title: str) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a record."""
-    schema = msgspec.json.schema(kind, schema_hook=_schema_hook)
+    """Return the JSON Schema (2020-12) of a record, without the text of docstrings."""
+    schema = _without_descriptions(msgspec.json.schema(kind, schema_hook=_schema_hook))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
 
 
@@ -116,6 +116,16 @@ def _from_plain(kind: type, value: Any) -> Any:
 
 def _schema_hook(kind: type) -> dict[str, Any]:
     return {"type": "string" if kind is Path else "object"}
+
+
+def _without_descriptions(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {
+            name: _without_descriptions(value)
+            for name, value in schema.items()
+            if name != "description" or not isinstance(value, str)
+        }
+    return [_without_descriptions(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _in_words(error: Exception) -> str:
