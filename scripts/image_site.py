@@ -10,6 +10,7 @@ Reads, now, how this machine reaches its package sources, and writes into FOLDER
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import os
 import re
@@ -28,10 +29,6 @@ PROXY_VARIABLES = ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "AL
 PIP_OPTIONS = (
     "index-url", "extra-index-url", "find-links", "no-index", "proxy", "timeout", "trusted-host",
 )  # fmt: skip
-PUBLIC_HOSTS = {
-    "archive.ubuntu.com", "deb.debian.org", "download.pytorch.org", "files.pythonhosted.org",
-    "pypi.org", "security.debian.org", "security.ubuntu.com", "localhost", "localhost.localdomain",
-}  # fmt: skip
 SHORTEST_SEARCHED = 6
 """A shorter name would be found in any gigabyte of libraries."""
 
@@ -125,7 +122,25 @@ def forbidden_strings(pip: dict[str, str], sources: list[str], local: list[Path]
     hosts = {urllib.parse.urlsplit(address).hostname or "" for address in addresses}
     hosts |= {socket.gethostname(), *pip.get("trusted-host", "").split()}
     paths = {str(path) for path in (REPOSITORY, *local)}
-    return sorted(text for text in (hosts - PUBLIC_HOSTS) | paths if len(text) >= SHORTEST_SEARCHED)
+    own = {host for host in hosts if not is_public(host)}
+    return sorted(text for text in own | paths if len(text) >= SHORTEST_SEARCHED)
+
+
+def is_public(host: str) -> bool:
+    """Return whether a host is known everywhere: pip, the build or the distribution name it."""
+    home = urllib.parse.urlsplit(_os_release("HOME_URL")).hostname or ""
+    if home and f".{host}".endswith(f".{home.removeprefix('www.')}"):
+        return True
+    known = _public_text()
+    return host.startswith("localhost") or f"//{host}" in known or f'"{host}"' in known
+
+
+@functools.cache
+def _public_text() -> str:
+    import pip
+
+    files = [*Path(pip.__file__).parent.rglob("*.py"), *REPOSITORY.glob("scripts/*.sh")]
+    return "".join(path.read_text(encoding="utf-8", errors="replace") for path in files)
 
 
 def own_certificates(bundle: Path) -> list[str]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -219,7 +220,7 @@ def test_an_image_of_libraries_and_code_is_found_clean(tmp_path):
         ("opt/venv/lib/python3.12/site-packages/setuptools/__init__.py", "installer"),
         ("usr/share/python-wheels/pip-1-py3-none-any.whl", "installer"),
         ("root/.cache/pip/http/0", "cache"),
-        ("var/lib/apt/lists/deb.debian.org_dists_bookworm_InRelease", "cache"),
+        ("var/lib/apt/lists/deb.example_dists_stable_InRelease", "cache"),
         ("app/test_inputs/images/info.csv", "test data"),
         ("opt/venv/lib/python3.12/site-packages/nibabel/x.nii.gz", "test data"),
         ("app/.git/HEAD", "git"),
@@ -249,11 +250,23 @@ def test_names_of_this_machine_are_forbidden_and_public_ones_are_not(monkeypatch
     for name in image_site.PROXY_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("https_proxy", "http://user:secret@proxy.hospital.example:8080")
-    pip = {"index-url": "https://pypi.org/simple", "find-links": "https://wheels.example/x"}
-    sources = ["deb http://deb.debian.org/debian bookworm main", "deb http://apt.example/d b main"]
+    monkeypatch.setattr(image_site, "_os_release", lambda _: "https://www.distribution.example/")
+    pip = {"index-url": default_index(), "find-links": "https://wheels.example/x"}
+    sources = [
+        "deb http://deb.distribution.example/d stable main",
+        "deb http://apt.example/d stable main",
+    ]
     found = image_site.forbidden_strings(pip, sources, [Path("/srv/wheels")])
     assert {"proxy.hospital.example", "wheels.example", "apt.example", "/srv/wheels"} <= set(found)
-    assert not {"pypi.org", "deb.debian.org"} & set(found)
+    public = urlsplit(default_index()).hostname
+    assert not {public, "deb.distribution.example"} & set(found)
+
+
+def default_index() -> str:
+    """Return the index that pip uses unless it is told otherwise."""
+    command = [sys.executable, "-m", "pip", "install", "--help"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return re.search(r"--index-url <url>.*?\(default\s+(\S+)\)", text, re.DOTALL)[1]
 
 
 def test_a_certificate_that_nobody_ships_is_told_by_a_line_of_its_body(tmp_path):

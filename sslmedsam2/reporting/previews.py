@@ -1,7 +1,7 @@
-"""A picture of every result: the mask's outline on three axial slices.
+"""A preview of every result: the outline of the mask on three axial slices.
 
-Drawn with Pillow on a small palette (greys, reds and one outline colour): it imports and draws in
-a fraction of the time a plotting library needs, and the files stay small.
+Drawn with Pillow on a small palette (greys, shades of the colours of flags and one outline colour):
+it imports and draws in a fraction of the time that matplotlib needs, and the files stay small.
 """
 
 from __future__ import annotations
@@ -29,11 +29,18 @@ _HEADER_HEIGHT, _FOOTER_HEIGHT = 26, 18
 _WINDOW_PERCENTILES = (1.0, 99.5)
 _PERCENTILE_STRIDE = 3
 
-# The palette: _GREYS greys, then _REDS reds from black, then the outline colour.
-_GREYS, _REDS = 48, 16
-_OUTLINE = _GREYS + _REDS
+_GREEN_RGB, _AMBER_RGB, _RED_RGB = (70, 220, 110), (255, 190, 60), (255, 70, 60)
+_FLAG_RGB = {
+    **{"ACCEPT": _GREEN_RGB, "DOUBTFUL": _AMBER_RGB, "REJECT": _RED_RGB},
+    **{"FALLBACK": _RED_RGB, "EMPTY": _RED_RGB},
+}
+"""Other flags are grey."""
+
+# The palette: _GREYS greys, then _SHADES shades from black of each colour, then the outline colour.
+_GREYS, _SHADES = 48, 16
+_COLOURS = (_GREEN_RGB, _AMBER_RGB, _RED_RGB)
+_OUTLINE = _GREYS + _SHADES * len(_COLOURS)
 _OUTLINE_RGB = (60, 255, 60)
-_RED_RGB = (255, 70, 60)
 
 
 def write_preview(
@@ -62,7 +69,8 @@ def write_preview(
     title
         Case and sequence; the volume in ml is added.
     flags
-        Words in red after the title, such as ``FALLBACK``.
+        Words after the title: ``ACCEPT`` in green, ``DOUBTFUL`` in amber; ``REJECT``,
+        ``FALLBACK`` and ``EMPTY`` in red; others in grey.
 
     Raises
     ------
@@ -139,10 +147,15 @@ def _inner_edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 def _header(text: str, flags: Sequence[str], *, width: int) -> _Pixels:
     font = _font(15)
     band = _as_palette_greys(_text(text, font=font, size=(width, _HEADER_HEIGHT), left=8))
-    if flags:
-        left = 8 + int(font.getlength(text)) + 20
-        ink = _text("  ".join(flags), font=font, size=(width, _HEADER_HEIGHT), left=left)
-        band = np.where(ink > 0, _GREYS + ink // (256 // _REDS), band).astype(np.uint8)
+    left = 8 + int(font.getlength(text)) + 20
+    for flag in flags:
+        ink = _text(flag, font=font, size=(width, _HEADER_HEIGHT), left=left)
+        shades = _as_palette_greys(ink)
+        if flag in _FLAG_RGB:
+            first = _GREYS + _SHADES * _COLOURS.index(_FLAG_RGB[flag])
+            shades = (first + ink // (256 // _SHADES)).astype(np.uint8)
+        band = np.where(ink > 0, shades, band)
+        left += int(font.getlength(flag)) + 10
     return band
 
 
@@ -185,8 +198,12 @@ def _as_palette_greys(grey: _Pixels) -> _Pixels:
 
 def _palette() -> list[int]:
     greys = [[level * 255 // (_GREYS - 1)] * 3 for level in range(_GREYS)]
-    reds = [[channel * level // (_REDS - 1) for channel in _RED_RGB] for level in range(_REDS)]
-    return [channel for colour in (*greys, *reds, _OUTLINE_RGB) for channel in colour]
+    shades = [
+        [channel * level // (_SHADES - 1) for channel in colour]
+        for colour in _COLOURS
+        for level in range(_SHADES)
+    ]
+    return [channel for colour in (*greys, *shades, _OUTLINE_RGB) for channel in colour]
 
 
 def draw_preview(

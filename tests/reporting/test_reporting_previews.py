@@ -91,6 +91,24 @@ def test_flags_and_an_empty_mask_are_red(tmp_path, image):
     assert not outline(empty).any()
 
 
+@pytest.mark.parametrize(
+    ("verdict", "strong", "weak"),
+    [("ACCEPT", "g", "rb"), ("DOUBTFUL", "rg", "b"), ("REJECT", "r", "gb")],
+)
+def test_verdicts_are_green_amber_and_red(tmp_path, image, verdict, strong, weak):
+    pixels, _ = draw(tmp_path, image, np.ones(image.shape), flags=(verdict,))
+    header = pixels[:HEADER].reshape(-1, 3).astype(int)
+    coloured = header[np.ptp(header, axis=1) > 100]
+    channels = dict(zip("rgb", coloured.T, strict=True))
+    assert len(coloured) > 50
+    assert all(channels[s].min() > channels[w].max() for s in strong for w in weak)
+
+
+def test_other_flags_are_grey(tmp_path, image):
+    pixels, _ = draw(tmp_path, image, np.ones(image.shape), flags=("DICE TO LAST 0.9",))
+    assert np.ptp(pixels[:HEADER].astype(int), axis=2).max() == 0
+
+
 @pytest.mark.parametrize("value", [0.0, -5.0, 3e8])
 def test_constant_image_is_drawn(tmp_path, value):
     image = np.full((3, 20, 20), value, dtype=np.float32)
