@@ -34,6 +34,9 @@ ARCHIVE = "ARCHIVE"
 HAS_DICOM = importlib.util.find_spec("highdicom") is not None
 """The extra is not installed where its packages have no build."""
 
+NAMED_FILE = re.compile(r"`((?:sslmedsam2|tests|scripts|docs)/[\w./]+)`")
+PAGES_ON_CODE = [DOCS / "architecture.md", REPOSITORY / "CONTRIBUTING.md"]
+
 OUTSIDE_WORDS = {"docker build", "Permission denied"}
 """Among the messages on the page for troubleshooting: what others say."""
 
@@ -130,6 +133,13 @@ def test_messages_on_the_page_for_troubleshooting_are_real():
     messages = {message for cell in seen for message in re.findall(r"`([^`]+)`", cell)}
     assert len(messages) > 20
     assert {message for message in messages - OUTSIDE_WORDS if message not in said} == set()
+
+
+@pytest.mark.parametrize("page", PAGES_ON_CODE, ids=name_of)
+def test_files_named_on_a_page_about_the_code_exist(page):
+    named = set(NAMED_FILE.findall(page.read_text(encoding="utf-8")))
+    assert len(named) > 5
+    assert {name for name in named if not (REPOSITORY / name).exists()} == set()
 
 
 def write_archive(folder: Path, image: Path) -> None:
