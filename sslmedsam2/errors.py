@@ -91,6 +91,14 @@ class ModelError(SslMedSam2Error):
     exit_code = ExitCode.MODEL_INVALID
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, at most 200 characters, or else its class.
+
+    CUDA's messages run to ten lines.
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
 def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
     """Wrap any exception that arose over ``path``; its traceback goes to the debug log."""
     logger.debug("unforeseen error", exc_info=error)

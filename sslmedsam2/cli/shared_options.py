@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
+from typing import Any
 
 import click
 
+
+class _Device(click.ParamType):
+    """A device's name; whether it is there is for the command to say, once torch is loaded."""
+
+    name = "auto|cpu|cuda|cuda:N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            self.fail("must be auto, cpu, cuda, or cuda:1 for the second GPU", param, ctx)
+        return str(value)
+
+
+DEVICE = _Device()
 device_option = click.option(
     "--device",
-    type=click.Choice(["auto", "cuda", "cpu"]),
+    type=DEVICE,
     default="auto",
     show_default=True,
-    help="auto: a GPU if there is one.",
+    help="auto: the first GPU if it works, else the CPU.",
 )
 
 preset_option = click.option(
@@ -20,9 +36,19 @@ preset_option = click.option(
     help="Network: compact for a CPU, resenc-m for a GPU with 12 GB, resenc-l for 24 GB.  "
     "[default: compact on a CPU, resenc-m on a GPU]",
 )
+
+
+def _prepare_cublas(_ctx: click.Context, _param: click.Parameter, wanted: bool) -> bool:
+    if wanted:
+        # cuBLAS looks at it when it is first used in a process, which may be before the training.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    return wanted
+
+
 deterministic_option = click.option(
     "--deterministic",
     is_flag=True,
+    callback=_prepare_cublas,
     help="Train deterministically on a GPU too; slower. On a CPU training always is.",
 )
 gpus_option = click.option(

@@ -9,6 +9,7 @@ import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import (
+    DEVICE,
     contrast_option,
     deterministic_option,
     gpus_option,
@@ -71,7 +72,7 @@ from sslmedsam2.cli.shared_options import (
 @contrast_option
 @deterministic_option
 @gpus_option
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=DEVICE, default="cpu", show_default=True)
 @click.option(
     "--start",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -93,10 +94,12 @@ from sslmedsam2.cli.shared_options import (
 @licence_option
 def train(**options: Any) -> int:
     """Train a model from labelled scans: cross-validation, then a final network on all cases."""
+    from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
     from sslmedsam2.train.pipeline import TrainOptions
     from sslmedsam2.train.pipeline import train as run
 
+    options["device"] = choose_device(options["device"])
     preset = PRESETS[options.pop("preset") or default_preset(options["device"])]
     schedule = default_schedule(preset)
     options["epochs"] = options["epochs"] or schedule.fold_epochs

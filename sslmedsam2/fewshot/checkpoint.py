@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from sslmedsam2.errors import ModelError
+from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.fewshot.network import CompactArchitecture, build_compact, build_hiera_tiny
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.weights.manifest import sha256_file
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+
+logger = logging.getLogger(__name__)
 
 COMPACT_SUFFIX: Final = ".safetensors"
 OFFICIAL_IMAGE_SIZE: Final = 512
@@ -38,11 +41,14 @@ class LoadedSam2:
         The file's stem, for reports.
     sha256
         Of the file.
+    path
+        Of the file, to load it again on the CPU if a GPU fails.
     """
 
     model: SAM2Base
     name: str
     sha256: str
+    path: Path | None = None
 
     @property
     def image_size(self) -> int:
@@ -56,9 +62,9 @@ class LoadedSam2:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Compute without gradients, and in bfloat16 where a GPU has it."""
+        """Compute without gradients, and in bfloat16 where a GPU has it and does not emulate it."""
         device = self.device.type
-        in_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported()
+        in_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
             yield
 
@@ -103,6 +109,8 @@ def identify_sam2(path: Path) -> Sam2File:
 def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
     """Load ``*.safetensors`` as a compact SAM2 and anything else as a Hiera-T checkpoint.
 
+    Where a GPU cannot take it, it stays on the CPU.
+
     Raises
     ------
     ModelError
@@ -110,8 +118,16 @@ def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
     """
     file = identify_sam2(path)
     load = _load_compact if path.suffix == COMPACT_SUFFIX else _load_hiera_tiny
-    model = load(path).to(device).eval().requires_grad_(False)
-    return LoadedSam2(model=model, name=file.name, sha256=file.sha256)
+    model = load(path)
+    try:
+        model = model.to(device)
+    except RuntimeError as error:
+        if device.type == "cpu":
+            raise
+        logger.warning("the GPU cannot take SAM2 (%s): it runs on the CPU", first_line(error))
+        model = load(path)  # The first may have been moved in part.
+    model = model.eval().requires_grad_(False)
+    return LoadedSam2(model=model, name=file.name, sha256=file.sha256, path=path)
 
 
 def _load_compact(path: Path) -> SAM2Base:

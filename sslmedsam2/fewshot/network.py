@@ -8,6 +8,8 @@ network if needed, and instantiated.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -118,4 +120,18 @@ def _instantiate(changes: dict[str, Any]) -> SAM2Base:
     assert package is not None
     assert package.origin is not None
     config = OmegaConf.load(Path(package.origin).parent / "configs/sam2.1/sam2.1_hiera_t.yaml")
-    return instantiate(OmegaConf.merge(config.model, changes))
+    with _gpu_hidden():
+        return instantiate(OmegaConf.merge(config.model, changes))
+
+
+@contextmanager
+def _gpu_hidden() -> Iterator[None]:
+    """Let SAM2 find no GPU while it is built: it would put tables there, whatever was asked for."""
+    import torch
+
+    is_available = torch.cuda.is_available
+    torch.cuda.is_available = lambda: False
+    try:
+        yield
+    finally:
+        torch.cuda.is_available = is_available

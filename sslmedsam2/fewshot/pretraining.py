@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
@@ -41,6 +43,10 @@ _WARM_UP: Final = 200
 _SEEDS_PER_BATCH: Final = 64
 _PARTS: Final = ("support_images", "support_masks", "query_images", "query_masks")
 CHECKPOINT_NAME: Final = "pretraining.pt"
+_MOST_WORKERS: Final = 8
+_SHARED_MEMORY: Final = Path("/dev/shm")
+_WORKERS_NEED_BYTES: Final = 256 * 2**20
+"""Each worker has two batches of about 6 MB waiting there."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,8 @@ def _train(
     batches = DataLoader(
         _Steps(settings, first=first, rank=rank),
         batch_size=None,
-        num_workers=0 if device.type == "cpu" else 8,
+        num_workers=_n_workers(device),
+        pin_memory=device.type == "cuda",
     )
     for step, batch in enumerate(batches, first):
         if _is_orphaned():
@@ -187,6 +194,19 @@ def _train(
             saved = time.monotonic()
     if meeting is not None:
         dist.destroy_process_group()
+
+
+def _n_workers(device: torch.device) -> int:
+    """Return how many processes draw episodes for a GPU; none where shared memory is small."""
+    if device.type == "cpu":
+        return 0
+    if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free < _WORKERS_NEED_BYTES:
+        logger.warning(
+            "%s is small: episodes are drawn one after the other; --shm-size 1g makes it quicker",
+            _SHARED_MEMORY,
+        )
+        return 0
+    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1))
 
 
 def _is_orphaned() -> bool:

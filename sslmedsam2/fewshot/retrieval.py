@@ -17,11 +17,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 from torch.nn import functional as nnf
 
 from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
-from sslmedsam2.fewshot.encoded import BATCH, EncodedSupport, EncodedVolume, Encoder
+from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,
     Quantiles,
@@ -41,7 +42,7 @@ from sslmedsam2.fewshot.slices import (
     cut_slices,
     unit_intensities,
 )
-from sslmedsam2.fewshot.store import SupportStore, content_key
+from sslmedsam2.fewshot.store import SupportStore, content_key, memory_for_supports
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 from sslmedsam2.imaging.volume import CanonicalVolume
 
@@ -115,7 +116,9 @@ class Retrieval:
         self._settings = settings
         self._encoder = Encoder(sam2)
         self._store = SupportStore(
-            scratch_dir, limit_bytes=settings.memory_limit_mb * 2**20, device=sam2.device
+            scratch_dir,
+            limit_bytes=memory_for_supports(sam2.device, settings.memory_limit_mb),
+            device=sam2.device,
         )
         # Kept as a sequence: supports may be read from disk, one at a time.
         self._supports = supports
@@ -289,14 +292,15 @@ class Retrieval:
         """
         spatial = torch.stack([memory.spatial for memory in memories], 1)
         pointer = torch.stack([memory.pointer for memory in memories], 1)
-        probability, scores = [], []
-        for start in range(0, volume.n_slices, BATCH):
-            part = slice(start, start + BATCH)
+
+        def compute(part: slice) -> tuple[Tensor, Tensor]:
             prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
-            with self._encoder.sam2.computing():
-                decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
-            probability.append(decoded.logits[:, 0].float().sigmoid().cpu())
-            scores.append(decoded.object_logit.float().sigmoid().cpu())
+            decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
+            probability = decoded.logits[:, 0].float().sigmoid().cpu()
+            return probability, decoded.object_logit.float().sigmoid().cpu()
+
+        parts = self._encoder.in_batches(volume.n_slices, compute)
+        probability, scores = zip(*parts, strict=True)
         return torch.cat(probability).numpy(), torch.cat(scores).numpy()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ import torch
 
 from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume
 from sslmedsam2.fewshot.memory import Features, Memory
+
+_USUAL_LIMIT_BYTES: Final = 2 * 2**30
 
 
 def content_key(*arrays: npt.NDArray) -> str:
@@ -24,6 +27,14 @@ def content_key(*arrays: npt.NDArray) -> str:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()[:32]
+
+
+def memory_for_supports(device: torch.device, limit_mb: int | None) -> int:
+    """Return how many bytes of supports are kept; None is half of what a GPU has free, or 2 GiB."""
+    if limit_mb is None:
+        on_gpu = device.type == "cuda"
+        return torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else _USUAL_LIMIT_BYTES
+    return limit_mb * 2**20
 
 
 class SupportStore:
@@ -78,7 +89,9 @@ def _write(support: EncodedSupport, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.contiguous().cpu() for name, value in _tensors(support).items()}
-    save_file(tensors, path)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
 
 
 def _read(path: Path, device: torch.device) -> EncodedSupport:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
-from sslmedsam2.fewshot.checkpoint import LoadedSam2
+import torch
+
+from sslmedsam2.errors import first_line
+from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, Geometry, MaskZYX
+
+logger = logging.getLogger(__name__)
 
 StrategyName = Literal["retrieval", "random-insertion"]
 Verdict = Literal["accept", "doubtful", "reject"]
@@ -148,7 +154,8 @@ class FewShotSettings:
     seed
         Of the positions of ``random-insertion``; mixed with each query's name.
     memory_limit_mb
-        Encoded supports beyond this size are kept on disk.
+        Encoded supports beyond this size are kept on disk. None: 2 GiB, on a GPU half of its free
+        memory.
     """
 
     strategy: StrategyName = "retrieval"
@@ -156,7 +163,7 @@ class FewShotSettings:
     refine: bool = True
     reverse: bool = True
     seed: int = 0
-    memory_limit_mb: int = 2048
+    memory_limit_mb: int | None = None
 
 
 def build_strategy(
@@ -164,10 +171,53 @@ def build_strategy(
 ) -> Strategy:
     """Encode the supports and return the strategy that the settings name.
 
+    Where a GPU fails, then or later, the strategy is built again on the CPU and goes on there.
     ``scratch_dir`` takes what does not fit into memory; the caller removes it.
     """
     from sslmedsam2.fewshot.random_insertion import RandomInsertion
     from sslmedsam2.fewshot.retrieval import Retrieval
 
     kind = Retrieval if settings.strategy == "retrieval" else RandomInsertion
-    return kind(settings, sam2, supports, scratch_dir=scratch_dir)
+
+    def build(sam2: LoadedSam2, folder: Path) -> Strategy:
+        return kind(settings, sam2, supports, scratch_dir=folder)
+
+    if sam2.device.type == "cpu":
+        return build(sam2, scratch_dir)
+    return _WithCpuInReserve(build, sam2, scratch_dir)
+
+
+class _WithCpuInReserve:
+    """A strategy on a GPU, and on the CPU once the GPU has failed."""
+
+    def __init__(
+        self, build: Callable[[LoadedSam2, Path], Strategy], sam2: LoadedSam2, scratch_dir: Path
+    ) -> None:
+        self._build = build
+        self._sam2_path = sam2.path
+        self._scratch_dir = scratch_dir
+        self._fault: str | None = None
+        try:
+            self._strategy = build(sam2, scratch_dir)
+        except RuntimeError as error:
+            self._leave_gpu(error)
+
+    def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
+        """See :class:`Strategy`."""
+        if self._fault is None:
+            try:
+                return self._strategy.segment(query, leave_out_case=leave_out_case)
+            except RuntimeError as error:
+                self._leave_gpu(error)
+        result = self._strategy.segment(query, leave_out_case=leave_out_case)
+        note = f"gpu_failed: {self._fault}; segmented on the CPU"
+        return replace(result, warnings=(*result.warnings, note))
+
+    def _leave_gpu(self, error: RuntimeError) -> None:
+        if self._sam2_path is None:
+            raise error
+        self._fault = first_line(error)
+        logger.warning("the GPU failed (%s): SAM2 continues on the CPU", self._fault)
+        sam2 = load_sam2(self._sam2_path, device=torch.device("cpu"))
+        # A folder of its own: what the GPU left on the disk may be incomplete.
+        self._strategy = self._build(sam2, self._scratch_dir / "cpu")

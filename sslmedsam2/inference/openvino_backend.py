@@ -43,6 +43,7 @@ class OpenVinoMarginNetwork:
             "PERFORMANCE_HINT": "LATENCY",
         }
         self._compiled = _core().compile_model(model, "CPU", settings)
+        self.backend = f"openvino {'bf16' if half_precision else 'fp32'}"
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict the patches one by one: on a CPU a larger batch is no faster."""

@@ -7,7 +7,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,14 @@ from sslmedsam2.inference.preprocessing import (
     probability_from_margin,
 )
 from sslmedsam2.inference.sliding_window import WindowPlan, slide, slide_from
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
+    from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+
+    _Network = OpenVinoMarginNetwork | TorchMarginNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +53,6 @@ _RELAXATION = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
 """Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
 
 _RELAXED_SIGMA_MM = 5.0
-
-
-class _Network(Protocol):
-    def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -116,9 +121,8 @@ class CanonicalSegmenter:
         self._fast = options.mode == "fast"
         checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
-        self.backend, self._networks = _make_networks(
-            spec, checkpoints, device=self.device, fast=self._fast
-        )
+        self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
+        self.backend = self._networks[0].backend
 
     def segment(
         self, volume: CanonicalVolume, *, with_probability: bool = False
@@ -161,7 +165,7 @@ class CanonicalSegmenter:
             patch_size=self._spec.patch_size,
             step=_STEP,
             mirror_axes=self._mirror_axes,
-            batch_size=_GPU_BATCH if self.device == "cuda" else 1,
+            batch_size=1 if self.device == "cpu" else _GPU_BATCH,
         )
         if not self._fast:
             return slide(patchable, self._networks, plan)
@@ -174,38 +178,40 @@ class CanonicalSegmenter:
             steps = getattr(network, "degradations", [])
             found.extend(steps)
             steps.clear()
-        return tuple(found)
+        return tuple(dict.fromkeys(found))
 
 
 def _make_networks(
-    spec: ModelSpec, checkpoints: list, *, device: Literal["cpu", "cuda"], fast: bool
-) -> tuple[str, list[_Network]]:
-    """Return the name of the backend and one ready network a fold."""
+    spec: ModelSpec, checkpoints: list, *, device: str, fast: bool
+) -> list[_Network]:
+    """Return one ready network a fold."""
     from sslmedsam2.inference.network import build_margin_network
-
-    modules = [build_margin_network(spec, checkpoint) for checkpoint in checkpoints]
-    if device == "cpu":
-        from sslmedsam2.inference import openvino_backend as openvino
-
-        wide = spec.architecture.kwargs["features_per_stage"][0] >= _BF16_PAYS_FROM_CHANNELS
-        half = fast and (has_matrix_units() or (wide and openvino.bf16_is_native()))
-        try:
-            networks: list[_Network] = [
-                openvino.OpenVinoMarginNetwork(
-                    module, patch_size=spec.patch_size, half_precision=half
-                )
-                for module in modules
-            ]
-        except openvino.UnsupportedLayerError as error:
-            logger.warning("OpenVINO cannot run this network (%s); using torch", error)
-        else:
-            return f"openvino {'bf16' if half else 'fp32'}", networks
     from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
-    return (
-        f"torch {'fp16' if device == 'cuda' else 'fp32'}",
-        [TorchMarginNetwork(module, device=device) for module in modules],
-    )
+    modules = [build_margin_network(spec, checkpoint) for checkpoint in checkpoints]
+    on_cpu = [partial(_cpu_network, spec, module, fast=fast) for module in modules]
+    if device == "cpu":
+        return [make() for make in on_cpu]
+    return [
+        TorchMarginNetwork(module, device=device, make_cpu_network=make)
+        for module, make in zip(modules, on_cpu, strict=True)
+    ]
+
+
+def _cpu_network(spec: ModelSpec, module: nn.Module, *, fast: bool) -> _Network:
+    """Return a network that OpenVINO runs on the CPU, or torch where OpenVINO cannot."""
+    from sslmedsam2.inference import openvino_backend as openvino
+    from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+
+    wide = spec.architecture.kwargs["features_per_stage"][0] >= _BF16_PAYS_FROM_CHANNELS
+    half = fast and (has_matrix_units() or (wide and openvino.bf16_is_native()))
+    try:
+        return openvino.OpenVinoMarginNetwork(
+            module, patch_size=spec.patch_size, half_precision=half
+        )
+    except openvino.UnsupportedLayerError as error:
+        logger.warning("OpenVINO cannot run this network (%s); using torch", error)
+        return TorchMarginNetwork(module, device="cpu")
 
 
 def _relaxed_margin(

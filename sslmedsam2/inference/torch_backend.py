@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sslmedsam2.errors import first_line
+from sslmedsam2.inference.sliding_window import MarginNetwork
 
 logger = logging.getLogger(__name__)
 
@@ -15,49 +20,112 @@ logger = logging.getLogger(__name__)
 class TorchMarginNetwork:
     """A network on one device; see ``sliding_window.MarginNetwork``.
 
-    Computes as nnU-Net does: in fp16 on CUDA, in fp32 on a CPU.
-
-    Runs out of GPU memory gracefully: first the batch is halved down to single patches, then the
-    network moves to the CPU for good. Each step is kept in ``degradations``.
+    On a GPU it computes in fp16 as nnU-Net does, and repeats in fp32 what overflows. No failure of
+    the GPU ends a run. Out of memory halves the batch, down to single patches. Any other error, and
+    a single patch that does not fit, moves the network to the CPU for good and repeats the patches
+    there. Each such step is logged and kept in ``degradations``.
     """
 
-    def __init__(self, network: nn.Module, *, device: str) -> None:
-        """Place ``network`` on ``device``."""
-        self._network = network.to(device)
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: str,
+        make_cpu_network: Callable[[], MarginNetwork] | None = None,
+    ) -> None:
+        """Place a copy of ``network`` on ``device``; on the CPU it stays, for a GPU that fails.
+
+        ``make_cpu_network`` gives what computes on the CPU; by default torch does, in fp32.
+        """
         self._device = torch.device(device)
+        self._make_cpu_network = make_cpu_network or (lambda: _on_cpu(network))
+        self._cpu_network: MarginNetwork | None = None
         self._max_batch: int | None = None
         self.degradations: list[str] = []
+        if self._device.type == "cpu":
+            self._cpu_network = self._make_cpu_network()
+            return
+        try:
+            # After a CUDA error nothing can be copied back, so the weights must stay here too.
+            self._network = copy.deepcopy(network).to(self._device)
+        except RuntimeError as error:
+            self._leave_gpu(first_line(error))
+        else:
+            torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
-    @torch.inference_mode()
+    @property
+    def backend(self) -> str:
+        """What it computes with at first."""
+        return f"torch {'fp32' if self._device.type == 'cpu' else 'fp16'}"
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU still computes."""
+        return self._cpu_network is None
+
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict ``(batch, 1, *patch)`` margins."""
-        margins = []
+        if self._cpu_network is not None:
+            return self._cpu_network(patches)
+        return self.predict(torch.from_numpy(patches)).numpy()
+
+    def predict(self, patches: Tensor) -> Tensor:
+        """Predict ``(batch, 1, *patch)`` margins, on the patches' device."""
+        margins: list[Tensor] = []
         start = 0
-        while start < len(patches):
+        while self.on_gpu and start < len(patches):
             size = min(self._max_batch or len(patches), len(patches) - start)
+            failed_batch, error = 0, ""
             try:
-                margins.append(self._forward(patches[start : start + size]))
+                part = self._forward(patches[start : start + size])
+                margins.append(part.to(patches.device))
             except torch.cuda.OutOfMemoryError:
-                self._degrade(size)
+                failed_batch = size
+            except RuntimeError as exception:
+                error = first_line(exception)
+            # Not inside the handler, whose traceback holds on to the activations.
+            if failed_batch:
+                self._shrink(failed_batch)
+            elif error:
+                self._leave_gpu(error)
             else:
                 start += size
-        return np.concatenate(margins)
+        if self._cpu_network is None:
+            return margins[0] if len(margins) == 1 else torch.cat(margins)
+        # From the first patch on: after an error no margin can be copied from the GPU.
+        return torch.from_numpy(self._cpu_network(patches.cpu().numpy())).to(patches.device)
 
-    def _forward(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        batch = torch.from_numpy(patches).to(self._device)
-        on_gpu = self._device.type == "cuda"
-        with torch.autocast("cuda", dtype=torch.float16, enabled=on_gpu):
-            return self._network(batch).float().cpu().numpy()
+    @torch.inference_mode()
+    def _forward(self, patches: Tensor) -> Tensor:
+        """Predict on the GPU."""
+        batch = patches.to(self._device)
+        with torch.autocast("cuda", dtype=torch.float16):
+            margins = self._network(batch).float()
+        if not torch.isfinite(margins).all():
+            margins = self._network(batch)
+        return margins
 
-    def _degrade(self, failed_batch: int) -> None:
+    def _shrink(self, failed_batch: int) -> None:
         torch.cuda.empty_cache()
-        if failed_batch > 1:
-            self._max_batch = failed_batch // 2
-            step = f"out of GPU memory: batches of {self._max_batch} patches from here on"
-        else:
-            self._device = torch.device("cpu")
-            self._network.to(self._device)
-            self._max_batch = 1
-            step = "out of GPU memory with a single patch: continuing on the CPU"
+        if failed_batch == 1:
+            self._leave_gpu("out of GPU memory with a single patch")
+            return
+        self._max_batch = failed_batch // 2
+        self._note(f"out of GPU memory: batches of {self._max_batch} patches from here on")
+
+    def _leave_gpu(self, reason: str) -> None:
+        self._network = nn.Identity()
+        self._cpu_network = self._make_cpu_network()
+        self._note(f"{reason}: continuing on the CPU")
+
+    def _note(self, step: str) -> None:
         logger.warning(step)
         self.degradations.append(step)
+
+
+def _on_cpu(network: nn.Module) -> MarginNetwork:
+    @torch.inference_mode()
+    def predict(patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return torch.cat([network(patch[None]) for patch in torch.from_numpy(patches)]).numpy()
+
+    return predict

@@ -9,10 +9,12 @@ and whether compiling helps, differs between CPUs, so it is measured when a trai
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import json
 import logging
 import shutil
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -26,7 +28,8 @@ from sslmedsam2.imaging.atomic import write_text_atomic
 
 logger = logging.getLogger(__name__)
 
-_COMPILERS = ("g++", "clang++")
+_COMPILERS: Final = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang")}
+"""What torch.compile calls: for a CPU's kernels, and for what starts Triton's on a GPU."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Of glibc's ``mallopt``."""
 _ARITHMETIC_FILE = "cpu_arithmetic.json"
@@ -116,7 +119,7 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
     for channels_last in (True, False):
         for bfloat16 in formats:
             measure(bfloat16=bfloat16, compiled=False, channels_last=channels_last, call=network)
-    if can_compile():
+    if can_compile("cpu"):
         _, _, channels_last = candidates[min(seconds, key=seconds.__getitem__)]
         eager = dict(seconds)
         for bfloat16 in formats:
@@ -169,9 +172,21 @@ def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
     return twin
 
 
-def can_compile() -> bool:
-    """Whether the compiler that torch.compile needs, on any device, is installed."""
-    return any(shutil.which(name) for name in _COMPILERS)
+def can_compile(device: str) -> bool:
+    """Whether what torch.compile needs on ``cpu`` or a GPU is there; if so, prepare it.
+
+    It needs a compiler and Python's headers, and on a GPU Triton. Where it fails all the same,
+    torch is told to go on without it.
+    """
+    kind = "cpu" if device == "cpu" else "cuda"
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    missing = not headers.is_file() or not any(map(shutil.which, _COMPILERS[kind]))
+    if missing or (kind == "cuda" and importlib.util.find_spec("triton") is None):
+        return False
+    import torch._dynamo
+
+    torch._dynamo.config.suppress_errors = True
+    return True
 
 
 def keep_freed_memory() -> None:

@@ -47,7 +47,7 @@ class PlannedNetwork:
 
 def default_preset(device: str) -> str:
     """Return the name of the preset for ``cpu`` or ``cuda``."""
-    return "resenc-m" if device == "cuda" else "compact"
+    return "compact" if device == "cpu" else "resenc-m"
 
 
 def default_schedule(preset: Preset) -> Schedule:

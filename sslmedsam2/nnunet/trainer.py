@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -155,6 +156,9 @@ class Curves:
 
 
 _MAX_GRADIENT_NORM = 12.0
+_SECONDS_BETWEEN_CHECKPOINTS = 600.0
+"""On a GPU, where an epoch of a large network is as quick as the writing of its checkpoint."""
+_BEST_CHECKPOINT = "checkpoint_best.pth"
 _AVERAGE_DECAY = 0.999
 _TRAINING_WEIGHTS = "training_weights"
 """Where a checkpoint holds the weights that the optimiser works on; nnU-Net's own entry holds their
@@ -175,7 +179,7 @@ class TrainingSettings:
     Attributes
     ----------
     epochs, iterations_per_epoch
-        Length; a checkpoint is written after every epoch.
+        Length; a checkpoint is written after every epoch, on a GPU every ten minutes.
     learning_rate
         AdamW's start value, decayed to zero by nnU-Net's polynomial schedule.
     contrast_probability
@@ -236,7 +240,8 @@ class LiverTrainer(nnUNetTrainer):
 
     Differences from the parent: AdamW instead of SGD (it reaches a useful network in a tenth of
     the iterations), a network rearranged for a CPU, randomised contrast, no test-time mirroring,
-    atomic checkpoints after every epoch.
+    atomic checkpoints after every epoch (on a GPU every ten minutes), and none of the best epoch,
+    which nothing here uses.
     """
 
     settings: TrainingSettings
@@ -245,6 +250,7 @@ class LiverTrainer(nnUNetTrainer):
     arithmetic: CpuArithmetic | None = None
     _average: list[torch.Tensor]
     _steps: int = 0
+    _saved_at: float = 0.0
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
@@ -254,7 +260,7 @@ class LiverTrainer(nnUNetTrainer):
         self.num_val_iterations_per_epoch = settings.validation_iterations
         self.initial_lr = settings.learning_rate
         self.weight_decay = settings.weight_decay
-        self.save_every = 1
+        self._saved_at = time.monotonic()
 
     def initialize(self) -> None:
         """Build network and optimiser as nnU-Net does, from seeded weights."""
@@ -461,6 +467,8 @@ class LiverTrainer(nnUNetTrainer):
     def on_epoch_end(self) -> None:
         """Checkpoint as nnU-Net does, then report one line and the curves."""
         epoch = self.current_epoch
+        due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
+        self.save_every = 1 if due or self.device.type == "cpu" else self.num_epochs + 1
         super().on_epoch_end()
         if self.curves is None:
             return
@@ -481,6 +489,9 @@ class LiverTrainer(nnUNetTrainer):
         What nnU-Net calls ``network_weights`` is the average of the last steps' weights: it serves
         better than the newest ones, above all while the learning rate is still high.
         """
+        if Path(filename).name == _BEST_CHECKPOINT:
+            return
+        self._saved_at = time.monotonic()
         partial = Path(f"{filename}.partial")
         super().save_checkpoint(str(partial))
         if not partial.exists():

@@ -13,7 +13,8 @@ import logging
 import os
 import shutil
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -98,15 +99,17 @@ def take_part(rank: int, training: SharedTraining) -> None:
     from torch import distributed
 
     logging.basicConfig(level=training.log_level, format="%(levelname)s %(message)s")
+    on_gpu = training.device != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(rank)
     distributed.init_process_group(
-        "nccl" if training.device == "cuda" else "gloo",
+        "nccl" if on_gpu else "gloo",
         init_method=training.meeting_file.as_uri(),
         rank=rank,
         world_size=training.gpus,
+        device_id=torch.device("cuda", rank) if on_gpu else None,
     )
     try:
-        if training.device == "cuda":
-            torch.cuda.set_device(rank)
         run_fold(
             training.work_dir,
             fold=training.fold,
@@ -125,7 +128,9 @@ def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
     if gpus == 1:
         return
     there = torch.cuda.device_count() if device == "cuda" else 0
-    if there < gpus:
+    if device.startswith("cuda:"):
+        reason, remedy = f"--device {device} names a single one", "Use --device cuda"
+    elif there < gpus:
         reason, remedy = f"{there} can be used", "Ask for fewer, or make more visible"
     elif batch_size < gpus:
         reason = f"the batch of the preset is {batch_size}, too small to be shared"
@@ -144,6 +149,8 @@ _WORTH_MEASURING = 1000
 _SHARED_MEMORY = Path("/dev/shm")
 _WORKERS_NEED_BYTES = 2 * 2**30
 """For a dozen of nnU-Net's workers with a few batches of the larger presets each."""
+_MOST_WORKERS = 12
+"""As many as nnU-Net starts for a GPU, if the processors suffice."""
 
 
 def worth_measuring(iterations: int) -> bool:
@@ -215,7 +222,7 @@ def run_fold(
     set_environment(work_dir, device=device, settings=settings)
     if device == "cpu":
         keep_freed_memory()
-    with deterministic_algorithms() if settings.deterministic else nullcontext():
+    with deterministic_algorithms() if settings.deterministic else _quickest_convolutions():
         trainer = _make_trainer(work_dir, fold=fold, device=device)
         trainer.use(settings)
         trainer.initialize()
@@ -242,8 +249,32 @@ def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) 
         # Worker processes need shared memory, on a CPU they would only compete for its cores, and
         # no seed decides which of them comes first.
         os.environ["nnUNet_n_proc_DA"] = "0"
-    if device == "cpu" or settings.deterministic or not can_compile():
+    else:
+        # nnU-Net counts the machine's processors, not those that this process may use.
+        os.environ.setdefault("nnUNet_n_proc_DA", str(_n_workers()))
+    if device == "cpu" or settings.deterministic or not can_compile(device):
         os.environ["nnUNet_compile"] = "f"
+
+
+def _n_workers() -> int:
+    """Return how many processes prepare patches for each GPU; this process keeps a processor."""
+    from torch import distributed
+
+    sharing = distributed.get_world_size() if distributed.is_initialized() else 1
+    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // sharing - 1))
+
+
+@contextmanager
+def _quickest_convolutions() -> Iterator[None]:
+    """Let cuDNN measure which of its algorithms is quickest, as nnU-Net's own command does."""
+    import torch
+
+    former = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = former
 
 
 def _shared_memory_is_small() -> bool:
@@ -267,7 +298,12 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
     plans = json.loads((folder / f"{PLANS_NAME}.json").read_text(encoding="utf-8"))
     plans["continue_training"] = False
     meta = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    return LiverTrainer(plans, CONFIGURATION, fold, meta, device=torch.device(device))
+    trainer = LiverTrainer(plans, CONFIGURATION, fold, meta, device=torch.device(device))
+    if device.startswith("cuda:"):
+        # nnU-Net takes the first GPU, whichever it is given.
+        trainer.device = torch.device(device)
+        torch.cuda.set_device(trainer.device)
+    return trainer
 
 
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.inference.device import choose_device
+from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.nnunet.dataset import (
     alternating_splits,
     build_dataset,
@@ -96,7 +96,7 @@ class TrainOptions:
     final_epochs: int = 18
     iterations_per_epoch: int = 50
     contrast_probability: float = 0.7
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
     deterministic: bool = False
     gpus: int = 1
     start: Path | None = None
@@ -123,7 +123,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     InputError, ModelError
         See :mod:`sslmedsam2.nnunet` and :mod:`sslmedsam2.weights`.
     """
-    choose_device(options.device)
+    options = replace(options, device=choose_device(options.device))
     images, also = _training_images(options), _also_images(options)
     folder = build_dataset(
         [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset

@@ -59,7 +59,7 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
         The network cannot be written.
     """
     device = torch.device(choose_device(options.device))
-    _check(options)
+    _check(options, device)
     settings = PretrainSettings(
         architecture=CompactArchitecture(image_size=options.image_size),
         task=SyntheticTask(image_size=options.image_size),
@@ -75,7 +75,13 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
     return options.output_path
 
 
-def _check(options: PretrainOptions) -> None:
+def _check(options: PretrainOptions, device: torch.device) -> None:
+    if device.type == "cuda" and options.processes > 1:
+        raise UsageError(
+            f"--processes {options.processes}",
+            reason="on a GPU they would all compute on the same card",
+            remedy="Leave it out, or use --device cpu",
+        )
     if options.image_size % _SIZE_STEP:
         raise UsageError(
             f"--image-size {options.image_size}",

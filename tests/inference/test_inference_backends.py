@@ -1,4 +1,4 @@
-"""OpenVINO and torch give what the plain torch module gives; running out of memory is survived."""
+"""OpenVINO and torch give what the plain torch module gives. On a GPU: ``tests/fakecuda``."""
 
 import subprocess
 import sys
@@ -17,7 +17,6 @@ from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedLayerError
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
 PATCHES = np.random.default_rng(4).normal(size=(3, 1, *PATCH)).astype(np.float32)
 STAGES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
@@ -123,74 +122,6 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(tmp_path):
 
     with pytest.raises(UsageError, match="no usable CUDA device"):
         CanonicalSegmenter(spec, EngineOptions(device="cuda"))
-
-
-class SmallGpu(nn.Module):
-    """Triples patches, with memory for ``room`` of them until it is moved a second time.
-
-    Without a GPU both the first device and the one of last resort are the CPU.
-    """
-
-    def __init__(self, room):
-        super().__init__()
-        self.room = room
-        self.moves = 0
-        self.batches = []
-
-    def to(self, *args, **kwargs):
-        self.moves += 1
-        return super().to(*args, **kwargs)
-
-    def forward(self, patches):
-        if self.moves < 2 and len(patches) > self.room:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        self.batches.append(len(patches))
-        return 3 * patches
-
-
-def test_the_batch_shrinks_until_it_fits_and_stays_small():
-    module = SmallGpu(room=2)
-    network = TorchMarginNetwork(module, device="cpu")
-    patches = np.concatenate([PATCHES, PATCHES])
-
-    first = network(patches)
-    second = network(patches[:4])
-
-    np.testing.assert_allclose(first, 3 * patches)
-    np.testing.assert_allclose(second, 3 * patches[:4])
-    # Six, then three, then one at a time: halved, and never tried larger again.
-    assert module.batches == [1] * 10
-    assert [step.split(":")[1] for step in network.degradations] == [
-        " batches of 3 patches from here on",
-        " batches of 1 patches from here on",
-    ]
-
-
-def test_a_single_patch_too_large_for_the_gpu_goes_to_the_cpu_for_good():
-    module = SmallGpu(room=0)
-    network = TorchMarginNetwork(module, device="cpu")
-
-    np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
-    np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
-
-    assert module.moves == 2
-    assert "continuing on the CPU" in network.degradations[-1]
-    assert len(network.degradations) == 2
-
-
-def test_degradations_are_reported_once_with_the_series_that_met_them(tmp_path):
-    plans = with_gelu(make_plans())
-    spec = read_model_spec(
-        write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
-    )
-    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
-    segmenter._networks = [TorchMarginNetwork(SmallGpu(room=0), device="cpu")]
-
-    first = segmenter.segment(canonical(PATCHES[0, 0] + 5))
-    second = segmenter.segment(canonical(PATCHES[0, 0] + 5))
-
-    assert any("out of GPU memory" in warning for warning in first.warnings)
-    assert second.warnings == ()
 
 
 def test_a_signal_after_two_networks_are_gone_is_handled():

@@ -1,0 +1,213 @@
+"""``predict`` on a GPU: the CPU's masks, few copies, and the CPU where the card fails."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from predict_samples import Workplace
+from tiny_models import PATCH, make_network, make_plans, write_model
+from torch import nn
+
+import fakecuda
+from sslmedsam2.cli.main import main
+from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+from sslmedsam2.phantom.anatomy import make_anatomy
+from sslmedsam2.phantom.rendering import axial_grid, render_sequence
+from sslmedsam2.weights.locate import locate_models
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be"
+PATCHES = np.random.default_rng(4).normal(size=(6, 1, *PATCH)).astype(np.float32)
+PATCH_BYTES = PATCHES[0].nbytes
+
+
+def dice(one, other):
+    return 2 * int((one & other).sum()) / int(one.sum() + other.sum())
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    grid = axial_grid(shape_zyx=(24, 64, 80), spacing_zyx_mm=(8.0, 4.0, 4.0))
+    image, _ = render_sequence(make_anatomy(11), "T2", grid=grid, seed=11)
+    return CanonicalVolume(image, grid.spacing_zyx_mm, Reorientation((0, 1, 2), ()))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    model = locate_models(None)[0]
+    return read_model_spec(model.path, folds=model.folds)
+
+
+@pytest.fixture(scope="module")
+def by_cpu(shipped, phantom):
+    return CanonicalSegmenter(shipped, EngineOptions("cpu")).segment(phantom, with_probability=True)
+
+
+def test_shipped_network_finds_the_same_liver_in_fp16_on_a_gpu(shipped, phantom, by_cpu):
+    segmenter = CanonicalSegmenter(shipped, EngineOptions("cuda"))
+    found = segmenter.segment(phantom, with_probability=True)
+
+    assert (segmenter.device, segmenter.backend) == ("cuda", "torch fp16")
+    assert dice(found.mask_zyx, by_cpu.mask_zyx) > 0.999
+    assert np.abs(found.probability_zyx - by_cpu.probability_zyx).max() < 0.02
+    assert found.mean_confidence == pytest.approx(by_cpu.mean_confidence, abs=1e-3)
+    assert found.warnings == ()
+    assert "Half,Half,Half" in str(fakecuda.native.ops()["aten::convolution"])
+
+
+@pytest.mark.parametrize("free_mb", [150, 60, 25, 12, 4, 1])
+def test_little_memory_gives_the_same_liver(shipped, phantom, by_cpu, free_mb):
+    with fakecuda.memory_limit(free_mb * 2**20):
+        found = CanonicalSegmenter(shipped, EngineOptions("cuda")).segment(phantom)
+    assert dice(found.mask_zyx, by_cpu.mask_zyx) > 0.999
+
+
+def test_second_gpu_can_be_named(shipped, phantom, by_cpu):
+    fakecuda.install(devices=2)
+    segmenter = CanonicalSegmenter(shipped, EngineOptions("cuda:1"))
+    assert segmenter.device == "cuda:1"
+    assert dice(segmenter.segment(phantom).mask_zyx, by_cpu.mask_zyx) > 0.999
+
+
+class _Tripling(nn.Module):
+    """Triples patches, in a product of its own size that needs memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(3.0), requires_grad=False)
+
+    def forward(self, patches):
+        return self.factor * patches
+
+
+def test_batch_shrinks_until_it_fits_and_stays_small():
+    network = TorchMarginNetwork(_Tripling(), device="cuda")
+    # The patches, their product, and whether each voxel is finite.
+    with fakecuda.memory_limit(int(2.6 * 2 * PATCH_BYTES)):
+        first, second = network(PATCHES), network(PATCHES[:4])
+
+    np.testing.assert_allclose(first, 3 * PATCHES)
+    np.testing.assert_allclose(second, 3 * PATCHES[:4])
+    assert [step.split(":")[1] for step in network.degradations] == [
+        " batches of 3 patches from here on",
+        " batches of 1 patches from here on",
+    ]
+    assert network.on_gpu
+
+
+def test_single_patch_too_large_for_the_gpu_goes_to_the_cpu_for_good():
+    network = TorchMarginNetwork(_Tripling(), device="cuda")
+    with fakecuda.memory_limit(PATCH_BYTES // 2):
+        np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
+    np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
+
+    assert "continuing on the CPU" in network.degradations[-1]
+    assert len(network.degradations) == 3
+    assert not network.on_gpu
+
+
+def test_card_that_is_full_when_the_network_is_loaded_leaves_the_cpu():
+    with fakecuda.memory_limit(0):
+        network = TorchMarginNetwork(nn.Conv3d(1, 1, 3, padding=1), device="cuda")
+    assert network.degradations == [network.degradations[0]]
+    assert "out of memory" in network.degradations[0]
+    assert network(PATCHES).shape == PATCHES.shape
+
+
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 5])
+def test_error_of_the_card_moves_the_network_to_the_cpu_and_repeats_the_patches(after):
+    network = TorchMarginNetwork(_Tripling(), device="cuda")
+    with fakecuda.broken(ILLEGAL, after=after):
+        np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
+        assert network.degradations == [
+            "CUDA error: an illegal memory access was encountered: continuing on the CPU"
+        ]
+
+
+def test_what_overflows_in_fp16_is_repeated_in_fp32():
+    large = nn.Conv3d(1, 1, 1, bias=False).requires_grad_(False)
+    large.weight.fill_(50_000.0)
+    network = TorchMarginNetwork(large, device="cuda")
+
+    margins = network(PATCHES)
+
+    np.testing.assert_allclose(margins, 50_000 * PATCHES, rtol=1e-3)
+    assert network.on_gpu
+
+
+def test_memory_that_failed_is_free_again_before_the_next_try(monkeypatch):
+    network = TorchMarginNetwork(_Tripling(), device="cuda")
+    at_rest, seen = fakecuda.native.used(), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: seen.append(fakecuda.native.used()))
+    with fakecuda.memory_limit(int(1.5 * len(PATCHES) * PATCH_BYTES)):
+        network(PATCHES)
+    assert set(seen) == {at_rest}
+
+
+def test_degradations_are_reported_once_with_the_series_that_met_them(shipped, phantom):
+    segmenter = CanonicalSegmenter(shipped, EngineOptions("cuda"))
+    with fakecuda.broken(ILLEGAL):
+        first, second = segmenter.segment(phantom), segmenter.segment(phantom)
+    assert len(first.warnings) == 1
+    assert "continuing on the CPU" in first.warnings[0]
+    assert second.warnings == ()
+
+
+@pytest.fixture
+def scans(tmp_path, bright_model):
+    place = Workplace(tmp_path, bright_model)
+    for case in ("P1", "P2"):
+        for sequence in ("T1", "T2"):
+            place.add(f"{case}/{sequence}.nii.gz")
+    return place
+
+
+def _predict(place, output, *options):
+    command = ["predict", "--input", str(place.input), "--output", str(output)]
+    return main([*command, "--model", str(place.model), "--no-previews", *options])
+
+
+def _exit_code(call, *arguments):
+    try:
+        return call(*arguments) or 0
+    except SystemExit as error:
+        return error.code or 0
+
+
+@pytest.mark.parametrize("after", [0, 40, 200])
+def test_no_guess_is_written_for_a_scan_because_the_card_broke(scans, tmp_path, capsys, after):
+    assert _exit_code(_predict, scans, tmp_path / "cpu", "--device", "cpu") == 0
+    capsys.readouterr()
+    with fakecuda.broken(ILLEGAL, after=after):
+        assert _exit_code(_predict, scans, tmp_path / "gpu") == 0
+
+    masks = sorted(
+        path.relative_to(tmp_path / "cpu") for path in (tmp_path / "cpu").rglob("*.nii*")
+    )
+    assert len(masks) == 4
+    for mask in masks:
+        found = read_mask(tmp_path / "gpu" / mask).array_zyx
+        assert dice(found, read_mask(tmp_path / "cpu" / mask).array_zyx) > 0.999
+    report = json.loads((tmp_path / "gpu/run_report.json").read_text())
+    assert not any("fallback" in json.dumps(series) for series in report["series"])
+    assert sum(" CPU" in line for line in capsys.readouterr().err.splitlines()) == 1
+
+
+def test_network_of_several_folds_computes_alike_on_gpu_and_cpu(tmp_path):
+    plans = make_plans(residual=True)
+    folds = {"0": make_network(plans, seed=3), "1": make_network(plans, seed=4)}
+    spec = read_model_spec(write_model(tmp_path / "model", plans, folds))
+    volume = CanonicalVolume(
+        np.random.default_rng(1).normal(5, 1, (20, 40, 44)).astype(np.float32),
+        (8.0, 8.0, 8.0),
+        Reorientation((0, 1, 2), ()),
+    )
+    masks = [
+        CanonicalSegmenter(spec, EngineOptions(device)).segment(volume, with_probability=True)
+        for device in ("cpu", "cuda")
+    ]
+    assert np.abs(masks[0].probability_zyx - masks[1].probability_zyx).max() < 0.02
