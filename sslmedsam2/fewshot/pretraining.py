@@ -237,7 +237,8 @@ def _train_step(
 ) -> float:
     batch = Episode(*(getattr(batch, name).to(device, non_blocking=True) for name in _PARTS))
     # On a CPU without AMX, bfloat16 makes attention's backward pass slower than float32.
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    in_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    with torch.autocast(device.type, torch.bfloat16, enabled=in_bfloat16):
         # Every fourth step lets a query remember its own neighbours, as tracking does.
         loss = _episode_loss(model, batch, chained=step % 4 == 3)
     optimiser.zero_grad(set_to_none=True)

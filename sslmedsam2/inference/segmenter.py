@@ -122,7 +122,11 @@ class CanonicalSegmenter:
         checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
         self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
-        self.backend = self._networks[0].backend
+
+    @property
+    def backend(self) -> str:
+        """What the networks were loaded into, and its number format."""
+        return self._networks[0].backend
 
     def segment(
         self, volume: CanonicalVolume, *, with_probability: bool = False

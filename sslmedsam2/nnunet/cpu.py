@@ -119,7 +119,7 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
     for channels_last in (True, False):
         for bfloat16 in formats:
             measure(bfloat16=bfloat16, compiled=False, channels_last=channels_last, call=network)
-    if can_compile("cpu"):
+    if can_compile():
         _, _, channels_last = candidates[min(seconds, key=seconds.__getitem__)]
         eager = dict(seconds)
         for bfloat16 in formats:
@@ -172,7 +172,7 @@ def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
     return twin
 
 
-def can_compile(device: str) -> bool:
+def can_compile(device: str = "cpu") -> bool:
     """Whether what torch.compile needs on ``cpu`` or a GPU is there; if so, prepare it.
 
     It needs a compiler and Python's headers, and on a GPU Triton. Where it fails all the same,
