@@ -148,24 +148,43 @@ def _penalised_distance(row: ScoreRow) -> float:
 
 
 _NOTHING = "-"
-_METRIC_HEADINGS = ("Dice", "HD mm", "HD95 mm", "ASSD mm", "vol ml", "vol %")
-_ROW_HEADINGS = ("case", "sequence", "vendor", *_METRIC_HEADINGS, "remark")
-_MEAN_HEADINGS = (
-    *("sequence", "group", "n", *_METRIC_HEADINGS[:2], "sd Dice", "sd HD", *_METRIC_HEADINGS[2:]),
-    *("missing", "empty", "errors", "Dice*", "HD* mm"),
+_DISTANCE_HEADINGS = ("HD95", "ASSD")
+_ROW_HEADINGS = (
+    *("case", "sequence", "vendor", "Dice", "HD", *_DISTANCE_HEADINGS),
+    *("diff ml", "diff %", "status"),
 )
-_WORD_HEADINGS = {"case", "sequence", "vendor", "group", "remark"}
+_MEAN_HEADINGS = (
+    *("sequence", "group", "n", "Dice (sd)", "HD (sd)", *_DISTANCE_HEADINGS),
+    *("|diff| ml", "|diff| %"),
+)
+_ALL_HEADINGS = ("sequence", "group", "references", "empty", "missing", "errors", "Dice*", "HD*")
+_WORD_HEADINGS = {"case", "sequence", "vendor", "group", "status"}
 _LEGEND = """\
-vol: predicted less reference; in means, the size of the error. sd: standard deviation over cases.
+HD, HD95, ASSD: Hausdorff distance, its 95th percentile, and average surface distance, in mm.
+diff: volume of the prediction less that of the reference; |diff|: mean of its size.
+n: masks that could be compared. sd: standard deviation over them.
 Dice*, HD*: over all references; a missing, empty or unusable prediction counts as Dice 0 and as
 the diagonal of its image."""
 
 
 def format_tables(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> str:
-    """Return the rows and the means as two tables with aligned columns, and a legend."""
-    row_table = _aligned([_ROW_HEADINGS, *map(_row_cells, rows)])
-    mean_table = _aligned([_MEAN_HEADINGS, *map(_mean_cells, summaries)])
-    return f"{row_table}\n\n{mean_table}\n\n{_LEGEND}"
+    """Return rows, reasons, means, means over all references, and a legend, as aligned text.
+
+    With case names of up to 20 characters it fits 100 columns.
+    """
+    reasons = [
+        f"{row.case} {row.sequence or ''}".rstrip() + f": {row.reason}"
+        for row in rows
+        if row.reason
+    ]
+    parts = [
+        _aligned([_ROW_HEADINGS, *map(_row_cells, rows)]),
+        "\n".join(reasons),
+        _aligned([_MEAN_HEADINGS, *map(_mean_cells, summaries)]),
+        _aligned([_ALL_HEADINGS, *map(_all_cells, summaries)]),
+        _LEGEND,
+    ]
+    return "\n\n".join(filter(None, parts))
 
 
 def rows_as_csv(rows: Iterable[ScoreRow]) -> str:
@@ -192,9 +211,9 @@ def as_json_data(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> d
 
 def _row_cells(row: ScoreRow) -> tuple[str, ...]:
     values = [getattr(row.metrics, name) if row.metrics else math.nan for name in METRIC_NAMES]
-    remark = "" if row.status == "scored" else f"{row.status.upper()} {row.reason}".rstrip()
+    status = "" if row.status == "scored" else row.status.upper()
     figures = [_dice(values[0]), *map(_number, values[1:])]
-    return (row.case, row.sequence or _NOTHING, row.vendor or _NOTHING, *figures, remark)
+    return (row.case, row.sequence or _NOTHING, row.vendor or _NOTHING, *figures, status)
 
 
 def _mean_cells(summary: GroupMeans) -> tuple[str, ...]:
@@ -202,15 +221,18 @@ def _mean_cells(summary: GroupMeans) -> tuple[str, ...]:
     return (
         summary.sequence or _NOTHING,
         summary.group,
-        str(summary.references),
-        _dice(means["dice"]),
-        _number(means["hausdorff_mm"]),
-        _dice(deviations["dice"]),
-        _number(deviations["hausdorff_mm"]),
+        str(summary.compared),
+        f"{_dice(means['dice'])} ({_dice(deviations['dice'])})",
+        f"{_number(means['hausdorff_mm'])} ({_number(deviations['hausdorff_mm'])})",
         *(_number(means[name]) for name in METRIC_NAMES[2:]),
-        str(summary.missing),
-        str(summary.empty),
-        str(summary.errors),
+    )
+
+
+def _all_cells(summary: GroupMeans) -> tuple[str, ...]:
+    return (
+        summary.sequence or _NOTHING,
+        summary.group,
+        *map(str, (summary.references, summary.empty, summary.missing, summary.errors)),
         _dice(summary.with_missing["dice"]),
         _number(summary.with_missing["hausdorff_mm"]),
     )
@@ -221,7 +243,7 @@ def _dice(value: float) -> str:
 
 
 def _number(value: float) -> str:
-    return _NOTHING if math.isnan(value) else f"{value:.2f}"
+    return _NOTHING if math.isnan(value) else f"{value:.1f}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> str:

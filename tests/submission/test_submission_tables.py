@@ -113,16 +113,32 @@ def test_nothing_to_average_is_nan():
     assert math.isnan(summary.deviations["hausdorff_mm"])
 
 
-def test_text_tables_show_every_row_and_remark():
+def test_text_tables_show_every_row_and_reason():
     rows = [row("0001-A", extra=2), row("0002-C", status="missing", vendor="C")]
 
     text = format_tables(rows, summarise(rows, vendor_groups=GROUPS))
 
     lines = text.splitlines()
     assert "0.9091" in lines[1]
-    assert lines[2].endswith("MISSING why")
+    assert lines[2].endswith("MISSING")
+    assert "0002-C GED4: why" in lines
     assert "nan" not in text
     assert any(line.startswith("GED4") and "in-distribution" in line for line in lines)
+
+
+def test_text_tables_fit_100_columns_and_say_which_volume_is_a_difference():
+    rows = [
+        row(f"patient-{vendor}-00001234", vendor=vendor, sequence="DWI_800", extra=extra)
+        for vendor, extra in (("A", 20), ("B1", 2), ("C", 4))
+    ]
+
+    text = format_tables(rows, summarise(rows, vendor_groups=GROUPS))
+
+    assert "in-distribution" in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert "  diff ml" in text
+    assert "|diff| ml" in text
+    assert "diff: volume of the prediction less that of the reference" in text
 
 
 def test_csv_has_a_line_a_row_and_empty_cells_for_what_is_not_defined():
