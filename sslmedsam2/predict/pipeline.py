@@ -160,7 +160,13 @@ def _run(
     problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
     problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
     total = len(plan.targets) + len(problems)
-    recorder = _Recorder(report, report_path(options.output_dir), total=total, listener=on_result)
+    recorder = _Recorder(
+        report,
+        report_path(options.output_dir),
+        total=total,
+        listener=on_result,
+        held=previous is not None,
+    )
     for problem in problems:
         recorder.add(problem)
     if not plan.targets:
@@ -175,22 +181,36 @@ class _Recorder:
     """Keeps the report on disk up to date and tells the listener."""
 
     def __init__(
-        self, report: RunReport, path: Path, *, total: int, listener: OnResult | None
+        self,
+        report: RunReport,
+        path: Path,
+        *,
+        total: int,
+        listener: OnResult | None,
+        held: bool = False,
     ) -> None:
         self.report = report
         self._path = path
         self._total = total
         self._listener = listener
-        write_report(report, path)
+        self._held = held
+        if not held:
+            write_report(report, path)
 
     def add(self, result: SeriesResult) -> None:
         """Add one result, write the report, log a line."""
         self.report = self.report.with_series(result)
-        write_report(self.report, self._path)
+        if not self._held:
+            write_report(self.report, self._path)
         if result.error:
             logger.error("%s: %s", result.status.value, result.error)
         if self._listener is not None:
             self._listener(result, len(self.report.series), self._total)
+
+    def release(self) -> None:
+        """Replace the report of the resumed run, now that this one has what stands of it."""
+        self._held = False
+        write_report(self.report, self._path)
 
     def end(self, code: ExitCode, *, interrupted: bool = False) -> RunReport:
         """Close the report."""
@@ -215,6 +235,7 @@ def _segment(
             pending.append(target)
         else:
             recorder.add(kept)
+    recorder.release()
     for outcome in session.run(pending, stop=stop):
         recorder.add(outcome.result or given_up(outcome.unit, outcome.error))
 

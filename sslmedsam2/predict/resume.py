@@ -8,8 +8,11 @@ from dataclasses import replace
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.records import move_aside
+from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.predict.series import SeriesTarget, read_image
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
+from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +26,40 @@ def reusable_result(
 
     It stands if it was made by the same models, engine and options as ``report`` names, and its
     mask is there, readable, not empty and on the grid of its image, whose voxels are those that
-    it was made of. Fallbacks are tried again.
+    it was made of. Fallbacks are tried again. A mask that a person has corrected stands whatever
+    made it, as long as the image is the same; one that may be a person's and does not stand is
+    moved aside.
+
+    Raises
+    ------
+    OutputError
+        A mask cannot be moved aside.
     """
-    if previous is None or not _same_provenance(previous, report):
+    if previous is None:
         return None
-    for result in previous.series:
-        is_this = result.input_path == target.input_name
-        if is_this and result.status in _COMPLETE and result.output_path == target.output_name:
-            return _still_valid(target, result)
+    earlier = next((one for one in previous.series if _is_of(one, target)), None)
+    try:
+        made = sha256_file(target.mask_path)
+    except OSError:
+        return None
+    corrected = earlier is not None and earlier.mask_sha256 not in (None, made)
+    usable = corrected or (
+        earlier is not None and earlier.status in _COMPLETE and _same_provenance(previous, report)
+    )
+    if earlier is not None and usable and _fits_image(target, earlier):
+        if corrected:
+            return _corrected(target, earlier)
+        if not _lacks_seg(target, earlier):
+            return replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
+        logger.info("done again: %s has no DICOM-SEG", target.output_name)
+    if earlier is None or earlier.mask_sha256 != made:
+        move_aside(target.mask_path, why="it is not as this program wrote it")
     return None
+
+
+def _is_of(result: SeriesResult, target: SeriesTarget) -> bool:
+    same_input = result.input_path == target.input_name
+    return same_input and result.output_path == target.output_name
 
 
 def _same_provenance(previous: RunReport, report: RunReport) -> bool:
@@ -40,28 +68,47 @@ def _same_provenance(previous: RunReport, report: RunReport) -> bool:
         options = {key: value for key, value in run.options.items() if key != "previews"}
         options["sequences"] = None
         models = [(model.name, dict(model.sha256)) for model in run.models]
-        return run.tool_version, models, run.backend, options
+        return models, run.backend, options
 
     return provenance(previous) == provenance(report)
 
 
-def _still_valid(target: SeriesTarget, result: SeriesResult) -> SeriesResult | None:
+def _fits_image(target: SeriesTarget, result: SeriesResult) -> bool:
+    """Tell whether the mask is one of the image as it is now, and not empty."""
     try:
         mask = read_mask(target.mask_path)
         image = read_image(target)
     except InputError as error:
         logger.info("done again: %s", error)
-        return None
+        return False
     if not mask.array_zyx.any() or not same_grid(mask.geometry, image.geometry):
         logger.info("done again: %s is empty or on another grid", target.output_name)
-        return None
+        return False
     if image.sha256() != result.image_sha256:
         logger.info("done again: %s was made of another image", target.output_name)
-        return None
-    if _lacks_seg(target, result):
-        logger.info("done again: %s has no DICOM-SEG", target.output_name)
-        return None
-    return replace(result, status=SeriesStatus.SKIPPED_RESUME)
+        return False
+    return True
+
+
+def _corrected(target: SeriesTarget, result: SeriesResult) -> SeriesResult:
+    """Return the result of a mask that a person has corrected, with the volume that it has now.
+
+    ``mask_sha256`` stays that of the mask as written, so that the next run knows it as well.
+    """
+    mask = read_mask(target.mask_path)
+    volume_ml = mask_volume_ml(mask.array_zyx, spacing_zyx_mm=mask.geometry.spacing_zyx_mm)
+    note = "manually corrected: the mask is kept as it is"
+    logger.info("%s: its manually corrected mask stands", target.output_name)
+    return replace(
+        result,
+        status=SeriesStatus.SKIPPED_RESUME,
+        error=None,
+        liver_volume_ml=round(volume_ml, 1),
+        components=None,
+        touches_border=None,
+        mean_foreground_confidence=None,
+        warnings=(*(one for one in result.warnings if one != note), note),
+    )
 
 
 def _lacks_seg(target: SeriesTarget, result: SeriesResult) -> bool:

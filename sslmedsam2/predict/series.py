@@ -31,7 +31,7 @@ from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegme
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, hash_model
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, hash_model, sha256_file
 
 NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
 
@@ -268,7 +268,8 @@ def finish(work: Segmented) -> SeriesResult:
         result = _failed(work, unforeseen(target.series.path, error))
     seconds = dict(result.seconds)
     seconds["write"] = round(time.perf_counter() - start, 4)
-    return replace(result, seconds=seconds)
+    mask_sha256 = sha256_file(target.mask_path) if result.output_path is not None else None
+    return replace(result, seconds=seconds, mask_sha256=mask_sha256)
 
 
 def given_up(target: SeriesTarget, error: SslMedSam2Error | None) -> SeriesResult:

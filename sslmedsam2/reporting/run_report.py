@@ -101,6 +101,8 @@ class SeriesResult:
         Of the input; None if it could not be read.
     image_sha256
         Of the voxels and the geometry as read; None if they could not be read.
+    mask_sha256
+        Of the mask's file as written; one with another was corrected manually since.
     """
 
     case: str
@@ -120,6 +122,7 @@ class SeriesResult:
     geometry: InputGeometry | None = None
     dicom_seg_path: str | None = None
     image_sha256: str | None = None
+    mask_sha256: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -1,5 +1,7 @@
 """What ``--resume`` keeps of an earlier run, and what it does again."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from tiny_scans import abdomen
 
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
+from sslmedsam2.predict import pipeline
+from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.reporting.run_report import SeriesStatus
 
 CASES = ("0001-A", "0002-A", "0003-A")
@@ -152,3 +156,73 @@ def test_without_a_usable_report_everything_is_done(finished, content):
         report.write_text(content)
 
     assert statuses(finished.run(resume=True)) == [SeriesStatus.OK] * 3
+
+
+def correct(path):
+    """Move a mask by a voxel, as a person might correct it, and return the file's content."""
+    mask = nib.load(path)
+    moved = np.roll(np.asarray(mask.dataobj), 1, axis=0)
+    nib.save(nib.Nifti1Image(moved, mask.affine, mask.header), path)
+    return path.read_bytes()
+
+
+def test_a_corrected_mask_stands_whatever_has_changed_but_its_image(finished, tmp_path):
+    path = mask_path(finished, "0002-A")
+    corrected = correct(path)
+    other = bright_tissue_model(tmp_path / "elsewhere" / finished.model.name, threshold=0.9)
+
+    for changed in ({}, {"model_dir": other}, {"model_dir": other, "mode": "fast"}):
+        ended = finished.run(resume=True, **changed)
+        assert ended.of("0002-A").status is SeriesStatus.SKIPPED_RESUME
+        assert path.read_bytes() == corrected
+        assert [note for note in ended.of("0002-A").warnings if "manually corrected" in note] == [
+            "manually corrected: the mask is kept as it is"
+        ]
+    assert not list(finished.output.rglob("*.replaced-*"))
+
+    finished.add("0002-A/GED4.nii.gz", array_zyx=abdomen(seed=9)[0])
+    assert finished.run(resume=True).of("0002-A").status is SeriesStatus.OK
+    (moved,) = finished.output.rglob("*.replaced-*")
+    assert moved.read_bytes() == corrected
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, move])
+def test_a_mask_that_was_altered_and_does_not_stand_is_moved_aside(finished, damage):
+    path = mask_path(finished, "0002-A")
+    damage(path)
+    altered = path.read_bytes()
+
+    finished.run(resume=True)
+
+    (moved,) = path.parent.glob("*.replaced-*")
+    assert moved.name.startswith(f"{path.name}.replaced-")
+    assert moved.read_bytes() == altered
+
+
+def test_another_version_alone_does_nothing_again(finished):
+    report = finished.output / "run_report.json"
+    content = json.loads(report.read_text())
+    report.write_text(json.dumps({**content, "tool_version": "0.0.1"}))
+
+    assert statuses(finished.run(resume=True)) == [SeriesStatus.SKIPPED_RESUME] * 3
+
+
+def test_a_kill_while_the_masks_are_checked_leaves_the_report_of_the_earlier_run(
+    finished, monkeypatch
+):
+    report = finished.output / "run_report.json"
+    before = report.read_bytes()
+    calls = []
+
+    def stops(*args, **more):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return reusable_result(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "reusable_result", stops)
+        with pytest.raises(KeyboardInterrupt):
+            finished.run(resume=True)
+    assert report.read_bytes() == before
+    assert statuses(finished.run(resume=True)) == [SeriesStatus.SKIPPED_RESUME] * 3
