@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import label_option
+from sslmedsam2.cli.shared_options import label_option, sequence_map_option
 
 
 @click.command(cls=ConfiguredCommand)
@@ -24,6 +25,7 @@ from sslmedsam2.cli.shared_options import label_option
     help="Folder with <Case>/mask_<MOD>.nii.gz, <Case>/<MOD>.nii.gz or <name>.nii.gz.",
 )
 @label_option
+@sequence_map_option
 @click.option(
     "--json",
     "json_path",
@@ -39,6 +41,7 @@ def evaluate(
     predictions: Path,
     references: Path,
     label: int | None,
+    sequence_map: Any,
     json_path: Path | None,
     csv_path: Path | None,
 ) -> None:
@@ -52,7 +55,9 @@ def evaluate(
     from sslmedsam2.submission import evaluate as pipeline
     from sslmedsam2.submission.tables import format_tables
 
-    result = pipeline.evaluate(predictions=predictions, references=references, label=label)
+    result = pipeline.evaluate(
+        predictions=predictions, references=references, label=label, sequence_map=sequence_map
+    )
     pipeline.write_results(result, json_path=json_path, csv_path=csv_path)
     click.echo(format_tables(result.rows, result.summaries))
     ctx.exit(int(result.exit_code))

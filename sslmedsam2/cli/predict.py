@@ -83,7 +83,7 @@ if TYPE_CHECKING:
 @click.option(
     "--sequence-map",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML or JSON file that corrects guessed sequences of DICOM series.",
+    help="TOML or JSON file that corrects the sequences of DICOM series and of files.",
 )
 @click.option(
     "--dicom-seg/--no-dicom-seg",

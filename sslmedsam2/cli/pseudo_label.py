@@ -10,7 +10,12 @@ import click
 
 from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, label_option, sam2_option
+from sslmedsam2.cli.shared_options import (
+    device_option,
+    label_option,
+    sam2_option,
+    sequence_map_option,
+)
 
 if TYPE_CHECKING:
     from sslmedsam2.pseudo_label.pipeline import PseudoLabelSummary
@@ -42,6 +47,7 @@ _LOG = logging.getLogger(__name__)
     help="Folder for masks, maps, records and previews; not inside the query folder.",
 )
 @label_option
+@sequence_map_option
 @sam2_option
 @click.option("--sequences", help="Sequences of the queries.  [default: GED4,T1,T2,DWI_800]")
 @click.option(

@@ -18,6 +18,7 @@ from sslmedsam2.cli.shared_options import (
     name_option,
     preset_option,
     sam2_option,
+    sequence_map_option,
     training_data_option,
 )
 
@@ -46,6 +47,7 @@ _OPTIONS = (
         help="Folder for all intermediate files; the same command continues after a stop.",
     ),
     label_option,
+    sequence_map_option,
     sam2_option,
     click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
     click.option(

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from sslmedsam2.cli.config import load_table
+
 
 class _Device(click.ParamType):
     """A device's name; whether it is there is for the command to say, once torch is loaded."""
@@ -70,6 +72,20 @@ label_option = click.option(
     "--label",
     type=click.IntRange(1, 65535),
     help="Value of the liver in masks that hold several.  [default: the only value above 0]",
+)
+
+
+def _sequence_map(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Any:
+    from sslmedsam2.contract.sequence_map import parse_sequence_map
+
+    return parse_sequence_map({} if path is None else load_table(path))
+
+
+sequence_map_option = click.option(
+    "--sequence-map",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    callback=_sequence_map,
+    help="TOML or JSON file that says which sequence a file, a part of a name or a folder is.",
 )
 model_option = click.option(
     "--model",

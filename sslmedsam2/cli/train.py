@@ -17,6 +17,7 @@ from sslmedsam2.cli.shared_options import (
     licence_option,
     name_option,
     preset_option,
+    sequence_map_option,
     training_data_option,
 )
 
@@ -57,6 +58,7 @@ from sslmedsam2.cli.shared_options import (
     help="Cross-validation folds before the final network: 0 (none), or 2 and more.",
 )
 @label_option
+@sequence_map_option
 @preset_option
 @click.option(
     "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact 28, others 100]"

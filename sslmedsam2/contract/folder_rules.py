@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import info_csv, names
+from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
@@ -25,6 +26,9 @@ from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
 """Case name for a folder without a name: the root of a file system."""
+
+
+_Named = dict[Path, names.SequenceName | None]
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,46 @@ class FolderPart:
     notes: tuple[str, ...] = ()
 
 
-def read_folder(folder: Folder, *, tree: Tree) -> FolderPart:
-    """Apply the module's rules to one folder of a tree."""
+def read_folder(
+    folder: Folder, *, tree: Tree, sequence_map: SequenceMap | None = None
+) -> FolderPart:
+    """Apply the module's rules to one folder of a tree; ``sequence_map`` beats the names."""
     images = [path for path in folder.volumes if not is_mask(path)]
+    named, skipped, told = _names_of(images, sequence_map or SequenceMap(), root=tree.root)
+    images = list(named)
     oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))
-    if any(_sequence_of(path) for path in images):
-        part = _read_case(folder, images, root=tree.root)
+    if len(told) > len(set(told)):
+        # The map gives several images of the folder one sequence, so they are several cases.
+        part = _read_volumes(folder, named, root=tree.root)
+    elif any(named.values()):
+        part = _read_case(folder, named, root=tree.root)
     elif folder.path != tree.root and _is_named_as_case(folder.path):
         part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
     else:
-        part = _read_volumes(folder, images, root=tree.root)
-    return replace(part, problems=(*oddities, *part.problems))
+        part = _read_volumes(folder, named, root=tree.root)
+    notes = [f"{path}: the sequence map says {SKIP}" for path in skipped]
+    return replace(part, problems=(*oddities, *part.problems), notes=(*notes, *part.notes))
+
+
+def _names_of(
+    images: list[Path], sequence_map: SequenceMap, *, root: Path
+) -> tuple[_Named, list[Path], list[str]]:
+    """Return each image's sequence, the images to skip, and the sequences told file by file."""
+    named: _Named = {}
+    skipped, told = [], []
+    for path in images:
+        stem = volume_stem(path)
+        entry = sequence_map.of_file(path, root=root, stem=stem)
+        if entry == SKIP:
+            skipped.append(path)
+        elif entry == NO_SEQUENCE:
+            named[path] = None
+        elif entry:
+            named[path] = names.SequenceName(entry, rank=0)
+            told.append(entry)
+        else:
+            named[path] = sequence_map.parse(stem)
+    return named, skipped, told
 
 
 def volume_stem(path: Path) -> str:
@@ -78,7 +111,7 @@ def find_vendor(case: str, folder: Path, *, root: Path) -> tuple[str | None, str
     return next((vendor for vendor in by_folder if vendor), None), parsed.vendor if parsed else None
 
 
-def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
+def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     """Read a folder in which sequence names occur."""
     case = folder_name(folder.path)
     unsafe = names.unsafe_reason(case)
@@ -86,15 +119,15 @@ def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
         return FolderPart(problems=(_unsafe(folder.path, unsafe),))
     by_folder, by_name = find_vendor(case, folder.path, root=root)
     vendor = by_folder or by_name
-    strangers = [path for path in images if not _sequence_of(path)]
+    strangers = [path for path, sequence in named.items() if not sequence]
     strangers += [path for path in folder.others if not info_csv.is_info_table(path)]
     notes = [f"{path}: has no sequence name; not used" for path in strangers]
     if by_folder and by_name and by_folder != by_name:
         notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
 
     series, problems = [], []
-    for sequence, paths in _by_sequence(images).items():
-        chosen, rejected = _choose(paths)
+    for sequence, paths in _by_sequence(named).items():
+        chosen, rejected = _choose(paths, named)
         if chosen is None:
             problems.append(_ambiguous(rejected, sequence))
         else:
@@ -106,10 +139,10 @@ def _read_case(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
     return FolderPart((study,) if series else (), tuple(problems), tuple(notes))
 
 
-def _read_volumes(folder: Folder, images: list[Path], *, root: Path) -> FolderPart:
+def _read_volumes(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     """Read a folder of volumes outside the challenge's layout: each is a case."""
     studies, problems = [], []
-    for path in images:
+    for path, name in named.items():
         case = case_of_volume(folder.path, volume_stem(path), root=root)
         unsafe = names.unsafe_reason(case)
         if unsafe:
@@ -117,40 +150,32 @@ def _read_volumes(folder: Folder, images: list[Path], *, root: Path) -> FolderPa
             continue
         by_folder, by_name = find_vendor(volume_stem(path), folder.path, root=root)
         vendor = by_folder or by_name
-        series = ImageFile(case=case, vendor=vendor, sequence=None, path=path)
+        sequence = name.sequence if name else None
+        series = ImageFile(case=case, vendor=vendor, sequence=sequence, path=path)
         studies.append(Study(case=case, vendor=vendor, series=(series,)))
     return FolderPart(tuple(studies), tuple(problems))
 
 
-def _by_sequence(images: list[Path]) -> dict[str, list[Path]]:
+def _by_sequence(named: _Named) -> dict[str, list[Path]]:
     """Group the recognised images, in processing order."""
     groups: dict[str, list[Path]] = defaultdict(list)
-    for path in images:
-        name = _sequence_of(path)
+    for path, name in named.items():
         if name:
             groups[name.sequence].append(path)
     return {sequence: groups[sequence] for sequence in names.SEQUENCES if sequence in groups}
 
 
-def _choose(paths: list[Path]) -> tuple[Path | None, list[Path]]:
+def _choose(paths: list[Path], named: _Named) -> tuple[Path | None, list[Path]]:
     """Pick the file of a sequence: (chosen, others), or (None, all) if undecided.
 
     The best spelling wins. Two names of one real file are one file.
     """
-    ranked = sorted(paths, key=lambda path: (_rank(path), path.name))
-    rivals = [path for path in ranked[1:] if _rank(path) == _rank(ranked[0])]
+    ranks = {path: name.rank for path, name in named.items() if name}
+    ranked = sorted(paths, key=lambda path: (ranks[path], path.name))
+    rivals = [path for path in ranked[1:] if ranks[path] == ranks[ranked[0]]]
     if any(not _is_same_file(ranked[0], rival) for rival in rivals):
         return None, ranked
     return ranked[0], ranked[1:]
-
-
-def _sequence_of(path: Path) -> names.SequenceName | None:
-    return names.parse_sequence(volume_stem(path))
-
-
-def _rank(path: Path) -> int:
-    name = _sequence_of(path)
-    return name.rank if name else names.WORST_RANK
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

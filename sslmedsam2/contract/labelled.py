@@ -1,20 +1,30 @@
-"""Labelled volumes: images with a ``mask_*`` file beside them, as in the training release.
+"""Labelled volumes: images with a mask of the liver, in the layouts in which they are shared.
 
-Anything ambiguous is an error: a case left out of a training without notice, or trained with the
-wrong mask, would be found too late.
+Anything in doubt is an error: a case that is silently left out of a training, or trained on the
+wrong mask, is found out too late.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import folder_name, volume_stem
-from sslmedsam2.contract.walk import Folder, walk
+from sslmedsam2.contract.identity import (
+    IMAGE_FOLDERS,
+    channel_of,
+    identify,
+    images_beside,
+    is_in,
+    labels_beside,
+    named_by_folder,
+    without_channel,
+)
+from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
+from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -22,13 +32,29 @@ _REFERENCE_KINDS: Final = ("mask", "seg")
 """``X_pred`` is what a program wrote."""
 _ORGANS_KIND: Final = "organs"
 
+_Paths = dict[str, list[Path]]
 
-def find_labelled_series(root: Path, *, label: int | None = None) -> tuple[ImageFile, ...]:
-    """Find every image that has a mask of its name beside it, at any depth.
 
-    Masks are ``mask_X``, ``X_mask`` and ``X_seg``, maps of organs ``organs_X``. Images without a
-    mask are passed over. Returns the rest sorted by case and sequence; empty if there are none.
-    ``label`` is the value of the liver in their masks; None for the only foreground value.
+def find_labelled_series(
+    root: Path, *, label: int | None = None, sequence_map: SequenceMap | None = None
+) -> tuple[ImageFile, ...]:
+    """Find every image that has a mask, at any depth.
+
+    Masks lie beside their image ``X`` and are named as `parse_mask_stem` says (``mask_X``,
+    ``X_seg``, ``X.seg.nrrd``, ``X-label``, ...), maps of organs ``organs_X``; or they are the
+    ``labelsTr`` of an nnU-Net raw data set. Case and sequence are found by `identify`; an image
+    without a sequence is called by its name. Images without a mask are passed over.
+
+    Parameters
+    ----------
+    label
+        The value of the liver in the masks; None for the only foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
+
+    Returns
+    -------
+    The images, sorted by case and sequence; empty if there are none.
 
     Raises
     ------
@@ -43,56 +69,128 @@ def find_labelled_series(root: Path, *, label: int | None = None) -> tuple[Image
     tree = walk(root)
     if tree.problems:
         raise tree.problems[0]
-    found = [series for folder in tree.folders for series in _read_folder(folder, label)]
+    sequences = sequence_map or SequenceMap()
+    found = [
+        image
+        for folder in tree.folders
+        for files in _read_folder(folder, tree)
+        for image in _labelled(*files, root=root, sequences=sequences, label=label)
+    ]
+    found = named_by_folder(found)
     _check_distinct(found)
     return tuple(sorted(found, key=lambda series: (series.case, series.sequence_or_volume)))
 
 
-def _read_folder(folder: Folder, label: int | None) -> list[ImageFile]:
-    images: dict[str, list[Path]] = defaultdict(list)
-    masks: dict[str, list[Path]] = defaultdict(list)
-    organs: dict[str, list[Path]] = defaultdict(list)
+def _read_folder(folder: Folder, tree: Tree) -> list[tuple[Path, Path, Path | None]]:
+    """Return each labelled image of a folder with its mask and its map of organs."""
+    images_folder = images_beside(folder, tree)
+    if images_folder is not None:
+        return _read_nnunet(folder, images_folder)
+    if labels_beside(folder, tree) is not None:
+        # Its images are found by their labels.
+        return []
+    images: _Paths = defaultdict(list)
+    masks: _Paths = defaultdict(list)
+    organs: _Paths = defaultdict(list)
+    alone = []
     for path in folder.volumes:
         mask = names.parse_mask_stem(volume_stem(path))
         if mask is None:
-            images[names.identity_key(volume_stem(path))].append(path)
-        elif mask.kind in _REFERENCE_KINDS:
-            masks[names.identity_key(mask.image_stem)].append(path)
+            images[_key(volume_stem(path))].append(path)
         elif mask.kind == _ORGANS_KIND:
-            organs[names.identity_key(mask.image_stem)].append(path)
+            organs[_key(mask.image_stem)].append(path)
+        elif mask.kind in _REFERENCE_KINDS:
+            if mask.image_stem:
+                masks[_key(mask.image_stem)].append(path)
+            else:
+                alone.append(path)
+    for path in alone:
+        if len(images) > 1:
+            raise InputError(
+                path,
+                kind="ambiguous_label",
+                reason=f"its name does not say which of {len(images)} images it belongs to",
+                remedy="Name it mask_<image>, or keep one image in the folder",
+            )
+        masks[next(iter(images), "")].append(path)
     return [
-        replace(_labelled(folder, image=images[key], mask=paths, organs=organs[key]), label=label)
+        (
+            _one(images[key], paths),
+            _one(paths),
+            _one(organs[key]) if organs[key] else None,
+        )
         for key, paths in masks.items()
     ]
 
 
-def _labelled(
-    folder: Folder, *, image: list[Path], mask: list[Path], organs: list[Path]
-) -> ImageFile:
-    if not image:
+def _key(stem: str) -> str:
+    return names.identity_key(without_channel(stem))
+
+
+def _one(paths: list[Path], masks: list[Path] | None = None) -> Path:
+    """Return the only path; of ``masks``, the image is wanted."""
+    if not paths:
+        assert masks
         raise InputError(
-            mask[0],
+            masks[0],
             kind="mask_without_image",
             reason="there is no image of that name beside the mask",
             remedy="Add the image, or remove the mask",
         )
-    for paths in (image, mask, organs):
-        if len(paths) > 1:
+    if len(paths) > 1:
+        raise InputError(
+            paths[0],
+            kind="ambiguous_label",
+            reason=f"{' and '.join(path.name for path in paths)} belong to one image",
+            remedy="Keep one of them",
+        )
+    return paths[0]
+
+
+def _read_nnunet(labels: Folder, images: Folder) -> list[tuple[Path, Path, Path | None]]:
+    """Match ``imagesTr/<case>_0000``, and further channels, with ``labelsTr/<case>``."""
+    by_case: _Paths = defaultdict(list)
+    for path in images.volumes:
+        stem = volume_stem(path)
+        channel = channel_of(stem)
+        by_case[names.identity_key(stem.removesuffix(f"_{channel}"))].append(path)
+    found: list[tuple[Path, Path, Path | None]] = []
+    for mask in labels.volumes:
+        channels = by_case[names.identity_key(volume_stem(mask))]
+        if not channels:
             raise InputError(
-                paths[0],
-                kind="ambiguous_label",
-                reason=f"{' and '.join(path.name for path in paths)} belong to one image",
-                remedy="Keep one of them",
+                mask,
+                kind="mask_without_image",
+                reason=f"there is no {volume_stem(mask)}_0000 in {images.path.name}",
+                remedy="Add the image, or remove the mask",
             )
-    stem = volume_stem(image[0])
-    parsed = names.parse_sequence(stem)
-    return ImageFile(
-        case=folder_name(folder.path),
-        sequence=parsed.sequence if parsed else stem,
-        path=image[0],
-        mask=mask[0],
-        organs=organs[0] if organs else None,
+        found += [(path, mask, None) for path in channels]
+    return found
+
+
+def _labelled(
+    path: Path,
+    mask: Path,
+    organs: Path | None,
+    *,
+    root: Path,
+    sequences: SequenceMap,
+    label: int | None,
+) -> list[ImageFile]:
+    """Name an image; empty if the sequence map says to skip it."""
+    stem = volume_stem(path)
+    entry = sequences.of_file(path, root=root, stem=stem)
+    if entry == SKIP:
+        return []
+    in_case_folder = path.parent != root and not is_in(IMAGE_FOLDERS, path)
+    case, sequence = identify(path, root=root, sequences=sequences) or (
+        (folder_name(path.parent), stem) if in_case_folder else (without_channel(stem), None)
     )
+    if entry:
+        sequence = None if entry == NO_SEQUENCE else entry
+    return [
+        ImageFile(case=case, sequence=sequence, path=path, mask=mask, organs=organs, label=label)
+    ]
 
 
 def _check_distinct(found: Iterable[ImageFile]) -> None:

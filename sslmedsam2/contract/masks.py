@@ -3,8 +3,9 @@
 Forms, at any depth:
 
 - ``LiSeg_pred/<Case>/<MOD>_pred.nii.gz`` and ``<case>_liver.nii.gz``: predictions;
-- ``<Case>/mask_<MOD>.nii.gz``, ``<Case>/<MOD>_mask.nii.gz`` or ``_seg``, and flat
-  ``mask_<case>``, ``<case>_mask`` or ``_seg``: reference masks, often with images beside them;
+- ``<Case>/mask_<MOD>.nii.gz`` and the other names of `parse_mask_stem` (``<MOD>_seg``,
+  ``<MOD>.seg.nrrd``, ``<MOD>-label``, ...), flat ``mask_<case>`` and the like, and nnU-Net's
+  ``labelsTr/<case>``: reference masks, often with images beside them;
 - ``<Case>/<MOD>.nii.gz`` and flat ``<case>.nii.gz``: in a folder that holds masks only.
 
 One form is used for a folder. Predictions: the first of these groups that occurs. Reference masks:
@@ -13,8 +14,8 @@ the second, the third, then the first group. ``organs_*`` belongs to none.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,8 +27,17 @@ from sslmedsam2.contract.folder_rules import (
     folder_name,
     volume_stem,
 )
+from sslmedsam2.contract.identity import (
+    IMAGE_FOLDERS,
+    LABEL_FOLDERS,
+    identify,
+    is_in,
+    labels_beside,
+    without_channel,
+)
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
-from sslmedsam2.contract.walk import walk
+from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
+from sslmedsam2.contract.walk import Folder, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -44,33 +54,85 @@ def mask_key(mask: ImageFile) -> MaskKey:
     return names.identity_key(mask.case), mask.sequence
 
 
+_Key = Callable[[ImageFile, "MaskListing"], object]
+
+
 @dataclass(frozen=True)
 class MaskListing:
-    """The masks below a folder, sorted by case and sequence, and the errors."""
+    """The masks below a folder, sorted by case and sequence, and the errors.
+
+    ``identities`` is what `identify` makes of each mask's name, for `match_masks`.
+    """
 
     masks: tuple[ImageFile, ...]
     problems: tuple[InputError, ...]
+    identities: Mapping[Path, MaskKey]
 
 
-def find_predictions(root: Path) -> MaskListing:
+def find_predictions(root: Path, *, sequence_map: SequenceMap | None = None) -> MaskListing:
     """List predicted masks; raises NoInputError if there is no such folder, or none in it."""
-    return _find_masks(root, forms=_PREDICTION_FORMS)
+    return _find_masks(root, _PREDICTION_FORMS, sequence_map or SequenceMap())
 
 
-def find_references(root: Path) -> MaskListing:
+def find_references(root: Path, *, sequence_map: SequenceMap | None = None) -> MaskListing:
     """List reference masks; raises NoInputError if there is no such folder, or none in it."""
-    return _find_masks(root, forms=_REFERENCE_FORMS)
+    return _find_masks(root, _REFERENCE_FORMS, sequence_map or SequenceMap())
 
 
-def _find_masks(root: Path, *, forms: tuple[_Form, ...]) -> MaskListing:
+def match_masks(
+    references: MaskListing, predictions: MaskListing
+) -> list[tuple[ImageFile, ImageFile | None]]:
+    """Return each reference with its prediction, None where there is none.
+
+    They match by name, else by what `identify` makes of their names, else by case where one of
+    them has no sequence and the case has one mask on either side.
+    """
+    pairs: list[tuple[ImageFile, ImageFile | None]] = []
+    left, free = list(references.masks), list(predictions.masks)
+    keys: tuple[_Key, ...] = (
+        lambda mask, _: mask_key(mask),
+        lambda mask, listing: listing.identities[mask.path],
+        lambda mask, listing: listing.identities[mask.path][0],
+    )
+    for key in keys:
+        ours, theirs = _unique(left, key, references), _unique(free, key, predictions)
+        for name in sorted(ours.keys() & theirs.keys(), key=str):
+            reference, prediction = ours[name], theirs[name]
+            sequences = (
+                references.identities[reference.path][1],
+                predictions.identities[prediction.path][1],
+            )
+            if key is not keys[-1] or None in sequences:
+                pairs.append((reference, prediction))
+                left.remove(reference)
+                free.remove(prediction)
+    return [*pairs, *((reference, None) for reference in left)]
+
+
+def _unique(masks: list[ImageFile], key: _Key, listing: MaskListing) -> dict[object, ImageFile]:
+    counts = Counter(key(mask, listing) for mask in masks)
+    return {key(mask, listing): mask for mask in masks if counts[key(mask, listing)] == 1}
+
+
+def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap) -> MaskListing:
     if not root.is_dir():
         raise NoInputError(root, reason="there is no such folder", remedy="Check the path")
     tree = walk(root, skipped_names=frozenset({PREVIEW_FOLDER}))
     by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
-    for path in (path for folder in tree.folders for path in folder.volumes):
-        form, image_stem = _form_of(volume_stem(path))
-        if form is not None:
-            by_form[form].append(_mask_file(path, image_stem, root=root))
+    identities: dict[Path, MaskKey] = {}
+    for folder in tree.folders:
+        are_images = labels_beside(folder, tree) is not None
+        for path in folder.volumes:
+            form, image_stem = _form_of(volume_stem(path))
+            if form == "plain" and is_in(LABEL_FOLDERS, path):
+                form = "named"
+            skipped = sequence_map.of_file(path, root=root, stem=image_stem) == SKIP
+            if form is None or skipped or (form == "plain" and are_images):
+                continue
+            stem = image_stem or _only_image(folder)
+            mask = _mask_file(path, stem, root=root)
+            by_form[form].append(mask)
+            identities[path] = _identity(mask, stem, root=root, sequence_map=sequence_map)
     masks = next((by_form[form] for form in forms if form in by_form), [])
     if not masks:
         in_the_way = [*tree.problems, *(error for f in tree.folders for error in f.oddities)]
@@ -81,7 +143,36 @@ def _find_masks(root: Path, *, forms: tuple[_Form, ...]) -> MaskListing:
             remedy="See the command's --help for the names",
         )
     unique, clashes = _split_duplicates(masks)
-    return MaskListing(masks=unique, problems=(*tree.problems, *clashes))
+    return MaskListing(masks=unique, problems=(*tree.problems, *clashes), identities=identities)
+
+
+def _only_image(folder: Folder) -> str:
+    """Return the stem of the image that a mask called ``segmentation`` belongs to, or nothing."""
+    stems = [volume_stem(path) for path in folder.volumes]
+    images = [stem for stem in stems if names.parse_mask_stem(stem) is None]
+    return images[0] if len(images) == 1 else ""
+
+
+def _identity(
+    mask: ImageFile, image_stem: str, *, root: Path, sequence_map: SequenceMap
+) -> MaskKey:
+    """Return case and sequence as `identify` sees them, for matching with other layouts."""
+    stem = image_stem
+    if mask.path.parent == root:
+        # What predict writes for images in sub-folders has the folders' names in front.
+        for folder in IMAGE_FOLDERS:
+            if stem.lower().startswith(f"{folder}_"):
+                stem = stem[len(folder) + 1 :]
+    found = identify(mask.path, root=root, sequences=sequence_map, stem=stem)
+    if found is None and mask.path.parent == root:
+        first, _, rest = stem.partition("_")
+        parsed = sequence_map.parse(first)
+        found = (rest, parsed.sequence) if parsed and rest else (stem, None)
+    case, sequence = found or (mask.case, mask.sequence)
+    told = sequence_map.of_file(mask.path, root=root, stem=image_stem)
+    if told:
+        sequence = None if told == NO_SEQUENCE else told
+    return names.identity_key(without_channel(case)), sequence
 
 
 def _form_of(stem: str) -> tuple[_Form | None, str]:
@@ -96,11 +187,13 @@ def _form_of(stem: str) -> tuple[_Form | None, str]:
 
 def _mask_file(path: Path, image_stem: str, *, root: Path) -> ImageFile:
     name = names.parse_sequence(image_stem)
-    if name:
+    if name or not image_stem:
         case = folder_name(path.parent)
         by_folder, by_name = find_vendor(case, path.parent, root=root)
     else:
-        case = case_of_volume(path.parent, image_stem, root=root)
+        is_label = is_in(LABEL_FOLDERS, path) and path.parent != root
+        folder = path.parent.parent if is_label else path.parent
+        case = case_of_volume(folder, image_stem, root=root)
         by_folder, by_name = find_vendor(image_stem, path.parent, root=root)
     sequence = name.sequence if name else None
     return ImageFile(case=case, vendor=by_folder or by_name, sequence=sequence, path=path)

@@ -29,7 +29,11 @@ _DWI_800 = re.compile(r"DWI[ _-]?B?[ _-]?800", re.IGNORECASE)
 PROBABILITY_PREFIX = "probability_"
 UNCERTAINTY_PREFIX = "uncertainty_"
 _MASK_PREFIX = re.compile(r"(mask|organs|probability|uncertainty)[ _-]", re.IGNORECASE)
-_MASK_SUFFIX = re.compile(r"[ _-](mask|seg|pred)$", re.IGNORECASE)
+# As Slicer (T2.seg.nrrd, T2-label, Segmentation), ITK-SNAP and data sets (T2_gt) name them.
+_MASK_SUFFIX = re.compile(r"[ ._-](mask|seg|pred|segmentation|labels?|gt)$", re.IGNORECASE)
+_MASK_ALONE = re.compile(
+    r"(?:mask|seg|segmentation|labels?|gt)(?:[ _-]\d+)?(?:[._-](?:seg|labels?))?", re.IGNORECASE
+)
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
@@ -79,15 +83,21 @@ def is_hidden(name: str) -> bool:
 def parse_mask_stem(stem: str) -> MaskName | None:
     """Recognise masks and maps of an image ``X`` by their names; None for any other.
 
-    They are ``mask_X``, ``organs_X``, ``probability_X``, ``uncertainty_X``, ``X_mask``, ``X_seg``
-    and ``X_pred``.
+    They are ``mask_X``, ``organs_X``, ``probability_X``, ``uncertainty_X``, ``X_pred`` and, all of
+    kind ``mask`` or ``seg``, ``X_mask``, ``X_seg``, ``X.seg``, ``X-label``, ``X_gt`` and
+    ``X_segmentation``. A ``segmentation``, ``mask`` or ``label`` alone belongs to the only image of
+    its folder: its ``image_stem`` is empty.
     """
+    if _MASK_ALONE.fullmatch(stem):
+        return MaskName(kind="mask", image_stem="")
     prefix = _MASK_PREFIX.match(stem)
     if prefix:
         return MaskName(kind=prefix[1].lower(), image_stem=stem[prefix.end() :])
     suffix = _MASK_SUFFIX.search(stem)
     if suffix:
-        return MaskName(kind=suffix[1].lower(), image_stem=stem[: suffix.start()])
+        kind = suffix[1].lower()
+        kind = kind if kind in ("mask", "pred") else "seg"
+        return MaskName(kind=kind, image_stem=stem[: suffix.start()])
     return None
 
 

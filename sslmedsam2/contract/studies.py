@@ -16,6 +16,7 @@ from typing import Literal
 from sslmedsam2.contract import info_csv, names
 from sslmedsam2.contract.folder_rules import is_mask, read_folder, volume_stem
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
@@ -48,7 +49,12 @@ class Discovery:
     notes: tuple[str, ...]
 
 
-def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) -> Discovery:
+def find_studies(
+    input_path: Path,
+    *,
+    sequences: Collection[str] | None = None,
+    sequence_map: SequenceMap | None = None,
+) -> Discovery:
     """List the studies below a folder, or the one study of a file.
 
     Parameters
@@ -58,6 +64,8 @@ def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) 
     sequences
         Canonical names of the sequences to keep (default: those that the challenge scores).
         Images without a sequence are always kept.
+    sequence_map
+        What the user says of files; overrides their names.
 
     Raises
     ------
@@ -66,7 +74,7 @@ def find_studies(input_path: Path, *, sequences: Collection[str] | None = None) 
         holds nothing of use is no error here: the discovery is empty and says why.
     """
     tree = _read_input(input_path)
-    parts = [read_folder(folder, tree=tree) for folder in tree.folders]
+    parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
     found = _without_own_results([study for part in parts for study in part.studies])
     unique, clashes = _split_duplicates(found)
     studies, unasked = _keep_sequences(unique, set(sequences or names.PREDICTED_SEQUENCES))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.dicom.files import DicomFiles
 from sslmedsam2.dicom.headers import read_frames
 from sslmedsam2.dicom.model import (
@@ -22,7 +23,6 @@ from sslmedsam2.dicom.model import (
 from sslmedsam2.dicom.names import case_name, file_name, series_name
 from sslmedsam2.dicom.phases import Candidate, name_phases
 from sslmedsam2.dicom.reading import pixel_digests
-from sslmedsam2.dicom.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
 from sslmedsam2.dicom.stacks import split_series
 from sslmedsam2.dicom.support import require_dicom
@@ -215,7 +215,9 @@ class _Study:
         """Name the sequence by the map, otherwise by the header."""
         frames = stacks[0]
         first = frames[0]
-        chosen = self._map.choice(first, case=self.case, series=series)
+        whole = series.partition(".")[0]
+        names = (f"{self.case}/{series}", series, f"{self.case}/{whole}", whole)
+        chosen = self._map.choice((*names, first.series_uid, first.description))
         exclusion = exclusion_of(first)
         if chosen is None:
             guess = Guess("left_out", exclusion) if exclusion else guess_sequence(first)

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
+from sslmedsam2.contract.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
-from sslmedsam2.dicom.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.image_file import ImageFile
@@ -82,12 +82,14 @@ def find_inputs(
     mapping = parse_sequence_map(sequence_map or {})
     files = find_dicom_files(input_path)
     if not files.files:
-        studies = find_studies(input_path, sequences=sequences)
-        notes = (*_missing_dicom(files, mapping), *studies.notes)
+        studies = find_studies(input_path, sequences=sequences, sequence_map=mapping)
+        notes = (*_missing_dicom(files), *studies.notes)
         return Inputs(replace(studies, notes=notes), None)
     studies = _NOTHING
     if input_path.is_dir():
-        studies = _beside(files, find_studies(input_path, sequences=sequences))
+        studies = _beside(
+            files, find_studies(input_path, sequences=sequences, sequence_map=mapping)
+        )
     try:
         return Inputs(studies, _discover(files, sequences, mapping))
     except UsageError as error:
@@ -197,13 +199,11 @@ class InputImages:
         return self._dicom
 
 
-def _missing_dicom(files: DicomFiles, mapping: SequenceMap) -> tuple[str, ...]:
+def _missing_dicom(files: DicomFiles) -> tuple[str, ...]:
     """Note what a user who expects DICOM should know where there is none."""
     notes = []
     if files.impostors:
         notes.append(_impostors(files))
-    if mapping.entries:
-        notes.append("the sequence map is of no use: there is no DICOM file")
     return tuple(notes)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.masks import MaskKey, find_references, mask_key
+from sslmedsam2.contract.masks import MaskKey, find_references
 from sslmedsam2.contract.outputs import preview_path, report_path
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.imaging.geometry import same_grid
@@ -245,16 +245,16 @@ def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tupl
     """Score the references; return them by what they are masks of, and notes for the page."""
     if options.references is None:
         return {}, ()
-    files = {mask_key(mask): mask for mask in find_references(options.references).masks}
+    find_references(options.references)
     try:
         evaluation = evaluate(predictions=options.run_dir, references=options.references)
     except NoInputError as error:
         return {}, (f"Nothing was compared with the references: {error.reason}",)
     folders = (options.run_dir, options.references)
     found = {}
-    for row in evaluation.rows:
+    for row, reference in zip(evaluation.rows, evaluation.references, strict=True):
         key = names.identity_key(row.case), row.sequence
-        path = files[key].path if row.metrics else None
+        path = reference if row.metrics else None
         found[key] = _Reference(
             f"{row.case} {row.sequence or ''}".strip(), _score(row, folders), path
         )

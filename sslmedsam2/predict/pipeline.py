@@ -80,7 +80,7 @@ class PredictOptions:
     mask_dtype
         ``uint8``, or ``input`` for the voxel type of each image.
     sequence_map
-        From DICOM series to sequences, see :mod:`sslmedsam2.dicom.sequence_map`.
+        From DICOM series to sequences, see :mod:`sslmedsam2.contract.sequence_map`.
     dicom_seg
         Write a DICOM-SEG beside the mask of each DICOM series.
     """

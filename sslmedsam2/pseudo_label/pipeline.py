@@ -27,6 +27,7 @@ from sslmedsam2.contract.pseudo_labels import (
     run_record_path,
 )
 from sslmedsam2.contract.queries import Queries, find_queries
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
 from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
@@ -84,6 +85,8 @@ class PseudoLabelOptions:
         Keep what an earlier run has completed in the same way.
     label
         The value of the liver in the supports' masks; None for their only foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
     shard
         Label this part of the queries only; None for all. Shards may share ``output_dir``.
     """
@@ -97,6 +100,7 @@ class PseudoLabelOptions:
     device: Device = "auto"
     resume: bool = False
     label: int | None = None
+    sequence_map: SequenceMap = field(default_factory=SequenceMap)
     shard: Shard | None = None
 
 
@@ -164,8 +168,15 @@ def pseudo_label(
         The output folder cannot be written.
     """
     _check_output_dir(options)
-    labelled = supports or find_labelled_series(options.support_dir, label=options.label)
-    queries = find_queries(options.query_dir, labelled=labelled, sequences=options.sequences)
+    labelled = supports or find_labelled_series(
+        options.support_dir, label=options.label, sequence_map=options.sequence_map
+    )
+    queries = find_queries(
+        options.query_dir,
+        labelled=labelled,
+        sequences=options.sequences,
+        sequence_map=options.sequence_map,
+    )
     for note in queries.notes:
         logger.info(note)
     targets = [_target(series, options) for series in queries.series]
@@ -386,9 +397,9 @@ def _no_query(queries: Queries, options: PseudoLabelOptions) -> NoInputError:
 
 
 def _recorded_options(options: PseudoLabelOptions) -> dict[str, Any]:
-    """Return the options but for the folders, which are the caller's own business."""
+    """Return the options without folders and map, whose names may say something of a patient."""
     recorded = asdict(options)
-    for name in ("support_dir", "query_dir", "output_dir"):
+    for name in ("support_dir", "query_dir", "output_dir", "sequence_map"):
         del recorded[name]
     return recorded
 

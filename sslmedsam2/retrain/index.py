@@ -144,7 +144,9 @@ def _check_options(work: WorkDir, options: RetrainOptions) -> None:
 
 
 def _labelled(options: RetrainOptions) -> list[ImageFile]:
-    found = find_labelled_series(options.labelled_dir, label=options.label)
+    found = find_labelled_series(
+        options.labelled_dir, label=options.label, sequence_map=options.sequence_map
+    )
     chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
     if not chosen:
         raise NoInputError(
@@ -172,7 +174,12 @@ def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None
 
 
 def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
-    found = find_queries(options.unlabelled_dir, labelled=labelled, sequences=options.sequences)
+    found = find_queries(
+        options.unlabelled_dir,
+        labelled=labelled,
+        sequences=options.sequences,
+        sequence_map=options.sequence_map,
+    )
     reference_images = {sha256_file(series.path) for series in labelled}
     taken = {(series.case, series.sequence_or_volume): series.path for series in labelled}
     queries, problems = [], [str(problem) for problem in found.problems]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Final, Literal
 
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.inference.device import Device
 from sslmedsam2.nnunet.plans import CompactPreset, Preset
 from sslmedsam2.retrain.selection import IGNORE_ABOVE, StoppingRule
@@ -72,6 +73,8 @@ class RetrainOptions:
         Size of the network.
     label
         The value of the liver in the reference masks; None for their only foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
     """
 
     labelled_dir: Path
@@ -99,17 +102,21 @@ class RetrainOptions:
     seed: int = 20260
     preset: Preset = field(default_factory=CompactPreset)
     label: int | None = None
+    sequence_map: SequenceMap = field(default_factory=SequenceMap)
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"
 
 
 def as_stored(options: RetrainOptions) -> RetrainOptions:
-    """Return the options as ``options.json`` holds them: with absolute paths."""
+    """Return the options as ``options.json`` holds them: with absolute paths, without the map.
+
+    Keys of a sequence map may say something of a patient; what it led to is in the index.
+    """
     paths = {
         name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
     }
-    return replace(options, **paths)  # type: ignore[arg-type]
+    return replace(options, sequence_map=SequenceMap(), **paths)  # type: ignore[arg-type]
 
 
 def changed_options(before: RetrainOptions, now: RetrainOptions) -> tuple[str, ...]:
@@ -117,6 +124,6 @@ def changed_options(before: RetrainOptions, now: RetrainOptions) -> tuple[str, .
 
     The rule may change: rounds that are done stay, and the new rule decides about the next.
     """
-    left_out = {*_FOLDERS, *_NOT_DECISIVE, "work_dir", "rule"}
+    left_out = {*_FOLDERS, *_NOT_DECISIVE, "work_dir", "rule", "sequence_map"}
     names = sorted(item.name for item in fields(RetrainOptions) if item.name not in left_out)
     return tuple(name for name in names if getattr(before, name) != getattr(now, name))

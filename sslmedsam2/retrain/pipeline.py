@@ -140,6 +140,7 @@ def plan(
             device=options.device,
             resume=True,
             label=options.label,
+            sequence_map=options.sequence_map,
         ),
         supports=index.labelled,
         runner=runner,

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, mask_key
+from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, match_masks
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.geometry import same_grid
@@ -29,10 +30,11 @@ _VENDOR_GROUPS = {
 class Evaluation:
     """The scores of all references, their means, and what they do not cover.
 
-    ``unmatched`` are predictions without a reference.
+    ``references`` are the masks of the rows, ``unmatched`` predictions without a reference.
     """
 
     rows: tuple[ScoreRow, ...]
+    references: tuple[Path, ...]
     summaries: tuple[GroupMeans, ...]
     unmatched: tuple[Path, ...]
     problems: tuple[InputError, ...]
@@ -44,7 +46,13 @@ class Evaluation:
         return ExitCode.OK if complete else ExitCode.SOME_CASES_FAILED
 
 
-def evaluate(*, predictions: Path, references: Path, label: int | None = None) -> Evaluation:
+def evaluate(
+    *,
+    predictions: Path,
+    references: Path,
+    label: int | None = None,
+    sequence_map: SequenceMap | None = None,
+) -> Evaluation:
     """Score every reference; a bad pair is a row that says so, and the others go on.
 
     Parameters
@@ -52,27 +60,32 @@ def evaluate(*, predictions: Path, references: Path, label: int | None = None) -
     label
         The value of the liver in references, and in predictions of several values; None where
         they hold one foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
 
     Raises
     ------
     NoInputError
         One of the folders does not exist or holds no masks.
     """
-    found, expected = find_predictions(predictions), find_references(references)
-    by_key = {mask_key(mask): mask for mask in found.masks}
-    rows = []
-    for reference in expected.masks:
-        prediction = by_key.pop(mask_key(reference), None)
-        rows.append(_score(reference, prediction, label=label))
+    found = find_predictions(predictions, sequence_map=sequence_map)
+    expected = find_references(references, sequence_map=sequence_map)
+    scored = []
+    pairs = match_masks(expected, found)
+    for reference, prediction in pairs:
+        scored.append((_score(reference, prediction, label=label), reference.path))
         _LOG.debug("scored %s", reference.path)
-    unmatched = tuple(mask.path for mask in by_key.values())
+    used = {prediction.path for _, prediction in pairs if prediction is not None}
+    unmatched = tuple(mask.path for mask in found.masks if mask.path not in used)
     for path in unmatched:
         _LOG.info("%s: no reference; left out", path)
     if len(unmatched) == len(found.masks):
         _LOG.warning("no mask of %s has the case and sequence of a reference", predictions)
-    rows.sort(key=lambda row: (names.sequence_order(row.sequence), row.case))
+    scored.sort(key=lambda one: (names.sequence_order(one[0].sequence), one[0].case))
+    rows = [row for row, _ in scored]
     return Evaluation(
         rows=tuple(rows),
+        references=tuple(path for _, path in scored),
         summaries=summarise(rows, vendor_groups=_VENDOR_GROUPS),
         unmatched=unmatched,
         problems=_problems(found, expected),
@@ -101,10 +114,11 @@ def _problems(found: MaskListing, expected: MaskListing) -> tuple[InputError, ..
 
 def _score(reference: ImageFile, prediction: ImageFile | None, *, label: int | None) -> ScoreRow:
     """Compare one reference with its prediction."""
+    named = prediction or reference
     row = ScoreRow(
-        case=reference.case,
-        sequence=reference.sequence,
-        vendor=reference.vendor or (prediction.vendor if prediction else None),
+        case=named.case,
+        sequence=named.sequence,
+        vendor=reference.vendor or named.vendor,
         status="error",
     )
     predicted = problem = None

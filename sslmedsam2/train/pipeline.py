@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
@@ -85,6 +86,8 @@ class TrainOptions:
         Size of the network and of its patches.
     label
         The value of the liver in the masks; None for their only foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
     """
 
     data_dir: Path
@@ -107,6 +110,7 @@ class TrainOptions:
     licence: str = "not stated"
     preset: Preset = field(default_factory=CompactPreset)
     label: int | None = None
+    sequence_map: SequenceMap = field(default_factory=SequenceMap)
 
 
 def train(options: TrainOptions) -> tuple[FoldScore, ...]:
@@ -172,7 +176,7 @@ def _start_of_final(options: TrainOptions) -> Path | None:
 
 
 def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
-    images = find_labelled_series(options.data_dir, label=options.label)
+    images = _find(options, options.data_dir)
     n_cases = len({image.case for image in images})
     if options.folds == 1:
         raise UsageError(
@@ -189,12 +193,12 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
     return images
 
 
+def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:
+    return find_labelled_series(folder, label=options.label, sequence_map=options.sequence_map)
+
+
 def _also_images(options: TrainOptions) -> list[ImageFile]:
-    return [
-        image
-        for folder in options.also_dirs
-        for image in find_labelled_series(folder, label=options.label)
-    ]
+    return [image for folder in options.also_dirs for image in _find(options, folder)]
 
 
 def _settings(options: TrainOptions) -> TrainingSettings:

@@ -1,0 +1,170 @@
+"""Which case and which sequence an image is, in the layouts in which data sets are shared.
+
+In this order, wherever the image lies below the root:
+
+1. ``<case>/T2``, also ``<case>/T2_0000`` and ``<case>/T2/T2``: the name is a sequence;
+2. ``<case>_T2``: the name ends in a sequence (a prefix such as ``scan`` is no case: then the
+   folder is);
+3. ``T2/<case>``, ``T2/<case>/<any>`` and ``<case>/T2/<any>``: a folder is a sequence;
+4. ``imagesTr/<case>_0000``: an nnU-Net raw data set; the sequence is the channel's name in
+   ``dataset.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from sslmedsam2.contract import names
+from sslmedsam2.contract.folder_rules import folder_name, volume_stem
+from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.contract.walk import Folder, Tree
+from sslmedsam2.imaging.image_file import ImageFile
+
+Identity = tuple[str, str | None]
+
+IMAGE_FOLDERS: Final = ("imagestr", "imagests")
+LABEL_FOLDERS: Final = ("labelstr", "labelsts")
+_CHANNEL: Final = re.compile(r"_(\d{4})$")
+_SEPARATOR: Final = re.compile(r"[ ._-]+")
+_NO_CASE: Final = re.compile(r"(scan|images?|img|mri?|volume|series|study|abdomen)", re.IGNORECASE)
+
+
+def is_in(folders: tuple[str, ...], path: Path) -> bool:
+    """Whether a file lies directly in one of nnU-Net's folders, in any letter case."""
+    return folder_name(path.parent).lower() in folders
+
+
+def images_beside(folder: Folder, tree: Tree) -> Folder | None:
+    """Return the ``imagesTr`` beside a ``labelsTr``; None for other folders, or without one."""
+    return _beside(folder, tree, LABEL_FOLDERS, IMAGE_FOLDERS)
+
+
+def labels_beside(folder: Folder, tree: Tree) -> Folder | None:
+    """Return the ``labelsTr`` beside an ``imagesTr``; None for other folders, or without one."""
+    return _beside(folder, tree, IMAGE_FOLDERS, LABEL_FOLDERS)
+
+
+def _beside(
+    folder: Folder, tree: Tree, own: tuple[str, ...], other: tuple[str, ...]
+) -> Folder | None:
+    name = folder_name(folder.path).lower()
+    if name not in own:
+        return None
+    wanted = other[own.index(name)]
+    return next(
+        (
+            one
+            for one in tree.folders
+            if one.path.parent == folder.path.parent and folder_name(one.path).lower() == wanted
+        ),
+        None,
+    )
+
+
+def channel_of(stem: str) -> str | None:
+    """Return ``0000`` of ``<case>_0000``; None for other names."""
+    match = _CHANNEL.search(stem)
+    return match[1] if match else None
+
+
+def without_channel(stem: str) -> str:
+    """Return the case of ``<case>_0000``; other names as they are."""
+    return stem.removesuffix("_0000")
+
+
+def identify(
+    path: Path, *, root: Path, sequences: SequenceMap, stem: str | None = None
+) -> Identity | None:
+    """Return case and sequence of an image; None where no rule of the module applies.
+
+    ``stem`` is its name if ``path`` is its mask's. ``sequences`` may know more names.
+    """
+    name = without_channel(volume_stem(path) if stem is None else stem)
+    folder = path.parent
+    own = sequences.parse(name)
+    if own:
+        case = case_folder(folder, root=root, sequences=sequences)
+        return folder_name(case), own.sequence
+    ending = split_ending(name, sequences)
+    if ending:
+        at_root = folder == root or is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path)
+        is_case = at_root or not _NO_CASE.fullmatch(ending[0])
+        return ending if is_case else (folder_name(folder), ending[1])
+    by_folder = _by_folder(folder, name, root=root, sequences=sequences)
+    if by_folder:
+        return by_folder
+    if is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path):
+        return _of_nnunet(path, name)
+    return None
+
+
+def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
+    """Return the folder that names a case: the nearest that is not itself named as a sequence."""
+    while folder != root and sequences.parse(folder_name(folder)):
+        folder = folder.parent
+    return folder
+
+
+def split_ending(name: str, sequences: SequenceMap) -> Identity | None:
+    """Split ``<case>_T2`` into case and sequence; None where the name does not end so."""
+    for match in _SEPARATOR.finditer(name):
+        sequence = sequences.parse(name[match.end() :])
+        if sequence and match.start():
+            return name[: match.start()], sequence.sequence
+    return None
+
+
+def named_by_folder(images: Iterable[ImageFile]) -> list[ImageFile]:
+    """Name images by their folder where names alone would make several of them one image."""
+    groups: dict[tuple[str, str], list[ImageFile]] = defaultdict(list)
+    for image in images:
+        key = names.identity_key(image.case), names.identity_key(image.sequence_or_volume)
+        groups[key].append(image)
+    return [
+        replace(image, case=folder_name(image.path.parent)) if len(group) > 1 else image
+        for group in groups.values()
+        for image in group
+    ]
+
+
+def _by_folder(folder: Path, name: str, *, root: Path, sequences: SequenceMap) -> Identity | None:
+    inside = [parent for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
+    for parent in inside:
+        parsed = sequences.parse(folder_name(parent))
+        if not parsed:
+            continue
+        sequence = parsed.sequence
+        above = parent.parent
+        if parent != folder:
+            return folder_name(folder), sequence
+        if root in (parent, above) or names.vendor_of_folder(folder_name(above)):
+            return name, sequence
+        return folder_name(case_folder(above, root=root, sequences=sequences)), sequence
+    return None
+
+
+def _of_nnunet(path: Path, name: str) -> Identity:
+    """Name an image or a mask of an nnU-Net raw data set; channels but the first keep a number."""
+    channel = channel_of(name)
+    case = name if channel is None else name.removesuffix(f"_{channel}")
+    if channel is None and is_in(LABEL_FOLDERS, path):
+        return case, _channel_name(path.parent.parent, "0000")
+    told = _channel_name(path.parent.parent, channel or "0000")
+    return case, told or channel
+
+
+def _channel_name(folder: Path, channel: str) -> str | None:
+    """Return the sequence of a channel by ``dataset.json``; None where it does not say one."""
+    try:
+        table = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        word = (table.get("channel_names") or table.get("modality") or {})[str(int(channel))]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return None
+    parsed = names.parse_sequence(str(word))
+    return parsed.sequence if parsed else None

@@ -1,0 +1,81 @@
+"""The user's sequence map, which overrides every guess.
+
+A table from an image to a sequence, ``skip`` or ``none``; letter case is ignored.
+
+- A DICOM series is named by its SeriesInstanceUID, its description, or its name in the list:
+  ``study-3f2a9c01d4/301-a1b2c3``, without the study, or with ``.2`` for one volume of several.
+- A file is named by its path below the input folder, or its name, with or without the suffix; a
+  key that is a part of a name (``<case>_<key>``) or a folder's name counts as a sequence's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sslmedsam2.contract.names import SEQUENCES, SequenceName, parse_sequence
+from sslmedsam2.errors import UsageError
+
+SKIP = "skip"
+NO_SEQUENCE = "none"
+
+
+@dataclass(frozen=True)
+class SequenceMap:
+    """Checked entries: key in lower case to a canonical sequence, ``skip`` or ``none``."""
+
+    entries: Mapping[str, str] = field(default_factory=dict)
+
+    def choice(self, keys: Iterable[str]) -> tuple[str, str] | None:
+        """Return the first key with an entry, and the entry; None if there is none."""
+        return next(((key, self.entries[key]) for key in keys if key in self.entries), None)
+
+    def parse(self, name: str) -> SequenceName | None:
+        """Recognise the stem of a file, or a folder, as a sequence: by the map, then by itself."""
+        entry = self.entries.get(name.lower())
+        if entry is None:
+            return parse_sequence(name)
+        return SequenceName(entry, rank=0) if entry in SEQUENCES else None
+
+    def of_file(self, path: Path, *, root: Path, stem: str) -> str | None:
+        """Return the entry of an image file, by its path below ``root`` or its name.
+
+        ``stem`` is the name without a suffix; of a mask, that of its image.
+        """
+        folder = path.parent.relative_to(root).as_posix()
+        inside = "" if folder == "." else f"{folder}/"
+        keys = (f"{inside}{path.name}", f"{inside}{stem}", path.name, stem)
+        found = self.choice(key.lower() for key in keys)
+        return found[1] if found else None
+
+    def unused(self, used: set[str]) -> int:
+        """Return how many entries fitted no series."""
+        return len(self.entries.keys() - used)
+
+
+def parse_sequence_map(table: Mapping[str, Any]) -> SequenceMap:
+    """Check a user's table.
+
+    Raises
+    ------
+    UsageError
+        A value is no sequence, ``skip`` or ``none``. The key is not quoted: it may be a
+        description, which is free text.
+    """
+    entries = {}
+    for number, (key, value) in enumerate(table.items(), start=1):
+        word = value.strip() if isinstance(value, str) else ""
+        name = parse_sequence(word)
+        if word.lower() in (SKIP, NO_SEQUENCE):
+            entries[key.strip().lower()] = word.lower()
+        elif name is not None:
+            entries[key.strip().lower()] = name.sequence
+        else:
+            raise UsageError(
+                f"--sequence-map, entry {number}",
+                reason="its value is not a sequence",
+                remedy=f"Use one of {', '.join(SEQUENCES)}, {NO_SEQUENCE} or {SKIP}",
+            )
+    return SequenceMap(entries)
