@@ -5,6 +5,9 @@ import os
 
 import pytest
 
+# Threads of networks as small as these only wait for each other. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(autouse=True)
 def _restore_logging():
@@ -30,6 +33,16 @@ def _restore_nnunet_environment():
     for name in settings():
         del os.environ[name]
     os.environ.update(before)
+
+
+@pytest.fixture(scope="module")
+def no_progress_png():
+    """Keep nnU-Net from drawing its curves, which takes longer than an epoch of these tests."""
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLogger, "plot_progress_png", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,8 @@ from sslmedsam2.nnunet.training import _make_trainer, preprocessed_dir, set_envi
 N_LOADERS = 3
 SETTINGS = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
 
+pytestmark = pytest.mark.usefixtures("no_progress_png")
+
 
 class _FirstDraw(BasicTransform):
     """Replaces a patch by its process and the first number that torch drew in it."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_models import make_plans
 from tiny_scans import abdomen
@@ -34,7 +35,11 @@ from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard
 
+pytestmark = pytest.mark.usefixtures("no_progress_png")
+
 SETTINGS = TrainingSettings(epochs=2, iterations_per_epoch=2, validation_iterations=1)
+NNUNETS_PLOT = LocalLogger.plot_progress_png
+ONE_STEP = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
 
 _TRAIN_AND_DIE = """
 import os, signal, sys
@@ -116,7 +121,7 @@ def test_trained_fold_is_left_alone(trained):
     assert checkpoint.stat().st_mtime_ns == written
 
 
-def test_curves_of_every_epoch_are_kept_for_tensorboard_and_as_a_picture(trained):
+def test_curves_of_every_epoch_are_kept_for_tensorboard(trained):
     _, checkpoint = trained
     curves = read_curves(checkpoint.parent)
 
@@ -125,6 +130,12 @@ def test_curves_of_every_epoch_are_kept_for_tensorboard_and_as_a_picture(trained
     for name, key in (("loss/train", "train_losses"), ("learning_rate", "lrs")):
         assert [epoch for epoch, _ in curves[name]] == [0, 1]
         assert [value for _, value in curves[name]] == pytest.approx(logged[key])
+
+
+def test_curves_are_drawn_as_nnunet_draws_them(work_dir, monkeypatch):
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", NNUNETS_PLOT)
+
+    checkpoint = train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
     assert (checkpoint.parent / "progress.png").stat().st_size > 0
 
 
@@ -142,7 +153,7 @@ def test_residual_network_is_trained_and_served(tmp_path):
     )
     write_splits(dataset, alternating_splits(images, n_folds=2))
 
-    checkpoint = _train(residual)
+    checkpoint = train_fold(residual, fold=0, settings=ONE_STEP, device="cpu")
     freeze_model(
         checkpoint.parents[1],
         tmp_path / "weights",
@@ -177,7 +188,7 @@ def test_deterministic_training_holds_torch_to_it_and_lets_it_go(data, tmp_path,
     weights = []
     for name, deterministic in (("a", True), ("b", False)):
         folder = shutil.copytree(data, tmp_path / name)
-        settings = replace(SETTINGS, epochs=1, deterministic=deterministic)
+        settings = replace(ONE_STEP, iterations_per_epoch=2, deterministic=deterministic)
         weights.append(_weights(train_fold(folder, fold=0, settings=settings, device="cpu")))
 
     assert seen[:2] == [(True, "sslmedsam2.nnunet.trainer")] * 2
@@ -288,7 +299,7 @@ def test_patches_of_data_with_an_ignore_label_lie_within_the_image(tmp_path, mon
             loaders.append(self)
 
     monkeypatch.setattr(trainer_module, "PatchLoader", Remembered)
-    train_fold(work_dir, fold="all", settings=SETTINGS, device="cpu")
+    train_fold(work_dir, fold="all", settings=ONE_STEP, device="cpu")
 
     assert len(loaders) == 2
     patch = np.array(loaders[0].patch_size)
@@ -308,9 +319,8 @@ def test_warm_start_begins_with_the_given_weights(trained, work_dir, tmp_path):
     torch.save(content, tmp_path / "zeros.pth")
 
     # One step moves no weight far: what began at zero is still near it.
-    settings = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
     warm = train_fold(
-        work_dir, fold=0, settings=settings, device="cpu", warm_start=tmp_path / "zeros.pth"
+        work_dir, fold=0, settings=ONE_STEP, device="cpu", warm_start=tmp_path / "zeros.pth"
     )
     assert max(tensor.abs().max().item() for tensor in _weights(warm).values()) < 0.01
     assert max(tensor.abs().max().item() for tensor in _weights(trained[1]).values()) > 0.1

@@ -13,7 +13,7 @@ from sslmedsam2.retrain.selection import StoppingRule
 
 pytest.importorskip("distributed")
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_progress_png")]
 
 
 def networks(work_dir):

@@ -12,7 +12,7 @@ from retrain_samples import content, options, write_data
 
 from sslmedsam2.retrain.pipeline import retrain
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_progress_png")]
 
 TESTS = Path(__file__).parents[1]
 KILLS = [

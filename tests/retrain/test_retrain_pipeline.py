@@ -31,7 +31,7 @@ from sslmedsam2.retrain.selection import StoppingRule, weight_of_first
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import sha256_file
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_progress_png")]
 
 SAME_PATIENT = f"{EXPERTS[0]}/GED4"
 DATASET = "preprocessed/Dataset001_Liver"

@@ -17,6 +17,8 @@ from sslmedsam2.train import pipeline
 from sslmedsam2.train.pipeline import TrainOptions, train
 from sslmedsam2.weights.locate import locate_models
 
+pytestmark = pytest.mark.usefixtures("no_progress_png")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -1,0 +1,144 @@
+"""The whole loop at its smallest: one round of two folds, one epoch of one iteration each."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
+from retrain_samples import (
+    EXPERTS,
+    UNLABELLED,
+    content,
+    options,
+    read,
+    write_expert,
+    write_unlabelled,
+)
+from tiny_scans import write_scan
+
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import ExitCode
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
+from sslmedsam2.retrain.pipeline import plan, retrain
+from sslmedsam2.retrain.selection import StoppingRule
+from sslmedsam2.weights.locate import locate_models
+
+pytestmark = pytest.mark.usefixtures("one_thread", "no_progress_png")
+
+CORRECTED, REJECTED = UNLABELLED[:2]
+DATASET = "preprocessed/Dataset001_Liver"
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory, small_sam2):
+    """What ``retrain`` is asked to do.
+
+    The SAM2 knows nothing, so all its pseudo labels are rejected; a person corrects one of them
+    before anything is trained.
+    """
+    root = tmp_path_factory.mktemp("loop")
+    for seed, case in enumerate(EXPERTS[:2], start=1):
+        write_expert(root / "labelled" / case, seed=seed)
+    for seed, case in enumerate((CORRECTED, REJECTED), start=11):
+        write_unlabelled(root / "unlabelled" / case, seed=seed)
+    return options(
+        root,
+        sam2=str(small_sam2),
+        rule=StoppingRule(most_rounds=1, fixed=True),
+        epochs=1,
+        iterations_per_epoch=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def done(asked):
+    """The options and the summary of a run in which a pseudo label was corrected by hand."""
+    assert plan(asked, StopRequest()) is not None
+    corrected = asked.work_dir / "pseudo_labels" / CORRECTED / "T2_pred.nii.gz"
+    write_scan(corrected, small_abdomen(11)[1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    return asked, retrain(asked)
+
+
+def test_a_round_ends_with_figures_and_a_frozen_model(done):
+    asked, summary = done
+
+    assert summary.exit_code == ExitCode.OK
+    (figures,) = summary.rounds
+    assert figures.round == summary.decision.best_round == 1
+    assert summary.decision.stop
+    assert 0 <= figures.validation_dice <= 1
+    outcome = read(asked.work_dir / "round_1" / "outcome.json")
+    assert outcome["validation_dice"] == figures.validation_dice
+    assert (figures.trained, figures.failed) == (1, 0)
+    (model,) = locate_models(asked.weights_dir)
+    assert model.verified
+    assert (model.name, model.folds) == ("tiny", ("0", "1"))
+    assert (asked.work_dir / "report" / "index.html").is_file()
+
+
+def test_each_fold_trains_on_the_cases_that_it_is_not_scored_on(done):
+    round_dir = done[0].work_dir / "round_1"
+
+    splits = read(round_dir / DATASET / "splits_final.json")
+    assert len(splits) == 2
+    scores = read(round_dir / "validation.json")
+    assert {score["case"] for score in scores} == set(EXPERTS[:2])
+    for score in scores:
+        split = splits[score["fold"]]
+        assert f"{score['case']}__T2" in split["val"]
+        assert f"{score['case']}__T2" not in split["train"]
+        assert round_dir.rglob(f"fold_{score['fold']}/checkpoint_final.pth")
+
+
+def test_only_the_corrected_label_trains_and_it_stands(done):
+    work = done[0].work_dir
+    choices = {one["name"]: one for one in read(work / "round_1" / "selection.json")["choices"]}
+
+    assert choices[f"{CORRECTED}/T2"]["trains"]
+    assert not choices[f"{REJECTED}/T2"]["trains"]
+    masks = {path.parent.name for path in (work / "round_1").rglob("T2_train.nii.gz")}
+    assert masks == {CORRECTED}
+    (path,) = (work / "round_1").rglob("T2_train.nii.gz")
+    labels, liver = np.asarray(nib.load(path).dataobj).T, small_abdomen(11)[1]
+    seen = ~np.isin(labels, (IGNORE, UNSURE_LIVER))
+    np.testing.assert_array_equal(labels[seen], liver[seen])
+    relabelled = work / "round_1" / "relabelled" / CORRECTED / "T2_pred.nii.gz"
+    np.testing.assert_array_equal(np.asarray(nib.load(relabelled).dataobj).T, liver)
+
+
+def test_all_images_are_predicted_anew_by_networks_that_did_not_train_on_them(done):
+    round_dir = done[0].work_dir / "round_1"
+    splits = read(round_dir / DATASET / "splits_final.json")
+
+    records = {path.parent.name: read(path) for path in round_dir.rglob("relabelled/*/*.json")}
+    assert set(records) == {CORRECTED, REJECTED}
+    assert records[REJECTED]["folds"] == [0, 1]
+    (fold,) = records[CORRECTED]["folds"]
+    assert f"{CORRECTED}__T2" not in splits[fold]["train"]
+    assert f"{CORRECTED}__T2" in splits[1 - fold]["train"]
+
+
+def test_running_again_trains_nothing_anew(done):
+    asked, summary = done
+    before = content(asked.weights_dir / "tiny")
+    checkpoints = {
+        path: path.stat().st_mtime_ns for path in asked.work_dir.rglob("checkpoint_final.pth")
+    }
+    assert len(checkpoints) == 2
+
+    again = retrain(asked)
+    assert again.rounds == summary.rounds
+    assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
+    assert content(asked.weights_dir / "tiny") == before
+
+
+def test_the_frozen_model_serves_predict(done, tmp_path):
+    asked, _ = done
+    arguments = ["--input", str(asked.unlabelled_dir), "--output", str(tmp_path)]
+
+    served = main(["predict", *arguments, "--model", str(asked.weights_dir), "--device", "cpu"])
+    assert served == ExitCode.OK
+    for case in (CORRECTED, REJECTED):
+        mask = tmp_path / "LiSeg_pred" / case / "T2_pred.nii.gz"
+        image = asked.unlabelled_dir / case / "T2.nii.gz"
+        assert nib.load(mask).shape == nib.load(image).shape
