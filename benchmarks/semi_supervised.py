@@ -201,7 +201,7 @@ def ssl_options(folders: Mapping[str, Path], work_dir: Path, start: Path) -> Any
         epochs=EPOCHS // ROUNDS,
         start=start,
         contrast_probability=CONTRAST_PROBABILITY,
-        experts_first=True,
+        reference_masks_first=True,
         rule=replace(StoppingRule(), most_rounds=ROUNDS, fixed=True),
     )
 

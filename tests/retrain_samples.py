@@ -26,13 +26,13 @@ from tiny_training import PRESET
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.selection import StoppingRule
 
-EXPERTS = ("1001-A-S1", "1002-A-S1", "1003-B1-S2")
+LABELLED = ("1001-A-S1", "1002-A-S1", "1003-B1-S2")
 UNLABELLED = ("0011-B1", "0012-B1", "0013-B1")
 NOISE = "0014-B1"
 """A case whose image holds nothing but noise, so that its pseudo label is rejected."""
 
 
-def write_expert(folder: Path, *, sequence: str = "T2", seed: int) -> None:
+def write_labelled(folder: Path, *, sequence: str = "T2", seed: int) -> None:
     """Write a small abdomen with its mask."""
     image, mask = small_abdomen(seed)
     write_scan(folder / f"{sequence}.nii.gz", image, affine_ras=CANONICAL_AFFINE_RAS)
@@ -48,12 +48,12 @@ def write_unlabelled(folder: Path, *, sequence: str = "T2", seed: int) -> Path:
 
 
 def write_data(root: Path) -> Path:
-    """Write ``labelled`` and ``unlabelled``: the first expert case has an unlabelled scan too."""
-    for seed, case in enumerate(EXPERTS, start=1):
-        write_expert(root / "labelled" / case, seed=seed)
+    """Write ``labelled`` and ``unlabelled``: the first labelled case has an unlabelled scan too."""
+    for seed, case in enumerate(LABELLED, start=1):
+        write_labelled(root / "labelled" / case, seed=seed)
     for seed, case in enumerate(UNLABELLED, start=11):
         write_unlabelled(root / "unlabelled" / case, seed=seed)
-    write_unlabelled(root / "unlabelled" / EXPERTS[0], sequence="GED4", seed=21)
+    write_unlabelled(root / "unlabelled" / LABELLED[0], sequence="GED4", seed=21)
     noise = np.random.default_rng(0).normal(100, 30, small_abdomen(1)[0].shape)
     write_scan(root / "unlabelled" / NOISE / "T2.nii.gz", noise, affine_ras=CANONICAL_AFFINE_RAS)
     return root

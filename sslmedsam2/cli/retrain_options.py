@@ -100,13 +100,13 @@ _OPTIONS = (
         help="Start each later round from the networks of the round before.",
     ),
     click.option(
-        "--experts-first/--pseudo-labels-first",
+        "--reference-masks-first/--pseudo-labels-first",
         default=False,
         show_default=True,
         help="Train round 1 on reference masks alone, then relabel with both branches.",
     ),
     click.option(
-        "--expert-share",
+        "--reference-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,
         show_default=True,

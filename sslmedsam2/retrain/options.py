@@ -51,10 +51,10 @@ class RetrainOptions:
         A checkpoint of the same plans, trained on none of these data, to begin round 1 with.
     warm_start
         Begin each later round with the networks of the one before, else as round 1.
-    experts_first
+    reference_masks_first
         Let round 1 learn from reference masks alone, so that pseudo masks are those of both
         branches before anything trains on them.
-    expert_share
+    reference_share
         Of the training patches that show reference masks.
     ignore_above
         Uncertainty in bits, 0 to 1, from which a voxel of a pseudo mask is not trained on.
@@ -90,8 +90,8 @@ class RetrainOptions:
     contrast_probability: float = 0.7
     start: Path | None = None
     warm_start: bool = True
-    experts_first: bool = False
-    expert_share: float = 0.5
+    reference_masks_first: bool = False
+    reference_share: float = 0.5
     ignore_above: float = IGNORE_ABOVE
     agreement_needed: float = 0.85
     final: Final_ = "ensemble"

@@ -128,7 +128,7 @@ def select(
         A pseudo label cannot be read, or a training mask not be written.
     """
     candidates = [label.candidate for label in labels]
-    if options.experts_first and round_dir.number == 1:
+    if options.reference_masks_first and round_dir.number == 1:
         choices = none_of(candidates)
     else:
         choices = choose(candidates, agreement_needed=options.agreement_needed)

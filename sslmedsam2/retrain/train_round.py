@@ -165,7 +165,9 @@ def prepare_training(
         ],
     )
     if pseudo:
-        write_repeats(folder, repeats_for_share(index.labelled, pseudo, share=options.expert_share))
+        write_repeats(
+            folder, repeats_for_share(index.labelled, pseudo, share=options.reference_share)
+        )
 
 
 def train_round(

@@ -100,9 +100,11 @@ def test_rounds_become_a_rule(asked, given, rule):
 
 
 def test_sequences_and_folders_are_read(asked):
-    options = asked("retrain", "--sequences", "t2,GED4", "--from-scratch", "--experts-first")
+    options = asked(
+        "retrain", "--sequences", "t2,GED4", "--from-scratch", "--reference-masks-first"
+    )
 
     assert set(options.sequences) == {"T2", "GED4"}
     assert (options.labelled_dir, options.work_dir) == (Path("l"), Path("w"))
     assert not options.warm_start
-    assert options.experts_first
+    assert options.reference_masks_first

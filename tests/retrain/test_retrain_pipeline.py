@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from retrain_samples import (
-    EXPERTS,
+    LABELLED,
     NOISE,
     UNLABELLED,
     content,
@@ -33,7 +33,7 @@ from sslmedsam2.weights.manifest import sha256_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_progress_png")]
 
-SAME_PATIENT = f"{EXPERTS[0]}/GED4"
+SAME_PATIENT = f"{LABELLED[0]}/GED4"
 DATASET = "preprocessed/Dataset001_Liver"
 
 
@@ -124,18 +124,18 @@ def test_data_are_never_altered(done):
     assert not any("partial" in name for name in after)
 
 
-def test_experts_train_with_their_own_masks_in_every_round(done):
+def test_reference_masks_train_unchanged_in_every_round(done):
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     cases = []
     for round_dir in _rounds(done[0]):
         folder = str(round_dir / DATASET / "nnUNetPlans_3d_fullres")
         dataset = infer_dataset_class(folder)(folder)
-        cases.append({key: dataset.load_case(f"{key}__T2")[1][:] for key in EXPERTS})
+        cases.append({key: dataset.load_case(f"{key}__T2")[1][:] for key in LABELLED})
         assert set(read(round_dir / DATASET / "dataset.json")["labels"]) == {
             "background", "liver", "ignore",
         }  # fmt: skip
-    for case in EXPERTS:
+    for case in LABELLED:
         np.testing.assert_array_equal(cases[0][case], cases[1][case])
         assert IGNORE not in cases[0][case]
 
@@ -144,7 +144,7 @@ def test_no_fold_trains_on_a_patient_that_it_validates(done):
     for round_dir in _rounds(done[0]):
         splits = read(round_dir / DATASET / "splits_final.json")
         validated = sorted(key for split in splits for key in split["val"])
-        assert validated == sorted(f"{case}__T2" for case in EXPERTS)
+        assert validated == sorted(f"{case}__T2" for case in LABELLED)
         for fold, split in enumerate(splits):
             trained_cases = {key.split("__")[0] for key in split["train"]}
             assert not trained_cases & {key.split("__")[0] for key in split["val"]}
@@ -172,11 +172,11 @@ def test_no_fold_relabels_a_patient_that_it_trained_on(done):
                 assert record["case"] not in trained_cases[fold]
 
 
-def test_other_scan_of_an_expert_case_stays_with_it(done):
+def test_other_scan_of_a_labelled_case_stays_with_it(done):
     for round_dir in _rounds(done[0]):
         for split in read(round_dir / DATASET / "splits_final.json"):
-            together = {key for key in split["train"] if key.startswith(EXPERTS[0])}
-            assert together in (set(), {f"{EXPERTS[0]}__T2", f"{EXPERTS[0]}__GED4"})
+            together = {key for key in split["train"] if key.startswith(LABELLED[0])}
+            assert together in (set(), {f"{LABELLED[0]}__T2", f"{LABELLED[0]}__GED4"})
 
 
 def test_rejected_label_never_trains(done):
@@ -217,11 +217,11 @@ def test_new_masks_come_from_both_branches_unless_one_rejected_the_image(done):
             assert record["fewshot_weight"] == pytest.approx(expected, abs=1e-4)
 
 
-def test_experts_fill_their_share_of_the_patches(done):
+def test_reference_masks_fill_their_share_of_the_patches(done):
     repeats = read(_rounds(done[0])[0] / DATASET / "repeats.json")
 
-    experts = sum(repeats[f"{case}__T2"] for case in EXPERTS)
-    assert experts / sum(repeats.values()) == pytest.approx(0.5, abs=0.1)
+    labelled = sum(repeats[f"{case}__T2"] for case in LABELLED)
+    assert labelled / sum(repeats.values()) == pytest.approx(0.5, abs=0.1)
 
 
 def test_plans_are_the_same_in_all_rounds(done):
@@ -299,7 +299,7 @@ def test_changed_data_are_refused(copy, change):
     if change == "new_case":
         write_unlabelled(copy / "unlabelled" / "0015-A", seed=15)
     elif change == "other_mask":
-        _shift(copy / "labelled" / EXPERTS[1] / "mask_T2.nii.gz")
+        _shift(copy / "labelled" / LABELLED[1] / "mask_T2.nii.gz")
     elif change == "other_image":
         write_unlabelled(copy / "unlabelled" / UNLABELLED[0], seed=99)
     else:
@@ -310,16 +310,16 @@ def test_changed_data_are_refused(copy, change):
     assert content(copy / "work") == before
 
 
-def test_expert_masks_alone_can_come_first(copy):
+def test_reference_masks_alone_can_come_first(copy):
     shutil.rmtree(copy / "work")
 
-    summary = retrain(options(copy, experts_first=True, weights_dir=None))
+    summary = retrain(options(copy, reference_masks_first=True, weights_dir=None))
 
     first, second = _rounds(copy)
     assert [figures.round for figures in summary.rounds] == [1, 2]
     assert not any(choice["trains"] for choice in read(first / "selection.json")["choices"])
     prepared = {path.stem for path in (first / DATASET).glob("nnUNetPlans_3d_fullres/*.pkl")}
-    assert prepared == {f"{case}__T2" for case in EXPERTS}
+    assert prepared == {f"{case}__T2" for case in LABELLED}
     records = [read(path) for path in (first / "relabelled").rglob("*_pseudo.json")]
     # No network had seen any of them, so all label each.
     assert all(record["agreement"] is not None for record in records)

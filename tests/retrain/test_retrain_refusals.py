@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
-from retrain_samples import EXPERTS, UNLABELLED, options, write_expert, write_unlabelled
+from retrain_samples import LABELLED, UNLABELLED, options, write_labelled, write_unlabelled
 from tiny_scans import write_scan
 
 from sslmedsam2.cli.main import main
@@ -30,8 +30,8 @@ from sslmedsam2.retrain.state import WorkDir
 @pytest.fixture
 def root(tmp_path):
     """Two labelled cases and one unlabelled: the least that works."""
-    for seed, case in enumerate(EXPERTS[:2], start=1):
-        write_expert(tmp_path / "labelled" / case, seed=seed)
+    for seed, case in enumerate(LABELLED[:2], start=1):
+        write_labelled(tmp_path / "labelled" / case, seed=seed)
     write_unlabelled(tmp_path / "unlabelled" / UNLABELLED[0], seed=11)
     return tmp_path
 
@@ -48,7 +48,7 @@ def _refused(error, match, asked):
 def test_least_that_works_is_indexed(root):
     index = index_data(options(root))
 
-    assert [image.case for image in index.labelled] == list(EXPERTS[:2])
+    assert [image.case for image in index.labelled] == list(LABELLED[:2])
     assert [query.name for query in index.queries] == [f"{UNLABELLED[0]}/T2"]
     assert index.problems == ()
     assert read_index(WorkDir(root / "work")) == index
@@ -74,14 +74,14 @@ def test_folder_that_is_not_there(root):
 
 
 def test_one_labelled_case(root):
-    shutil.rmtree(root / "labelled" / EXPERTS[1])
+    shutil.rmtree(root / "labelled" / LABELLED[1])
 
     error = _refused(UsageError, r"1 labelled patient\(s\) are too few for 2 folds", options(root))
     assert error.exit_code == ExitCode.USAGE
 
 
 def test_more_folds_than_labelled_patients(root):
-    write_expert(root / "labelled" / EXPERTS[0], sequence="GED4", seed=3)
+    write_labelled(root / "labelled" / LABELLED[0], sequence="GED4", seed=3)
 
     _refused(UsageError, r"2 labelled patient\(s\) are too few for 3", options(root, folds=3))
 
@@ -91,11 +91,11 @@ def test_one_fold(root):
 
 
 def test_mask_of_another_shape(root):
-    mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
+    mask = root / "labelled" / LABELLED[1] / "mask_T2.nii.gz"
     write_scan(mask, small_abdomen(2)[1][:-1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
 
     error = _refused(
-        InputError, rf"{EXPERTS[1]}.mask_T2\.nii\.gz: the mask has shape", options(root)
+        InputError, rf"{LABELLED[1]}.mask_T2\.nii\.gz: the mask has shape", options(root)
     )
     assert error.kind == "shape_mismatch"
 
@@ -115,14 +115,14 @@ def _mask_of_several_organs(path, *, seed):
 
 
 def test_mask_flipped_against_its_image(root):
-    _mask_flipped_against_its_image(root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz", seed=2)
+    _mask_flipped_against_its_image(root / "labelled" / LABELLED[1] / "mask_T2.nii.gz", seed=2)
 
-    error = _refused(InputError, rf"{EXPERTS[1]}.mask_T2\.nii\.gz: the mask lies", options(root))
+    error = _refused(InputError, rf"{LABELLED[1]}.mask_T2\.nii\.gz: the mask lies", options(root))
     assert error.kind == "grid_mismatch"
 
 
 def test_mask_of_several_organs_needs_a_label(root):
-    for seed, case in enumerate(EXPERTS[:2], start=1):
+    for seed, case in enumerate(LABELLED[:2], start=1):
         _mask_of_several_organs(root / "labelled" / case / "mask_T2.nii.gz", seed=seed)
 
     error = _refused(InputError, r"more than two values \(0, 63, 252\).*--label", options(root))
@@ -135,15 +135,15 @@ def test_mask_of_several_organs_needs_a_label(root):
 
 
 def test_all_labelled_images_that_cannot_be_used_are_named_at_once(root, caplog):
-    for seed, case in enumerate(EXPERTS[:2], start=1):
+    for seed, case in enumerate(LABELLED[:2], start=1):
         _mask_of_several_organs(root / "labelled" / case / "mask_T2.nii.gz", seed=seed)
 
     _refused(InputError, "more than two values", options(root))
-    assert all(f"{case}/mask_T2.nii.gz" in caplog.text for case in EXPERTS[:2])
+    assert all(f"{case}/mask_T2.nii.gz" in caplog.text for case in LABELLED[:2])
 
 
 def test_empty_reference_mask(root):
-    mask = root / "labelled" / EXPERTS[1] / "mask_T2.nii.gz"
+    mask = root / "labelled" / LABELLED[1] / "mask_T2.nii.gz"
     empty = np.zeros(small_abdomen(2)[1].shape)
     write_scan(mask, empty, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
 
@@ -151,10 +151,10 @@ def test_empty_reference_mask(root):
 
 
 def test_labelled_image_that_cannot_be_read(root):
-    image = root / "labelled" / EXPERTS[0] / "T2.nii.gz"
+    image = root / "labelled" / LABELLED[0] / "T2.nii.gz"
     image.write_bytes(image.read_bytes()[:200])
 
-    _refused(InputError, rf"{EXPERTS[0]}.T2\.nii\.gz", options(root))
+    _refused(InputError, rf"{LABELLED[0]}.T2\.nii\.gz", options(root))
 
 
 def test_empty_unlabelled_folder(root):
@@ -259,9 +259,9 @@ def test_unlabelled_image_that_cannot_be_read_is_left_out_and_named(root):
 
 
 def test_copy_of_a_labelled_image_is_left_out(root):
-    folder = root / "unlabelled" / EXPERTS[0]
+    folder = root / "unlabelled" / LABELLED[0]
     folder.mkdir()
-    shutil.copy(root / "labelled" / EXPERTS[0] / "T2.nii.gz", folder)
+    shutil.copy(root / "labelled" / LABELLED[0] / "T2.nii.gz", folder)
 
     index = index_data(options(root))
     assert [query.case for query in index.queries] == [UNLABELLED[0]]
@@ -269,7 +269,7 @@ def test_copy_of_a_labelled_image_is_left_out(root):
 
 
 def test_unlabelled_image_that_is_called_like_a_labelled_one_is_left_out_and_named(root):
-    path = write_unlabelled(root / "unlabelled" / EXPERTS[0], seed=77)
+    path = write_unlabelled(root / "unlabelled" / LABELLED[0], seed=77)
 
     index = index_data(options(root))
     assert [query.case for query in index.queries] == [UNLABELLED[0]]
@@ -288,7 +288,7 @@ def test_images_may_lie_elsewhere_on_the_next_call(root, tmp_path):
 
 
 def test_labelled_image_of_the_wrong_kind_is_named(root):
-    flat = root / "labelled" / EXPERTS[0] / "T2.nii.gz"
+    flat = root / "labelled" / LABELLED[0] / "T2.nii.gz"
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 9, 3)), np.eye(4)), flat)
 
-    _refused(InputError, rf"{EXPERTS[0]}.T2\.nii\.gz", options(root))
+    _refused(InputError, rf"{LABELLED[0]}.T2\.nii\.gz", options(root))
