@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import (
-    EXPERTS,
+    LABELLED,
     UNLABELLED,
     content,
     options,
     read,
-    write_expert,
+    write_labelled,
     write_unlabelled,
 )
 from tiny_scans import write_scan
@@ -37,8 +37,8 @@ def asked(tmp_path_factory, small_sam2):
     before anything is trained.
     """
     root = tmp_path_factory.mktemp("loop")
-    for seed, case in enumerate(EXPERTS[:2], start=1):
-        write_expert(root / "labelled" / case, seed=seed)
+    for seed, case in enumerate(LABELLED[:2], start=1):
+        write_labelled(root / "labelled" / case, seed=seed)
     for seed, case in enumerate((CORRECTED, REJECTED), start=11):
         write_unlabelled(root / "unlabelled" / case, seed=seed)
     return options(
@@ -82,7 +82,7 @@ def test_each_fold_trains_on_the_cases_that_it_is_not_scored_on(done):
     splits = read(round_dir / DATASET / "splits_final.json")
     assert len(splits) == 2
     scores = read(round_dir / "validation.json")
-    assert {score["case"] for score in scores} == set(EXPERTS[:2])
+    assert {score["case"] for score in scores} == set(LABELLED[:2])
     for score in scores:
         split = splits[score["fold"]]
         assert f"{score['case']}__T2" in split["val"]
