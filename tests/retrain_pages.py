@@ -15,7 +15,7 @@ from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.galleries import Gallery, Picture
 from sslmedsam2.retrain.page import PageImage, PageRound, RetrainPage
-from sslmedsam2.retrain.selection import Decision
+from sslmedsam2.retrain.selection import Choice, Decision
 from sslmedsam2.retrain.state import RelabelRecord
 from sslmedsam2.train.fold_scores import FoldScore
 
@@ -84,13 +84,9 @@ def finished_round(number: int, *, validation_dice: float, change_dice: float) -
     """Return a finished round with two folds."""
     trained, waiting, hostile = fewshot_images()
     choices = (
-        {"trains": True, "reason": "accepted by the few-shot branch", "ignored": 0.0125},
-        {
-            "trains": False,
-            "reason": "doubtful: waits for networks to agree on it",
-            "ignored": None,
-        },
-        {"trains": True, "reason": HOSTILE_TEXT, "ignored": 0.0125},
+        Choice("1", True, "accepted by the few-shot branch", 0.0125),
+        Choice("2", False, "doubtful: waits for networks to agree on it"),
+        Choice("3", True, HOSTILE_TEXT, 0.0125),
     )
     images = tuple(
         replace(
@@ -142,9 +138,7 @@ def finished_round(number: int, *, validation_dice: float, change_dice: float) -
 
 def begun_round(number: int) -> PageRound:
     """Return a round of which nothing is known but what it trains on."""
-    image = replace(
-        fewshot_images()[0], choice={"trains": True, "reason": "accepted", "ignored": None}
-    )
+    image = replace(fewshot_images()[0], choice=Choice("1", True, "accepted"))
     return PageRound(
         number,
         "pseudo labels chosen",

@@ -21,6 +21,7 @@ from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.galleries import Candidate, Gallery, make_gallery
 from sslmedsam2.reporting.page import write_single_file_page
+from sslmedsam2.retrain.freeze import below_fewshot
 from sslmedsam2.retrain.index import read_index
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.select import fewshot_dice
@@ -165,6 +166,8 @@ class RetrainPage:
         Options and surroundings, by name.
     problems
         A line for each image that cannot take part.
+    warning
+        That the best network is worse than the few-shot branch, or None.
     fewshot_dice
         Mean Dice of the few-shot branch on reference masks, each labelled by the others.
     """
@@ -179,6 +182,7 @@ class RetrainPage:
     fewshot_dice: float | None
     fewshot_gallery: Gallery
     rounds: tuple[PageRound, ...]
+    warning: str | None = None
 
     @property
     def rounds_chart(self) -> LineChart:
@@ -262,6 +266,7 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
             judged_by="estimated Dice",
         ),
         rounds=tuple(_round(round_dir, images, options) for round_dir in begun),
+        warning=below_fewshot(options),
     )
     return write_page_of(page, work.report)
 

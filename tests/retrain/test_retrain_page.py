@@ -144,11 +144,11 @@ class WorkMaker:
             if not error:
                 self._preview(paths.preview, case)
 
-    def finish(self, number):
+    def finish(self, number, *, dice=0.85):
         """Write the outcome."""
         outcome = {
             "round": number,
-            "validation_dice": 0.85,
+            "validation_dice": dice,
             "validation_hausdorff_mm": 20.0,
             "change_dice": 0.65,
             "changes": {},
@@ -200,6 +200,14 @@ def test_finished_rounds_are_told_from_their_records(maker):
     assert (first["Trained"], first["Waiting"], first["Rejected"]) == ("1", "1", "1")
     assert "New masks: 60 % networks, 40 % few-shot branch." in page.text
     assert "/data/y: is left out" in page.text
+
+
+def test_a_network_below_the_few_shot_branch_has_a_warning(maker):
+    maker.pseudo_label_all()
+    maker.whole_round(1)
+    assert "Warning:" not in maker.page().text
+    maker.finish(1, dice=0.7)
+    assert "is worse than the few-shot branch" in maker.page().text
 
 
 def test_each_pseudo_label_is_told_from_selection_and_record(maker):
