@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.weights.checkpoint import read_checkpoint
+from sslmedsam2.weights.checkpoint import check_unaltered, read_checkpoint
 from sslmedsam2.weights.layout import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
 
 if TYPE_CHECKING:
     import torch
 
 _DEFAULT_RESAMPLER: Final = "resample_data_or_seg_to_shape"
+NORMALISATIONS: Final = (
+    "ZScoreNormalization",
+    "CTNormalization",
+    "RescaleTo01Normalization",
+    "NoNormalization",
+)
 _REMEDY_RETRAIN: Final = "Use a 3-D single-stage nnU-Net v2 model with one foreground label"
 
 
@@ -57,6 +63,9 @@ class ModelSpec:
         Whether statistics are taken over non-zero voxels only.
     intensity
         Foreground statistics of the training data, used by CT normalisation.
+    sha256
+        What the files must hash to when they are loaded, by their names in the folder; empty where
+        that is not known.
     """
 
     path: Path
@@ -71,6 +80,7 @@ class ModelSpec:
     image_resampling: Resampling
     logit_resampling: Resampling
     architecture: Architecture
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,34 +91,43 @@ class Checkpoint:
     mirror_axes: tuple[int, ...]
 
 
-def read_model_spec(path: Path, *, folds: tuple[str, ...] | None = None) -> ModelSpec:
+def read_model_spec(
+    path: Path,
+    *,
+    folds: tuple[str, ...] | None = None,
+    sha256: Mapping[str, str] | None = None,
+) -> ModelSpec:
     """Read the description of a model folder; the weights stay on disk.
 
     Parameters
     ----------
     folds
         The folds to use; None for those that :func:`sslmedsam2.weights.layout.find_folds` finds.
+    sha256
+        Of the files, by their names in the folder, as they were when the model was chosen.
 
     Raises
     ------
     ModelError
-        Something is missing or malformed, or the model is of a kind that is not supported: more
-        than one foreground label, regions, cascades, 2-D, several input channels.
+        Something is missing, malformed or altered since, or the model is of a kind that is not
+        supported: more than one foreground label, regions, cascades, 2-D, several input channels,
+        another normalisation.
     """
     if folds is None:
         folds = find_folds(path)
-    dataset = _read_json(path / DATASET_FILE)
-    plans = _read_json(path / PLANS_FILE)
-    configuration = str(
-        read_checkpoint(path / checkpoint_file(folds[0]))["init_args"]["configuration"]
-    )
+    sha256 = sha256 or {}
+    dataset = _read_json(path / DATASET_FILE, sha256)
+    plans = _read_json(path / PLANS_FILE, sha256)
+    checkpoint = read_checkpoint(path / checkpoint_file(folds[0], path))
+    configuration = str(checkpoint["init_args"]["configuration"])
     try:
         _check_labels(path, dataset)
-        return _spec(path, plans=plans, folds=folds, configuration=configuration)
+        spec = _spec(path, plans=plans, folds=folds, configuration=configuration)
+        return replace(spec, sha256=sha256)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(
             path,
-            reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r})",
+            reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r:.80})",
             remedy="Copy both files that nnU-Net wrote beside the folds",
         ) from error
 
@@ -119,9 +138,11 @@ def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
     Raises
     ------
     ModelError
-        The file is unreadable or holds anything beyond plain tensors and numbers.
+        The file is unreadable, altered since the model was chosen, or holds anything beyond plain
+        tensors and numbers.
     """
-    content = read_checkpoint(spec.path / checkpoint_file(fold))
+    name = checkpoint_file(fold, spec.path)
+    content = read_checkpoint(spec.path / name, sha256=spec.sha256.get(name))
     axes = content.get("inference_allowed_mirroring_axes") or ()
     return Checkpoint(
         weights=content["network_weights"], mirror_axes=tuple(int(axis) for axis in axes)
@@ -150,6 +171,12 @@ def _spec(
     if len(entry["patch_size"]) != 3 or entry.get("previous_stage"):
         kind = "a cascade" if entry.get("previous_stage") else "a 2-D configuration"
         raise ModelError(path, reason=f"unsupported model: {kind}", remedy=_REMEDY_RETRAIN)
+    if entry["normalization_schemes"][0] not in NORMALISATIONS:
+        raise ModelError(
+            path / PLANS_FILE,
+            reason=f"unsupported normalisation '{entry['normalization_schemes'][0]:.60}'",
+            remedy="Use a model trained with nnU-Net's z-score, CT, 0-1 or no normalisation",
+        )
     architecture = entry.get("architecture") or _modernised_architecture(entry)
     axes = tuple(int(axis) for axis in plans["transpose_forward"])
     return ModelSpec(
@@ -207,9 +234,11 @@ def _resampling(path: Path, entry: dict[str, Any], role: str) -> Resampling:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, sha256: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        check_unaltered(path, content, sha256.get(path.name))
+        return json.loads(content)
     except (OSError, ValueError) as error:
         raise ModelError(
             path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,17 +26,36 @@ def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
         The architecture is unknown here, or the weights do not fit it.
     """
     network = _skeleton(spec)
-    try:
-        network.load_state_dict(checkpoint.weights, assign=True)
-    except RuntimeError as error:
-        raise ModelError(
-            spec.path,
-            reason=f"the weights do not fit the plans ({str(error).splitlines()[-1].strip()})",
-            remedy="Take plans.json and checkpoint from the same training",
-        ) from error
+    _check_fit(spec, network.state_dict(), checkpoint.weights)
+    network.load_state_dict(checkpoint.weights, assign=True)
     heads = network.decoder.seg_layers
     heads[-1] = _folded(heads[-1])
     return network.eval().requires_grad_(False).float()
+
+
+def _check_fit(
+    spec: ModelSpec, wanted: Mapping[str, torch.Tensor], given: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse weights of another network; the line counts the differences, a few hundred often."""
+    missing, unknown = wanted.keys() - given.keys(), given.keys() - wanted.keys()
+    shaped = [key for key in wanted.keys() & given.keys() if wanted[key].shape != given[key].shape]
+    infinite = [key for key in given if not bool(torch.isfinite(given[key]).all())]
+    found = [
+        f"{len(keys)} {what}, such as {min(keys)[:60]}"
+        for keys, what in (
+            (missing, "missing"),
+            (unknown, "unknown"),
+            (shaped, "of another shape"),
+            (infinite, "not finite"),
+        )
+        if keys
+    ]
+    if found:
+        raise ModelError(
+            spec.path.name,
+            reason=f"the weights do not fit the plans: {found[0]}",
+            remedy="Take plans.json and checkpoint from the same training",
+        )
 
 
 def _skeleton(spec: ModelSpec) -> Any:
@@ -56,7 +76,7 @@ def _skeleton(spec: ModelSpec) -> Any:
         # Plans are data from outside, and the classes they name check their arguments little.
         raise ModelError(
             spec.path / PLANS_FILE,
-            reason=f"the architecture cannot be built ({type(error).__name__}: {error})",
+            reason=f"the architecture cannot be built ({type(error).__name__}: {str(error)[:100]})",
             remedy="Use the plans.json that nnU-Net wrote for this training",
         ) from error
     if not hasattr(getattr(network, "decoder", None), "seg_layers"):
@@ -67,7 +87,7 @@ def _skeleton(spec: ModelSpec) -> Any:
 def _unknown(spec: ModelSpec) -> ModelError:
     return ModelError(
         spec.path / PLANS_FILE,
-        reason=f"unknown architecture '{spec.architecture.class_name}'",
+        reason=f"unknown architecture '{spec.architecture.class_name[:80]}'",
         remedy="Install the package that defines it, or use a standard nnU-Net U-Net",
     )
 

@@ -38,19 +38,31 @@ class OpenVinoMarginNetwork:
             A layer has no translation.
         """
         model = _translate(network, patch_size)
-        settings = {
-            "INFERENCE_PRECISION_HINT": "bf16" if half_precision else "f32",
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        self._compiled = _core().compile_model(model, "CPU", settings)
+        self._compiled = _compiled(model, "bf16" if half_precision else "f32")
+        self._for_retries = model if half_precision else None
+        self._precise: ov.CompiledModel | None = None
         self.backend = f"openvino {'bf16' if half_precision else 'fp32'}"
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Predict the patches one by one: on a CPU a larger batch is no faster."""
-        margins = [
-            self._compiled(np.ascontiguousarray(patches[i : i + 1]))[0] for i in range(len(patches))
-        ]
-        return np.concatenate(margins)
+        """Predict the patches one by one: on a CPU a larger batch is no faster.
+
+        A patch that overflows in bfloat16 is computed again in float32.
+        """
+        return np.concatenate([self._one(patches[i : i + 1]) for i in range(len(patches))])
+
+    def _one(self, patch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        patch = np.ascontiguousarray(patch)
+        margin = self._compiled(patch)[0]
+        if self._for_retries is None or np.isfinite(margin).all():
+            return margin
+        if self._precise is None:
+            self._precise = _compiled(self._for_retries, "f32")
+        return self._precise(patch)[0]
+
+
+def _compiled(model: ov.Model, precision: str) -> ov.CompiledModel:
+    settings = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    return _core().compile_model(model, "CPU", settings)
 
 
 @functools.cache

@@ -8,7 +8,6 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import ModelSpec
 from sslmedsam2.inference.resampling import (
     Resampler,
@@ -53,13 +52,7 @@ def prepare(
     spacing_zyx_mm: tuple[float, float, float],
     spec: ModelSpec,
 ) -> Prepared:
-    """Bring a volume to what the network was trained on.
-
-    Raises
-    ------
-    ModelError
-        The plans name a normalisation this engine does not know.
-    """
+    """Bring a volume to what the network was trained on."""
     permuted = array_zyx.transpose(spec.transpose_forward)
     a, b, c = (spacing_zyx_mm[axis] for axis in spec.transpose_forward)
     spacing_mm = (a, b, c)
@@ -155,12 +148,6 @@ def _normalise_in_place(
     elif scheme == "RescaleTo01Normalization":
         volume -= volume.min()
         volume /= max(volume.max(), _EPSILON)
-    elif scheme != "NoNormalization":
-        raise ModelError(
-            spec.path / "plans.json",
-            reason=f"unsupported normalisation '{scheme}'",
-            remedy="Use a model trained with nnU-Net's z-score, CT, 0-1 or no normalisation",
-        )
 
 
 def _z_score_inside(volume: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_]) -> None:

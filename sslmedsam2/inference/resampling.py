@@ -46,7 +46,9 @@ def resampled_shape(
 ) -> tuple[int, int, int]:
     """Return the shape nnU-Net gives a volume at a new spacing."""
     a, b, c = (
-        round(old / new * n) for old, new, n in zip(spacing_mm, new_spacing_mm, shape, strict=True)
+        # At least one voxel, also of a slab thinner than half of the new spacing.
+        max(1, round(old / new * n))
+        for old, new, n in zip(spacing_mm, new_spacing_mm, shape, strict=True)
     )
     return a, b, c
 

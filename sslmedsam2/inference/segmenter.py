@@ -54,6 +54,9 @@ _RELAXATION = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
 
 _RELAXED_SIGMA_MM = 5.0
 
+_PLAUSIBLE_LIVER_ML = 400.0
+"""Fast mode goes on until it has found this much: less may be a stray piece elsewhere."""
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -174,7 +177,8 @@ class CanonicalSegmenter:
         if not self._fast:
             return slide(patchable, self._networks, plan)
         a, b, c = (TYPICAL_CENTRE[axis] for axis in self._spec.transpose_forward)
-        return slide_from(patchable, self._networks, plan, start=(a, b, c))
+        enough = _PLAUSIBLE_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))
+        return slide_from(patchable, self._networks, plan, start=(a, b, c), enough_voxels=enough)
 
     def _drain_degradations(self) -> tuple[str, ...]:
         found: list[str] = []

@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.postprocessing import keep_largest
 
 _GAUSSIAN_SIGMA = 1 / 8
@@ -76,6 +77,11 @@ def slide(
 
     The volume may have any shape; it is padded with zeros where it is smaller than the patch. The
     margins of the networks (the folds) are averaged.
+
+    Raises
+    ------
+    ModelError
+        A network gives values that are not finite.
     """
     canvas = _Canvas(volume, networks, plan)
     canvas.run(canvas.windows)
@@ -88,14 +94,20 @@ def slide_from(
     plan: WindowPlan,
     *,
     start: tuple[float, float, float],
+    enough_voxels: float = 1,
 ) -> npt.NDArray[np.float32]:
     """Return the margin near the liver only, running no window that is not needed for it.
 
     Only one connected liver is kept afterwards, so windows are run outwards from it: first the
     one nearest to ``start`` (shares of the volume's axes), then each window into whose own cell,
     the part of the volume it weighs most in, the liver seen so far reaches by more than a trifle.
-    Where no window finds liver, all of them are run. Voxels that no window covered count as
-    background for sure.
+    Until ``enough_voxels`` of liver are found the windows go on in order of distance: a small piece
+    may be a stray one. Voxels that no window covered count as background for sure.
+
+    Raises
+    ------
+    ModelError
+        As :func:`slide`.
     """
     canvas = _Canvas(volume, networks, plan)
     target = [share * size for share, size in zip(start, canvas.shape, strict=True)]
@@ -103,7 +115,7 @@ def slide_from(
     while waiting:
         liver = canvas.liver()
         reached = [w for w in waiting if liver[w.cell].mean() > _WORTHWHILE_SHARE]
-        if liver.any() and not reached:
+        if liver.sum() >= enough_voxels and not reached:
             break
         group = reached or waiting[:1]
         canvas.run(group)
@@ -151,6 +163,12 @@ class _Canvas:
             patches = np.stack([np.flip(self._padded[place], flip) for place, flip in group])
             for network in self._networks:
                 margins = network(patches[:, None])[:, 0]
+                if not np.isfinite(margins).all():
+                    raise ModelError(
+                        "the network",
+                        reason="it gives values that are not finite, also in single precision",
+                        remedy="Check the intensities of the image and the weights of the model",
+                    )
                 for (place, flip), margin in zip(group, margins, strict=True):
                     self._total[place] += np.flip(margin, flip) * (self._weights * share)
         for window in windows:

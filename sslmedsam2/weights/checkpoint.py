@@ -5,46 +5,62 @@ torch is imported inside the functions: listing and verifying models do not need
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import write_bytes_atomic
+from sslmedsam2.weights.layout import refuse_pointer
 
 if TYPE_CHECKING:
     import torch
 
+_WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")
 _TRAINER_NAME: Final = "nnUNetTrainer"
 _KEPT_INIT_ARGS: Final = ("configuration", "fold")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     """Load an nnU-Net checkpoint onto the CPU, allowing only tensors and plain values.
 
     nnU-Net's own checkpoints also hold numpy numbers (losses and scores), which are allowed.
+    Prefixes that torch's wrappers put before every weight (``module.``, ``_orig_mod.``) are taken
+    off.
+
+    Parameters
+    ----------
+    sha256
+        What the file must hash to. It is then read into memory once, hashed and loaded from there.
 
     Raises
     ------
     ModelError
-        The file cannot be read, holds anything that would run code, or lacks what a prediction
-        needs: ``network_weights`` and ``init_args`` with the configuration.
+        The file cannot be read, hashes to something else, holds anything that would run code, or
+        lacks what a prediction needs: ``network_weights`` and ``init_args`` with the configuration.
     """
     import torch
 
+    source: Path | io.BytesIO = path
+    try:
+        refuse_pointer(path)
+        if sha256 is not None:
+            buffer = path.read_bytes()
+            check_unaltered(path, buffer, sha256)
+            source = io.BytesIO(buffer)
+    except OSError as error:
+        raise _unloadable(path, error) from error
     try:
         with torch.serialization.safe_globals(_numpy_number_classes()):
-            # Mapped, so that the optimiser's state, twice the weights' size, is never read.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # A file is mapped, so that the optimiser's state, twice the weights' size, stays there.
+            content = torch.load(
+                source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path)
+            )
     # A damaged or malicious pickle can make the unpickler fail in almost any way.
     except Exception as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            path,
-            reason=f"cannot be loaded as a checkpoint of tensors and plain values ({cause})",
-            remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
-        ) from error
+        raise _unloadable(path, error) from error
     try:
         usable = bool(content["network_weights"]) and "configuration" in content["init_args"]
     except (KeyError, TypeError, IndexError):
@@ -55,7 +71,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             reason="it has no 'network_weights' or no 'init_args' with a configuration",
             remedy="Use a checkpoint that nnU-Net v2 wrote",
         )
-    return content
+    return {**content, "network_weights": _without_wrappers(content["network_weights"])}
+
+
+def check_unaltered(path: Path, content: bytes, sha256: str | None) -> None:
+    """Compare what was read of a model's file with the hash it is to have, if one is known.
+
+    Raises
+    ------
+    ModelError
+        It was altered.
+    """
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ModelError(
+            path,
+            reason="the file was altered after it was checked",
+            remedy="Start again when nothing writes to the model folder",
+        )
+
+
+def _unloadable(path: Path, error: Exception) -> ModelError:
+    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ModelError(
+        path,
+        reason=f"cannot be loaded as a checkpoint of tensors and plain values ({cause:.100})",
+        remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
+    )
+
+
+def _without_wrappers(weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    for prefix in _WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in weights):
+            return _without_wrappers(
+                {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+            )
+    return weights
 
 
 def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:

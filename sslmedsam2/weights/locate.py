@@ -8,6 +8,7 @@ refused; a broken model is never skipped in favour of another.
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,14 @@ def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
         There is no model, or what is there is incomplete or altered.
     """
     folder = (_search() if model_dir is None else model_dir).resolve()
+    if folder.is_file():
+        raise ModelError(
+            folder,
+            reason="it is a file, not a folder",
+            remedy="Unpack it, and give the folder that holds plans.json"
+            if zipfile.is_zipfile(folder)
+            else "Give the model folder that it lies in",
+        )
     if not folder.is_dir():
         raise ModelError(
             folder,

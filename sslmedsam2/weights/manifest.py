@@ -100,7 +100,7 @@ def hash_model(model_dir: Path, folds: tuple[str, ...]) -> tuple[FileEntry, ...]
     ModelError
         A file is missing or cannot be read.
     """
-    return tuple(_measure(model_dir, path) for path in model_files(folds))
+    return tuple(_measure(model_dir, path) for path in model_files(folds, model_dir))
 
 
 def verify(model_dir: Path, entry: ModelEntry) -> None:
