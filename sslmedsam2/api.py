@@ -145,7 +145,7 @@ class LiverSegmenter:
         """
         models = locate_models(None if model is None else Path(model))
         chosen = model_for_sequence(models, sequence or ANY_SEQUENCE)
-        spec = read_model_spec(chosen.path, folds=chosen.folds)
+        spec = read_model_spec(chosen.path, folds=chosen.folds, sha256=chosen.sha256)
         self._engine = CanonicalSegmenter(spec, EngineOptions(device, mode, mirror))
 
     @property

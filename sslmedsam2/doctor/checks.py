@@ -289,7 +289,7 @@ def _ask_inference(options: DoctorOptions) -> Finding:
     from sslmedsam2.weights.locate import locate_models
 
     model = locate_models(options.model_dir)[0]
-    spec = read_model_spec(model.path, folds=model.folds)
+    spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
     segmenter = CanonicalSegmenter(spec, EngineOptions(options.device))
     # Along the axes of the canonical orientation already.
     grid = axial_grid(shape_zyx=_PHANTOM_SHAPE_ZYX, spacing_zyx_mm=_PHANTOM_SPACING_ZYX_MM)

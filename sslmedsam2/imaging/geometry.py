@@ -15,6 +15,16 @@ from sslmedsam2.imaging.volume import Geometry
 
 Matrix = npt.NDArray[np.float64]
 
+UNITS_MM = {
+    "m": ("metres", 1000.0),
+    "cm": ("centimetres", 10.0),
+    "um": ("micrometres", 0.001),
+    "µm": ("micrometres", 0.001),
+}
+"""Units of length that headers name, other than mm: in words, and in mm."""
+
+_PLAUSIBLE_SIZE_MM = (0.1, 50.0)
+
 SPACING_RANGE_MM = (0.01, 100.0)
 """Voxel sizes outside this range are a broken header, or lengths in metres or micrometres."""
 
@@ -32,6 +42,12 @@ SAME_GRID_VOXELS = 0.1
 
 LPS_FROM_RAS = np.array([[-1.0], [-1.0], [1.0]])
 """Column to multiply the rows x, y, z of an affine with, from RAS to LPS or back."""
+
+
+def is_plausible_size(spacing_mm: npt.NDArray[np.float64]) -> bool:
+    """Tell whether voxels of a scan may have these sizes, for choosing between two units."""
+    low, high = _PLAUSIBLE_SIZE_MM
+    return bool(((spacing_mm >= low) & (spacing_mm <= high)).all())
 
 
 def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:

@@ -16,17 +16,24 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.geometry import check_spacing, geometry_from_steps
+from sslmedsam2.imaging.geometry import (
+    UNITS_MM,
+    check_spacing,
+    geometry_from_steps,
+    is_plausible_size,
+)
 from sslmedsam2.imaging.stored import (
     StoredImage,
     check_voxel_type,
     corrupt,
+    repair,
     spatial_shape_zyx,
     truncated,
 )
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, Source
 
 _METAIMAGE_EXTENSIONS = (".mha", ".mhd")
+NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 _MAX_HEADER_LINES = 1000
 _MAX_LINE_BYTES = 4096
 _PART_BYTES = 2**20
@@ -48,7 +55,7 @@ def read_itk(path: Path, *, extension: str) -> StoredImage:
         ``truncated_data``, ``corrupt_data``, or a kind of ``stored.py`` or ``geometry.py``.
     """
     reader = _open(path)
-    geometry, repairs = _geometry(path, reader)
+    geometry, repairs = _geometry(path, reader, unit=_nrrd_unit(path) or "mm")
     native_shape = _native_shape(reader)
     dtype = _voxel_type(path, reader.GetPixelID(), n_components=reader.GetNumberOfComponents())
     if extension in _METAIMAGE_EXTENSIONS:
@@ -124,19 +131,41 @@ def _voxel_type(path: Path, pixel: int, *, n_components: int) -> np.dtype:
     return dtype
 
 
-def _geometry(path: Path, header: _Header) -> tuple[Geometry, tuple[str, ...]]:
+def _geometry(path: Path, header: _Header, *, unit: str = "mm") -> tuple[Geometry, tuple[str, ...]]:
     """Take the spatial part of a header that may have a fourth axis of one element."""
     shape_zyx = spatial_shape_zyx(path, _native_shape(header))
     axes = header.GetDimension()
-    spacing_xyz = header.GetSpacing()[:3]
-    check_spacing(path, spacing_xyz)
+    spacing_xyz = np.array(header.GetSpacing()[:3], dtype=np.float64)
+    named, factor = UNITS_MM.get(unit, ("mm", 1.0))
+    is_converted = factor != 1 and is_plausible_size(spacing_xyz * factor)
+    factor = factor if is_converted else 1.0
+    check_spacing(path, (spacing_xyz * factor).tolist())
     direction = np.array(header.GetDirection(), dtype=np.float64).reshape(axes, axes)[:3, :3]
-    return geometry_from_steps(
+    geometry, repairs = geometry_from_steps(
         path,
         shape_zyx=shape_zyx,
-        steps_xyz_mm=direction * np.array(spacing_xyz),
-        origin_xyz_mm=np.array(header.GetOrigin()[:3], dtype=np.float64),
+        steps_xyz_mm=direction * spacing_xyz * factor,
+        origin_xyz_mm=np.array(header.GetOrigin()[:3], dtype=np.float64) * factor,
     )
+    if is_converted:
+        repairs += (repair("units", f"lengths were converted from {named} to mm"),)
+    return geometry, repairs
+
+
+def _nrrd_unit(path: Path) -> str | None:
+    """Return the unit of length that an NRRD header names; SimpleITK does not look at it."""
+    if path.suffix.lower() not in NRRD_EXTENSIONS:
+        return None
+    with path.open("rb") as file:
+        for _ in range(_MAX_HEADER_LINES):
+            line = file.readline(_MAX_LINE_BYTES).decode("latin-1").strip()
+            if not line:
+                return None
+            key, _, value = line.partition(":")
+            if key.strip().lower() == "space units":
+                units = set(value.replace('"', " ").split())
+                return units.pop() if len(units) == 1 else None
+    return None
 
 
 def _check_metaimage_data(path: Path, announced_bytes: int) -> None:

@@ -20,8 +20,10 @@ from nibabel.quaternions import quat2mat
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import (
     LPS_FROM_RAS,
+    UNITS_MM,
     check_spacing,
     geometry_from_steps,
+    is_plausible_size,
     same_grid,
 )
 from sslmedsam2.imaging.stored import check_voxel_type, repair, spatial_shape_zyx
@@ -34,6 +36,7 @@ _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
 # No file system position beyond this is meant; a damaged float may hold any number.
 _MAX_DATA_OFFSET = 2**40
+_UNIT_NAMES = {1: "m", 3: "um"}
 _QUATERNION_TOLERANCE = 1e-3
 _QUATERNION_ROUNDING = 3 * float(np.finfo(np.float32).eps)
 
@@ -68,9 +71,10 @@ def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
     """
     header = nifti_struct(path, start)
     shape = _native_shape(path, header)
+    placing, unit_repairs = _in_mm(header)
     shape_zyx = spatial_shape_zyx(path, shape)
     dtype = _voxel_type(path, header)
-    geometry, geometry_repairs = _geometry(path, header, shape_zyx)
+    geometry, geometry_repairs = _geometry(path, placing, shape_zyx)
     slope, intercept, scaling_repairs = _scaling(header)
     return NiftiHeader(
         raw=header.binaryblock,
@@ -80,7 +84,7 @@ def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
         intercept=intercept,
         data_offset=_data_offset(path, header),
         geometry=geometry,
-        repairs=geometry_repairs + scaling_repairs,
+        repairs=geometry_repairs + unit_repairs + scaling_repairs,
     )
 
 
@@ -107,7 +111,25 @@ def _native_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
         raise _unreadable(path, f"the header announces {axes} axes")
-    return tuple(int(length) for length in header["dim"][1 : axes + 1])
+    lengths = [int(length) for length in header["dim"][1 : axes + 1]]
+    # A length of 0 beyond the third axis means that the axis is not used.
+    return tuple(lengths[:3] + [1 if length == 0 else length for length in lengths[3:]])
+
+
+def _in_mm(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, tuple[str, ...]]:
+    """Return the header with its lengths in mm; without a named unit, mm is meant.
+
+    A unit that would make the voxels larger or smaller than any scan's is a wrong unit.
+    """
+    unit, factor = UNITS_MM.get(_UNIT_NAMES.get(int(header["xyzt_units"]) % 8, "mm"), ("mm", 1.0))
+    sizes = np.abs(np.array(header["pixdim"][1:4], dtype=np.float64)) * factor
+    if factor == 1 or not is_plausible_size(sizes):
+        return header, ()
+    placing = header.copy()
+    for field in ("srow_x", "srow_y", "srow_z", "qoffset_x", "qoffset_y", "qoffset_z"):
+        placing[field] = placing[field] * factor
+    placing["pixdim"][1:4] = placing["pixdim"][1:4] * factor
+    return placing, (repair("units", f"lengths were converted from {unit} to mm"),)
 
 
 def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:

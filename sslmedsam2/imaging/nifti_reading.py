@@ -37,7 +37,7 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
             header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
             _refuse_impossible_size(path, header, is_gzip=is_gzip)
             stream.seek(header.data_offset)
-            voxels = _read_voxels(path, stream, header)
+            voxels, trailing = _read_voxels(path, stream, header)
         except EOFError as error:
             raise truncated(path) from error
         except (zlib.error, gzip.BadGzipFile) as error:
@@ -46,6 +46,9 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
     if is_gzip != (extension == ".nii.gz"):
         content = "gzipped" if is_gzip else "not gzipped"
         repairs += (repair("misnamed", f"the file is {content}, though it is named {extension}"),)
+    if trailing:
+        note = "bytes after the end of the compressed data were ignored; its checksum is right"
+        repairs += (repair("trailing_bytes", note),)
     return StoredImage(voxels, header.geometry, _source(path, header), repairs)
 
 
@@ -100,7 +103,8 @@ def _refuse_impossible_size(path: Path, header: NiftiHeader, *, is_gzip: bool) -
         raise truncated(path)
 
 
-def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> ArrayZYX:
+def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> tuple[ArrayZYX, bool]:
+    """Return the voxels, and whether something else follows the compressed data."""
     voxels = np.empty(header.geometry.shape_zyx, dtype=np.float32)
     flat = voxels.reshape(-1)
     buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=header.dtype)
@@ -116,8 +120,14 @@ def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> ArrayZYX:
             if header.intercept != 0:
                 part += np.float32(header.intercept)
     # Reading on to the end makes gzip compare its checksum.
-    stream.read(1)
-    return voxels
+    try:
+        stream.read(1)
+    except gzip.BadGzipFile as error:
+        # gzip(1) ignores it too. A wrong checksum says so in other words.
+        if "Not a gzipped file" not in str(error):
+            raise
+        return voxels, True
+    return voxels, False
 
 
 def _fill(path: Path, stream: BinaryIO, buffer: memoryview) -> None:

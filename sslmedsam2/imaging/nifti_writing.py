@@ -40,6 +40,8 @@ def nifti_header(
     sizes = header["pixdim"][1:4]
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         header["pixdim"][1:4] = geometry.spacing_zyx_mm[::-1]
+    # A length of 0 stands for an axis that is not used; not every reader knows that.
+    header["dim"][1:][header["dim"][1:] == 0] = 1
     header.set_data_dtype(dtype)
     header["vox_offset"] = header.sizeof_hdr + _EXTENSION_FLAG_BYTES
     header["scl_slope"], header["scl_inter"] = 1, 0

@@ -16,6 +16,9 @@ MAX_VOXELS = 2**29
 """More voxels than this are refused: 2 GiB as float32, sixteen times a 1024 x 1024 x 32 scan."""
 
 
+_MOST_CHANNELS = 4
+
+
 @dataclass(frozen=True)
 class StoredImage:
     """The result of a format reader. Unlike in a ``Volume``, its voxels may be NaN or infinite."""
@@ -41,7 +44,7 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
     ------
     InputError
         Of kind ``zero_size``, ``two_dimensional``, ``multi_frame``, ``multi_channel``,
-        ``single_slice`` or ``too_large``.
+        ``single_slice``, ``channel_first`` or ``too_large``.
     """
     text = " x ".join(str(length) for length in native_shape)
     if any(length < 1 for length in native_shape):
@@ -79,6 +82,13 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
 
 def _refuse_extra_axes(path: Path, native_shape: Sequence[int], text: str) -> None:
     """Refuse a fourth axis (time, echo, b-value) or further ones of more than one element."""
+    if len(native_shape) == 4 and native_shape[0] <= _MOST_CHANNELS < min(native_shape[1:]):
+        raise InputError(
+            path,
+            kind="channel_first",
+            reason=f"its first axis looks like channels ({text})",
+            remedy="Save one channel, with the axes x, y, z",
+        )
     if len(native_shape) > 3 and native_shape[3] > 1:
         raise InputError(
             path,

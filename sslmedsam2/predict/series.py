@@ -485,7 +485,7 @@ class SeriesStages:
         loaded: dict[Path, CanonicalSegmenter] = {}
         for model in chosen.values() or models[:1]:
             if model.path not in loaded:
-                spec = read_model_spec(model.path, folds=model.folds)
+                spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
                 loaded[model.path] = CanonicalSegmenter(spec, options)
         self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
         first = next(iter(loaded.values()))

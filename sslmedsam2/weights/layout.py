@@ -115,4 +115,7 @@ def _where_the_model_is(model_dir: Path) -> str:
         return f"Give {below.parent.relative_to(model_dir)} in it, which holds plans.json"
     if archive := next(model_dir.glob("*.zip"), None):
         return f"Unpack {archive.name} in it, and give the folder that holds plans.json"
-    return "Give an nnU-Net v2 model folder (dataset.json, plans.json, fold_*), or one with a manifest.json"
+    return (
+        "Give an nnU-Net v2 model folder, with dataset.json, plans.json and fold_*, or a folder"
+        " with a manifest.json"
+    )

@@ -59,6 +59,11 @@ class ModelLocation:
     verified: bool
     card: ModelCard | None
 
+    @property
+    def sha256(self) -> dict[str, str]:
+        """The hash of each file, by its name in the folder."""
+        return {file.path: file.sha256 for file in self.files}
+
 
 def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
     """Return the models to use, every listed file compared with its manifest.
@@ -78,7 +83,7 @@ def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
     if folder.is_file():
         raise ModelError(
             folder,
-            reason="it is a file, not a folder",
+            reason="there is no such folder: it is a file",
             remedy="Unpack it, and give the folder that holds plans.json"
             if zipfile.is_zipfile(folder)
             else "Give the model folder that it lies in",

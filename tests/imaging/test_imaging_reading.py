@@ -12,9 +12,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from bad_inputs import AFFINE_RAS, SHAPE_XYZ, nifti_bytes, noise
 
+from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import affine_ras, same_grid
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.volume import Geometry
+from sslmedsam2.imaging.writing import write_mask
 
 
 def _write(path: Path, voxels: np.ndarray | None = None, **options: object) -> Path:
@@ -180,3 +182,88 @@ def test_mask_may_be_empty_and_counts_every_label(tmp_path: Path) -> None:
     labels[0, 0, 0] = np.nan
     mask = read_mask(_write(tmp_path / "labels.nii.gz", labels))
     np.testing.assert_array_equal(mask.array_zyx, (labels.T > 0).astype(np.uint8))
+
+
+def _scan() -> nib.Nifti1Image:
+    voxels = np.random.default_rng(1).integers(0, 900, (10, 11, 12)).astype(np.int16)
+    image = nib.Nifti1Image(voxels, np.diag([-2.0, -2.5, 6.0, 1.0]))
+    image.set_qform(image.affine, code=1)
+    return image
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("micron", 0.001)])
+def test_lengths_in_other_units_are_converted(tmp_path, kind, unit, factor):
+    sound = _scan()
+    affine = sound.affine.copy()
+    affine[:3] /= factor
+    image = kind(np.asarray(sound.dataobj), affine)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units(unit)
+    nib.save(image, tmp_path / "other.nii.gz")
+    nib.save(sound, tmp_path / "sound.nii.gz")
+
+    found, expected = read_volume(tmp_path / "other.nii.gz"), read_volume(tmp_path / "sound.nii.gz")
+
+    assert same_grid(found.geometry, expected.geometry)
+    assert any(note.startswith("units: ") for note in found.repairs)
+    mask = np.zeros(found.geometry.shape_zyx, np.uint8)
+    mask[3:6, 4:8, 2:7] = 1
+    write_mask(mask, like=found, path=tmp_path / "mask.nii.gz")
+    assert same_grid(read_mask(tmp_path / "mask.nii.gz").geometry, found.geometry)
+
+
+def test_a_unit_that_no_scan_can_have_is_passed_over(tmp_path):
+    image = _scan()
+    image.header.set_xyzt_units("meter")
+    nib.save(image, tmp_path / "wrong.nii")
+
+    assert read_volume(tmp_path / "wrong.nii").geometry.spacing_zyx_mm == (6.0, 2.5, 2.0)
+
+
+def test_the_unit_of_an_nrrd_is_converted(tmp_path):
+    image = sitk.GetImageFromArray(np.random.default_rng(1).integers(0, 900, (12, 11, 10)))
+    image.SetSpacing((0.2, 0.25, 0.6))
+    sitk.WriteImage(image, str(tmp_path / "a.nrrd"))
+    header, _, data = (tmp_path / "a.nrrd").read_bytes().partition(b"\n\n")
+    line = b'\nspace units: "cm" "cm" "cm"'
+    (tmp_path / "a.nrrd").write_bytes(header + line + b"\n\n" + data)
+
+    found = read_volume(tmp_path / "a.nrrd")
+
+    assert np.allclose(found.geometry.spacing_zyx_mm, (6.0, 2.5, 2.0))
+
+
+def test_an_unused_length_of_0_counts_as_1(tmp_path):
+    image = _scan()
+    nib.save(image, tmp_path / "a.nii")
+    content = bytearray((tmp_path / "a.nii").read_bytes())
+    content[40:56] = np.array([4, 10, 11, 12, 0, 0, 0, 0], "<i2").tobytes()
+    (tmp_path / "a.nii").write_bytes(bytes(content))
+
+    found = read_volume(tmp_path / "a.nii")
+
+    assert found.geometry.shape_zyx == (12, 11, 10)
+    write_mask(np.ones((12, 11, 10), np.uint8), like=found, path=tmp_path / "mask.nii.gz")
+    assert nib.load(tmp_path / "mask.nii.gz").shape == (10, 11, 12, 1)
+
+
+@pytest.mark.parametrize("tail", [b"\n", b"trailing garbage"])
+def test_bytes_after_a_complete_gzip_member_are_noted(tmp_path, tail):
+    nib.save(_scan(), tmp_path / "a.nii.gz")
+    with (tmp_path / "a.nii.gz").open("ab") as file:
+        file.write(tail)
+
+    found = read_volume(tmp_path / "a.nii.gz")
+
+    assert any(note.startswith("trailing_bytes: ") for note in found.repairs)
+
+
+def test_channel_first_gets_the_right_advice(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((1, 10, 11, 12), np.int16), np.eye(4)), tmp_path / "a.nii")
+
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path / "a.nii")
+
+    assert caught.value.kind == "channel_first"
+    assert "axes x, y, z" in caught.value.remedy

@@ -166,3 +166,19 @@ def test_fast_computes_in_bfloat16_where_the_cpu_has_units_for_it(
 
     CanonicalSegmenter(spec, EngineOptions(device="cpu", mode=mode))
     assert asked == [half]
+
+
+def test_what_overflows_in_bfloat16_is_computed_again_in_float32(tmp_path, monkeypatch):
+    plans = make_plans()
+    _, network = built(tmp_path, plans)
+    quick = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=True)
+    precise, asked = quick._compiled, []
+
+    def overflowing(patch):
+        asked.append(patch)
+        return [np.full_like(precise(patch)[0], np.inf)]
+
+    monkeypatch.setattr(quick, "_compiled", overflowing)
+
+    np.testing.assert_allclose(quick(PATCHES), by_torch(network), atol=1e-4)
+    assert len(asked) == len(PATCHES)

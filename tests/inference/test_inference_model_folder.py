@@ -10,6 +10,7 @@ from tiny_models import make_network, make_plans, write_model
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Resampling, load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
+from sslmedsam2.weights.locate import locate_models
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 
@@ -251,3 +252,63 @@ def test_an_architecture_with_wrong_arguments_is_refused(model):
 
     with pytest.raises(ModelError, match="the architecture cannot be built"):
         load_all(model)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_prefixes_of_torchs_wrappers_are_taken_off(model, prefix):
+    before = {key: value.clone() for key, value in load_all(model)[0].state_dict().items()}
+
+    def wrap(content):
+        weights = content["network_weights"]
+        content["network_weights"] = {f"{prefix}{k}": v for k, v in weights.items()}
+
+    edit_checkpoint(model / CHECKPOINT, wrap)
+
+    after = load_all(model)[0].state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_weights_of_another_network_are_one_short_line(model):
+    plans = make_plans(residual=True)
+    other = make_network(plans, seed=1).state_dict()
+    edit_checkpoint(model / CHECKPOINT, lambda content: content.update(network_weights=other))
+
+    with pytest.raises(ModelError) as caught:
+        load_all(model)
+
+    assert len(str(caught.value)) < 300
+    assert "the weights do not fit the plans" in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_refused_at_load(model):
+    def spoil(content):
+        next(iter(content["network_weights"].values())).view(-1)[0] = float("nan")
+
+    edit_checkpoint(model / CHECKPOINT, spoil)
+
+    with pytest.raises(ModelError, match="not finite"):
+        load_all(model)
+
+
+def test_an_unsupported_normalisation_is_refused_before_any_image(model):
+    def change(plans):
+        plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["RGBTo01Normalization"]
+
+    edit_json(model / "plans.json", change)
+
+    with pytest.raises(ModelError, match="unsupported normalisation 'RGBTo01Normalization'"):
+        read_model_spec(model)
+
+
+@pytest.mark.parametrize("name", [CHECKPOINT, "plans.json"])
+def test_a_file_swapped_after_it_was_checked_is_refused(model, name):
+    [location] = locate_models(model)
+    with (model / name).open("ab") as file:
+        file.write(b" ")
+
+    def load():
+        spec = read_model_spec(model, folds=location.folds, sha256=location.sha256)
+        return load_checkpoint(spec, "0")
+
+    with pytest.raises(ModelError, match="altered after it was checked"):
+        load()

@@ -126,3 +126,10 @@ def test_several_folds_are_loaded_and_averaged(tmp_path):
 
     assert first.segment(canonical(array)).n_components > 0
     assert both.segment(canonical(array)).n_components == 0
+
+
+def test_a_slab_thinner_than_half_a_voxel_of_the_model_is_segmented(make_segmenter):
+    array, _ = abdomen()
+    thin = CanonicalVolume(array[12:14], (1.0, 4.0, 4.0), Reorientation((0, 1, 2), ()))
+
+    assert make_segmenter().segment(thin).mask_zyx.shape == thin.array_zyx.shape

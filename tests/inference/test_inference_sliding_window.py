@@ -9,6 +9,7 @@ from nnunetv2.inference.sliding_window_prediction import (
     compute_steps_for_sliding_window,
 )
 
+from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.sliding_window import (
     WindowPlan,
     gaussian,
@@ -174,3 +175,24 @@ def test_growing_runs_every_window_where_there_is_no_liver():
 
     assert growing.n_patches == everywhere.n_patches
     np.testing.assert_allclose(margin, volume, atol=1e-5)
+
+
+def test_a_stray_voxel_does_not_end_the_search():
+    volume = np.full((40, 60, 80), -1.0, np.float32)
+    volume[2, 3, 4] = 1.0
+    volume[20:38, 30:58, 40:78] = 1.0
+
+    margin = slide_from(volume, [Counting()], plan(), start=(0.0, 0.0, 0.0), enough_voxels=500)
+
+    assert (margin > 0).sum() > 0.9 * 18 * 28 * 38
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_network_without_finite_output_is_an_error(value):
+    def network(patches):
+        margins = patches.copy()
+        margins[0, 0, 1, 2, 3] = value
+        return margins
+
+    with pytest.raises(ModelError, match="not finite"):
+        run(image((8, 12, 16)), network)

@@ -6,6 +6,7 @@ import pytest
 from weights_samples import CARD
 
 from sslmedsam2.errors import ModelError
+from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.weights import locate
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models, model_for_sequence
@@ -130,3 +131,43 @@ def test_sequence_that_no_model_serves_is_an_error(training, tmp_path):
 
     with pytest.raises(ModelError, match=r"T1: no model serves .* GED3, GED4"):
         model_for_sequence(locate_models(tmp_path / "w"), "T1")
+
+
+def test_a_training_with_only_its_best_checkpoint_is_used_with_a_note(training, tmp_path, caplog):
+    folder = shutil.copytree(training.folder, tmp_path / "model")
+    for final in folder.glob("fold_*/checkpoint_final.pth"):
+        final.rename(final.with_name("checkpoint_best.pth"))
+
+    (model,) = locate_models(folder)
+
+    assert model.folds == ("0", "1")
+    assert model.files[-1].path == "fold_1/checkpoint_best.pth"
+    assert "checkpoint_best.pth is used" in caplog.text
+    spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
+    assert load_checkpoint(spec, "1").weights
+
+
+def test_where_the_model_lies_is_said(training, tmp_path):
+    inside = tmp_path / "results" / "Dataset001" / "trainer"
+    shutil.copytree(training.folder, inside)
+    archive = Path(shutil.make_archive(str(tmp_path / "zipped" / "model"), "zip", inside))
+
+    for given, said in (
+        (tmp_path / "results", "Give Dataset001/trainer in it"),
+        (inside / "fold_0", "Give the folder above it"),
+        (archive, "Unpack it"),
+        (archive.parent, "Unpack model.zip in it"),
+    ):
+        with pytest.raises(ModelError) as refusal:
+            locate_models(given)
+        assert said in refusal.value.remedy
+
+
+def test_a_pointer_of_git_lfs_is_named(training, tmp_path):
+    folder = shutil.copytree(training.folder, tmp_path / "model")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 7996299\n"
+    (folder / "fold_0" / "checkpoint_final.pth").write_bytes(pointer)
+
+    (model,) = locate_models(folder)
+    with pytest.raises(ModelError, match="Git LFS pointer"):
+        read_model_spec(model.path, folds=model.folds)
