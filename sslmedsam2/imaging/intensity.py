@@ -21,6 +21,9 @@ _LEAST_FAT: Final = 0.015
 """Fat as a share of what is not air or lung. In an MR, whose padding near -1000 looks like air,
 only voxels blurred between padding and image have such values: less than 0.5 %."""
 
+_SOFT_TISSUE_HU: Final = (10.0, 200.0)
+"""A CT without fat holds nothing else, bone aside; an MR always has dark voxels."""
+
 _PADDING_GAP: Final = 0.25
 """Padding lies this far below the next value, as a part of the range of the rest (its 0.5th to
 99.5th percentile). """
@@ -41,7 +44,7 @@ _FLAT_SHARE: Final = 0.8
 
 
 def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
-    """Tell CT from MR by its values: air near -1000, and fat near -100."""
+    """Tell CT from MR by its values: air near -1000, and fat near -100 or only soft tissue."""
     sample = array_zyx[::2, ::4, ::4]
     if np.quantile(sample, 0.02) > _AIR_HU:
         return False
@@ -49,7 +52,10 @@ def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
     if not body.size:
         return False
     low, high = _FAT_HU
-    return bool(((body > low) & (body < high)).mean() >= _LEAST_FAT)
+    if ((body > low) & (body < high)).mean() >= _LEAST_FAT:
+        return True
+    darkest, brightest = np.quantile(body, (0.05, 0.9))
+    return bool(darkest >= _SOFT_TISSUE_HU[0] and brightest <= _SOFT_TISSUE_HU[1])
 
 
 def window_if_hounsfield(

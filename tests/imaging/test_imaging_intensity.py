@@ -17,9 +17,6 @@ from sslmedsam2.imaging.intensity import (
 def _abdomen(background: float, tissue: float) -> np.ndarray:
     array = np.full((8, 64, 64), background, dtype=np.float32)
     array[:, 12:52, 8:56] = tissue
-    if background == -1000:
-        # Fat below the skin, which every CT shows.
-        array[:, 12:18, 8:56] = -100
     return array
 
 
