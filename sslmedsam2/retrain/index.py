@@ -27,7 +27,7 @@ from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.plans import CompactPreset, Grid
 from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
 from sslmedsam2.retrain.options import RetrainOptions, as_stored, changed_options
-from sslmedsam2.retrain.plan_cluster import UnitCosts
+from sslmedsam2.retrain.plan_cluster import PlanOptions, UnitCosts, plan_cluster
 from sslmedsam2.retrain.state import WorkDir, options_of, read_state
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.freeze import check_freezable
@@ -39,6 +39,11 @@ _PREPROCESSED_BYTES: Final = 6
 """A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
 _MAP_BYTES: Final = 2
 """A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
+_MEASURED_SLICES: Final = 40
+"""Of the volumes that `UnitCosts` was measured on."""
+_MATRIX_UNITS_ITERATION_S: Final = 0.19
+_FOLD_START_S: Final = 15.0
+"""To import nnU-Net, read the data set and find the quickest arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,8 @@ def index_data(options: RetrainOptions) -> Index:
     if not work.index.is_file():
         _check_cases(labelled, options)
         check_labelled(index.labelled)
-        _check_machine(index, options)
-        _estimate_time(options)
+        grids = _check_machine(index, options)
+        _estimate_time(grids, len(index.labelled), options)
     elif _identity(read_index(work)) != _identity(index):
         raise UsageError(
             work.path,
@@ -233,7 +238,8 @@ def _resolved(image: ImageFile) -> ImageFile:
     return replace(image, **{role: path and path.resolve() for role, path in paths.items()})  # type: ignore[arg-type]
 
 
-def _check_machine(index: Index, options: RetrainOptions) -> None:
+def _check_machine(index: Index, options: RetrainOptions) -> list[Grid]:
+    """Check GPUs and disk, and return the images' grids, those of the labelled first."""
     from sslmedsam2.nnunet.training import check_gpus
 
     grids = [
@@ -247,6 +253,7 @@ def _check_machine(index: Index, options: RetrainOptions) -> None:
     device = choose_device(options.device)
     check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
     _check_disk(grids, planned, options)
+    return grids
 
 
 def _check_disk(grids: Sequence[Grid], planned: PlannedNetwork, options: RetrainOptions) -> None:
@@ -279,11 +286,61 @@ def _grid(path: Path) -> Grid:
     return Grid((shape[z], shape[y], shape[x]), (spacing[z], spacing[y], spacing[x]))
 
 
-def _estimate_time(options: RetrainOptions) -> None:
-    iterations = options.folds * options.epochs * options.iterations_per_epoch
-    logger.info(
-        "estimate: %d iterations a round, at most %d rounds", iterations, options.rule.most_rounds
+def _estimate_time(grids: Sequence[Grid], n_labelled: int, options: RetrainOptions) -> None:
+    """Log how long the labelling, its calibration included, and a round will probably take.
+
+    By the measured costs of a worker with two CPU cores; a GPU's were not measured.
+    """
+    folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
+    if not isinstance(options.preset, CompactPreset) or choose_device(options.device) != "cpu":
+        logger.info(
+            "estimate: %d iterations a round, at most %d rounds",
+            folds * iterations,
+            options.rule.most_rounds,
+        )
+        return
+    slices = float(np.mean([grid.shape_zyx[0] for grid in grids])) / _MEASURED_SLICES
+    costs = UnitCosts()
+    costs = replace(
+        costs,
+        label_s=costs.label_s * slices,
+        encode_s=costs.encode_s * slices,
+        predict_s=costs.predict_s * slices,
+        iteration_s=_iteration_s(),
     )
-    if isinstance(options.preset, CompactPreset):
-        hours = iterations * UnitCosts().iteration_s / 3600
-        logger.info("estimate: on two CPU cores about %.1f hours a round", hours)
+    plan = plan_cluster(
+        PlanOptions(
+            labelled=n_labelled,
+            unlabelled=len(grids) - n_labelled,
+            folds=folds,
+            epochs=options.epochs,
+            iterations_per_epoch=options.iterations_per_epoch,
+            rounds=1,
+            costs=costs,
+        )
+    )
+    labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
+    a_round = folds * _FOLD_START_S + sum(stage.work_s for stage in plan.stages[2:])
+    logger.info(
+        "estimate, on two CPU cores: %s to label %d images and to calibrate on %d, then %s a "
+        "round, at most %d rounds",
+        duration(labelling),
+        len(grids) - n_labelled,
+        n_labelled,
+        duration(a_round),
+        options.rule.most_rounds,
+    )
+
+
+def _iteration_s() -> float:
+    """Return the measured seconds of an iteration on a CPU with matrix units, or without."""
+    try:
+        has_matrix_units = "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        has_matrix_units = False
+    return _MATRIX_UNITS_ITERATION_S if has_matrix_units else UnitCosts().iteration_s
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``12 min`` or ``2.3 h``."""
+    return f"{max(1, round(seconds / 60))} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -380,7 +380,10 @@ def test_stages_one_by_one_end_like_the_whole(done, tmp_path, monkeypatch, capsy
     assert main(["refine", "train", "--work-dir", work]) == 0
     assert main(["refine", "relabel", "--work-dir", work]) == 0
     assert "next: refine freeze" in capsys.readouterr().out
-    assert main(["refine", "freeze", "--work-dir", work, "--weights-out", str(weights)]) == 0
+    assert (
+        main(["refine", "freeze", "--work-dir", work, "--weights-out", str(weights), "--force"])
+        == 0
+    )
     (model,) = locate_models(weights)
     frozen = json.loads((weights / "manifest.json").read_text())["models"][0]["files"]
     assert {one["path"]: one["sha256"] for one in frozen} == _weights(root)

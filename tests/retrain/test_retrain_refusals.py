@@ -1,5 +1,6 @@
 """What cannot work is said before anything long starts."""
 
+import re
 import shutil
 from collections import namedtuple
 
@@ -292,3 +293,19 @@ def test_labelled_image_of_the_wrong_kind_is_named(root):
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 9, 3)), np.eye(4)), flat)
 
     _refused(InputError, rf"{LABELLED[0]}.T2\.nii\.gz", options(root))
+
+
+def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(root, caplog):
+    caplog.set_level("INFO")
+    index_data(options(root, epochs=30, iterations_per_epoch=50))
+
+    (line,) = [text for text in caplog.messages if text.startswith("estimate, on")]
+    wanted = r"estimate, on two CPU cores: 1 min to label 1 images and to calibrate on 2, then "
+    assert re.fullmatch(rf"{wanted}(10|3\d) min a round, at most 2 rounds", line), line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(4, "1 min"), (327, "5 min"), (5390, "90 min"), (9000, "2.5 h")]
+)
+def test_durations_are_in_minutes_or_hours(seconds, words):
+    assert module.duration(seconds) == words
