@@ -48,6 +48,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        _to_disk(partial)
         partial.replace(path)
     except OSError as error:
         raise output_error(path, error) from error
@@ -74,6 +75,12 @@ def output_error(path: Path, error: OSError) -> OutputError:
         reason=f"cannot be written ({cause})",
         remedy=_REMEDIES.get(error.errno or 0, _OTHER_REMEDY),
     )
+
+
+def _to_disk(partial: Path) -> None:
+    """Have the content on the disk before its name: a power cut leaves no empty file."""
+    with partial.open("r+b") as file:
+        os.fsync(file.fileno())
 
 
 def _remove_quietly(partial: Path) -> None:

@@ -1,0 +1,200 @@
+"""Runs a small command again and again, each time with another call that writes failing.
+
+Started with the library of ``faults.c`` preloaded::
+
+    LD_PRELOAD=faults.so python fault_runs.py COMMAND SCRATCH RESULT.json [STEP]
+
+For each call below the output folder and each of three errors, or for one call of every STEP and
+one error, COMMAND (predict, pseudo-label, retrain) is run with that call failing, then as it is.
+What is lost, if anything, stands in the result. ENOSPC stays: a disk that is full remains so until
+the run ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from retrain_samples import write_expert, write_unlabelled
+from tiny_models import bright_tissue_model
+from tiny_sam2 import write_tiny_compact
+from tiny_scans import write_scan
+
+ERRORS = {"ENOSPC": True, "EIO": False, "EACCES": False}
+"""Whether all later calls fail as well."""
+_MASKS_AND_WEIGHTS = (".nii.gz", ".pth", ".csv", "outcome.json", "selection.json")
+_LIBRARY = ctypes.CDLL(None)
+_SETTLED_CODES = {"predict": {1, 3}, "pseudo-label": {1}, "retrain": {1, 2, 4}}
+
+
+def make_inputs(kind: str, root: Path) -> list[str]:
+    """Write what the command reads, and return the command; ``{out}`` is its output folder."""
+    root.mkdir(parents=True)
+    if kind == "predict":
+        for case in ("0001-A", "0002-A"):
+            write_scan(root / "in" / case / "GED4.nii.gz")
+        model = bright_tissue_model(root / "model")
+        return [
+            *("predict", "--input", str(root / "in"), "--output", "{out}", "--model", str(model)),
+            *("--device", "cpu", "--resume"),
+        ]
+    for seed, case in enumerate(("1001-A-S1", "1002-A-S1"), start=1):
+        write_expert(root / "labelled" / case, seed=seed)
+    write_unlabelled(root / "unlabelled" / "0011-B1", seed=11)
+    sam2 = write_tiny_compact(root / "sam2.safetensors")
+    if kind == "pseudo-label":
+        return [
+            *("pseudo-label", "--support", str(root / "labelled"), "--device", "cpu", "--resume"),
+            *("--query", str(root / "unlabelled"), "--output", "{out}", "--sam2", str(sam2)),
+        ]
+    return [
+        *("retrain", "--labelled", str(root / "labelled"), "--work-dir", "{out}/work"),
+        *("--unlabelled", str(root / "unlabelled"), "--sam2", str(sam2), "--device", "cpu"),
+        *("--folds", "2", "--epochs", "1", "--iterations-per-epoch", "1", "--rounds", "1"),
+        *("--weights-out", "{out}/weights", "--force"),
+    ]
+
+
+def in_child(work: Callable[[], int], log: Path) -> int:
+    """Run ``work`` in a fork, its output in ``log``, and return its exit code; -1 if it died."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with log.open("w") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            import torch
+
+            torch.set_num_threads(1)
+            code = work()
+        except BaseException as error:
+            os.write(2, f"Traceback: {type(error).__name__}: {error}\n".encode())
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1
+
+
+def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> tuple[int, str]:
+    """Run a command with the ``call``-th call failing, and return its exit code and its output."""
+    log = out.with_suffix(".log")
+
+    def work() -> int:
+        from tiny_training import PRESET
+
+        from sslmedsam2.cli.main import main
+        from sslmedsam2.nnunet import presets
+
+        presets.PRESETS = {**presets.PRESETS, "compact": PRESET}
+        out.mkdir(exist_ok=True)
+        number = getattr(errno, error)
+        _LIBRARY.faults_arm(str(out).encode(), call, number, int(ERRORS[error] and call > 0))
+        code = main([part.replace("{out}", str(out)) for part in command])
+        calls = _LIBRARY.faults_count()
+        _LIBRARY.faults_arm(b"", 0, 0, 0)
+        out.with_suffix(".calls").write_text(str(calls))
+        return int(code)
+
+    code = in_child(work, log)
+    return code, log.read_text()
+
+
+def results(out: Path) -> dict[str, str]:
+    """Return the hashes of what the command is run for."""
+    return {
+        path.relative_to(out).as_posix(): _digest(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and path.name.endswith(_MASKS_AND_WEIGHTS) and _counts(path)
+    }
+
+
+def _counts(path: Path) -> bool:
+    hidden = any(part.startswith(".") or ".replaced-" in part for part in path.parts)
+    # The checkpoints of a training hold its clock times; what is frozen of them does not.
+    return not hidden and "results" not in path.parts
+
+
+def _digest(path: Path) -> str:
+    if path.name == "pseudo_labels.csv":
+        # All but the seconds.
+        return "\n".join(",".join(row.split(",")[:8]) for row in path.read_text().splitlines())
+    if path.name == "selection.json":
+        return json.dumps(json.loads(path.read_text())["choices"])
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def problems_after_fault(
+    out: Path, code: int, text: str, *, wanted: dict[str, str], kind: str
+) -> list[str]:
+    """Return what is wrong with how a disturbed run ended."""
+    found = []
+    if "Traceback" in text or code in (-1, 99):
+        found.append(f"it ended with code {code} and a traceback: {text[-300:]}")
+    if code != 0 and code not in _SETTLED_CODES[kind]:
+        found.append(f"its exit code is {code}")
+    if code != 0 and not any("error" in line.lower() for line in text.splitlines()):
+        found.append("it failed without a line that says so")
+    for name, digest in results(out).items():
+        if name.endswith((".nii.gz", ".pth")) and digest != wanted.get(name):
+            found.append(f"{name} is another than in an undisturbed run")
+    for path in out.rglob("*.json"):
+        with contextlib.suppress(OSError):
+            try:
+                json.loads(path.read_text())
+            except ValueError:
+                found.append(f"{path.relative_to(out)} is no JSON")
+    return found
+
+
+def main() -> None:
+    """Disturb a command at each call, and write what came of it."""
+    kind, scratch, result = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3])
+    step = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer  # noqa: F401  (once, before all forks)
+
+    import sslmedsam2.cli.main
+    import sslmedsam2.predict.pipeline
+    import sslmedsam2.retrain.pipeline  # noqa: F401
+
+    command = make_inputs(kind, scratch / "inputs")
+    whole = scratch / "whole"
+    code, text = run(command, whole)
+    assert code == 0, text
+    wanted, calls = results(whole), int(whole.with_suffix(".calls").read_text())
+    assert any(name.endswith((".nii.gz", ".pth")) for name in wanted), wanted
+    losses, failed, runs = [], 0, 0
+    generator = np.random.default_rng(0)
+    for first in range(1, calls + 1, step):
+        for error in ERRORS if step == 1 else [generator.choice(list(ERRORS))]:
+            number = min(calls, first + int(generator.integers(step)))
+            out = scratch / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            code, text = run(command, out, call=number, error=str(error))
+            failed += 1
+            found = problems_after_fault(out, code, text, wanted=wanted, kind=kind)
+            code, text = run(command, out)
+            runs += 2
+            if code != 0:
+                found.append(f"the same command afterwards ended with {code}: {text[-300:]}")
+            elif (now := results(out)) != wanted:
+                names = sorted(n for n in now.keys() | wanted.keys() if now.get(n) != wanted.get(n))
+                found.append(f"the same command afterwards gave another {', '.join(names)}")
+            losses += [f"{error} at call {number}: {one}" for one in found]
+            record = {"calls": calls, "calls_failed": failed, "runs": runs, "losses": losses}
+            result.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
