@@ -142,6 +142,16 @@ def test_files_named_on_a_page_about_the_code_exist(page):
     assert {name for name in named if not (REPOSITORY / name).exists()} == set()
 
 
+def test_every_correction_of_an_image_is_explained():
+    """Corrections of masks (`labelled.py`) are lines of the log, not of the page."""
+    sources = [*(REPOSITORY / "sslmedsam2").rglob("*.py")]
+    code = "".join(path.read_text("utf-8") for path in sources if path.name != "labelled.py")
+    named = set(re.findall(r"\brepair\(\s*\"(\w+)\"", code))
+    assert len(named) > 8
+    page = (DOCS / "report.md").read_text(encoding="utf-8")
+    assert {name for name in named if f"`{name}`" not in page} == set()
+
+
 def write_archive(folder: Path, image: Path) -> None:
     """Write a volume as a DICOM series."""
     from dicom.dicom_samples import write_series
