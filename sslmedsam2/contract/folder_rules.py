@@ -4,8 +4,9 @@ Decided by content, in this order:
 
 1. A folder with at least one sequence name (``GED4``, ``T2WI``, ...) **is a case**, named by the
    folder; other volumes in it are noted and not used.
-2. A folder whose own name is that of a case (``0930-A``, or directly below a vendor folder), but
-   without a sequence name in it, is an error. The input folder itself is exempt.
+2. A folder whose own name is that of a case (``0930-A``, or directly below a vendor folder) is a
+   case too if names in it end in a sequence (``0930-A_T2``, ``T2_0000``), else an error. The
+   input folder itself is exempt.
 3. In any other folder **each volume is a case** without a sequence, named by its stem, with the
    names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
 """
@@ -19,16 +20,31 @@ from pathlib import Path
 
 from sslmedsam2.contract import info_csv, names
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
-from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
 """Case name for a folder without a name: the root of a file system."""
-
-
 _Named = dict[Path, names.SequenceName | None]
+
+
+@dataclass(frozen=True)
+class Study:
+    """The images of one case, in processing order; at least one.
+
+    ``stage`` is the fibrosis stage that training names carry.
+    """
+
+    case: str
+    vendor: str | None
+    series: tuple[ImageFile, ...]
+    stage: int | None = None
+
+    @property
+    def has_no_sequence(self) -> bool:
+        """Whether this is a volume outside the challenge's layout, without a sequence."""
+        return self.series[0].sequence is None
 
 
 @dataclass(frozen=True)
@@ -45,15 +61,19 @@ def read_folder(
 ) -> FolderPart:
     """Apply the module's rules to one folder of a tree; ``sequence_map`` beats the names."""
     images = [path for path in folder.volumes if not is_mask(path)]
-    named, skipped, told = _names_of(images, sequence_map or SequenceMap(), root=tree.root)
+    sequence_map = sequence_map or SequenceMap()
+    named, skipped, told = _names_of(images, sequence_map, root=tree.root)
     images = list(named)
     oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))
+    is_case = folder.path != tree.root and _is_named_as_case(folder.path)
+    if is_case and not any(named.values()):
+        named = {path: _ending_of(path, sequence_map) for path in images}
     if len(told) > len(set(told)):
         # The map gives several images of the folder one sequence, so they are several cases.
         part = _read_volumes(folder, named, root=tree.root)
     elif any(named.values()):
         part = _read_case(folder, named, root=tree.root)
-    elif folder.path != tree.root and _is_named_as_case(folder.path):
+    elif is_case:
         part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
     else:
         part = _read_volumes(folder, named, root=tree.root)
@@ -80,6 +100,13 @@ def _names_of(
         else:
             named[path] = sequence_map.parse(stem)
     return named, skipped, told
+
+
+def _ending_of(path: Path, sequence_map: SequenceMap) -> names.SequenceName | None:
+    """Return the sequence of ``<case>_T2`` or ``T2_0000``; None for other names."""
+    stem = volume_stem(path).removesuffix("_0000")
+    split = sequence_map.split(stem)
+    return split[1] if split else sequence_map.parse(stem)
 
 
 def volume_stem(path: Path) -> str:

@@ -31,7 +31,6 @@ Identity = tuple[str, str | None]
 IMAGE_FOLDERS: Final = ("imagestr", "imagests")
 LABEL_FOLDERS: Final = ("labelstr", "labelsts")
 _CHANNEL: Final = re.compile(r"_(\d{4})$")
-_SEPARATOR: Final = re.compile(r"[ ._-]+")
 _NO_CASE: Final = re.compile(r"(scan|images?|img|mri?|volume|series|study|abdomen)", re.IGNORECASE)
 
 
@@ -85,23 +84,25 @@ def identify(
 
     ``stem`` is its name if ``path`` is its mask's. ``sequences`` may know more names.
     """
-    name = without_channel(volume_stem(path) if stem is None else stem)
+    stem = volume_stem(path) if stem is None else stem
+    name = stem if is_in(LABEL_FOLDERS, path) else without_channel(stem)
     folder = path.parent
     own = sequences.parse(name)
     if own:
         case = case_folder(folder, root=root, sequences=sequences)
         return folder_name(case), own.sequence
-    ending = split_ending(name, sequences)
-    if ending:
+    split = sequences.split(name)
+    if split:
+        prefix, ending = split
         at_root = folder == root or is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path)
-        is_case = at_root or not _NO_CASE.fullmatch(ending[0])
-        return ending if is_case else (folder_name(folder), ending[1])
+        is_case = at_root or not _NO_CASE.fullmatch(prefix)
+        return prefix if is_case else folder_name(folder), ending.sequence
     by_folder = _by_folder(folder, name, root=root, sequences=sequences)
     if by_folder:
         return by_folder
     if is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path):
-        return _of_nnunet(path, name)
-    return None
+        return _of_nnunet(path, stem)
+    return (name, None) if folder == root and name != stem else None
 
 
 def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
@@ -109,15 +110,6 @@ def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
     while folder != root and sequences.parse(folder_name(folder)):
         folder = folder.parent
     return folder
-
-
-def split_ending(name: str, sequences: SequenceMap) -> Identity | None:
-    """Split ``<case>_T2`` into case and sequence; None where the name does not end so."""
-    for match in _SEPARATOR.finditer(name):
-        sequence = sequences.parse(name[match.end() :])
-        if sequence and match.start():
-            return name[: match.start()], sequence.sequence
-    return None
 
 
 def named_by_folder(images: Iterable[ImageFile]) -> list[ImageFile]:
@@ -149,14 +141,12 @@ def _by_folder(folder: Path, name: str, *, root: Path, sequences: SequenceMap) -
     return None
 
 
-def _of_nnunet(path: Path, name: str) -> Identity:
+def _of_nnunet(path: Path, stem: str) -> Identity:
     """Name an image or a mask of an nnU-Net raw data set; channels but the first keep a number."""
-    channel = channel_of(name)
-    case = name if channel is None else name.removesuffix(f"_{channel}")
-    if channel is None and is_in(LABEL_FOLDERS, path):
-        return case, _channel_name(path.parent.parent, "0000")
+    channel = None if is_in(LABEL_FOLDERS, path) else channel_of(stem)
+    case = stem if channel is None else stem.removesuffix(f"_{channel}")
     told = _channel_name(path.parent.parent, channel or "0000")
-    return case, told or channel
+    return case, told or (None if channel == "0000" else channel)
 
 
 def _channel_name(folder: Path, channel: str) -> str | None:

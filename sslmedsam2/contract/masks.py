@@ -167,12 +167,12 @@ def _identity(
     if found is None and mask.path.parent == root:
         first, _, rest = stem.partition("_")
         parsed = sequence_map.parse(first)
-        found = (rest, parsed.sequence) if parsed and rest else (stem, None)
-    case, sequence = found or (mask.case, mask.sequence)
+        found = (rest, parsed.sequence) if parsed and rest else None
+    case, sequence = found or (without_channel(mask.case), mask.sequence)
     told = sequence_map.of_file(mask.path, root=root, stem=image_stem)
     if told:
         sequence = None if told == NO_SEQUENCE else told
-    return names.identity_key(without_channel(case)), sequence
+    return names.identity_key(case), sequence
 
 
 def _form_of(stem: str) -> tuple[_Form | None, str]:

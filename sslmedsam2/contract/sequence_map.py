@@ -10,6 +10,7 @@ A table from an image to a sequence, ``skip`` or ``none``; letter case is ignore
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from sslmedsam2.errors import UsageError
 
 SKIP = "skip"
 NO_SEQUENCE = "none"
+_SEPARATOR = re.compile(r"[ ._-]+")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class SequenceMap:
         if entry is None:
             return parse_sequence(name)
         return SequenceName(entry, rank=0) if entry in SEQUENCES else None
+
+    def split(self, name: str) -> tuple[str, SequenceName] | None:
+        """Split ``<case>_T2`` into case and sequence; None where the name does not end so."""
+        for match in _SEPARATOR.finditer(name):
+            sequence = self.parse(name[match.end() :])
+            if sequence and match.start():
+                return name[: match.start()], sequence
+        return None
 
     def of_file(self, path: Path, *, root: Path, stem: str) -> str | None:
         """Return the entry of an image file, by its path below ``root`` or its name.

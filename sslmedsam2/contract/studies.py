@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract import info_csv, names
-from sslmedsam2.contract.folder_rules import is_mask, read_folder, volume_stem
+from sslmedsam2.contract.folder_rules import Study, is_mask, read_folder, volume_stem
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
 

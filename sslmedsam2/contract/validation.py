@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract import names
+from sslmedsam2.contract.folder_rules import Study
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
-from sslmedsam2.contract.series import Study
 from sslmedsam2.contract.studies import Discovery
 from sslmedsam2.imaging.image_file import ImageFile
 

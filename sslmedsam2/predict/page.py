@@ -21,6 +21,7 @@ from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.labelled import read_liver_mask
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.predict.inputs import InputImages, dicom_input_name
@@ -195,7 +196,11 @@ class _ViewMaker:
         volumes = reduce_for_view(
             image,
             voxels,
-            reference_zyx=read_mask(reference_path).array_zyx if reference_path else None,
+            reference_zyx=(
+                read_liver_mask(reference_path, grid=image.geometry).array_zyx
+                if reference_path
+                else None
+            ),
             budget_bytes=VIEW_BUDGET_BYTES,
         )
         write_volumes_case(self._folder, series_id, volumes)

@@ -96,16 +96,18 @@ def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports
     problems: list[SslMedSam2Error] = []
     for series in labelled:
         try:
-            support = read_support(series)
+            notes = read_labelled(series).notes
             files = series.files
-            hashes[support.name] = {role: sha256_file(files[role]) for role in ("image", "mask")}
+            hashes[series.name] = {role: sha256_file(files[role]) for role in ("image", "mask")}
             if series.label is not None:
-                hashes[support.name]["label"] = str(series.label)
+                hashes[series.name]["label"] = str(series.label)
         except InputError as error:
             logger.error("left out of the supports: %s", error)
             problems.append(error)
         else:
             usable.append(series)
+            for note in notes:
+                logger.info(note)
     if not usable:
         first = f" ({problems[0]})" if problems else ""
         raise NoInputError(

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sslmedsam2.contract import names
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.nnunet.dataset import (
     alternating_splits,
@@ -129,9 +131,11 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     """
     options = replace(options, device=choose_device(options.device))
     images, also = _training_images(options), _also_images(options)
-    folder = build_dataset(
-        [*images, *also], preprocessed_dir=preprocessed_dir(options.work_dir), preset=options.preset
-    )
+    _check_patients(images, also)
+    preprocessed = preprocessed_dir(options.work_dir)
+    if len(images) > 1 and not preprocessed.exists():
+        check_labelled([*images, *also])
+    folder = build_dataset([*images, *also], preprocessed_dir=preprocessed, preset=options.preset)
     _check_gpus(options, folder)
     splits = alternating_splits(images, n_folds=options.folds, always=also)
     if splits:
@@ -191,6 +195,23 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
             remedy="Lower --folds, or add case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
     return images
+
+
+def _check_patients(images: Sequence[ImageFile], also: Sequence[ImageFile]) -> None:
+    """Refuse a patient of ``--also`` who is validated on, and two images under one name."""
+    known = {names.identity_key(image.case): image for image in images}
+    keys: set[str] = set()
+    for image in also:
+        key = names.identity_key(case_key(image))
+        if names.identity_key(image.case) in known or key in keys:
+            raise InputError(
+                image.path,
+                kind="duplicate_case",
+                reason=f"case {image.case} is in --data or in another --also as well, so a fold"
+                " would be scored on a patient that it trains on",
+                remedy="Rename the case, or give the patient once",
+            )
+        keys.add(key)
 
 
 def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:

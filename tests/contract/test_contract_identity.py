@@ -84,6 +84,9 @@ def test_mask_alone_beside_several_images_is_refused(make):
         (("p1.nii.gz", "mask_p1.nii.gz"), ("p1", None)),
         (("imagesTr/p1_0000.nii.gz", "labelsTr/p1.nii.gz"), ("p1", None)),
         (("imagesTr/p1_T2_0000.nii.gz", "labelsTr/p1_T2.nii.gz"), ("p1", "T2")),
+        (("imagesTr/amos_0001_0000.nii.gz", "labelsTr/amos_0001.nii.gz"), ("amos_0001", None)),
+        (("imagesTr/amos_0000_0000.nii.gz", "labelsTr/amos_0000.nii.gz"), ("amos_0000", None)),
+        (("p1_0000.nii.gz", "p1_mask.nii.gz"), ("p1", None)),
     ],
 )
 def test_case_and_sequence_of_labelled_images(make, names, expected):
@@ -101,11 +104,25 @@ def test_case_and_sequence_of_labelled_images(make, names, expected):
         ("T2/p1.nii.gz", ("p1", "T2")),
         ("p1/T2/image.nii.gz", ("p1", "T2")),
         ("imagesTr/p1_0000.nii.gz", ("p1", None)),
+        ("imagesTr/amos_0001_0000.nii.gz", ("amos_0001", None)),
+        ("p1_0000.nii.gz", ("p1", None)),
         ("imagesTs/p1_T2_0000.nii.gz", ("p1", "T2")),
     ],
 )
 def test_queries_are_the_cases_that_labelled_images_would_be(make, name, expected):
     assert _queries(make(name)) == [expected]
+
+
+@pytest.mark.parametrize("name", ["1001-A-S1_T2.nii.gz", "T2_0000.nii.gz", "scan_T2.nii.gz"])
+def test_folder_named_as_a_case_may_repeat_the_case_in_its_files(make, name):
+    root = make(f"Vendor_A/1001-A-S1/{name}")
+
+    found = find_studies(root)
+    assert not found.problems
+    assert [(study.case, study.series[0].sequence) for study in found.studies] == [
+        ("1001-A-S1", "T2")
+    ]
+    assert _queries(root) == [("1001-A-S1", "T2")]
 
 
 def test_prefix_that_several_folders_share_is_no_case(make):
@@ -196,6 +213,9 @@ def test_sequence_map_skips_files(make):
         ("p1_0000_liver.nii.gz", "labelsTr/p1.nii.gz"),
         ("imagesTr_p1_0000_liver.nii.gz", "labelsTr/p1.nii.gz"),
         ("p1_pred.nii.gz", "labelsTr/p1.nii.gz"),
+        ("amos_0001_pred.nii.gz", "labelsTr/amos_0001.nii.gz"),
+        ("amos_0000_0000_liver.nii.gz", "labelsTr/amos_0000.nii.gz"),
+        ("imagesTr_amos_0001_0000_liver.nii.gz", "labelsTr/amos_0001.nii.gz"),
     ],
 )
 def test_predictions_meet_references_of_every_layout(make, prediction, reference):

@@ -23,6 +23,7 @@ from sslmedsam2.errors import (
 )
 from sslmedsam2.nnunet.presets import PRESETS
 from sslmedsam2.retrain import index as module
+from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.index import index_data, read_index
 from sslmedsam2.retrain.pipeline import retrain
 from sslmedsam2.retrain.state import WorkDir
@@ -141,6 +142,24 @@ def test_all_labelled_images_that_cannot_be_used_are_named_at_once(root, caplog)
 
     _refused(InputError, "more than two values", options(root))
     assert all(f"{case}/mask_T2.nii.gz" in caplog.text for case in LABELLED[:2])
+
+
+@pytest.mark.parametrize("sequences", [None, ("T2",)])
+def test_supports_are_the_images_that_train(root, monkeypatch, sequences):
+    write_labelled(root / "labelled" / LABELLED[0], sequence="GED4", seed=3)
+    given = []
+
+    def stop_here(_, *, supports, **_others):
+        given.extend(supports)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(retrain_pipeline, "pseudo_label", stop_here)
+    asked = options(root, sequences=sequences)
+    with pytest.raises(KeyboardInterrupt):
+        retrain(asked)
+
+    assert tuple(given) == read_index(WorkDir(root / "work")).labelled
+    assert {image.sequence for image in given} == ({"T2"} if sequences else {"GED4", "T2"})
 
 
 def test_empty_reference_mask(root):

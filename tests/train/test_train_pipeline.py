@@ -63,6 +63,18 @@ def test_mask_that_does_not_fit_its_image_is_refused_before_training(tmp_path, f
     assert not [path for path in options.work_dir.rglob("*") if path.is_file()]
 
 
+def test_patient_of_more_data_who_is_validated_on_is_refused(tmp_path):
+    write_labelled_cases(tmp_path / "data", count=2)
+    write_labelled_case(tmp_path / "more" / "Case1", sequence="T1")
+    options = TrainOptions(
+        tmp_path / "data", tmp_path / "work", (tmp_path / "more",), folds=0, preset=PRESET
+    )
+
+    with pytest.raises(InputError, match="case Case1 is in --data") as error:
+        train(options)
+    assert error.value.kind == "duplicate_case"
+
+
 @pytest.mark.slow
 def test_every_case_is_scored_by_the_fold_that_never_saw_it(trained):
     options, scores = trained
