@@ -33,7 +33,7 @@ _NOTHING = Discovery(studies=(), problems=(), layout="empty", notes=())
 
 
 def input_name(path: Path, root: Path) -> str:
-    """Return how reports call a file that was found below ``root``, or is ``root`` itself."""
+    """Return the name in ``run_report.json`` of a file below ``root``, or of ``root`` itself."""
     base = root if root.is_dir() else root.parent
     return Path(os.path.relpath(path, base)).as_posix()
 
@@ -52,7 +52,7 @@ class Inputs:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user might want to know and nobody has to act on."""
+        """For information; no action is needed."""
         if self.dicom is None:
             return self.studies.notes
         left_out = (
@@ -143,14 +143,14 @@ def _discover(
 
 
 def dicom_input_name(case: str, series: str) -> str:
-    """Return what a report calls the input of a DICOM series."""
+    """Return the name in ``run_report.json`` of a DICOM series."""
     return f"{DICOM_SCHEME}{case}/{series}"
 
 
 def dicom_series(named: NamedVolume) -> ImageFile:
     """Return a DICOM volume as the contract's series.
 
-    One that stands for no sequence is a case by itself, as a file of unknown name is.
+    One without a sequence is a case of its own, as a file without a sequence name is.
     """
     volume, sequence = named.volume, named.row.sequence
     case = volume.case if sequence else f"{volume.case}_{volume.series}"
@@ -158,7 +158,7 @@ def dicom_series(named: NamedVolume) -> ImageFile:
 
 
 class InputImages:
-    """Reads the images of a run again, by the input names of its report."""
+    """Reads the images of a run again, by their input names in ``run_report.json``."""
 
     def __init__(self, input_dir: Path) -> None:
         """Remember the folder; nothing is read yet."""

@@ -1,4 +1,4 @@
-"""The last stage: the best round's networks become a model that ``predict`` serves."""
+"""Last stage: freeze the networks of the best round as a model for ``predict``."""
 
 from __future__ import annotations
 

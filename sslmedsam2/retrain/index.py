@@ -1,7 +1,7 @@
-"""First stage: which images take part, and whether the whole can work at all.
+"""Stage 1: find, check and hash the images, and refuse what cannot work.
 
-Everything that would make hours of work vain is refused here: too few patients, masks that do not
-fit their images, a disk that is too small.
+Everything that would waste hours is refused here: too few patients, masks that do not fit their
+images, too little disk space.
 """
 
 from __future__ import annotations

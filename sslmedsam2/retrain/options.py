@@ -1,4 +1,4 @@
-"""What ``retrain`` is asked to do, and its record in the work directory."""
+"""Options of ``retrain``, and ``options.json`` in the work directory."""
 
 from __future__ import annotations
 
@@ -52,21 +52,21 @@ class RetrainOptions:
     warm_start
         Begin each later round with the networks of the one before, else as round 1.
     reference_masks_first
-        Let round 1 learn from reference masks alone, so that pseudo masks are those of both
-        branches before anything trains on them.
+        Train round 1 on reference masks alone, so that the first pseudo labels to train on are those
+        of both branches.
     reference_share
-        Of the training patches that show reference masks.
+        Share of the training patches with reference masks.
     ignore_above
-        Uncertainty in bits, 0 to 1, from which a voxel of a pseudo mask is not trained on.
+        Uncertainty in bits, 0 to 1, above which a voxel of a pseudo label is ignored.
     agreement_needed
-        Dice between networks from which a doubtful pseudo label is taken in.
+        Dice between networks from which a doubtful pseudo label is used.
     final
         What is frozen of the best round: all folds, the best of them, or one network with the
         mean of their weights.
     deterministic
-        Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+        Train deterministically on a GPU too, which is slower; on a CPU it always is.
     gpus
-        That share each training.
+        Number of GPUs for each training.
     force
         Freeze even a network that is worse than the few-shot branch it learned from.
     preset

@@ -20,7 +20,7 @@ from sslmedsam2.nnunet.labels import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
 
 @dataclass(frozen=True)
 class Candidate:
-    """A pseudo label that asks to be trained on.
+    """A pseudo label that may be trained on.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ threshold hides more wrong voxels but mostly right ones (``benchmarks/ignore_thr
 
 @dataclass(frozen=True)
 class RoundFigures:
-    """What a finished round is judged by.
+    """The figures of a finished round, on which the decision rests.
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 @dataclass(frozen=True)
 class FoldScore:
-    """How a fold's network did on one image of a case that it never saw.
+    """Score of a fold's network on one image of a case that it was not trained on.
 
     Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
     """

@@ -63,9 +63,9 @@ class TrainOptions:
         Case folders with ``<SEQ>.nii.gz``, ``mask_<SEQ>.nii.gz`` and, optionally,
         ``organs_<SEQ>.nii.gz``.
     also_dirs
-        More labelled data of the same layout, which train every fold and are scored by none.
+        More labelled data of the same layout: trained on in every fold, never scored.
     share
-        Of the patches that are drawn from ``data_dir``, where there are ``also_dirs``.
+        Share of patches from ``data_dir`` if there are ``also_dirs``.
     folds
         Cross-validation folds, at least 2; 0 trains the final network only.
     epochs, final_epochs
@@ -81,9 +81,9 @@ class TrainOptions:
         Share of the patches that are repainted with a random contrast: high for a network that
         has to serve contrasts without labels, low to be precise on those that have some.
     deterministic
-        Let a GPU give the same weights each time, at the price of speed; a CPU always does.
+        Train deterministically on a GPU too, which is slower; on a CPU it always is.
     gpus
-        That share each training.
+        Number of GPUs for each training.
     preset
         Size of the network and of its patches.
     label
