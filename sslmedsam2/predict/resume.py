@@ -1,4 +1,4 @@
-"""What an interrupted run has completed, and may be kept."""
+"""``predict --resume``: which results of an earlier run are kept."""
 
 from __future__ import annotations
 

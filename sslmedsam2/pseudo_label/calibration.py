@@ -1,4 +1,4 @@
-"""How far the reliability of pseudo labels can be trusted here: leave-one-out over the supports."""
+"""Calibration of the estimated Dice: leave-one-out over the supports."""
 
 from __future__ import annotations
 

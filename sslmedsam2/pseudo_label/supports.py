@@ -1,4 +1,4 @@
-"""What ``pseudo-label`` starts from: labelled volumes, and a SAM2."""
+"""Input of ``pseudo-label``: labelled volumes (supports) and a SAM2 checkpoint."""
 
 from __future__ import annotations
 

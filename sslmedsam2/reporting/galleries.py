@@ -1,4 +1,4 @@
-"""The best and the worst of many pictures, ready to be put into a page."""
+"""The best and the worst previews, for a page."""
 
 from __future__ import annotations
 

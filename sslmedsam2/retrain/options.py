@@ -52,8 +52,8 @@ class RetrainOptions:
     warm_start
         Begin each later round with the networks of the one before, else as round 1.
     reference_masks_first
-        Train round 1 on reference masks alone, so that the first pseudo labels to train on are those
-        of both branches.
+        Train round 1 on reference masks alone, so that the first pseudo labels to train on are
+        those of both branches.
     reference_share
         Share of the training patches with reference masks.
     ignore_above

@@ -1,7 +1,7 @@
-"""``plan-cluster``: how long a retraining will take on 1, 8 or 64 workers, and what it needs.
+"""``plan-cluster``: time, memory and disk of a retraining on 1, 8 or 64 workers.
 
-An estimate from measured costs of single units, by arithmetic that the guide's page on clusters
-repeats. What is left out: the queue of a batch system, and copying.
+An estimate from measured costs of single units; ``docs/cluster.md`` shows the formulas. The queue
+of a batch system and copying of data are not included.
 """
 
 from __future__ import annotations

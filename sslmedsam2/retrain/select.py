@@ -1,4 +1,4 @@
-"""A round's first stage: choose pseudo labels, and write the masks that it trains on."""
+"""First stage of a round: select pseudo labels, and write the masks to train on."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Which pseudo labels a round trains on, and which of their voxels.
+"""Rules: which pseudo labels a round trains on, which voxels it ignores, and when rounds end.
 
-A curriculum, as in ST++ (Yang et al. 2022, arXiv:2106.05095): what the few-shot branch is sure of
-comes first; what it doubts waits until networks that never saw it agree on it; what it rejects
-never trains. Voxels that are uncertain get nnU-Net's ignore label.
+A curriculum, as in ST++ (Yang et al. 2022, arXiv:2106.05095): accepted pseudo labels train first;
+doubtful ones train only after networks that did not train on the scan agree on it; rejected ones
+never train. Uncertain voxels get nnU-Net's ignore label.
 """
 
 from __future__ import annotations
