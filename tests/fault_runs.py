@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from retrain_samples import write_expert, write_unlabelled
+from retrain_samples import write_labelled, write_unlabelled
 from tiny_models import bright_tissue_model
 from tiny_sam2 import write_tiny_compact
 from tiny_scans import write_scan
@@ -48,7 +48,7 @@ def make_inputs(kind: str, root: Path) -> list[str]:
             *("--device", "cpu", "--resume"),
         ]
     for seed, case in enumerate(("1001-A-S1", "1002-A-S1"), start=1):
-        write_expert(root / "labelled" / case, seed=seed)
+        write_labelled(root / "labelled" / case, seed=seed)
     write_unlabelled(root / "unlabelled" / "0011-B1", seed=11)
     sam2 = write_tiny_compact(root / "sam2.safetensors")
     if kind == "pseudo-label":

@@ -176,10 +176,10 @@ def driver_version() -> str | None:
         words = _KERNEL_DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
         return next(word for word in words if word[0].isdigit())
     except (OSError, IndexError, StopIteration):
-        return ask_nvidia_smi("driver_version")
+        return query_nvidia_smi("driver_version")
 
 
-def ask_nvidia_smi(query: str) -> str | None:
+def query_nvidia_smi(query: str) -> str | None:
     """Return nvidia-smi's answer for the first GPU, or None; takes no memory on the card."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -348,10 +348,10 @@ def test_some_images_can_train_in_every_fold_and_validate_in_none():
 
 
 def test_dealing_is_even_complete_and_blind_to_order():
-    hands = split_cases(["d", "b", "a", "c", "e", "a"], n_folds=3)
+    held_out = split_cases(["d", "b", "a", "c", "e", "a"], n_folds=3)
 
-    assert hands == (frozenset("ad"), frozenset("be"), frozenset("c"))
-    assert split_cases("edcba", n_folds=3) == hands
+    assert held_out == (frozenset("ad"), frozenset("be"), frozenset("c"))
+    assert split_cases("edcba", n_folds=3) == held_out
     assert split_cases([], n_folds=2) == (frozenset(), frozenset())
 
 

@@ -1,4 +1,4 @@
-"""Whether the best round is worth freezing, and what its card says, from records made by hand."""
+"""Whether the best round is frozen, and what its card says, from records made by hand."""
 
 import json
 from pathlib import Path
