@@ -10,7 +10,6 @@ import logging
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,7 +23,7 @@ from typing import Any, Final
 from sslmedsam2 import __version__
 from sslmedsam2.errors import ExitCode, SslMedSam2Error
 from sslmedsam2.execution.host import Limits, read_limits
-from sslmedsam2.inference.device import Device
+from sslmedsam2.inference.device import Device, driver_version, gpu_fault
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,6 @@ class Diagnosis:
         return ExitCode.MODEL_INVALID if "weights" in blamed else ExitCode.SOME_CASES_FAILED
 
 
-_KERNEL_DRIVER: Final = Path("/proc/driver/nvidia/version")
 _PHANTOM_SEED: Final = 11
 _PHANTOM_SHAPE_ZYX: Final = (24, 64, 80)
 _PHANTOM_SPACING_ZYX_MM: Final = (8.0, 4.0, 4.0)
@@ -121,7 +119,7 @@ def run_checks(options: DoctorOptions) -> Diagnosis:
         "processors": lambda: check_processors(limits),
         "memory": lambda: check_memory(limits),
         "processes": lambda: check_processes(limits),
-        "shared_memory": check_shared_memory,
+        "shared_memory": lambda: check_shared_memory(on_gpu=_uses_gpu(options.device)),
         "temporary": check_temporary_folder,
         "input": lambda: check_input(options.input_path),
         "output": lambda: check_output(options.output_dir),
@@ -162,30 +160,31 @@ def _ask_torch() -> Finding:
 
 
 def _ask_device(wanted: Device) -> Finding:
+    driver = driver_version()
+    details: dict[str, Any] = {"driver": driver, "device": "cpu"}
+    if wanted == "cpu":
+        # The GPU is left alone: a context would take memory beside the run that is watched.
+        return Finding("device", State.OK, "CPU", details=details)
+    device = "cuda" if wanted == "auto" else wanted
+    fault = gpu_fault(device)
+    details["cuda_available"] = fault is None
+    if fault is not None:
+        state = State.NOTE if wanted == "auto" else State.PROBLEM
+        if wanted == "auto" and fault.absent and driver is None:
+            return Finding("device", State.OK, f"CPU; {fault.reason}", details=details)
+        return Finding("device", state, f"CPU; {fault.reason}", fault.remedy, details)
     import torch
 
-    driver = _driver()
-    details = {"cuda_available": torch.cuda.is_available(), "driver": driver}
-    if wanted == "cpu" or not torch.cuda.is_available():
-        missing = wanted == "cuda"
-        unused = wanted == "auto" and driver is not None
-        return Finding(
-            "device",
-            State.PROBLEM if missing else State.NOTE if unused else State.OK,
-            f"CPU{'' if wanted == 'cpu' else '; ' + _why_no_gpu(driver)}",
-            "Start the container with --gpus all, or use --device cpu" if missing else None,
-            details | {"device": "cpu"},
-        )
-    gpu = torch.cuda.get_device_properties(0)
-    free, total = torch.cuda.mem_get_info(0)
+    gpu = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
     return Finding(
         "device",
         State.OK,
-        f"{gpu.name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free,"
+        f"{gpu.name}, {_gb(free):.1f} of {_gb(total):.1f} GB free,"
         f" compute capability {gpu.major}.{gpu.minor}, driver {driver or 'unknown'}",
         details=details
         | {
-            "device": "cuda",
+            "device": device,
             "name": gpu.name,
             "count": torch.cuda.device_count(),
             "free_bytes": free,
@@ -193,32 +192,6 @@ def _ask_device(wanted: Device) -> Finding:
             "compute_capability": f"{gpu.major}.{gpu.minor}",
         },
     )
-
-
-def _why_no_gpu(driver: str | None) -> str:
-    import torch
-
-    if torch.version.cuda is None:
-        return "this build of torch knows no GPU"
-    if driver is None:
-        return "no NVIDIA driver is visible"
-    return f"driver {driver} shows no GPU that CUDA {torch.version.cuda} can use"
-
-
-def _driver() -> str | None:
-    """Return the version of NVIDIA's driver, or None where none is visible."""
-    try:
-        words = _KERNEL_DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
-        return next(word for word in words if word[0].isdigit())
-    except (OSError, IndexError, StopIteration):
-        pass
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    lines = done.stdout.split()
-    return lines[0] if done.returncode == 0 and lines else None
 
 
 def _ask_sam2(*, load: bool) -> Finding:
@@ -322,6 +295,8 @@ _NEEDED_MEMORY_GB: Final = 1.5
 _NEEDED_PROCESSES: Final = 40
 _NEEDED_TEMPORARY_MB: Final = 16
 _SHARED_MEMORY: Final = Path("/dev/shm")
+_TRAINING_NEEDS_GB: Final = 2.0
+"""Of shared memory on a GPU, for the processes that prepare patches; see nnunet/training.py."""
 
 
 def check_program() -> Finding:
@@ -384,13 +359,27 @@ def check_processes(limits: Limits) -> Finding:
     )
 
 
-def check_shared_memory(folder: Path = _SHARED_MEMORY) -> Finding:
-    """How large ``/dev/shm`` is; nothing here needs it."""
+def check_shared_memory(folder: Path = _SHARED_MEMORY, *, on_gpu: bool = False) -> Finding:
+    """How large ``/dev/shm`` is: training on a GPU loads its patches through it."""
     if not folder.is_dir():
         return Finding("shared_memory", State.OK, f"no {folder}; none is needed")
     size = shutil.disk_usage(folder).total
-    text = f"{size / 1e6:.0f} MB in {folder}; none is needed"
-    return Finding("shared_memory", State.OK, text, details={"bytes": size})
+    details = {"bytes": size}
+    if not on_gpu:
+        text = f"{size / 1e6:.0f} MB in {folder}; none is needed on a CPU"
+        return Finding("shared_memory", State.OK, text, details=details)
+    enough = _gb(size) >= _TRAINING_NEEDS_GB
+    return Finding(
+        "shared_memory",
+        State.OK if enough else State.NOTE,
+        f"{size / 1e6:.0f} MB in {folder}; predict needs none, training {_TRAINING_NEEDS_GB:g} GB",
+        None if enough else "For training, which is several times slower without: --shm-size 8g",
+        details,
+    )
+
+
+def _uses_gpu(wanted: Device) -> bool:
+    return wanted != "cpu" and gpu_fault("cuda" if wanted == "auto" else wanted) is None
 
 
 def check_temporary_folder() -> Finding:

@@ -80,11 +80,10 @@ def _usual_device() -> str:
     return "cuda" if fault is None else "cpu"
 
 
-@lru_cache(maxsize=16)
 def gpu_fault(device: str) -> GpuFault | None:
     """Return why ``cuda`` or ``cuda:N`` cannot be used, or None if it computes right.
 
-    It is tried once in a process: an fp16 convolution, compared with the CPU's in fp32.
+    A GPU is tried once in a process: an fp16 convolution, compared with the CPU's in fp32.
     """
     import torch
 
@@ -95,6 +94,11 @@ def gpu_fault(device: str) -> GpuFault | None:
         return _why_no_gpu()
     if int(device.partition(":")[2] or 0) >= count:
         return GpuFault(f"{count} GPU(s) are visible, numbered from 0", "Give another number")
+    return _fault_of_convolution(device)
+
+
+@lru_cache(maxsize=16)
+def _fault_of_convolution(device: str) -> GpuFault | None:
     try:
         error = _error_of_convolution(device)
     except Exception as exception:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError
+from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.weights.checkpoint import read_checkpoint
@@ -216,6 +216,8 @@ def run_fold(
     warm_start: Path | None,
 ) -> None:
     """Train one fold to its end in this process, alone or as one of several; see `train_fold`."""
+    import torch
+
     from sslmedsam2.nnunet.cpu import keep_freed_memory
     from sslmedsam2.nnunet.trainer import deterministic_algorithms
 
@@ -232,7 +234,14 @@ def run_fold(
             logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
         elif warm_start is not None:
             _load_weights(trainer, warm_start)
-        trainer.run_training()
+        try:
+            trainer.run_training()
+        except torch.cuda.OutOfMemoryError as error:
+            raise SslMedSam2Error(
+                f"fold {fold}",
+                reason=f"the memory of the GPU is too small for this network ({first_line(error)})",
+                remedy="Choose a smaller --preset, or --device cpu",
+            ) from error
 
 
 def _final_checkpoint(work_dir: Path, fold: Fold) -> Path:

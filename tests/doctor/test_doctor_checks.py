@@ -90,14 +90,15 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(folders, monkeyp
 def test_a_driver_whose_gpu_cannot_be_used_is_noted(folders, monkeypatch, tmp_path):
     words = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.223.02  Sat Oct  7 2023\n"
     (tmp_path / "version").write_text(words)
-    monkeypatch.setattr("sslmedsam2.doctor.checks._KERNEL_DRIVER", tmp_path / "version")
+    monkeypatch.setattr("sslmedsam2.inference.device._KERNEL_DRIVER", tmp_path / "version")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", "13.0")
 
     device = by_name(run_checks(DoctorOptions(**folders, inference=False)))["device"]
 
     assert device.state is State.NOTE
-    assert "driver 470.223.02 shows no GPU that CUDA 13.0 can use" in device.text
+    assert "driver 470.223.02 is too old for CUDA 13.0, which needs 580 or newer" in device.text
+    assert "--cuda 12.6" in device.remedy
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def transfers() -> Transfers:
 
 
 def reset() -> None:
-    """Begin counting anew, without limit and fault."""
+    """Begin counting anew on the first device, without limit and fault."""
     native.clear()
+    native.set_device(0)
     native.set_limit(-1)
     native.set_fault("", -1)
 

@@ -18,7 +18,8 @@ def pytest_configure(config):
     alone = bool(paths) and all(path.is_relative_to(_HERE) for path in paths)
     config.stash[_REASON] = _OTHERS_TOO if not alone else fakecuda.why_not()
     if config.stash[_REASON] is None:
-        fakecuda.install()
+        # Autograd counts the devices once, at the first backward pass.
+        fakecuda.install(devices=2)
         # With networks this small more threads only wait for each other.
         torch.set_num_threads(1)
 
@@ -38,9 +39,9 @@ def _sound_device():
     """Begin each test with a card that works and has memory, and one that is yet to be tried."""
     from sslmedsam2.inference import device
 
-    fakecuda.install()
+    fakecuda.install(devices=2)
     fakecuda.reset()
-    device.gpu_fault.cache_clear()
+    device._fault_of_convolution.cache_clear()
     device._usual_device.cache_clear()
     yield
     fakecuda.reset()

@@ -51,7 +51,6 @@ def test_gpu_that_computes_right_is_chosen_by_default(caplog):
 
 
 def test_number_of_a_gpu_that_is_not_there_and_other_words_are_refused():
-    fakecuda.install(devices=2)
     assert choose_device("cuda:1") == "cuda:1"
     with pytest.raises(UsageError, match="2 GPU"):
         choose_device("cuda:2")
@@ -70,7 +69,7 @@ def test_number_of_a_gpu_that_is_not_there_and_other_words_are_refused():
     ids=["unsupported card", "exclusive mode", "broken card", "full card"],
 )
 def test_card_that_cannot_be_used_leaves_the_cpu_and_one_line(caplog, message, reason, remedy):
-    fakecuda.install(capability=(7, 0))
+    fakecuda.install(devices=2, capability=(7, 0))
     with fakecuda.broken(message):
         assert [choose_device("auto") for _ in range(3)] == ["cpu"] * 3
         with pytest.raises(UsageError) as refused:

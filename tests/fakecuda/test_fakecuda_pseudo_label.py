@@ -171,7 +171,7 @@ def test_run_on_the_cpu_copies_nothing_from_or_to_a_gpu(sam2_path, tmp_path):
 
 @pytest.mark.parametrize(("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16")])
 def test_bfloat16_is_used_only_where_the_card_has_it(sam2_path, capability, expected):
-    fakecuda.install(capability=capability)
+    fakecuda.install(devices=2, capability=capability)
     sam2 = load_sam2(sam2_path, device=CUDA)
     with sam2.computing():
         product = torch.ones(2, 2, device="cuda") @ torch.ones(2, 2, device="cuda")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from tiny_models import make_plans
 from tiny_scans import abdomen
 from tiny_training import PRESET, read_curves, write_labelled_cases
@@ -196,15 +195,6 @@ def test_deterministic_training_holds_torch_to_it_and_lets_it_go(data, tmp_path,
     assert not torch.are_deterministic_algorithms_enabled()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(tensor, weights[1][name], atol=1e-3, rtol=0)
-
-
-def test_step_on_a_gpu_is_left_to_nnunet_and_so_in_mixed_precision(monkeypatch):
-    monkeypatch.setattr(nnUNetTrainer, "train_step", lambda _, batch: {"loss": batch})
-    trainer = object.__new__(LiverTrainer)
-    trainer.device = torch.device("cuda", 0)
-    trainer.network, trainer._average = torch.nn.Identity(), []
-
-    assert trainer.train_step("a batch") == {"loss": "a batch"}
 
 
 def _shared_memory(monkeypatch, *, megabytes):
