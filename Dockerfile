@@ -1,6 +1,7 @@
 # Liver masks for /input, written to /output, on a GPU or a plain CPU. docs/container.md says more.
 #   bash scripts/build_image.sh             the image for a GPU, which also runs without one
-#   bash scripts/build_image.sh --cpu       a quarter of its size, for the CPU only
+#   bash scripts/build_image.sh --cpu       a third of its size, for the CPU only
+#   bash scripts/build_image.sh --cuda 12.6 for older GPUs and drivers
 #   docker build -t sslmedsam2 .            the same as the first, by hand
 
 # torch brings its own CUDA libraries, so a base without any is enough. Its release (13.0) has to be
@@ -108,7 +109,7 @@ WORKDIR /tmp
 USER 10001:10001
 
 HEALTHCHECK --interval=5m --timeout=2m --start-period=1m \
-    CMD ["python", "/app/entrypoint.py", "doctor", "--no-inference"]
+    CMD ["python", "/app/entrypoint.py", "doctor", "--no-inference", "--device", "cpu"]
 
 ENTRYPOINT ["python", "/app/entrypoint.py"]
 

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Builds the image with docker, podman or buildah, whichever is there.
-#   scripts/build_image.sh [--cpu] [--tag NAME] [-- OPTIONS OF THE ENGINE'S BUILD]
-# --cpu  leaves CUDA out: a quarter of the size, no GPU.
-# --tag  [default: sslmedsam2, with --cpu sslmedsam2:cpu]
+#   scripts/build_image.sh [--cpu | --cuda 12.6] [--tag NAME] [-- OPTIONS OF THE ENGINE'S BUILD]
+# --cpu        leaves CUDA out: a third of the size, no GPU.
+# --cuda 12.6  for GPUs and drivers that CUDA 13 does not support: compute capability 5.0 to 9.0,
+#              driver 525 or newer. The packages of CUDA 12 are not in constraints.txt.
+# --tag        [default: sslmedsam2, sslmedsam2:cpu or sslmedsam2:cuda12.6]
 # After -- for example:
 #   --build-arg SAM2_WEIGHTS=medsam2              bake in official weights and accept their terms
 #   --build-arg BASE_IMAGE=nvidia/cuda:...@sha256:...
@@ -14,7 +16,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/image_engine.sh
 
 readonly CPU_BASE=docker.io/library/debian:bookworm-slim
-readonly CPU_TORCH=https://download.pytorch.org/whl/cpu
+readonly CUDA126_BASE=docker.io/nvidia/cuda:12.6.3-base-ubuntu24.04
+readonly TORCH_BUILDS=https://download.pytorch.org/whl
 
 usage() {
     sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
@@ -27,9 +30,16 @@ default_tag=sslmedsam2
 while [ $# -gt 0 ]; do
     case $1 in
         --cpu)
-            variant=(--build-arg TORCH=cpu --build-arg "TORCH_INDEX=$CPU_TORCH"
+            variant=(--build-arg TORCH=cpu --build-arg "TORCH_INDEX=$TORCH_BUILDS/cpu"
                 --build-arg "BASE_IMAGE=$CPU_BASE")
             default_tag=sslmedsam2:cpu
+            ;;
+        --cuda)
+            [ "${2:-}" = 12.6 ] || usage 2 >&2
+            variant=(--build-arg TORCH=cuda --build-arg "TORCH_INDEX=$TORCH_BUILDS/cu126"
+                --build-arg "BASE_IMAGE=$CUDA126_BASE")
+            default_tag=sslmedsam2:cuda12.6
+            shift
             ;;
         --tag)
             [ $# -gt 1 ] || usage 2

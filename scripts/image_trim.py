@@ -25,6 +25,13 @@ UNOPENED = {
         "torch/bin/[!t]*",
         "torch/bin/test_*",
     ),
+    "Triton, which needs a compiler": ("triton", "triton-*.dist-info"),
+    # By `readelf -d`, no library of torch asks for these. cuDNN's stay: it opens them as it needs.
+    "CUDA libraries that no other is linked with": (
+        "nvidia/**/libcusolverMg.so*",
+        "nvidia/**/libnvrtc*.alt.so*",
+        "nvidia/**/libnvperf*.so*",
+    ),
     "OpenVINO for devices other than the CPU": (
         "openvino/libs/libopenvino_intel_[gn]pu_*",
         "openvino/libs/cache.json",

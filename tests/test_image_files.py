@@ -86,6 +86,8 @@ def test_health_is_asked_of_the_doctor_with_real_options():
     (check,) = instructions("HEALTHCHECK")
     words = json.loads(check.partition("CMD ")[2])
     assert words[:2] == ["python", "/app/entrypoint.py"]
+    # Beside a run it must not take memory of the GPU.
+    assert words[words.index("--device") + 1] == "cpu"
     cli.get_command(None, words[2]).make_context(words[2], words[3:])
 
 
@@ -99,6 +101,19 @@ def test_composed_services_run_real_commands_without_privileges():
         assert service["cap_drop"] == ["ALL"]
         name, *options = service.get("command", ["predict"])
         cli.get_command(None, name).make_context(name, options)
+
+
+def test_retraining_on_a_gpu_has_room_for_the_processes_that_prepare_patches():
+    yaml = pytest.importorskip("yaml")
+    retrain = yaml.safe_load((REPOSITORY / "compose.yaml").read_text())["services"]["retrain"]
+    assert retrain["shm_size"] == "8g"
+    # 12 + 6 loader processes, each with two threads for every one of the main process's libraries.
+    assert retrain["pids_limit"] >= 1024
+    for page in ("container.md", "retraining.md"):
+        text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        commands = [line for line in text.splitlines() if " retrain --labelled" in line]
+        for command in commands:
+            assert "docker run" not in command or "--shm-size 8g" in command
 
 
 @pytest.fixture
@@ -135,6 +150,16 @@ def test_the_image_is_built_with_version_revision_and_what_the_caller_adds(engin
     assert re.search(r"VERSION=\d+\.\d+", build)
     assert build.endswith("--build-arg SAM2_WEIGHTS=medsam2 .")
     assert done.stdout.endswith("sslmedsam2: 1500 MB\n")
+
+
+def test_a_variant_for_older_gpus_comes_from_the_same_dockerfile(engine):
+    assert run_script("build_image.sh", "--cuda", "12.6").returncode == 0
+    (build,) = [line for line in engine.read_text().splitlines() if line.startswith("build")]
+    assert "--tag sslmedsam2:cuda12.6 " in build
+    assert "TORCH=cuda" in build
+    assert "/whl/cu126" in build
+    assert "BASE_IMAGE=docker.io/nvidia/cuda:12.6." in build
+    assert run_script("build_image.sh", "--cuda", "11").returncode == 2
 
 
 def test_the_cpu_variant_comes_from_the_same_dockerfile_on_another_base(engine):
@@ -296,8 +321,21 @@ def test_trimming_takes_tests_and_headers_and_leaves_what_torch_starts(tmp_path,
         "torch/bin/protoc",
         "torch/bin/test_api",
         "pandas/tests/io/x.py",
+        "triton/backends/nvidia/bin/ptxas",
+        "triton-3.7.1.dist-info/METADATA",
+        "nvidia/cu13/lib/libcusolverMg.so.12",
+        "nvidia/cu13/lib/libnvrtc.alt.so.13",
+        "nvidia/cu13/lib/libnvrtc-builtins.alt.so.13.0",
+        "nvidia/cu13/lib/libnvperf_host.so",
     }
-    kept = {"torch/bin/torch_shm_manager", "torch/lib/libtorch.so", "torch/testing/__init__.py"}
+    kept = {
+        "torch/bin/torch_shm_manager",
+        "torch/lib/libtorch.so",
+        "torch/testing/__init__.py",
+        "nvidia/cu13/lib/libcusolver.so.12",
+        "nvidia/cu13/lib/libnvrtc.so.13",
+        "nvidia/cudnn/lib/libcudnn_adv.so.9",
+    }
     for name in removed | kept:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(bytes(1000))

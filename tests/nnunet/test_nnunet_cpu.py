@@ -1,5 +1,6 @@
 """The network rearranged for a CPU is the same function, and its weights fit both forms."""
 
+import os
 import subprocess
 import sys
 from copy import deepcopy
@@ -102,3 +103,18 @@ def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_pa
     assert first.seconds
     assert min(first.seconds.values()) > 0
     assert arithmetic_of_fold(tmp_path, network, patch=patch) == first
+
+
+@pytest.mark.slow
+def test_network_that_cannot_be_compiled_is_run_as_it_is():
+    script = """
+import torch
+from sslmedsam2.nnunet import cpu
+assert cpu.can_compile()
+assert torch.compile(lambda x: x + 1)(torch.zeros(2)).tolist() == [1, 1]
+"""
+    environment = {**os.environ, "CXX": "/bin/false"}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
