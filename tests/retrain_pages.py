@@ -13,13 +13,13 @@ from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.charts import Curve, LineChart
-from sslmedsam2.reporting.galleries import Gallery, Picture
+from sslmedsam2.reporting.galleries import Gallery, Preview
 from sslmedsam2.retrain.page import PageImage, PageRound, RetrainPage
 from sslmedsam2.retrain.selection import Choice, Decision
 from sslmedsam2.retrain.state import RelabelRecord
 from sslmedsam2.train.fold_scores import FoldScore
 
-NO_PICTURES = Gallery("Dice", (), ())
+NO_PREVIEWS = Gallery("Dice", (), ())
 CASES = ("0010-B", "0002-B", HOSTILE_CASE)
 CHANGES = (0.91, None, 0.975)
 _NO_FIGURES = dict.fromkeys(("validation_dice", "validation_hausdorff_mm", "change_dice"))
@@ -43,7 +43,7 @@ def example_page(**changes: Any) -> RetrainPage:
         options=(("Folds", "2"), ("Labelled images", f"/data/{HOSTILE_TEXT}")),
         problems=(f"/data/{HOSTILE_CASE}.nii.gz: cannot be read",),
         fewshot_dice=0.8721,
-        fewshot_gallery=Gallery("estimated Dice", (), (Picture(HOSTILE_CASE, 0.9312, png()),)),
+        fewshot_gallery=Gallery("estimated Dice", (), (Preview(HOSTILE_CASE, 0.9312, png()),)),
         rounds=(
             finished_round(1, validation_dice=0.9012, change_dice=0.8111),
             finished_round(2, validation_dice=0.9234, change_dice=0.9425),
@@ -129,8 +129,8 @@ def finished_round(number: int, *, validation_dice: float, change_dice: float) -
         scores=(FoldScore("0001-A", "T2", 0, 0.9012, 20.1, 8.2),),
         gallery=Gallery(
             "Dice to the mask before",
-            (Picture("0002-B/T2", 0.5123, png()),),
-            (Picture("0010-B/T2", 0.9321, None),),
+            (Preview("0002-B/T2", 0.5123, png()),),
+            (Preview("0010-B/T2", 0.9321, None),),
         ),
         fewshot_weight=0.45,
     )
@@ -147,5 +147,5 @@ def begun_round(number: int) -> PageRound:
         images=(image,),
         charts=(),
         scores=(),
-        gallery=NO_PICTURES,
+        gallery=NO_PREVIEWS,
     )

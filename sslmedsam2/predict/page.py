@@ -31,8 +31,8 @@ from sslmedsam2.reporting.page import (
     write_preview_case,
     write_volumes_case,
 )
-from sslmedsam2.reporting.page_data import PageEntry, PageScore, Shown, page_data, worst_first
-from sslmedsam2.reporting.page_volumes import reduce_for_view
+from sslmedsam2.reporting.page_data import PageEntry, PageScore, page_data, worst_first
+from sslmedsam2.reporting.page_volumes import ViewVolumes, reduce_for_view
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report
 from sslmedsam2.submission.evaluate import evaluate
 from sslmedsam2.submission.tables import ScoreRow
@@ -88,15 +88,6 @@ class _Reference:
     path: Path | None
 
 
-@dataclass(frozen=True)
-class _View:
-    """What a series' own script was made to hold; see ``PageEntry``."""
-
-    shown: Shown
-    note: str
-    problem: str | None = None
-
-
 def report(options: ReportOptions) -> WrittenPage:
     """Write the page of a run; a series that cannot be read says so, and the others go on.
 
@@ -111,27 +102,24 @@ def report(options: ReportOptions) -> WrittenPage:
     input_dir = _input_dir(options.input_path)
     references, notes = _references(options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
-    maker = _ViewMaker(options.run_dir, input_dir, folder)
+    views = _ViewWriter(options.run_dir, input_dir, folder)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
     for number, result in enumerate(results, start=1):
         reference = references.pop(_mask_key(result), None)
-        series_id = f"{number:04d}"
-        view = maker.make(series_id, result, reference_path=reference.path if reference else None)
-        if view.problem:
-            _LOG.warning("%s %s is not shown: %s", result.case, result.sequence, view.problem)
-        entries.append(
+        entry = views.add(
             PageEntry(
-                series_id=series_id,
+                series_id=f"{number:04d}",
                 result=result,
-                shown=view.shown,
-                view_note=view.note,
-                problem=view.problem,
                 score=reference.score if reference else None,
                 sequence_reason=reasons.get(result.input_path, ""),
-            )
+            ),
+            reference_path=reference.path if reference else None,
         )
+        if entry.problem:
+            _LOG.warning("%s %s is not shown: %s", result.case, result.sequence, entry.problem)
+        entries.append(entry)
         _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
     ordered = worst_first(entries)
     notes = (*notes, *_left_over(references))
@@ -154,8 +142,8 @@ def report_or_none(options: ReportOptions) -> WrittenPage | None:
         return None
 
 
-class _ViewMaker:
-    """Writes the script of each series with the best picture there is of it."""
+class _ViewWriter:
+    """Writes what the viewer shows of each series: volumes, else the preview, else nothing."""
 
     def __init__(self, run_dir: Path, input_dir: Path | None, folder: Path) -> None:
         self._run_dir = run_dir
@@ -163,58 +151,46 @@ class _ViewMaker:
         self._folder = folder
         self._folders = (run_dir, input_dir)
 
-    def make(self, series_id: str, result: SeriesResult, *, reference_path: Path | None) -> _View:
-        """Write volumes, or else the preview, or else nothing."""
+    def add(self, entry: PageEntry, *, reference_path: Path | None) -> PageEntry:
+        """Write the script of a series and return the entry with what it shows."""
+        result = entry.result
         try:
-            mask = self._mask(result)
+            mask = read_mask(self._run_dir / result.output_path) if result.output_path else None
             if self._images is not None:
                 image = _as_seen(self._images.read(result.input_path))
-                return self._volumes(series_id, image, mask, reference_path=reference_path)
+                volumes = _volumes(image, mask, reference_path=reference_path)
+                write_volumes_case(self._folder, entry.series_id, volumes)
+                return replace(entry, shown="volumes", view_note=volumes.note)
         except InputError as error:
             # That a series without a mask cannot be read is what the run itself reports.
             reason = _without_folders(str(error), self._folders)
             if result.output_path:
-                return self._preview(series_id, result, note="", problem=reason)
-            return self._preview(series_id, result, note=reason)
-        note = "Give --input to see the volumes." if result.output_path else ""
-        return self._preview(series_id, result, note=note)
-
-    def _mask(self, result: SeriesResult) -> MaskVolume | None:
-        return read_mask(self._run_dir / result.output_path) if result.output_path else None
-
-    def _volumes(
-        self,
-        series_id: str,
-        image: Volume,
-        mask: MaskVolume | None,
-        *,
-        reference_path: Path | None,
-    ) -> _View:
-        voxels = np.zeros_like(image.array_zyx, np.uint8) if mask is None else mask.array_zyx
-        if mask is not None:
-            _check_grid(mask, image)
-        volumes = reduce_for_view(
-            image,
-            voxels,
-            reference_zyx=(
-                read_liver_mask(reference_path, grid=image.geometry).array_zyx
-                if reference_path
-                else None
-            ),
-            budget_bytes=VIEW_BUDGET_BYTES,
-        )
-        write_volumes_case(self._folder, series_id, volumes)
-        return _View("volumes", volumes.note)
-
-    def _preview(
-        self, series_id: str, result: SeriesResult, *, note: str, problem: str | None = None
-    ) -> _View:
+                entry = replace(entry, problem=reason)
+            else:
+                entry = replace(entry, view_note=reason)
+        else:
+            if result.output_path:
+                entry = replace(entry, view_note="Give --input to see the volumes.")
         try:
             png = preview_path(self._run_dir, _named(result)).read_bytes()
         except (OSError, OutputError):
-            return _View("nothing", note, problem)
-        write_preview_case(self._folder, series_id, png)
-        return _View("preview", note, problem)
+            return entry
+        write_preview_case(self._folder, entry.series_id, png)
+        return replace(entry, shown="preview")
+
+
+def _volumes(image: Volume, mask: MaskVolume | None, *, reference_path: Path | None) -> ViewVolumes:
+    if mask is not None:
+        _check_grid(mask, image)
+    reference_zyx = None
+    if reference_path is not None:
+        reference_zyx = read_liver_mask(reference_path, grid=image.geometry).array_zyx
+    return reduce_for_view(
+        image,
+        np.zeros_like(image.array_zyx, np.uint8) if mask is None else mask.array_zyx,
+        reference_zyx=reference_zyx,
+        budget_bytes=VIEW_BUDGET_BYTES,
+    )
 
 
 def _load_run(run_dir: Path) -> RunReport:

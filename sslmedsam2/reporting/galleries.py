@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,24 +12,15 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 _MOST: Final = 3
-"""Pictures at either end."""
+"""Previews at either end."""
 _MAX_WIDTH: Final = 900
 """Pixels; previews are as wide as this."""
 _COLOURS: Final = 128
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A picture that may be shown; ``score`` is higher for better ones."""
-
-    title: str
-    score: float
-    path: Path
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture to be shown; ``png`` is None where it could not be read."""
+class Preview:
+    """A preview to be shown; ``png`` is None where it could not be read."""
 
     title: str
     score: float
@@ -38,27 +29,29 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The worst pictures, worst first, and the best, best first; none is in both.
+    """The worst previews, worst first, and the best, best first; none is in both.
 
     ``judged_by`` says what the scores are.
     """
 
     judged_by: str
-    worst: tuple[Picture, ...]
-    best: tuple[Picture, ...]
+    worst: tuple[Preview, ...]
+    best: tuple[Preview, ...]
 
 
-def make_gallery(candidates: Sequence[Candidate], *, judged_by: str) -> Gallery:
-    """Choose and read a few pictures at either end; of a few, the better half counts as best."""
-    ordered = sorted(candidates, key=lambda candidate: (candidate.score, candidate.title))
+def make_gallery(scored: Iterable[tuple[float, str, Path]], *, judged_by: str) -> Gallery:
+    """Choose and read a few previews at either end; of a few, the better half counts as best.
+
+    ``scored`` holds score (higher is better), title and file of each.
+    """
+    ordered = sorted(scored)
     half = len(ordered) // 2
-    worst = ordered[: min(_MOST, half)]
-    best = ordered[max(half, len(ordered) - _MOST) :][::-1]
-    return Gallery(judged_by, tuple(map(_picture, worst)), tuple(map(_picture, best)))
-
-
-def _picture(candidate: Candidate) -> Picture:
-    return Picture(candidate.title, candidate.score, _embeddable_png(candidate.path))
+    chosen = ordered[: min(_MOST, half)], ordered[max(half, len(ordered) - _MOST) :][::-1]
+    worst, best = (
+        tuple(Preview(title, score, _embeddable_png(path)) for score, title, path in rows)
+        for rows in chosen
+    )
+    return Gallery(judged_by, worst, best)
 
 
 def _embeddable_png(path: Path) -> bytes | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from sslmedsam2.reporting.run_report import InputGeometry, RunReport, SeriesResult, SeriesStatus
@@ -72,14 +72,12 @@ class PageEntry:
     problem: str | None = None
     score: PageScore | None = None
     sequence_reason: str = ""
-    flags: tuple[str, ...] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Name the flags, which filters and the order go by."""
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Names of the warnings, which filters and the order go by."""
         names = [_warning_name(warning) for warning in self.result.warnings]
-        if self.problem:
-            names.append("not_shown")
-        object.__setattr__(self, "flags", tuple(dict.fromkeys(names)))
+        return tuple(dict.fromkeys([*names, *(["not_shown"] if self.problem else [])]))
 
 
 def worst_first(entries: Iterable[PageEntry]) -> list[PageEntry]:
@@ -120,35 +118,24 @@ def _badness(entry: PageEntry) -> tuple[int, float, tuple[str, str, str]]:
 
 
 def _row(entry: PageEntry) -> dict[str, Any]:
+    """Return the fields of the result, some of them in words, and those of the page."""
     result, score = entry.result, entry.score
     return {
+        **asdict(result),
         "id": entry.series_id,
-        "case": result.case,
-        "sequence": result.sequence,
-        "vendor": result.vendor,
         "status": result.status.value,
         "flags": list(entry.flags),
-        "volume_ml": result.liver_volume_ml,
-        "confidence": result.mean_foreground_confidence,
+        "warnings": list(result.warnings),
+        "stages": dict(result.seconds),
         "seconds": round(sum(result.seconds.values()), 2) if result.seconds else None,
+        "geometry": None if result.geometry is None else _geometry_in_words(result.geometry),
         "dice": score.dice if score else None,
         "hausdorff_mm": score.hausdorff_mm if score else None,
-        "scored": score is not None,
         "score_note": score.note if score else "",
         "shown": entry.shown,
         "view_note": entry.view_note,
         "problem": entry.problem,
-        "error": result.error,
-        "warnings": list(result.warnings),
-        "stages": dict(result.seconds),
-        "components": result.components,
-        "touches_border": result.touches_border,
-        "peak_memory_mb": result.peak_memory_mb,
-        "input_path": result.input_path,
-        "output_path": result.output_path,
-        "dicom_seg_path": result.dicom_seg_path,
         "sequence_reason": entry.sequence_reason,
-        "geometry": None if result.geometry is None else _geometry_in_words(result.geometry),
     }
 
 

@@ -19,7 +19,7 @@ from sslmedsam2.nnunet.presets import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.charts import Curve, LineChart
-from sslmedsam2.reporting.galleries import Candidate, Gallery, make_gallery
+from sslmedsam2.reporting.galleries import Gallery, make_gallery
 from sslmedsam2.reporting.page import write_single_file_page
 from sslmedsam2.retrain.freeze import below_fewshot
 from sslmedsam2.retrain.index import read_index
@@ -321,12 +321,12 @@ def _record(
 def _gallery(
     folder: Path, scored: Sequence[tuple[ImageFile, float | None]], *, judged_by: str
 ) -> Gallery:
-    candidates = [
-        Candidate(query.name, score, pseudo_label_paths(folder, query).preview)
+    known = (
+        (score, query.name, pseudo_label_paths(folder, query).preview)
         for query, score in scored
         if score is not None
-    ]
-    return make_gallery(candidates, judged_by=judged_by)
+    )
+    return make_gallery(known, judged_by=judged_by)
 
 
 def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOptions) -> PageRound:

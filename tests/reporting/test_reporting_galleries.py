@@ -4,14 +4,13 @@ import pytest
 from PIL import Image
 from retrain_pages import png
 
-from sslmedsam2.reporting.galleries import Candidate, make_gallery
+from sslmedsam2.reporting.galleries import make_gallery
 
 
 def gallery(tmp_path, *scores):
     path = tmp_path / "p.png"
     path.write_bytes(png())
-    candidates = [Candidate(f"case {score}", score, path) for score in scores]
-    return make_gallery(candidates, judged_by="Dice")
+    return make_gallery([(score, f"case {score}", path) for score in scores], judged_by="Dice")
 
 
 def scores(pictures):
@@ -40,7 +39,7 @@ def test_of_a_few_pictures_none_is_shown_twice(tmp_path, given, worst, best):
 
 
 def only(path):
-    (picture,) = make_gallery([Candidate("case", 0.5, path)], judged_by="Dice").best
+    (picture,) = make_gallery([(0.5, "case", path)], judged_by="Dice").best
     return picture
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from parsed_page import ParsedPage
 from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
-from retrain_pages import NO_PICTURES, begun_round, example_page, fewshot_images, png
+from retrain_pages import NO_PREVIEWS, begun_round, example_page, fewshot_images, png
 
 from sslmedsam2.errors import OutputError
 from sslmedsam2.retrain.page import PageImage, write_page_of
@@ -157,7 +157,7 @@ def test_the_page_needs_nothing_beside_it_and_allows_no_other_script(write):
 
 def test_a_run_that_has_only_begun_has_its_page(write):
     images = (PageImage(fewshot_images()[0].query, None),)
-    unknown = {"decision": None, "fewshot_dice": None, "fewshot_gallery": NO_PICTURES}
+    unknown = {"decision": None, "fewshot_dice": None, "fewshot_gallery": NO_PREVIEWS}
     page = ParsedPage(write(rounds=(), problems=(), images=images, **unknown))
     assert "No round has begun yet." in page.text
     (line,) = page.table("The few-shot branch and all rounds")

@@ -286,8 +286,8 @@ const qcCaseView = (() => {
     const all = [
       ["Vendor", series.vendor],
       ["Sequence", series.sequence_reason && `${series.sequence}: ${series.sequence_reason}`],
-      ["Liver", series.volume_ml === null ? null : `${figure(series.volume_ml, 0)} ml`],
-      ["Confidence", figure(series.confidence, 3)],
+      ["Liver", series.liver_volume_ml === null ? null : `${figure(series.liver_volume_ml, 0)} ml`],
+      ["Confidence", figure(series.mean_foreground_confidence, 3)],
       ["Components", series.components === null ? null : String(series.components)],
       ["Dice", figure(series.dice, 4)],
       ["Hausdorff", series.hausdorff_mm === null ? null : `${figure(series.hausdorff_mm, 1)} mm`],
