@@ -42,6 +42,6 @@ def validate(
     if json_path:
         pipeline.write_json(result, json_path)
     for check in result.checks:
-        click.echo(f"{check.verdict}  {check.subject}: {check.detail} [{check.rule}]")
+        click.echo(f"{check.status}  {check.subject}: {check.detail} [{check.rule}]")
     click.echo(f"{len(result.checks)} checks, {result.failures} failed")
     ctx.exit(int(result.exit_code))

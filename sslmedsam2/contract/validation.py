@@ -13,14 +13,14 @@ from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
 from sslmedsam2.contract.studies import Discovery
 from sslmedsam2.imaging.image_file import ImageFile
 
-Verdict = Literal["PASS", "FAIL", "NOTE"]
+CheckStatus = Literal["PASS", "FAIL", "NOTE"]
 
 
 @dataclass(frozen=True)
 class Check:
     """One line of a validation. ``rule`` is a short stable name."""
 
-    verdict: Verdict
+    status: CheckStatus
     rule: str
     subject: str
     detail: str

@@ -21,7 +21,7 @@ from sslmedsam2.dicom.model import (
     Use,
 )
 from sslmedsam2.dicom.names import case_name, file_name, series_name
-from sslmedsam2.dicom.phases import Candidate, name_phases
+from sslmedsam2.dicom.phases import VolumeCandidate, name_phases
 from sslmedsam2.dicom.reading import pixel_digests
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
 from sslmedsam2.dicom.stacks import split_series
@@ -137,10 +137,10 @@ class _Study:
         """Split the study into volumes, name them, and choose one for each sequence."""
         # Spellings of a name may differ from series to series, a number may not.
         self._several_patients = len({frame.patient[0] for frame in frames} - {""}) > 1
-        candidates: list[Candidate] = []
+        candidates: list[VolumeCandidate] = []
         for series in _grouped(frames, lambda frame: frame.series_uid).values():
             candidates += self._read_series(series)
-        usable: list[tuple[Candidate, DicomVolume]] = []
+        usable: list[tuple[VolumeCandidate, DicomVolume]] = []
         for candidate in name_phases(self._without_repeated_series(candidates)):
             volume = self._volume(candidate)
             if volume is not None:
@@ -150,7 +150,7 @@ class _Study:
             tuple(volumes), tuple(self._rows), frozenset(self._used_keys), tuple(self._notes)
         )
 
-    def _read_series(self, frames: list[Frame]) -> list[Candidate]:
+    def _read_series(self, frames: list[Frame]) -> list[VolumeCandidate]:
         """Return what may be volumes; note the rest, one row for each reason."""
         found = _read_stacks(frames)
         mixture = self._mixture_of(frames)
@@ -177,12 +177,12 @@ class _Study:
             self._rows.append(SeriesRow(self.case, name, None, "left_out", reason, images))
         return candidates
 
-    def _without_repeated_series(self, candidates: list[Candidate]) -> list[Candidate]:
+    def _without_repeated_series(self, candidates: list[VolumeCandidate]) -> list[VolumeCandidate]:
         """Leave out a volume that another series holds with the same pixels.
 
         One that is named needs no comparison: a single volume is chosen for each sequence.
         """
-        alike: dict[frozenset[Frame], list[Candidate]] = defaultdict(list)
+        alike: dict[frozenset[Frame], list[VolumeCandidate]] = defaultdict(list)
         for candidate in candidates:
             if candidate.guess.sequence is None:
                 alike[frozenset(map(_without_identity, candidate.frames))].append(candidate)
@@ -211,7 +211,7 @@ class _Study:
             return "its images have more than one FrameOfReferenceUID, so their places differ"
         return None
 
-    def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> Candidate:
+    def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> VolumeCandidate:
         """Name the sequence by the map, otherwise by the header."""
         frames = stacks[0]
         first = frames[0]
@@ -224,23 +224,23 @@ class _Study:
             if len(stacks) > 1:
                 said = f"{guess.reason}; the mean of {len(stacks)} directions"
                 guess = replace(guess, reason=said)
-            return Candidate(series, frames, guess, averaged=stacks[1:])
+            return VolumeCandidate(series, frames, guess, averaged=stacks[1:])
         key, choice = chosen
         self._used_keys.add(key)
         if choice == SKIP:
-            return Candidate(series, frames, Guess("left_out", "the sequence map says skip"))
+            return VolumeCandidate(series, frames, Guess("left_out", "the sequence map says skip"))
         if first.is_colour or not first.rows:
-            return Candidate(series, frames, Guess("left_out", exclusion or ""))
+            return VolumeCandidate(series, frames, Guess("left_out", exclusion or ""))
         if choice == NO_SEQUENCE:
             guess = Guess("no_sequence", _BY_MAP)
-            return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
+            return VolumeCandidate(series, frames, guess, by_map=True, averaged=stacks[1:])
         own = guess_sequence(first)
         # Of the volumes of one series, the likeliest comes first.
         penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
         guess = Guess("sequence", _BY_MAP, choice, penalty)
-        return Candidate(series, frames, guess, by_map=True, averaged=stacks[1:])
+        return VolumeCandidate(series, frames, guess, by_map=True, averaged=stacks[1:])
 
-    def _volume(self, candidate: Candidate) -> DicomVolume | None:
+    def _volume(self, candidate: VolumeCandidate) -> DicomVolume | None:
         """Make the volume if it is wanted and can be made; note it otherwise."""
         guess = candidate.guess
         if guess.sequence is not None and guess.sequence not in self._sequences:
@@ -253,7 +253,7 @@ class _Study:
             self._note(candidate, "unusable", error.reason)
             return None
 
-    def _choose(self, usable: list[tuple[Candidate, DicomVolume]]) -> list[NamedVolume]:
+    def _choose(self, usable: list[tuple[VolumeCandidate, DicomVolume]]) -> list[NamedVolume]:
         """Keep the best volume for each sequence, and every volume without a sequence."""
         kept = []
         best: dict[str, str] = {}
@@ -270,7 +270,7 @@ class _Study:
             )
         return kept
 
-    def _note(self, candidate: Candidate, use: Use, reason: str) -> SeriesRow:
+    def _note(self, candidate: VolumeCandidate, use: Use, reason: str) -> SeriesRow:
         row = SeriesRow(
             self.case,
             candidate.series,
@@ -388,7 +388,7 @@ def _are_several_patients(frames: Iterable[Frame]) -> bool:
     )
 
 
-def _rank(usable: tuple[Candidate, DicomVolume]) -> tuple[bool, float, int, int, str]:
+def _rank(usable: tuple[VolumeCandidate, DicomVolume]) -> tuple[bool, float, int, int, str]:
     candidate, volume = usable
     number = candidate.frames[0].series_number
     return (

@@ -22,7 +22,7 @@ _LONGEST_GAP_S = 240.0
 
 
 @dataclass(frozen=True)
-class Candidate:
+class VolumeCandidate:
     """Frames that may be a volume, under their neutral series name, and what they may stand for.
 
     ``by_map``: the user said so. ``averaged``: further stacks, see `DicomVolume`.
@@ -41,7 +41,7 @@ class Candidate:
         return min(times, default=None)
 
 
-def name_phases(candidates: Sequence[Candidate]) -> list[Candidate]:
+def name_phases(candidates: Sequence[VolumeCandidate]) -> list[VolumeCandidate]:
     """Replace the guesses of kind ``post_contrast`` among the candidates of one study."""
     waiting = sorted((one for one in candidates if one.guess.kind == "post_contrast"), key=_in_time)
     known = [one for one in candidates if one.guess.sequence in _DYNAMIC]
@@ -49,8 +49,8 @@ def name_phases(candidates: Sequence[Candidate]) -> list[Candidate]:
     native = _before_contrast(waiting, known)
     waiting = waiting[len(native) :]
     starts = [one.started_s for one in (*waiting, *known) if one.started_s is not None]
-    late: list[Candidate] = []
-    dynamic: list[Candidate] = []
+    late: list[VolumeCandidate] = []
+    dynamic: list[VolumeCandidate] = []
     for one in waiting:
         is_late = _minutes_after(one, starts) >= HEPATOBILIARY_FROM_MIN
         (late if is_late else dynamic).append(one)
@@ -64,7 +64,9 @@ def name_phases(candidates: Sequence[Candidate]) -> list[Candidate]:
     return [replace(one, guess=named.get(id(one), one.guess)) for one in candidates]
 
 
-def _before_contrast(waiting: Sequence[Candidate], known: Sequence[Candidate]) -> list[Candidate]:
+def _before_contrast(
+    waiting: Sequence[VolumeCandidate], known: Sequence[VolumeCandidate]
+) -> list[VolumeCandidate]:
     """Return those at the beginning that were acquired before contrast agent was given.
 
     They precede a dynamic phase that a description names, or else, by more than the phases are
@@ -84,21 +86,21 @@ def _before_contrast(waiting: Sequence[Candidate], known: Sequence[Candidate]) -
     return []
 
 
-def _native(one: Candidate) -> Guess:
+def _native(one: VolumeCandidate) -> Guess:
     reason = f"{one.guess.reason}, but it precedes the dynamic phases"
     return Guess("sequence", reason, "T1", one.guess.penalty)
 
 
-def _in_time(one: Candidate) -> tuple[float, int, int]:
+def _in_time(one: VolumeCandidate) -> tuple[float, int, int]:
     frame = one.frames[0]
     return one.started_s or 0.0, frame.temporal_position or 0, frame.series_number or 0
 
 
-def _minutes_after(one: Candidate, starts: list[float]) -> float:
+def _minutes_after(one: VolumeCandidate, starts: list[float]) -> float:
     return 0.0 if one.started_s is None else (one.started_s - min(starts)) / 60
 
 
-def _hepatobiliary(one: Candidate, starts: list[float], late: list[Candidate]) -> Guess:
+def _hepatobiliary(one: VolumeCandidate, starts: list[float], late: list[VolumeCandidate]) -> Guess:
     """Name a late image; of several, the last shows the liver brightest."""
     minutes = _minutes_after(one, starts)
     reason = f"{one.guess.reason}; {minutes:.0f} min after the first image with contrast"
@@ -107,8 +109,8 @@ def _hepatobiliary(one: Candidate, starts: list[float], late: list[Candidate]) -
 
 
 def _by_order(
-    dynamic: list[Candidate], *, is_alone: bool, is_first_native: bool
-) -> list[tuple[Candidate, Guess]]:
+    dynamic: list[VolumeCandidate], *, is_alone: bool, is_first_native: bool
+) -> list[tuple[VolumeCandidate, Guess]]:
     """Name dynamic images by their order, if there are several and none has a name already.
 
     ``is_first_native``: of more images than phases, the first was acquired before contrast.

@@ -43,7 +43,7 @@ class Validation:
     @property
     def failures(self) -> int:
         """The number of lines that say FAIL."""
-        return sum(check.verdict == "FAIL" for check in self.checks)
+        return sum(check.status == "FAIL" for check in self.checks)
 
     @property
     def exit_code(self) -> ExitCode:

@@ -55,7 +55,7 @@ def bar(volume):
 
 
 def failed_rules(validation):
-    return sorted(check.rule for check in validation.checks if check.verdict == "FAIL")
+    return sorted(check.rule for check in validation.checks if check.status == "FAIL")
 
 
 def run(folders):
@@ -134,7 +134,7 @@ def test_every_fault_of_a_mask_is_named(folders, changes, rules):
     result = run(folders)
 
     assert failed_rules(result) == rules
-    assert {c.subject for c in result.checks if c.verdict == "FAIL"} == {"0930-A/GED4"}
+    assert {c.subject for c in result.checks if c.status == "FAIL"} == {"0930-A/GED4"}
     assert result.exit_code == ExitCode.SOME_CASES_FAILED
 
 
@@ -152,7 +152,7 @@ def test_the_images_own_type_is_accepted_with_a_note(folders):
 
     assert failed_rules(result) == []
     (note,) = [check for check in result.checks if check.rule == "dtype"]
-    assert note.verdict == "NOTE"
+    assert note.status == "NOTE"
     assert "int16" in note.detail
 
 
@@ -171,7 +171,7 @@ def test_a_missing_required_mask_fails_and_a_missing_optional_one_is_noted(folde
     result = run(folders)
 
     assert failed_rules(result) == ["extra", "present"]
-    (note,) = [check for check in result.checks if check.verdict == "NOTE"]
+    (note,) = [check for check in result.checks if check.status == "NOTE"]
     assert note.subject == "0930-A/T1"
 
 
@@ -226,7 +226,7 @@ def test_volumes_outside_the_challenge_are_checked_too(tmp_path):
 
     result = validate(input_path=tmp_path / "in", output_dir=tmp_path / "out")
 
-    failures = {(c.subject, c.rule) for c in result.checks if c.verdict == "FAIL"}
+    failures = {(c.subject, c.rule) for c in result.checks if c.status == "FAIL"}
     assert {("bert", "affine"), ("carl", "present")} <= failures
     assert not any(subject == "anna" for subject, _ in failures)
 
@@ -242,7 +242,7 @@ def test_problems_of_the_input_are_noted(folders):
 
     notes = [check for check in run(folders).checks if check.rule == "input"]
 
-    assert [note.verdict for note in notes] == ["NOTE"]
+    assert [note.status for note in notes] == ["NOTE"]
     assert notes[0].subject.endswith("0999-A")
 
 
