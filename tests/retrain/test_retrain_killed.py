@@ -42,7 +42,7 @@ def _frozen(root):
     return content(root / "weights" / "tiny")
 
 
-def test_run_that_was_killed_at_every_stage_ends_like_an_uninterrupted_one(tmp_path):
+def test_run_that_was_killed_within_each_stage_ends_like_an_uninterrupted_one(tmp_path):
     whole, broken = (write_data(tmp_path / name) for name in ("whole", "broken"))
     assert torch.get_num_threads() == 1
     retrain(options(whole))

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from retrain_samples import (
     LABELLED,
     NOISE,
@@ -154,12 +155,13 @@ def test_no_fold_trains_on_a_patient_that_it_validates(done):
             assert sorted(f"{case}__T2" for case in scored) == split["val"]
 
 
-def test_no_fold_relabels_a_patient_that_it_trained_on(done):
+def test_no_fold_relabels_a_patient_that_it_trained_on_in_this_round_or_before(done):
+    # A round starts from the networks of the one before.
+    trained_cases = [set(), set()]
     for round_dir in _rounds(done[0]):
-        trained_cases = [
-            {key.split("__")[0] for key in split["train"]}
-            for split in read(round_dir / DATASET / "splits_final.json")
-        ]
+        splits = read(round_dir / DATASET / "splits_final.json")
+        for cases, split in zip(trained_cases, splits, strict=True):
+            cases |= {key.split("__")[0] for key in split["train"]}
         records = [read(path) for path in sorted((round_dir / "relabelled").rglob("*_pseudo.json"))]
         assert len(records) == 5
         for record in records:
@@ -310,10 +312,19 @@ def test_changed_data_are_refused(copy, change):
     assert content(copy / "work") == before
 
 
-def test_reference_masks_alone_can_come_first(copy):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        StoppingRule(most_rounds=2, fixed=True),
+        # Any change at all counts as settled, but only once a pseudo mask has trained.
+        StoppingRule(most_rounds=2, settled_at=0.0),
+    ],
+    ids=["fixed", "until-settled"],
+)
+def test_a_round_of_reference_masks_alone_is_followed_by_one_with_pseudo_masks(copy, rule):
     shutil.rmtree(copy / "work")
 
-    summary = retrain(options(copy, reference_masks_first=True, weights_dir=None))
+    summary = retrain(options(copy, reference_masks_first=True, weights_dir=None, rule=rule))
 
     first, second = _rounds(copy)
     assert [figures.round for figures in summary.rounds] == [1, 2]
@@ -421,7 +432,7 @@ def test_freezing_as_asked(copy, final, folds):
     assert model.folds == summary.model.folds
 
 
-def test_mean_of_all_folds_can_be_frozen(done, tmp_path):
+def test_mean_of_all_folds_is_frozen_and_nnunet_loads_it(done, tmp_path):
     root, *_ = done
     (start,) = (root / "work" / "round_1").rglob("fold_0/checkpoint_final.pth")
     asked = options(
@@ -436,7 +447,10 @@ def test_mean_of_all_folds_can_be_frozen(done, tmp_path):
 
     summary = retrain(asked)
     assert summary.model.folds == ("all",)
-    frozen = torch.load(tmp_path / "weights" / "tiny" / "fold_all" / "checkpoint_final.pth")
+    model_dir = tmp_path / "weights" / "tiny"
+    predictor = nnUNetPredictor(device=torch.device("cpu"), perform_everything_on_device=False)
+    predictor.initialize_from_trained_model_folder(str(model_dir), ("all",))
+    frozen = torch.load(model_dir / "fold_all" / "checkpoint_final.pth")
     folds = [
         torch.load(path, weights_only=False)["network_weights"]
         for path in sorted((tmp_path / "work").rglob("fold_[01]/checkpoint_final.pth"))
@@ -444,3 +458,5 @@ def test_mean_of_all_folds_can_be_frozen(done, tmp_path):
     name = "decoder.seg_layers.1.weight"
     mean = (folds[0][name] + folds[1][name]) / 2
     torch.testing.assert_close(frozen["network_weights"][name], mean.half())
+    (loaded,) = predictor.list_of_parameters
+    torch.testing.assert_close(loaded[name], mean.half())
