@@ -3,7 +3,8 @@
 Decided by content, in this order:
 
 1. A folder with at least one sequence name (``GED4``, ``T2WI``, ...) **is a case**, named by the
-   folder; other volumes in it are noted and not used.
+   folder; each other volume in it is a case without a sequence (``0930-A_extra``), unless its name
+   is that of a derived image (``ADC``).
 2. A folder whose own name is that of a case (``0930-A``, or directly below a vendor folder) is a
    case too if names in it end in a sequence (``0930-A_T2``, ``T2_0000``), else an error. The
    input folder itself is exempt.
@@ -22,11 +23,25 @@ from sslmedsam2.contract import info_csv, names
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.formats import unread_image
 from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
 """Case name for a folder without a name: the root of a file system."""
+
+_DERIVED = frozenset(
+    {"adc", "eadc", "fa", "mip", "minip", "sub", "subtraction", "pdff", "t1map", "t2map", "r2star"}
+)
+
 _Named = dict[Path, names.SequenceName | None]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A file that is or may be an image and is not used, with the reason as one clause."""
+
+    path: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +69,7 @@ class FolderPart:
     studies: tuple[Study, ...] = ()
     problems: tuple[InputError, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def read_folder(
@@ -77,8 +93,12 @@ def read_folder(
         part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
     else:
         part = _read_volumes(folder, named, root=tree.root)
-    notes = [f"{path}: the sequence map says {SKIP}" for path in skipped]
-    return replace(part, problems=(*oddities, *part.problems), notes=(*notes, *part.notes))
+    left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
+    for path in folder.others:
+        reason = None if info_csv.is_info_table(path) else unread_image(path)
+        if reason:
+            left_out.append(LeftOut(path, reason))
+    return replace(part, problems=(*oddities, *part.problems), left_out=(*left_out, *part.left_out))
 
 
 def _names_of(
@@ -146,24 +166,32 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
         return FolderPart(problems=(_unsafe(folder.path, unsafe),))
     by_folder, by_name = find_vendor(case, folder.path, root=root)
     vendor = by_folder or by_name
-    strangers = [path for path, sequence in named.items() if not sequence]
-    strangers += [path for path in folder.others if not info_csv.is_info_table(path)]
-    notes = [f"{path}: has no sequence name; not used" for path in strangers]
+    strangers = [path for path, name in named.items() if not name]
+    derived = [path for path in strangers if volume_stem(path).lower() in _DERIVED]
+    unnamed = _read_volumes(
+        folder, {path: None for path in strangers if path not in derived}, root=root
+    )
+    left_out = [LeftOut(path, "its name says that it is a derived image") for path in derived]
+    others = [path for path in folder.others if not info_csv.is_info_table(path)]
+    notes = [f"{path}: has no sequence name; not used" for path in (*derived, *others)]
     if by_folder and by_name and by_folder != by_name:
         notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
 
-    series, problems = [], []
+    series, problems = [], list(unnamed.problems)
     for sequence, paths in _by_sequence(named).items():
         chosen, rejected = _choose(paths, named)
         if chosen is None:
             problems.append(_ambiguous(rejected, sequence))
         else:
             series.append(ImageFile(case=case, vendor=vendor, sequence=sequence, path=chosen))
-            notes += [f"{path}: {chosen.name} is taken for {sequence}" for path in rejected]
+            reason = f"{chosen.name} is taken for {sequence}"
+            left_out += [LeftOut(path, reason) for path in rejected]
+            notes += [f"{path}: {reason}" for path in rejected]
     parsed = names.parse_case_name(case)
     stage = parsed.stage if parsed else None
     study = Study(case=case, vendor=vendor, series=tuple(series), stage=stage)
-    return FolderPart((study,) if series else (), tuple(problems), tuple(notes))
+    studies = (study, *unnamed.studies) if series else unnamed.studies
+    return FolderPart(studies, tuple(problems), tuple(notes), tuple(left_out))
 
 
 def _read_volumes(folder: Folder, named: _Named, *, root: Path) -> FolderPart:

@@ -10,12 +10,13 @@ import unicodedata
 from dataclasses import dataclass
 
 from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS
 
 REQUIRED_SEQUENCE = "GED4"
 PREDICTED_SEQUENCES = (REQUIRED_SEQUENCE, "T1", "T2", "DWI_800")
 """The sequences the challenge scores, in the order in which they are processed."""
 SEQUENCES = (*PREDICTED_SEQUENCES, "GED1", "GED2", "GED3")
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd")
+VOLUME_SUFFIXES = IMAGE_EXTENSIONS
 IN_DISTRIBUTION_VENDORS = ("A", "B1", "B2")
 UNSEEN_VENDOR = "C"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract import info_csv, names
-from sslmedsam2.contract.folder_rules import Study, is_mask, read_folder, volume_stem
+from sslmedsam2.contract.folder_rules import LeftOut, Study, is_mask, read_folder, volume_stem
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree, walk
@@ -38,6 +38,8 @@ class Discovery:
         One error for each file or folder that should have been a study and cannot be.
     layout
         Which kinds of study were found.
+    left_out
+        What is or looks like an image and is not used.
     notes
         For information; no action is needed.
     """
@@ -46,6 +48,7 @@ class Discovery:
     problems: tuple[InputError, ...]
     layout: Layout
     notes: tuple[str, ...]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def find_studies(
@@ -62,7 +65,8 @@ def find_studies(
         A folder, in any layout that `folder_rules` describes, or one volume.
     sequences
         Canonical names of the sequences to keep (default: those that the challenge scores).
-        Images without a sequence are always kept.
+        Images without a sequence are kept, save that those beside images with a sequence are left
+        out where ``sequences`` is given.
     sequence_map
         What the user says of files; overrides their names.
 
@@ -76,9 +80,9 @@ def find_studies(
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
     found = _without_own_results([study for part in parts for study in part.studies])
     unique, clashes = _split_duplicates(found)
-    studies, unasked = _keep_sequences(unique, set(sequences or names.PREDICTED_SEQUENCES))
+    studies, unasked, missed = _keep_sequences(unique, sequences)
     problems = (*tree.problems, *(error for part in parts for error in part.problems), *clashes)
-    notes = [*tree.notes, *(note for part in parts for note in part.notes), *unasked]
+    notes = [*tree.notes, *(note for part in parts for note in part.notes), *missed]
     if not found and not problems:
         count = sum(len(folder.volumes) + len(folder.others) for folder in tree.folders)
         notes.append(f"{input_path}: no image among its {count} files")
@@ -87,6 +91,7 @@ def find_studies(
         problems=problems,
         layout=_layout_of(found),
         notes=(*notes, *_disagreements(tree, found)),
+        left_out=(*(one for part in parts for one in part.left_out), *unasked),
     )
 
 
@@ -157,18 +162,29 @@ def _namesake(study: Study) -> Path:
 
 
 def _keep_sequences(
-    studies: Iterable[Study], wanted: set[str]
-) -> tuple[tuple[Study, ...], list[str]]:
-    """Keep the series asked for; note the cases of which nothing is left."""
-    kept, notes = [], []
+    studies: list[Study], wanted: Collection[str] | None
+) -> tuple[tuple[Study, ...], list[LeftOut], list[str]]:
+    """Keep the series asked for, and those without a sequence unless others were asked for."""
+    named = {s.path.parent for study in studies for s in study.series if s.sequence is not None}
+    kept: list[Study] = []
+    left_out: list[LeftOut] = []
+    notes: list[str] = []
     for study in studies:
-        series = tuple(s for s in study.series if s.sequence is None or s.sequence in wanted)
+        series = []
+        for one in study.series:
+            if one.sequence is None and wanted is not None and one.path.parent in named:
+                reason = "its name stands for no sequence, and sequences were asked for"
+                left_out.append(LeftOut(one.path, reason))
+            elif one.sequence is None or one.sequence in (wanted or names.PREDICTED_SEQUENCES):
+                series.append(one)
+            else:
+                left_out.append(LeftOut(one.path, f"{one.sequence} is not asked for"))
         if series:
-            kept.append(replace(study, series=series))
-        else:
+            kept.append(replace(study, series=tuple(series)))
+        elif not study.has_no_sequence:
             present = ", ".join(str(s.sequence) for s in study.series)
             notes.append(f"{study.case}: none of the sequences asked for (has {present})")
-    return tuple(kept), notes
+    return tuple(kept), left_out, notes
 
 
 def _disagreements(tree: Tree, studies: list[Study]) -> list[str]:

@@ -1,12 +1,48 @@
-"""The file formats that are read and written, recognised by name. Imports no image library."""
+"""The file formats that are read and written, recognised by name and by content.
+
+Imports no image library.
+"""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import zlib
 from pathlib import Path
 
-NIFTI_EXTENSIONS = (".nii.gz", ".nii")
-ITK_EXTENSIONS = (".mha", ".mhd", ".nrrd")
-IMAGE_EXTENSIONS = NIFTI_EXTENSIONS + ITK_EXTENSIONS
+NIFTI_EXTENSIONS = (".nii.gz", ".nii.bz2", ".nii")
+ITK_EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
+NIBABEL_EXTENSIONS = (".hdr", ".mgz", ".mgh", ".par")
+IMAGE_EXTENSIONS = NIFTI_EXTENSIONS + ITK_EXTENSIONS + NIBABEL_EXTENSIONS
+DETACHED_EXTENSIONS = (".mhd", ".nhdr", ".hdr", ".par")
+"""Headers whose voxels lie in another file."""
+
+_VOXEL_FILES = {
+    ".img": (".hdr",),
+    ".rec": (".par",),
+    ".raw": (".mhd", ".nhdr"),
+    ".zraw": (".mhd",),
+    ".raw.gz": (".nhdr",),
+}
+_OTHER_IMAGES = {
+    ".mnc": "a MINC image",
+    ".gipl": "a GIPL image",
+    ".vtk": "a VTK file",
+    ".vti": "a VTK file",
+    ".tif": "a TIFF picture",
+    ".tiff": "a TIFF picture",
+    ".png": "a picture",
+    ".jpg": "a picture",
+    ".jpeg": "a picture",
+    ".bmp": "a picture",
+    ".zip": "an archive",
+    ".tar": "an archive",
+    ".tgz": "an archive",
+    ".tar.gz": "an archive",
+    ".7z": "an archive",
+    ".rar": "an archive",
+}
+_READ_BYTES = 352
 
 
 def image_extension(path: Path) -> str | None:
@@ -19,3 +55,51 @@ def image_extension(path: Path) -> str | None:
     """
     name = path.name.lower()
     return next((extension for extension in IMAGE_EXTENSIONS if name.endswith(extension)), None)
+
+
+def unread_image(path: Path) -> str | None:
+    """Say why a file that looks like an image, and is not named as one that is read, is left out.
+
+    None for the voxels of a header beside it, and for what looks like no image.
+    """
+    name = path.name.lower()
+    for extension, headers in _VOXEL_FILES.items():
+        if name.endswith(extension):
+            stem = path.name[: -len(extension)].lower()
+            beside = {other.name.lower() for other in path.parent.iterdir()}
+            wanted = {f"{stem}{header}" for header in headers}
+            others = any(other.endswith(headers) for other in beside if extension != ".img")
+            if beside & wanted or others:
+                return None
+            return f"it holds voxels without a header ({' or '.join(headers)})"
+    kind = next((kind for end, kind in _OTHER_IMAGES.items() if name.endswith(end)), None)
+    if kind == "an archive":
+        return "it is an archive; unpack it"
+    if kind is not None:
+        return f"it is {kind}, a format that is not read; convert it to .nii.gz"
+    content = _content(path)
+    if content is not None:
+        return f"it holds {content}, though its name does not say so; rename it"
+    return None
+
+
+def _content(path: Path) -> str | None:
+    """Tell an image by its first bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(_READ_BYTES)
+        if start[:2] == b"\x1f\x8b":
+            with gzip.open(path) as stream:
+                start = stream.read(_READ_BYTES)
+        elif start[:3] == b"BZh":
+            with bz2.open(path) as stream:
+                start = stream.read(_READ_BYTES)
+    except (OSError, EOFError, zlib.error):
+        return None
+    if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
+        return "a NIfTI image"
+    if start.startswith(b"NRRD0"):
+        return "an NRRD image"
+    if start.startswith((b"ObjectType = Image", b"NDims = ")):
+        return "a MetaImage"
+    return None

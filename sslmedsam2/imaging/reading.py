@@ -10,16 +10,22 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, NIFTI_EXTENSIONS, image_extension
+from sslmedsam2.imaging.formats import (
+    IMAGE_EXTENSIONS,
+    NIBABEL_EXTENSIONS,
+    NIFTI_EXTENSIONS,
+    image_extension,
+)
 from sslmedsam2.imaging.intensity import clean_intensities, looks_like_labels
 from sslmedsam2.imaging.itk_reading import read_itk, stored_from_itk
+from sslmedsam2.imaging.nibabel_reading import read_by_nibabel
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
 
 
 def read_volume(path: Path) -> Volume:
-    """Read an intensity image: NIfTI (.nii, .nii.gz), MetaImage (.mha, .mhd) or NRRD.
+    """Read an intensity image: NIfTI, MetaImage, NRRD and others, see ``formats.py``.
 
     Corrections are listed in the volume's ``repairs``, each as ``name: sentence``:
     ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_orientation``, ``unusable_form``,
@@ -130,6 +136,8 @@ def read_stored(path: Path) -> StoredImage:
     try:
         if extension in NIFTI_EXTENSIONS:
             return read_nifti(path, extension=extension)
+        if extension in NIBABEL_EXTENSIONS:
+            return read_by_nibabel(path)
         return read_itk(path, extension=extension)
     except PermissionError as error:
         raise _permission_denied(path) from error

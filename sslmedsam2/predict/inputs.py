@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sslmedsam2.contract.folder_rules import LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.contract.studies import Discovery, find_studies
@@ -51,16 +52,27 @@ class Inputs:
         return self.dicom.rows if self.dicom else ()
 
     @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """Files, other than DICOM, that are or look like images and are not used."""
+        return self.studies.left_out
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """For information; no action is needed."""
+        said = {note.partition(": ")[0] for note in self.studies.notes}
+        files = (
+            f"{one.path} is left out: {one.reason}"
+            for one in self.left_out
+            if str(one.path) not in said
+        )
         if self.dicom is None:
-            return self.studies.notes
+            return (*self.studies.notes, *files)
         left_out = (
             f"{row.case}/{row.series} is left out: {row.reason}"
             for row in self.dicom.rows
             if row.use == "left_out"
         )
-        return (*self.studies.notes, *self.dicom.notes, *left_out)
+        return (*self.studies.notes, *self.dicom.notes, *files, *left_out)
 
 
 def find_inputs(
@@ -83,8 +95,14 @@ def find_inputs(
     files = find_dicom_files(input_path)
     if not files.files:
         studies = find_studies(input_path, sequences=sequences, sequence_map=mapping)
-        notes = (*_missing_dicom(files), *studies.notes)
-        return Inputs(replace(studies, notes=notes), None)
+        impostors = tuple(
+            LeftOut(path, "it is named like DICOM and does not begin so")
+            for path in files.impostors
+        )
+        left_out = tuple(one for one in studies.left_out if one.path not in files.impostors)
+        notes = (_impostors(files), *studies.notes) if files.impostors else studies.notes
+        studies = replace(studies, notes=notes, left_out=(*left_out, *impostors))
+        return Inputs(studies, None)
     studies = _NOTHING
     if input_path.is_dir():
         studies = _beside(
@@ -199,14 +217,6 @@ class InputImages:
         return self._dicom
 
 
-def _missing_dicom(files: DicomFiles) -> tuple[str, ...]:
-    """Note what a user who expects DICOM should know where there is none."""
-    notes = []
-    if files.impostors:
-        notes.append(_impostors(files))
-    return tuple(notes)
-
-
 def _impostors(files: DicomFiles) -> str:
     return f"{len(files.impostors)} files are named like DICOM and do not begin so"
 
@@ -222,6 +232,7 @@ def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
             for problem in studies.problems
             if not (problem.kind == "empty_case" and Path(problem.subject) in folders)
         ),
+        left_out=tuple(one for one in studies.left_out if str(one.path) not in named),
         # Where the contract's rules find nothing, all they can say is of folders of DICOM files.
         notes=tuple(
             note

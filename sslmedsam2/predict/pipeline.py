@@ -252,7 +252,12 @@ class _Plan:
 def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]) -> _Plan:
     """Sort what the contract's rules find, then the DICOM series, by whether a model serves it."""
     targets: list[SeriesTarget] = []
-    left_out: list[LeftOutRecord] = []
+    left_out = [
+        LeftOutRecord(
+            one.path.parent.name, NO_SEQUENCE, input_name(one.path, options.input_path), one.reason
+        )
+        for one in inputs.left_out
+    ]
     for study in inputs.studies.studies:
         for series in study.series:
             target = _target(series, input_name(series.path, options.input_path), options)

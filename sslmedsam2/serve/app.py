@@ -27,13 +27,13 @@ from starlette.routing import Route
 from sslmedsam2 import __version__
 from sslmedsam2.api import LiverSegmenter, Segmentation
 from sslmedsam2.errors import InputError, NoInputError, OutputError, SslMedSam2Error
-from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS
+from sslmedsam2.imaging.formats import DETACHED_EXTENSIONS, IMAGE_EXTENSIONS
 
 logger = logging.getLogger(__name__)
 
 _IMAGES: Final = "images"
 """Folder of grand-challenge.org's images, below the input and the output folder."""
-_ONE_FILE_FORMATS: Final = tuple(end for end in IMAGE_EXTENSIONS if end != ".mhd")
+_ONE_FILE_FORMATS: Final = tuple(end for end in IMAGE_EXTENSIONS if end not in DETACHED_EXTENSIONS)
 _ONE_LINE: Final = 300
 
 

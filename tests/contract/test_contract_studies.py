@@ -405,3 +405,46 @@ def test_the_real_folders_are_read():
     assert {series.sequence for study in chaos.studies for series in study.series} == {"T2"}
     assert list(listed(ct)) == ["tsct01_CT"]
     assert chaos.problems == ct.problems == ()
+
+
+def test_a_scan_beside_named_ones_is_a_case_without_a_sequence(make):
+    root = make("0930-A/GED4.nii.gz", "0930-A/extra.nii.gz", "0930-A/GED1.nii.gz")
+
+    default, chosen = find_studies(root), find_studies(root, sequences=("GED4",))
+
+    assert listed(default) == {
+        "0930-A": {"GED4": "GED4.nii.gz"},
+        "0930-A_extra": {None: "extra.nii.gz"},
+    }
+    assert [(one.path.name, one.reason) for one in default.left_out] == [
+        ("GED1.nii.gz", "GED1 is not asked for")
+    ]
+    assert list(listed(chosen)) == ["0930-A"]
+    assert {one.path.name for one in chosen.left_out} == {"extra.nii.gz", "GED1.nii.gz"}
+
+
+def test_whatever_looks_like_an_image_is_left_out_with_its_reason(make):
+    root = make("c/GED4.nii.gz", "c/T2WI.nii.gz", "c/T2.nii.gz", "c/ADC.nii.gz")
+    for name in ("scan.mnc", "study.tar.gz", "lonely.img", "lonely.rec", "page.png"):
+        (root / "c" / name).write_bytes(b"content")
+    (root / "c" / "headless").write_bytes(bytes(344) + b"n+1\0" + bytes(8))
+    (root / "c" / "notes.txt").write_text("no image")
+
+    reasons = {one.path.name: one.reason for one in find_studies(root).left_out}
+
+    assert reasons.keys() == {"T2WI.nii.gz", "ADC.nii.gz", "scan.mnc", "study.tar.gz",
+                              "lonely.img", "lonely.rec", "page.png", "headless"}  # fmt: skip
+    assert "NIfTI" in reasons["headless"]
+    assert "without a header" in reasons["lonely.img"]
+    assert "unpack" in reasons["study.tar.gz"]
+
+
+def test_the_voxels_of_a_header_beside_them_are_no_image_of_their_own(make):
+    root = make("a.nhdr", "b.hdr", "c.par", "d.mhd")
+    for name in ("a.raw.gz", "b.img", "c.rec", "d.zraw"):
+        (root / name).write_bytes(b"voxels")
+
+    discovery = find_studies(root)
+
+    assert len(discovery.studies) == 4
+    assert discovery.left_out == ()

@@ -267,3 +267,35 @@ def test_channel_first_gets_the_right_advice(tmp_path):
 
     assert caught.value.kind == "channel_first"
     assert "axes x, y, z" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["a.nii.bz2", "a.hdr", "a.mgz", "a.nhdr"])
+def test_further_formats_are_read_as_their_nifti_twin(tmp_path, name):
+    scan = _scan()
+    nib.save(scan, tmp_path / "twin.nii.gz")
+    twin = read_volume(tmp_path / "twin.nii.gz")
+    path = tmp_path / name
+    if name == "a.nhdr":
+        sitk.WriteImage(sitk.ReadImage(str(tmp_path / "twin.nii.gz")), str(path))
+    elif name == "a.hdr":
+        nib.save(nib.Nifti1Pair(np.asarray(scan.dataobj), scan.affine), path)
+    elif name == "a.mgz":
+        nib.save(nib.MGHImage(np.asarray(scan.dataobj).astype(np.int32), scan.affine), path)
+    else:
+        nib.save(scan, path)
+
+    found = read_volume(path)
+
+    assert same_grid(found.geometry, twin.geometry)
+    assert np.array_equal(found.array_zyx, twin.array_zyx)
+
+
+@pytest.mark.parametrize("name", ["a.nii.bz2", "a.hdr", "a.mgz", "a.par", "a.nhdr"])
+def test_damaged_files_of_further_formats_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"BZh9 no image at all")
+
+    with pytest.raises(InputError) as caught:
+        read_volume(tmp_path / name)
+
+    assert str(caught.value).startswith(str(tmp_path / name))
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
