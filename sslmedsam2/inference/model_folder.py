@@ -123,13 +123,19 @@ def read_model_spec(
     try:
         _check_labels(path, dataset)
         spec = _spec(path, plans=plans, folds=folds, configuration=configuration)
-        return replace(spec, sha256=sha256)
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ModelError(
             path,
             reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r:.80})",
             remedy="Copy both files that nnU-Net wrote beside the folds",
         ) from error
+    if spec.normalization not in NORMALISATIONS:
+        raise ModelError(
+            path / PLANS_FILE,
+            reason=f"unsupported normalisation '{spec.normalization:.60}'",
+            remedy="Use a model trained with nnU-Net's z-score, CT, 0-1 or no normalisation",
+        )
+    return replace(spec, sha256=sha256)
 
 
 def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
@@ -171,12 +177,6 @@ def _spec(
     if len(entry["patch_size"]) != 3 or entry.get("previous_stage"):
         kind = "a cascade" if entry.get("previous_stage") else "a 2-D configuration"
         raise ModelError(path, reason=f"unsupported model: {kind}", remedy=_REMEDY_RETRAIN)
-    if entry["normalization_schemes"][0] not in NORMALISATIONS:
-        raise ModelError(
-            path / PLANS_FILE,
-            reason=f"unsupported normalisation '{entry['normalization_schemes'][0]:.60}'",
-            remedy="Use a model trained with nnU-Net's z-score, CT, 0-1 or no normalisation",
-        )
     architecture = entry.get("architecture") or _modernised_architecture(entry)
     axes = tuple(int(axis) for axis in plans["transpose_forward"])
     return ModelSpec(

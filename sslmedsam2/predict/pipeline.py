@@ -399,7 +399,8 @@ def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
 
 def _no_input(inputs: Inputs, plan: _Plan, options: PredictOptions) -> SslMedSam2Error:
     reasons = [problem.reason for problem in inputs.studies.problems]
-    reasons += [f"{row.case} {row.sequence}: {row.reason}" for row in plan.left_out]
+    unserved = plan.left_out[len(inputs.left_out) :]
+    reasons += [f"{row.case} {row.sequence}: {row.reason}" for row in unserved]
     reasons += [f"{row.case}/{row.series}: {row.reason}" for row in plan.dicom]
     reasons = reasons or list(inputs.notes)
     return NoInputError(
