@@ -60,7 +60,7 @@ def tell(summary: RetrainSummary) -> None:
             f"between masks before and after {change}"
         )
     if summary.interrupted:
-        click.echo("stopped; run the same command again to go on")
+        click.echo("stopped; run the same command again to continue")
     elif summary.decision is not None:
         click.echo(f"ended: {summary.decision.reason}; best round {summary.decision.best_round}")
     if summary.problems:

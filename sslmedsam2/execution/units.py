@@ -92,7 +92,7 @@ class Job(Protocol[UnitIn, ResultOut]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[Unit, Result]):
-    """A unit with its result, or with the error that nobody could get round."""
+    """A unit with its result, or with the error that prevented it."""
 
     unit: Unit
     result: Result | None

@@ -110,7 +110,7 @@ def set_padding_apart(array_zyx: ArrayZYX, is_padding: npt.NDArray[np.bool_]) ->
 def clean_intensities(array_zyx: ArrayZYX) -> tuple[str, ...]:
     """Clip outliers and set padding apart, in place; return what to note.
 
-    ``array_zyx`` holds finite voxels. A sound image is left as it is, to the bit.
+    ``array_zyx`` holds finite voxels. A sound image is left unchanged, bit for bit.
     """
     return (*_clip_outliers(array_zyx), *_find_padding(array_zyx))
 

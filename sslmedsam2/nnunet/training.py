@@ -89,7 +89,7 @@ def train_on_several_gpus(
             raise SslMedSam2Error(
                 f"fold {fold} on {gpus} GPUs",
                 reason=str(error).strip().splitlines()[-1],
-                remedy="Look at the lines above, and run the same command again to go on",
+                remedy="Look at the lines above, and run the same command again to continue",
             ) from error
 
 
@@ -231,7 +231,7 @@ def run_fold(
         latest = _final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():
             trainer.load_checkpoint(str(latest))
-            logger.info("fold %s goes on at epoch %d", fold, trainer.current_epoch)
+            logger.info("fold %s continues at epoch %d", fold, trainer.current_epoch)
         elif warm_start is not None:
             _load_weights(trainer, warm_start)
         try:

@@ -1,4 +1,4 @@
-"""Pages for people: HTML that opens by double click, with no server, from jinja2 templates.
+"""Pages for people: HTML that opens in a browser without a server, from jinja2 templates.
 
 The templates escape all names, so that nothing of the input is ever markup.
 

@@ -51,7 +51,7 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
     Raises
     ------
     UsageError
-        The device is not there, an option makes no sense, or ``work_dir`` holds a training with
+        The device is not there, an option is not valid, or ``work_dir`` holds a training with
         other settings.
     ModelError
         The checkpoint in ``work_dir`` cannot be read.
