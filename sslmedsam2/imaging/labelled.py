@@ -25,7 +25,7 @@ from sslmedsam2.imaging.geometry import (
     same_grid,
 )
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.reading import read_stored, read_volume
+from sslmedsam2.imaging.reading import read_grid, read_stored, read_volume
 from sslmedsam2.imaging.stored import MAX_VOXELS, StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 
@@ -139,6 +139,21 @@ def check_labelled(images: Iterable[ImageFile]) -> None:
                 logger.info(note)
     if errors:
         raise errors[0]
+
+
+def read_mask_of(image: ImageFile) -> MaskVolume:
+    """Read the mask of an image without the image's voxels; it may be empty.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_labelled`.
+    """
+    assert image.mask is not None
+    grid = read_grid(image.path).geometry
+    mask = read_liver_mask(image.mask, label=image.label, grid=grid)
+    _check_grid(mask, grid, image)
+    return mask
 
 
 def read_liver_mask(

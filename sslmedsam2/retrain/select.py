@@ -12,7 +12,8 @@ import numpy as np
 from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.reading import read_mask, read_stored
+from sslmedsam2.imaging.labelled import read_mask_of
+from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, write_record
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.nnunet.labels import IGNORE, LIVER, UNSURE_LIVER
@@ -79,7 +80,7 @@ def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
     if record is None or record.verdict is None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
     if record.mask_sha256 is not None and sha256_file(paths.mask) != record.mask_sha256:
-        has_liver = bool(read_mask(paths.mask).array_zyx.any())
+        has_liver = bool(read_mask_of(replace(query, mask=paths.mask)).array_zyx.any())
         candidate = Candidate(
             query.name, record.verdict, has_liver=has_liver, manually_corrected=True
         )
@@ -105,7 +106,7 @@ def _relabelled(round_dir: RoundDir, fewshot: PseudoLabel) -> PseudoLabel:
         fewshot.candidate,
         agreement=record.agreement,
         trained_before=record.trained,
-        has_liver=bool(read_mask(paths.mask).array_zyx.any())
+        has_liver=bool(read_mask_of(replace(query, mask=paths.mask)).array_zyx.any())
         if corrected
         else record.volume_ml > 0,
         manually_corrected=fewshot.candidate.manually_corrected or corrected,
@@ -201,7 +202,7 @@ def _with_training_mask(
 
     nnU-Net can't train on an image without a voxel of liver.
     """
-    mask = read_mask(label.paths.mask)
+    mask = read_mask_of(replace(label.query, mask=label.paths.mask))
     # A map may well be constant, which no image may be.
     uncertainty_zyx = read_stored(label.paths.uncertainty).array_zyx.astype(np.float32)
     if label.candidate.manually_corrected:

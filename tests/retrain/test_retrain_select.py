@@ -9,6 +9,7 @@ from retrain_samples import content, options
 from tiny_scans import write_scan
 
 from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import read_record, write_record
@@ -34,7 +35,8 @@ class Labels:
             for case in CASES
         ]
         for seed, query in enumerate(self.queries):
-            mask = small_abdomen(seed)[1]
+            image, mask = small_abdomen(seed)
+            write_scan(query.path, image, affine_ras=CANONICAL_AFFINE_RAS)
             self.write(query, mask, np.zeros(mask.shape))
 
     def write(self, query: ImageFile, mask, uncertainty) -> None:
@@ -110,6 +112,38 @@ def test_a_label_that_is_uncertain_all_over_waits_and_the_others_train(labels):
     before = content(labels.work.path)
     assert labels.select(1) == [CASES[1]]
     assert content(labels.work.path) == before
+
+
+def _flipped(mask):
+    affine = CANONICAL_AFFINE_RAS.copy()
+    affine[:3, 3] += affine[:3, 1] * (mask.shape[1] - 1)
+    affine[:3, 1] *= -1
+    return mask[:, ::-1], affine
+
+
+def _with_another_organ(mask):
+    organs = mask * np.uint8(2)
+    organs[0, :5] = 1
+    return organs, CANONICAL_AFFINE_RAS
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(_flipped, "lies on another grid"), (_with_another_organ, "more than two values")],
+)
+@pytest.mark.parametrize("relabelled_first", [False, True])
+def test_a_correction_that_does_not_fit_its_image_is_refused(
+    labels, spoil, reason, relabelled_first
+):
+    path = pseudo_label_paths(labels.work.pseudo_labels, labels.queries[0]).mask
+    if relabelled_first:
+        labels.select(1)
+        path, _ = (labels.relabel(1, query, small_abdomen(3)[1]) for query in labels.queries)
+    mask, affine = spoil(read_mask(path).array_zyx)
+    write_scan(path, mask, dtype=np.uint8, affine_ras=affine)
+
+    with pytest.raises(InputError, match=rf"T2_pred\.nii\.gz: .*{reason}"):
+        labels.select(2 if relabelled_first else 1)
 
 
 def test_other_words_for_the_same_choice_change_nothing(labels, monkeypatch):
