@@ -28,8 +28,8 @@ from sslmedsam2.imaging.image_file import ImageFile
 
 Identity = tuple[str, str | None]
 
-IMAGE_FOLDERS: Final = ("imagestr", "imagests")
-LABEL_FOLDERS: Final = ("labelstr", "labelsts")
+IMAGE_FOLDERS: Final = names.NNUNET_IMAGE_FOLDERS
+LABEL_FOLDERS: Final = names.NNUNET_LABEL_FOLDERS
 _CHANNEL: Final = re.compile(r"_(\d{4})$")
 _NO_CASE: Final = re.compile(r"(scan|images?|img|mri?|volume|series|study|abdomen)", re.IGNORECASE)
 

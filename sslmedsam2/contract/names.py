@@ -31,7 +31,10 @@ PROBABILITY_PREFIX = "probability_"
 UNCERTAINTY_PREFIX = "uncertainty_"
 _MASK_PREFIX = re.compile(r"(mask|organs|probability|uncertainty)[ _-]", re.IGNORECASE)
 # As Slicer (T2.seg.nrrd, T2-label, Segmentation), ITK-SNAP and data sets (T2_gt) name them.
-_MASK_SUFFIX = re.compile(r"[ ._-](mask|seg|pred|segmentation|labels?|gt)$", re.IGNORECASE)
+_MASK_SUFFIX = re.compile(
+    r"(?:[ ._-](mask|seg|pred|segmentation|labels?|gt))+$",
+    re.IGNORECASE,
+)
 _MASK_ALONE = re.compile(
     r"(?:mask|seg|segmentation|labels?|gt)(?:[ _-]\d+)?(?:[._-](?:seg|labels?))?", re.IGNORECASE
 )
@@ -39,6 +42,9 @@ _MASK_ALONE = re.compile(
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
 WORST_RANK = 2
+NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests")
+NNUNET_LABEL_FOLDERS = ("labelstr", "labelsts")
+"""Folders of an nnU-Net raw data set, in lower case; the n-th of each belong together."""
 _LONGEST_NAME_BYTES = 180
 """The limit of file systems (255), minus suffixes and temporary prefixes."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import find_vendor
-from sslmedsam2.contract.identity import LABEL_FOLDERS, identify, is_in, named_by_folder
+from sslmedsam2.contract.identity import identify, named_by_folder
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SequenceMap
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import InputError
@@ -58,8 +58,6 @@ def find_queries(
     for series in (series for study in found.studies for series in study.series):
         if series.path.resolve() in images:
             notes.append(f"{series.path}: is labelled, and so needs no pseudo label")
-        elif is_in(LABEL_FOLDERS, series.path):
-            notes.append(f"{series.path}: is a mask, by its folder")
         else:
             kept.append(series)
     base = root if root.is_dir() else root.parent
@@ -70,6 +68,7 @@ def find_queries(
             chosen.append(series)
         else:
             notes.append(f"{series.path}: {series.sequence} is not asked for")
+    notes += [f"{one.path}: is left out, {one.reason}" for one in found.left_out]
     chosen.sort(key=lambda series: (series.case, names.sequence_order(series.sequence)))
     return Queries(tuple(chosen), found.problems, tuple(notes))
 

@@ -46,6 +46,7 @@ def _queries(root, **options):
         "segmentation.nii.gz",
         "Segmentation.seg.nrrd",
         "Segmentation-label.nrrd",
+        "T2-segmentation.seg.nrrd",
         "mask.nii.gz",
         "label.nii.gz",
     ],
@@ -148,7 +149,11 @@ def test_channels_of_an_nnunet_data_set_are_named_by_its_json(make):
         ("p2", "T2"),
         ("p3", "T2"),
     ]
-    assert any("is a mask, by its folder" in note for note in queries.notes)
+    assert not any("labelsTr" in str(series.path) for series in queries.series)
+    assert {study.series[0].path.parent.name for study in find_studies(root).studies} == {
+        "imagesTr",
+        "imagesTs",
+    }
 
 
 def test_label_without_its_image_in_an_nnunet_data_set_is_an_error(make):
