@@ -24,7 +24,7 @@ from typing import Any
 
 from common import parser, report, require_real_data
 
-from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.cli.cluster_option import open_executor
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.retrain.plan_cluster import UnitCosts
 
@@ -45,9 +45,9 @@ class RunTimes:
 def predicted(cluster: str, data: Path) -> RunTimes:
     """Predict all volumes of a folder."""
     start = time.time()
-    with tempfile.TemporaryDirectory() as output, open_runner(cluster) as runner:
+    with tempfile.TemporaryDirectory() as output, open_executor(cluster) as executor:
         options = PredictOptions(data, Path(output), sequences=("T2",), device="cpu")
-        predict(options, runner=runner)
+        predict(options, executor=executor)
         written = sorted(path.stat().st_mtime for path in Path(output).rglob("*.nii.gz"))
     return RunTimes(written[0] - start, written[-1] - written[0])
 
@@ -117,8 +117,8 @@ def simulated(workers: int) -> dict[str, Any]:
     ideal = sum(seconds) / workers
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_runner(f"local:{workers}") as runner,
-        runner.open(SleepJob(Path(folder))) as session,
+        open_executor(f"local:{workers}") as executor,
+        executor.open(SleepJob(Path(folder))) as session,
     ):
         start, computed = time.perf_counter(), time.process_time()
         done = [one.result for one in session.run(list(enumerate(seconds)), stop=False)]

@@ -16,7 +16,7 @@ from typing import TypeVar, Union
 import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import SslMedSam2Error
-from sslmedsam2.execution.in_process import read_ahead
+from sslmedsam2.execution.units import read_ahead
 from sslmedsam2.imaging.orientation import to_native
 from sslmedsam2.imaging.reading import read_volume, volume_from_itk
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sslmedsam2.execution.dask_cluster import LocalSpec, connected
-from sslmedsam2.execution.dask_executor import DaskRunner
+from sslmedsam2.execution.dask_executor import DaskExecutor
 
 _TICK_S = 0.02
 
@@ -19,8 +19,8 @@ _TICK_S = 0.02
 @contextmanager
 def two_workers_one_of_which_dies(
     *, once: Callable[[], Any]
-) -> Iterator[tuple[DaskRunner, threading.Event]]:
-    """Yield a runner, one of whose processes is killed by its pid as soon as ``once()`` is true.
+) -> Iterator[tuple[DaskExecutor, threading.Event]]:
+    """Yield a executor, one of whose processes is killed by its pid as soon as ``once()`` is true.
 
     The event is set when that has happened.
     """
@@ -40,7 +40,7 @@ def two_workers_one_of_which_dies(
         killer = threading.Thread(target=kill, args=(pids[min(pids)],))
         killer.start()
         try:
-            yield DaskRunner(client), died
+            yield DaskExecutor(client), died
         finally:
             over.set()
             killer.join()

@@ -60,10 +60,10 @@ class Workplace:
             "previews": False,
             **options,
         }
-        runner = settings.pop("runner", None)
+        executor = settings.pop("executor", None)
         report_path = settings["output_dir"] / "run_report.json"
         try:
-            report = predict(PredictOptions(**settings), runner=runner)
+            report = predict(PredictOptions(**settings), executor=executor)
         except SslMedSam2Error as error:
             return Ended(int(error.exit_code), load_report(report_path), error)
         on_disk = load_report(report_path)

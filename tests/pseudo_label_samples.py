@@ -87,8 +87,8 @@ class Workplace:
 
     def run(self, **changes: Any) -> PseudoLabelSummary:
         """Run and check what holds after any run."""
-        runner = changes.pop("runner", None)
-        summary = pseudo_label(self.options(**changes), runner=runner)
+        executor = changes.pop("executor", None)
+        summary = pseudo_label(self.options(**changes), executor=executor)
         output = changes.get("output_dir", self.output)
         assert not list(output.rglob(".*")), "something temporary was left"
         return summary

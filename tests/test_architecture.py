@@ -25,7 +25,7 @@ ALLOWED = {
     # What a model folder holds is the business of weights alone.
     "inference": _GROUND | {"weights"},
     "fewshot": _GROUND | {"weights"},
-    "nnunet": _GROUND | {"weights"},
+    "nnunet": _GROUND | {"execution", "weights"},
     "submission": _GROUND | _NEEDS,
     "predict": _GROUND | _NEEDS | {"inference", "submission"},
     "pseudo_label": _GROUND | _NEEDS | {"inference", "fewshot", "predict"},

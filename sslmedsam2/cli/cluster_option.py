@@ -11,34 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from sslmedsam2.execution.dask_cluster import parse_cluster
-from sslmedsam2.execution.in_process import InProcessRunner
-from sslmedsam2.execution.progress import OnProgress
-from sslmedsam2.execution.units import Runner
+from sslmedsam2.execution.dask_cluster import connected, parse_cluster
+from sslmedsam2.execution.units import Executor, ThisProcess
 
 if TYPE_CHECKING:
-    from sslmedsam2.execution.progress import Progress
-
-
-@contextmanager
-def open_runner(cluster: str, *, on_progress: OnProgress | None = None) -> Iterator[Runner]:
-    """Give the runner that ``--cluster`` asks for; its cluster ends with the context.
-
-    Raises
-    ------
-    UsageError
-        The value is of no known form, packages are missing, or no scheduler answers.
-    """
-    spec = parse_cluster(cluster)
-    if spec is None:
-        yield InProcessRunner()
-        return
-    from sslmedsam2.execution.dask_cluster import connected
-    from sslmedsam2.execution.dask_executor import DaskRunner
-
-    with connected(spec) as client:
-        yield DaskRunner(client, on_progress=on_progress)
-
+    from sslmedsam2.execution.dask_executor import Progress
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,11 +31,22 @@ cluster_option = click.option(
 
 
 @contextmanager
-def chosen_runner(cluster: str) -> Iterator[Runner]:
-    """Give the runner, whose progress is logged now and then; raises UsageError."""
+def open_executor(cluster: str) -> Iterator[Executor]:
+    """Give the executor that ``--cluster`` asks for; its cluster ends with the context.
 
-    with open_runner(cluster, on_progress=_ProgressPrinter()) as runner:
-        yield runner
+    Raises
+    ------
+    UsageError
+        The value is of no known form, packages are missing, or no scheduler answers.
+    """
+    spec = parse_cluster(cluster)
+    if spec is None:
+        yield ThisProcess()
+        return
+    with connected(spec) as client:
+        from sslmedsam2.execution.dask_executor import DaskExecutor
+
+        yield DaskExecutor(client, on_progress=_ProgressPrinter())
 
 
 def for_cluster(cluster: str, options: dict[str, Any]) -> dict[str, Any]:

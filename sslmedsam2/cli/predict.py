@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
+from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
 from sslmedsam2.cli.shared_options import device_option, model_option
@@ -107,8 +107,10 @@ def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     if options["sequence_map"] is not None:
         options["sequence_map"] = load_table(options["sequence_map"])
     options = for_cluster(cluster, options)
-    with chosen_runner(cluster) as runner, _progress() as progress:
-        report = run(PredictOptions(**options), on_result=_ProgressPrinter(progress), runner=runner)
+    with open_executor(cluster) as executor, _progress() as progress:
+        report = run(
+            PredictOptions(**options), on_result=_ProgressPrinter(progress), executor=executor
+        )
     _summarise(report, options["output_dir"])
     if with_page and not report.interrupted:
         _make_page(options)

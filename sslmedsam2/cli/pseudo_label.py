@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
+from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import (
     device_option,
@@ -100,8 +100,8 @@ def pseudo_label(
             seed=seed,
         ),
     )
-    with chosen_runner(cluster) as runner:
-        summary = run(chosen, on_record=_tell, runner=runner)
+    with open_executor(cluster) as executor:
+        summary = run(chosen, on_record=_tell, executor=executor)
     _summarise(summary)
     return summary.exit_code
 

@@ -32,9 +32,10 @@ def plan(**given: Any) -> int:
     """Index the data, make and select pseudo labels, plan the network."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.execution.interrupt import stop_on_signals
+    from sslmedsam2.execution.units import ThisProcess
     from sslmedsam2.retrain.pipeline import plan as run
 
-    options = as_options(**given)
+    options = as_options(ThisProcess(), **given)
     with stop_on_signals() as stop:
         labels = run(options, stop)
     if labels is None:
@@ -54,9 +55,10 @@ def plan(**given: Any) -> int:
     multiple=True,
     help="Train this fold only; may be repeated.  [default: all]",
 )
-def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
+def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
     """Train the folds of the next round, or continue them."""
-    from sslmedsam2.errors import UsageError
+    from sslmedsam2.errors import ExitCode, UsageError
+    from sslmedsam2.execution.interrupt import stop_on_signals
     from sslmedsam2.retrain.pipeline import begin_round
     from sslmedsam2.retrain.state import WorkDir, options_of
     from sslmedsam2.retrain.train_round import train_round
@@ -69,8 +71,13 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> None:
             remedy="Choose one of these",
         )
     round_dir = begin_round(options).round_dir
-    train_round(round_dir, options, folds=folds or None)
+    with stop_on_signals() as stop:
+        train_round(round_dir, options, stop=stop, folds=folds or None)
+    if stop:
+        click.echo("stopped; run the same command again to go on")
+        return ExitCode.INTERRUPTED
     click.echo(f"round {round_dir.number}: trained; next: refine relabel")
+    return ExitCode.OK
 
 
 @refine.command(cls=ConfiguredCommand)

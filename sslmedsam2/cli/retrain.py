@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.cluster_option import chosen_runner, cluster_option, for_cluster
+from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.retrain_options import as_options, retrain_options
 
@@ -44,9 +44,9 @@ def retrain(*, cluster: str, **given: Any) -> int:
     """
     from sslmedsam2.retrain.pipeline import retrain as run
 
-    options = as_options(**for_cluster(cluster, given))
-    with chosen_runner(cluster) as runner:
-        summary = run(options, runner=runner)
+    with open_executor(cluster) as executor:
+        options = as_options(executor, **for_cluster(cluster, given))
+        summary = run(options, executor=executor)
     tell(summary)
     return summary.exit_code
 

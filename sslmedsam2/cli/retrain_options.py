@@ -23,6 +23,7 @@ from sslmedsam2.cli.shared_options import (
 )
 
 if TYPE_CHECKING:
+    from sslmedsam2.execution.units import Executor
     from sslmedsam2.retrain.options import RetrainOptions
 
 _OPTIONS = (
@@ -151,19 +152,31 @@ def retrain_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def as_options(**given: Any) -> RetrainOptions:
-    """Turn what click parsed into the pipeline's options; raises UsageError."""
+def as_options(executor: Executor, **given: Any) -> RetrainOptions:
+    """Turn what click parsed into the pipeline's options.
+
+    ``executor`` says what device the networks train on: size and length follow that one, not this
+    machine's.
+
+    Raises
+    ------
+    UsageError
+        A value cannot be used, or the device is not there.
+    """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
     from sslmedsam2.retrain.options import RetrainOptions
     from sslmedsam2.retrain.selection import StoppingRule
 
-    preset = PRESETS[given.pop("preset") or default_preset(choose_device(given["device"]))]
+    rounds = _rounds(given.pop("rounds"))
+    name = given.pop("preset")
+    if name is None:
+        name = default_preset(executor.call(choose_device, given["device"]))
+    preset = PRESETS[name]
     schedule = default_schedule(preset)
     given["epochs"] = given["epochs"] or schedule.round_epochs
     given["iterations_per_epoch"] = given["iterations_per_epoch"] or schedule.iterations_per_epoch
-    rounds = _rounds(given.pop("rounds"))
     most, settled_at = given.pop("max_rounds"), given.pop("settled_at")
     sequences = given.pop("sequences")
     return RetrainOptions(

@@ -96,6 +96,7 @@ from sslmedsam2.cli.shared_options import (
 @licence_option
 def train(**options: Any) -> int:
     """Train a model from labelled scans: cross-validation, then a final network on all cases."""
+    from sslmedsam2.errors import ExitCode
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
     from sslmedsam2.train.pipeline import TrainOptions
@@ -110,6 +111,9 @@ def train(**options: Any) -> int:
         options["iterations_per_epoch"] or schedule.iterations_per_epoch
     )
     scores = run(TrainOptions(**options, preset=preset))
+    if scores is None:
+        click.echo("stopped; run the same command again to go on")
+        return ExitCode.INTERRUPTED
     for score in scores:
         click.echo(
             f"{score.case} {score.sequence}: Dice {score.dice:.4f}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,17 +12,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import UsageError
-from sslmedsam2.execution.dask_worker import PROCESSORS_VARIABLE, UNITS_IN_HAND
 
 if TYPE_CHECKING:
     from distributed import Client
 
-
 logger = logging.getLogger(__name__)
+
+GPU: Final = "GPU"
+"""The Dask resource that a worker has as many of as it has GPUs."""
+
+UNITS_AT_ONCE: Final = 3
+"""In one worker: one computes, one is read, one is written."""
+
+DEATHS_ALLOWED: Final = 2
+"""How many workers a unit may take down before the scheduler gives it up."""
+
+PROCESSORS_VARIABLE: Final = "SSLMEDSAM2_WORKER_PROCESSORS"
+"""Which processors a local worker keeps to, as ``0,1``. Numerical libraries count those that they
+may run on, so this has to be obeyed before the first of them is loaded."""
 
 QUEUES: Final = ("slurm", "pbs", "lsf")
 _KEYS: Final = ("queue", "jobs", "gpus", "options")
-_REMEDY: Final = "Write none, local, local:4, tcp://HOST:PORT or a file FILE.yaml"
+_WORKER_LOG: Final = {"distributed": "warning", "distributed.worker": "critical"}
+"""Units that fail are logged where the command runs."""
+
+_THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -73,83 +88,64 @@ def parse_cluster(text: str) -> ClusterSpec | None:
     """
     if text == "none":
         return None
-    kind, _, rest = text.partition(":")
-    if kind == "local":
-        return LocalSpec(_number(rest, text) if _ else None)
+    kind, colon, rest = text.partition(":")
+    if kind == "local" and not colon:
+        return LocalSpec()
+    if kind == "local" and rest.isdecimal() and int(rest) > 0:
+        return LocalSpec(int(rest))
     if kind in ("tcp", "tls", "ws", "wss") and rest.startswith("//"):
         return AddressSpec(text)
     if text.endswith((".yaml", ".yml")):
-        return read_queue_spec(Path(text))
-    raise UsageError(f"--cluster {text}", reason="it is of no known form", remedy=_REMEDY)
-
-
-def _number(text: str, whole: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
+        return _read_queue_spec(Path(text))
     raise UsageError(
-        f"--cluster {whole}", reason="there must be a number from 1", remedy="Write local:4"
+        f"--cluster {text}",
+        reason="it is of no known form",
+        remedy="Write none, local, local:4, tcp://HOST:PORT or a file FILE.yaml",
     )
 
 
-def read_queue_spec(path: Path) -> QueueSpec:
-    """Read a file for a batch system.
-
-    Raises
-    ------
-    UsageError
-        It cannot be read, or a key is missing, unknown or of the wrong kind.
-    """
-    content = _load_yaml(path)
-    if not isinstance(content, dict):
-        raise _wrong(path, "it holds no table")
-    unknown = sorted(set(content) - set(_KEYS))
-    if unknown:
-        raise _wrong(path, f"key {unknown[0]!r} is not known")
-    if content.get("queue") not in QUEUES:
-        raise _wrong(path, f"'queue' is not one of {', '.join(QUEUES)}")
-    jobs, gpus, options = content.get("jobs", 1), content.get("gpus", 0), content.get("options")
-    if not _is_count(jobs, least=1) or not _is_count(gpus, least=0):
-        raise _wrong(path, "'jobs' and 'gpus' must be whole numbers")
-    if not isinstance(options, dict) or not {"cores", "memory"} <= set(options):
-        raise _wrong(path, "'options' must hold at least 'cores' and 'memory'")
-    return QueueSpec(content["queue"], jobs, gpus, options)
-
-
-def _load_yaml(path: Path) -> Any:
+def _read_queue_spec(path: Path) -> QueueSpec:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise missing_packages() from error
+        raise _missing_packages() from error
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _queue_spec(content if isinstance(content, dict) else None)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _wrong(path, f"it cannot be read ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        if not isinstance(error, _SpecError):
+            reason = f"it cannot be read ({reason})"
+        remedy = "Compare it with the guide's page on clusters"
+        raise UsageError(path, reason=reason, remedy=remedy) from error
 
 
-def missing_packages() -> UsageError:
-    """Say what ``--cluster`` needs."""
+class _SpecError(ValueError):
+    """A file can be read, but says nothing that can be done."""
+
+
+def _queue_spec(content: dict[str, Any] | None) -> QueueSpec:
+    if content is None:
+        raise _SpecError("it holds no table")
+    unknown = sorted(set(content) - set(_KEYS))
+    if unknown:
+        raise _SpecError(f"key {unknown[0]!r} is not known")
+    jobs, gpus, options = content.get("jobs", 1), content.get("gpus", 0), content.get("options")
+    if content.get("queue") not in QUEUES:
+        raise _SpecError(f"'queue' is not one of {', '.join(QUEUES)}")
+    if type(jobs) is not int or type(gpus) is not int or jobs < 1 or gpus < 0:
+        raise _SpecError("'jobs' and 'gpus' must be whole numbers")
+    if not isinstance(options, dict) or not {"cores", "memory"} <= set(options):
+        raise _SpecError("'options' must hold at least 'cores' and 'memory'")
+    return QueueSpec(content["queue"], jobs, gpus, options)
+
+
+def _missing_packages() -> UsageError:
     return UsageError(
         "--cluster",
         reason="the packages for clusters are not installed",
         remedy="Run in the clone: .venv/bin/pip install -c constraints.txt -e '.[cluster]'",
     )
-
-
-def _is_count(value: Any, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _wrong(path: Path, reason: str) -> UsageError:
-    return UsageError(path, reason=reason, remedy="Compare it with the guide's page on clusters")
-
-
-GPU = "GPU"
-"""The Dask resource that a worker has as many of as it has GPUs."""
-
-DEATHS_ALLOWED = 2
-"""How many workers a unit may take down before the scheduler gives it up."""
-
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @contextmanager
@@ -169,7 +165,7 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
         with dask.config.set({"logging.distributed": "warning"}):
             from distributed import Client
     except ModuleNotFoundError as error:
-        raise missing_packages() from error
+        raise _missing_packages() from error
     settings = {
         # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
         "distributed.worker.daemon": False,
@@ -177,7 +173,7 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
         "distributed.worker.profile.enabled": False,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         # In place of Dask's own, which would give this process, too, one numerical thread.
-        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING__DISTRIBUTED": "warning"},
+        "distributed.nanny.pre-spawn-environ": {"DASK_LOGGING": str(_WORKER_LOG)},
     }
     with dask.config.set(settings):
         cluster = _start(spec)
@@ -215,36 +211,30 @@ def _local(spec: LocalSpec) -> Any:
 
     gpus = _visible_gpus()
     count = spec.workers or len(gpus) or 1
+    common = {
+        "nthreads": UNITS_AT_ONCE,
+        "host": "127.0.0.1",
+        # Dask holds none of what fills the memory, so it could not spill any of it.
+        "memory_limit": 0,
+        "dashboard": False,
+    }
     workers = {
-        number: {
-            "cls": Nanny,
-            "options": {
-                "nthreads": UNITS_IN_HAND,
-                "host": "127.0.0.1",
-                # What is held does not lie in Dask's hands, so it could not spill any of it.
-                "memory_limit": 0,
-                "dashboard": False,
-                **_share(number, count, gpus),
-            },
-        }
+        number: {"cls": Nanny, "options": common | _share(number, count, gpus)}
         for number in range(count)
     }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {
-            "host": "127.0.0.1",
-            "dashboard_address": "127.0.0.1:0",
-            "allowed_failures": DEATHS_ALLOWED,
-        },
+    options = {
+        "host": "127.0.0.1",
+        "dashboard_address": "127.0.0.1:0",
+        "allowed_failures": DEATHS_ALLOWED,
     }
+    scheduler = {"cls": Scheduler, "options": options}
     return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.ERROR)
 
 
 def _share(number: int, count: int, gpus: list[str]) -> dict[str, Any]:
     """Return the environment and resources of one of the local workers.
 
-    Workers beyond the number of GPUs share one; then none of them claims it, as Dask would have
-    it, for itself.
+    Workers beyond the number of GPUs share one.
     """
     processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     # Where there are more workers than processors, they share.
@@ -263,16 +253,9 @@ def _visible_gpus() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
         return [name for name in chosen.split(",") if name and name != "-1"]
-    import subprocess
-
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     try:
-        listed = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return []
     return listed.stdout.split()
@@ -289,7 +272,7 @@ def queue_cluster(spec: QueueSpec) -> Any:
     try:
         from dask_jobqueue import LSFCluster, PBSCluster, SLURMCluster
     except ModuleNotFoundError as error:
-        raise missing_packages() from error
+        raise _missing_packages() from error
     kinds = {"slurm": SLURMCluster, "pbs": PBSCluster, "lsf": LSFCluster}
     try:
         return kinds[spec.queue](**_queue_options(spec))
@@ -304,7 +287,7 @@ def queue_cluster(spec: QueueSpec) -> Any:
 def _queue_options(spec: QueueSpec) -> dict[str, Any]:
     """Complete the user's options: one worker a job, its threads and GPUs announced."""
     given = dict(spec.options)
-    announced = ["--nthreads", str(UNITS_IN_HAND)]
+    announced = ["--nthreads", str(UNITS_AT_ONCE)]
     if spec.gpus:
         announced += ["--resources", f"{GPU}={spec.gpus}"]
     threads = {name: str(given["cores"]) for name in _THREAD_VARIABLES}

@@ -1,52 +1,189 @@
-"""The runner on a Dask cluster.
+"""The executor on a Dask cluster.
 
-Units are handed out a few a worker at a time, so that what is known of the workers by then counts:
-one that cannot take part gets no more. Dask moves the units of a worker that died to another one. A
-unit that has taken down several is set aside until all others are done and then tried alone, so
-that the culprit is named, and no other that was only near it.
+A worker plugin sets the work up in each worker, also in one that comes later or was restarted, and
+announces it as a Dask resource, which every unit asks for. So Dask gives units only to workers that
+can take part, repeats a unit that failed by chance (``retries``) and gives up one whose workers
+died (``allowed-failures``). Units are submitted as workers have room for them: Dask holds the death
+of a worker against every unit that it was assigned.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import math
+import os
 import queue
+import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, Generic
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
 
-from sslmedsam2.errors import SslMedSam2Error, UsageError
-from sslmedsam2.execution.dask_cluster import GPU
-from sslmedsam2.execution.dask_worker import (
-    UNITS_IN_HAND,
-    Reply,
-    Ticket,
-    do_unit,
-    forget,
-    set_up,
-    shared_mark,
-)
-from sslmedsam2.execution.progress import Meter, OnProgress
-from sslmedsam2.execution.units import Job, Outcome, Result, Stop, Unit
+from distributed import Client, Future, Worker, get_worker
+from distributed.client import FutureCancelledError
+from distributed.core import Status
+from distributed.diagnostics.plugin import WorkerPlugin
+from distributed.scheduler import KilledWorker
+from distributed.utils import sync
 
-if TYPE_CHECKING:
-    from distributed import Client, Future
+from sslmedsam2 import __version__
+from sslmedsam2.errors import OutputError, SslMedSam2Error, UsageError
+from sslmedsam2.execution.dask_cluster import GPU, PROCESSORS_VARIABLE, UNITS_AT_ONCE
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Result, Returned, Unit, Work
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS: Final = 3
-"""How often a unit that fails for no reason of its own is tried."""
 
+class _NotDoneError(Exception):
+    """A unit could not be done for a reason that is not its own."""
+
+
+_RETRIES: Final = 2
 _TICK_S: Final = 0.25
-_ROSTER_S: Final = 1.0
+_GONE: Final = _NotDoneError("the scheduler went away")
 _AGAIN: Final = "Run the same command again, with --resume where there is one"
 
+# Of a worker's process, whatever the number of its threads and of runs: networks compute in one
+# thread, as they do without a cluster.
+_NETWORK: Final = ThreadPoolExecutor(1, "network")
+_WRITER: Final = ThreadPoolExecutor(1, "writer")
 
-class DaskRunner:
+
+@dataclass(frozen=True)
+class Progress:
+    """How many units have a result, were given up, are with a worker, and are there at all.
+
+    ``seconds_left`` is estimated from the pace so far; None while nothing is done.
+    """
+
+    done: int
+    failed: int
+    running: int
+    total: int
+    seconds_left: float | None
+
+    def __str__(self) -> str:
+        """Put it in words, for a line of the log."""
+        text = f"{self.done}/{self.total} done, {self.running} running, {self.failed} failed"
+        return f"{text}, about {self.seconds_left / 60:.1f} min left" if self.seconds_left else text
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the set-up in a worker has come to.
+
+    ``resource`` is what the worker announces; workers that compute in another way differ in it.
+    """
+
+    resource: str = ""
+    about: Any = None
+    error: SslMedSam2Error | None = None
+    has_gpu: bool = False
+
+
+class _Units(WorkerPlugin):
+    """A work in one worker."""
+
+    def __init__(self, work: Work[Any, Any], *, run: str, mark: Path) -> None:
+        """Take what travels; ``mark`` is a file in the shared folder."""
+        self.work, self.run, self.mark = work, run, mark
+        self.version = __version__
+        self.state = _State()
+        self._sees_files = False
+
+    async def setup(self, worker: Worker) -> None:
+        """Check the worker and set the work up, beside the event loop."""
+        about, error = None, None
+        try:
+            self._check_worker()
+            loop = asyncio.get_running_loop()
+            about = await loop.run_in_executor(_NETWORK, self._set_up)
+        except SslMedSam2Error as own:
+            error = own
+        except Exception as other:
+            logger.debug("set-up failed", exc_info=other)
+            error = _left_out(f"the set-up failed ({_in_words(other)})")
+        has_gpu = bool(worker.state.total_resources.get(GPU))
+        self.state = _State(f"{self.run} {about}", about, error, has_gpu)
+        if error is None:
+            await worker.set_resources(**{self.state.resource: UNITS_AT_ONCE})
+            # The scheduler gives waiting units to workers that are new, or have paused.
+            worker.status = Status.paused
+            worker.status = Status.running
+        else:
+            worker.log_event(self.run, f"a worker is left out: {error}")
+
+    def teardown(self, worker: Worker) -> None:  # noqa: ARG002
+        """Free what was set up; not waited for, since a unit may still be computing."""
+        if self.state.error is None:
+            _NETWORK.submit(self.work.close)
+
+    def _check_worker(self) -> None:
+        if self.version != __version__:
+            raise _left_out(f"it has version {__version__}, the run {self.version}")
+        if not self.mark.exists():
+            raise _left_out(f"it cannot see {self.mark.parent}, or sees another folder there")
+
+    def _set_up(self) -> Any:
+        chosen = os.environ.get(PROCESSORS_VARIABLE)
+        if chosen and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {int(number) for number in chosen.split(",")})
+        return self.work.set_up()
+
+    def do(self, unit: Any, worker: Worker, stop: StopRequest) -> Any:
+        """Take a unit through its steps; a step is not begun once it is cancelled."""
+        self._check_files(unit, worker)
+        loaded = self.work.load(unit)
+        computed = _NETWORK.submit(_unless(stop, self.work.compute), loaded, stop).result()
+        del loaded
+        return _WRITER.submit(_unless(stop, self.work.finish), computed).result()
+
+    def _check_files(self, unit: Any, worker: Worker) -> None:
+        hidden = _hidden(self.work, unit)
+        if hidden is None:
+            self._sees_files = True
+            return
+        problem = f"worker {_worker_name()} cannot see {hidden}"
+        if not self._sees_files:
+            # It has never seen a unit's files: no more units for it.
+            worker.log_event(self.run, f"{problem} and is left out")
+            sync(worker.loop, worker.set_resources, **{self.state.resource: 0})
+        raise _NotDoneError(problem)
+
+
+def _do(run: str, unit: Any) -> Any:
+    """Do a unit on the worker that runs this; its own error is returned, and so not retried."""
+    worker = get_worker()
+    key, tasks = worker.get_current_task(), worker.state.tasks
+
+    def cancelled() -> bool:
+        # By the client, or because the client is gone; Dask leaves it to the task to end.
+        return key not in tasks or tasks[key].state == "cancelled"
+
+    units: Any = worker.plugins[run]
+    stop = StopRequest(cancelled)
+    try:
+        return units.do(unit, worker, stop)
+    except Exception as error:
+        if isinstance(error, SslMedSam2Error) and not isinstance(error, OutputError):
+            return error
+        if not stop:
+            name = units.work.name_of(unit)
+            worker.log_event(run, f"{name} failed on worker {_worker_name()}: {_in_words(error)}")
+        raise
+
+
+class DaskExecutor:
     """Does units on the workers of a cluster."""
 
     def __init__(
@@ -56,41 +193,45 @@ class DaskRunner:
         on_progress: OnProgress | None = None,
         patience_s: float = 300,
     ) -> None:
-        """Take a connected client.
-
-        ``patience_s`` is how long to wait for a worker, or for the scheduler to come back, before
-        the units left are given up.
-        """
+        """Take a connected client; ``patience_s`` is how long to wait for a worker."""
         self._client = client
         self._on_progress = on_progress
         self._patience_s = patience_s
+        self._run = ""
+        self._resource = ""
+        self._with_gpu = False
+        self._counted_at = 0.0
+        self._n_workers = 0
 
     @contextmanager
-    def open(self, job: Job[Unit, Result]) -> Iterator[DaskSession[Unit, Result]]:
-        """Set a job up on a first worker; the others follow with their first unit.
+    def open(self, work: Work[Any, Any]) -> Iterator[Any]:
+        """Set ``work`` up on all workers, and on each that comes later.
 
         Raises
         ------
         SslMedSam2Error
-            What the set-up raised, or the worker cannot take part.
+            What the set-up raised, or no worker can take part.
         UsageError
             No worker appears.
+        OutputError
+            The shared folder cannot be written.
         """
-        client, run = self._client, uuid.uuid4().hex
+        client, self._run = self._client, f"units-{uuid.uuid4().hex[:12]}"
         self._wait_for_a_worker()
-        with shared_mark(job.shared_dir, run) as mark:
-            ticket = Ticket(run, job, mark)
-            about = self._set_up(ticket)
+        with _shared_mark(work.shared_dir / f".run-{self._run}") as mark:
+            plugin = _Units(work, run=self._run, mark=mark)
             try:
-                yield DaskSession(
-                    client,
-                    replace(ticket, about=about),
-                    on_progress=self._on_progress,
-                    patience_s=self._patience_s,
-                )
+                logger.info("setting up %d worker(s)", len(self._infos()))
+                try:
+                    client.register_plugin(plugin, name=self._run)
+                except Exception as error:
+                    logger.warning("a worker is left out: %s", _in_words(error))
+                about = self._choose(work)
+                client.subscribe_topic(self._run, lambda event: logger.warning("%s", event[1]))
+                yield about
             finally:
                 with suppress(Exception):
-                    client.run(forget, run, on_error="ignore")
+                    client.unregister_worker_plugin(self._run)
 
     def _wait_for_a_worker(self) -> None:
         try:
@@ -102,254 +243,224 @@ class DaskRunner:
                 remedy="Look at the batch system's queue, or start 'dask worker'",
             ) from error
 
-    def _set_up(self, ticket: Ticket) -> Any:
-        """Set up on one worker, or on the next that can; the last one's error is raised."""
-        roster = _Roster(self._client)
-        asked: list[str] = []
-        while True:
-            left = [address for address in roster.addresses() if address not in asked]
-            address, about, error = self._client.submit(
-                _set_up_here,
-                ticket,
-                pure=False,
-                workers=left,
-                resources=roster.resources(ticket.job),
-            ).result()
-            if error is None:
-                return about
-            asked.append(address)
-            if set(left) <= set(asked):
-                raise error
-            logger.warning("%s", error)
+    def _choose(self, work: Work[Any, Any]) -> Any:
+        """Return what a worker's set-up returned, of one with a GPU if there is one."""
+        found = self._client.run(_state_of, self._run, on_error="ignore").values()
+        ready = [
+            state for state in found if state is not None and state.resource and not state.error
+        ]
+        errors = [state.error for state in found if state is not None and state.error]
+        if not ready:
+            raise errors[0] if errors else _left_out("it was lost while it was set up")
+        for error in errors:
+            logger.warning("a worker is left out: %s", error)
+        first = max(ready, key=lambda state: work.wants_gpu and state.has_gpu)
+        others = {str(state.about) for state in ready if state.resource != first.resource}
+        if others:
+            logger.warning("workers are left out: %s instead of %s", ", ".join(others), first.about)
+        self._resource, self._counted_at = first.resource, 0.0
+        self._with_gpu = work.wants_gpu and first.has_gpu
+        return first.about
 
-
-class _Roster:
-    """The workers that the scheduler has, asked for once in a while."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._asked_at = -math.inf
-        self._infos: dict[str, Any] = {}
-
-    def addresses(self) -> list[str]:
-        """Return the workers' addresses; none while the scheduler is not there."""
-        return list(self._fresh())
-
-    def resources(self, job: Job[Any, Any]) -> dict[str, float] | None:
-        """Return what a unit claims; GPUs only where workers say that they have some."""
-        infos = self._fresh().values()
-        if not job.wants_gpu or not any(info.get("resources", {}).get(GPU) for info in infos):
-            return None
-        # Units that share a worker take turns on its network, and on its GPU.
-        return {GPU: 1 / UNITS_IN_HAND if job.claim == "share" else 1}
-
-    def _fresh(self) -> dict[str, Any]:
-        if self._client.status != "running":
-            return {}
-        if time.monotonic() - self._asked_at > _ROSTER_S:
-            try:
-                self._infos = dict(self._client.scheduler_info(n_workers=-1)["workers"])
-            except (OSError, ValueError, RuntimeError):
-                return {}
-            self._asked_at = time.monotonic()
-        return self._infos
-
-
-def _set_up_here(ticket: Ticket) -> tuple[str, Any, SslMedSam2Error | None]:
-    """Set up on the worker that runs this, and return its address and what came of it."""
-    from distributed import get_worker
-
-    try:
-        return get_worker().address, set_up(ticket), None
-    except SslMedSam2Error as error:
-        return get_worker().address, None, error
-
-
-def _do_here(ticket: Ticket, unit: Any) -> tuple[str, Reply]:
-    """Do a unit on the worker that runs this, and return its address and what came of it."""
-    from distributed import get_worker
-
-    return get_worker().address, do_unit(ticket, unit)
-
-
-@dataclass
-class _Task(Generic[Unit]):
-    """A unit and how it has fared."""
-
-    unit: Unit
-    name: str
-    attempts: int = 0
-    troubles: list[str] = field(default_factory=list)
-
-
-class DaskSession(Generic[Unit, Result]):
-    """A job that is set up on the workers of a cluster."""
-
-    def __init__(
-        self,
-        client: Client,
-        ticket: Ticket,
-        *,
-        on_progress: OnProgress | None,
-        patience_s: float,
-    ) -> None:
-        """Take the ticket that every unit is sent with."""
-        self.about = ticket.about
-        self._client = client
-        self._ticket = ticket
-        self._on_progress = on_progress
-        self._patience_s = patience_s
-        self._roster = _Roster(client)
-        self._unfit: set[str] = set()
-        self._alone_since: float | None = None
-        self._ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        self._running: dict[Any, tuple[_Task[Unit], Future]] = {}
-        self._waiting: deque[_Task[Unit]] = deque()
-        self._suspects: deque[_Task[Unit]] = deque()
-
-    def run(self, units: Sequence[Unit], *, stop: Stop) -> Iterator[Outcome[Unit, Result]]:
-        """Yield the outcomes as they come, until done or stopped.
-
-        What workers have in hand when it is stopped is left to them and counts for nothing.
-        """
-        name_of = self._ticket.job.name_of
-        self._waiting.extend(_Task(unit, name_of(unit)) for unit in units)
-        meter = Meter(len(units))
-        try:
-            while not stop and (self._waiting or self._running or self._suspects):
-                self._tell(meter)
-                for outcome in self._step():
-                    meter.done += outcome.error is None
-                    meter.failed += outcome.error is not None
-                    self._tell(meter)
-                    yield outcome
-        finally:
-            self._cancel()
-
-    def _step(self) -> Iterator[Outcome[Unit, Result]]:
-        """Hand out what can be, and see to what has ended meanwhile."""
-        lost = self._nobody_left()
-        if lost is not None:
-            yield from self._give_up(lost)
-            return
-        self._hand_out()
-        try:
-            future = self._ended.get(timeout=_TICK_S)
-        except queue.Empty:
-            return
-        if future.key in self._running:
-            task, _ = self._running.pop(future.key)
-            outcome = self._outcome(task, future)
-            if outcome is not None:
-                yield outcome
-
-    def _hand_out(self) -> None:
-        """Send units out, as many as the workers have room for."""
-        fit = self._fit()
-        if self._client.status != "running":
-            return
-        each = UNITS_IN_HAND if self._ticket.job.claim == "share" else 1
-        while self._waiting and len(self._running) < each * len(fit):
-            self._submit(self._waiting.popleft(), fit)
-        if self._suspects and not self._running and not self._waiting and fit:
-            self._submit(self._suspects.popleft(), fit)
-
-    def _submit(self, task: _Task[Unit], fit: Sequence[str]) -> None:
+    def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
+        """Call a function on a worker, one with a GPU if there is one; raises what it raises."""
+        self._wait_for_a_worker()
+        has_gpu = any(info.get("resources", {}).get(GPU) for info in self._infos().values())
+        resources = {GPU: 1 / UNITS_AT_ONCE} if has_gpu else None
         future = self._client.submit(
-            _do_here,
-            self._ticket,
-            task.unit,
-            key=f"{type(self._ticket.job).__name__}-{self._ticket.run}-{uuid.uuid4().hex}",
-            pure=False,
-            # Only where it has to be: a list would keep workers out that come later.
-            workers=list(fit) if self._unfit else None,
-            resources=self._roster.resources(self._ticket.job),
+            partial(function, *args, **kwargs), pure=False, resources=resources
         )
-        self._running[future.key] = task, future
-        future.add_done_callback(self._ended.put)
+        returned: Returned = future.result()
+        return returned
 
-    def _outcome(self, task: _Task[Unit], future: Future) -> Outcome[Unit, Result] | None:
-        """Judge a unit that has come back; None if it is to be tried again."""
-        from distributed.scheduler import KilledWorker
+    def map(
+        self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
+    ) -> Iterator[tuple[Unit, Result | SslMedSam2Error]]:
+        """Yield the results as they come, until done or stopped.
 
-        if future.status == "cancelled":
-            # The scheduler was lost and may have come back, but not with what it knew.
-            return self._again(task, "the scheduler was lost")
-        if future.status == "finished":
-            return self._judged(task, *future.result())
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            trouble = "the worker that it ran on died, several times over"
-            if task.attempts == 0:
-                logger.warning("%s: %s; it is tried alone in the end", task.name, trouble)
-                task.attempts = _ATTEMPTS - 1
-                self._suspects.append(task)
-                return None
-            return self._failed(task, trouble)
-        return self._again(task, f"{type(error).__name__}: {error}")
+        A unit that was near another one that took its worker down is tried alone in the end, so
+        that only the culprit is given up.
+        """
+        done, start, killed = [0, 0], time.monotonic(), list[Unit]()
 
-    def _judged(
-        self, task: _Task[Unit], address: str, reply: Reply
-    ) -> Outcome[Unit, Result] | None:
-        if reply.error is not None:
-            return Outcome(task.unit, None, reply.error)
-        if reply.trouble is None:
-            return Outcome(task.unit, reply.result)
-        fit = self._fit()
-        # Not the last one: the fault may lie with the unit, or be everywhere.
-        if reply.unfit and address in fit and len(fit) > 1:
-            logger.warning("worker %s is left out: %s", reply.worker, reply.trouble)
-            self._unfit.add(address)
-        return self._again(task, f"on worker {reply.worker}: {reply.trouble}")
+        def tell(running: int) -> None:
+            if self._on_progress is not None:
+                seconds = time.monotonic() - start
+                left = len(units) - sum(done)
+                pace = seconds / sum(done) if sum(done) else None
+                seconds_left = None if pace is None else pace * left
+                self._on_progress(Progress(done[0], done[1], running, len(units), seconds_left))
 
-    def _again(self, task: _Task[Unit], trouble: str) -> Outcome[Unit, Result] | None:
-        task.attempts += 1
-        task.troubles.append(trouble)
-        if task.attempts >= _ATTEMPTS:
-            return self._failed(task, trouble)
-        logger.warning("%s is tried again: %s", task.name, trouble)
-        self._waiting.append(task)
+        def results() -> Iterator[tuple[Unit, Any]]:
+            for unit, result in self._results(work, units, stop, tell):
+                if isinstance(result, KilledWorker):
+                    logger.warning("%s: its worker died; it is tried alone", work.name_of(unit))
+                    killed.append(unit)
+                else:
+                    yield unit, result
+            for unit in killed:
+                yield from self._results(work, [unit], stop, tell)
+
+        for unit, result in results():
+            if isinstance(result, Exception) and not isinstance(result, SslMedSam2Error):
+                result = _given_up(work.name_of(unit), result)
+            done[isinstance(result, SslMedSam2Error)] += 1
+            tell(0)
+            yield unit, result
+
+    def _results(
+        self,
+        work: Work[Unit, Any],
+        units: Sequence[Unit],
+        stop: StopRequest,
+        tell: Callable[[int], None],
+    ) -> Iterator[tuple[Unit, Any]]:
+        """Submit units as workers have room for them; yield results, and errors as they are."""
+        waiting, running = deque(units), dict[Any, tuple[Unit, Future]]()
+        ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        each = 1 if work.whole_worker else UNITS_AT_ONCE
+        last_seen = time.monotonic()
+        try:
+            while (waiting or running) and not stop:
+                n_workers = self._count_workers()
+                last_seen = time.monotonic() if n_workers else last_seen
+                while waiting and len(running) < each * n_workers:
+                    unit = waiting.popleft()
+                    hidden = _hidden(work, unit)
+                    if hidden is not None:
+                        yield unit, _NotDoneError(f"{hidden} is not there")
+                        continue
+                    future = self._submit(work, unit)
+                    running[future.key] = unit, future
+                    future.add_done_callback(ended.put)
+                tell(len(running))
+                try:
+                    future = ended.get(timeout=_TICK_S)
+                except queue.Empty:
+                    lost = self._lost(last_seen)
+                else:
+                    result = _result_of(future)
+                    lost = _GONE if isinstance(result, FutureCancelledError) else None
+                    if lost is None:
+                        yield running.pop(future.key)[0], result
+                if lost is not None:
+                    waiting.extendleft(unit for unit, _ in running.values())
+                    yield from ((unit, lost) for unit in waiting)
+                    return
+        finally:
+            if running:
+                with suppress(Exception):
+                    self._client.cancel([future for _, future in running.values()], force=True)
+
+    def _submit(self, work: Work[Unit, Any], unit: Unit) -> Future:
+        resources = {self._resource: UNITS_AT_ONCE if work.whole_worker else 1.0}
+        if self._with_gpu:
+            # Units that share a worker take turns on its network, and on its GPU.
+            resources[GPU] = resources[self._resource] / UNITS_AT_ONCE
+        key = f"{self._run}-{uuid.uuid4().hex}"
+        return self._client.submit(
+            _do, self._run, unit, key=key, pure=False, retries=_RETRIES, resources=resources
+        )
+
+    def _lost(self, last_seen: float) -> Exception | None:
+        """Say what has been missing for too long."""
+        if self._client.status != "running":
+            return _GONE
+        if time.monotonic() - last_seen > self._patience_s:
+            return _NotDoneError(f"no worker was there for {self._patience_s:.0f} s")
         return None
 
-    def _failed(self, task: _Task[Unit], trouble: str) -> Outcome[Unit, Result]:
-        error = SslMedSam2Error(task.name, reason=trouble, remedy=_AGAIN)
-        return Outcome(task.unit, None, error)
+    def _count_workers(self) -> int:
+        """Return how many workers take part, as of a second ago."""
+        if time.monotonic() - self._counted_at > _TICK_S * 4:
+            infos = self._infos().values()
+            self._n_workers = sum(bool(one["resources"].get(self._resource)) for one in infos)
+            self._counted_at = time.monotonic()
+        return self._n_workers
 
-    def _fit(self) -> list[str]:
-        return [address for address in self._roster.addresses() if address not in self._unfit]
+    def _infos(self) -> dict[str, Any]:
+        """Return what the scheduler knows of each worker; nothing while it does not answer."""
+        try:
+            return dict(self._client.scheduler_info(n_workers=-1)["workers"])
+        except (OSError, ValueError, RuntimeError):
+            return {}
 
-    def _nobody_left(self) -> str | None:
-        """Say what has been missing for too long."""
-        if self._client.status == "closed":
-            return "the scheduler went away and did not come back"
-        if self._fit():
-            self._alone_since = None
-            return None
-        if self._alone_since is None:
-            self._alone_since = time.monotonic()
-            logger.warning("neither scheduler nor worker answers; waiting")
-        if time.monotonic() - self._alone_since < self._patience_s:
-            return None
-        return f"no worker was there for {self._patience_s:.0f} s"
 
-    def _give_up(self, reason: str) -> Iterator[Outcome[Unit, Result]]:
-        tasks = [task for task, _ in self._running.values()]
-        tasks += [*self._waiting, *self._suspects]
-        self._running.clear()
-        self._waiting.clear()
-        self._suspects.clear()
-        for task in tasks:
-            yield self._failed(task, reason)
+def _result_of(future: Future) -> Any:
+    """Return a future's result, or its error: `FutureCancelledError` if the scheduler is lost."""
+    try:
+        return future.result()
+    except (Exception, FutureCancelledError) as error:
+        return error
 
-    def _tell(self, meter: Meter) -> None:
-        if self._on_progress is not None:
-            self._on_progress(meter.reading(running=len(self._running)))
 
-    def _cancel(self) -> None:
-        futures = [future for _, future in self._running.values()]
-        if futures:
-            with suppress(Exception):
-                self._client.cancel(futures, force=True)
-        self._running.clear()
-        self._waiting.clear()
-        self._suspects.clear()
+def _state_of(run: str, dask_worker: Worker) -> _State | None:
+    """Return to the client what a worker's set-up has come to."""
+    plugin: Any = dask_worker.plugins.get(run)
+    return None if plugin is None else plugin.state
+
+
+def _unless(stop: StopRequest, step: Callable[..., Returned]) -> Callable[..., Returned]:
+    """Return a step that is not begun once ``stop`` is true."""
+
+    def begun(*args: Any) -> Returned:
+        if stop:
+            raise _NotDoneError("it was cancelled")
+        return step(*args)
+
+    return begun
+
+
+def _given_up(name: str, error: Exception) -> SslMedSam2Error:
+    if isinstance(error, KilledWorker):
+        reason = "the worker that it ran on died, several times over"
+    else:
+        reason = str(error) if isinstance(error, _NotDoneError) else _in_words(error)
+    return SslMedSam2Error(name, reason=reason, remedy=_AGAIN)
+
+
+def _left_out(reason: str) -> SslMedSam2Error:
+    return SslMedSam2Error(
+        f"worker {_worker_name()}",
+        reason=reason,
+        remedy="Mount the same folders at the same paths, with the same version, everywhere",
+    )
+
+
+def _worker_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _hidden(work: Work[Unit, Any], unit: Unit) -> Path | None:
+    """Return a file of the unit that cannot be seen here, if there is one."""
+    for path in work.files_of(unit):
+        if not path.exists():
+            # A network file system may learn of a new file by a listing only.
+            with suppress(OSError):
+                next(path.parent.iterdir(), None)
+            if not path.exists():
+                return path
+    return None
+
+
+def _in_words(error: Exception) -> str:
+    detail = " ".join(str(error).split())[:200] or "no details"
+    return f"{type(error).__name__}: {detail}"
+
+
+@contextmanager
+def _shared_mark(mark: Path) -> Iterator[Path]:
+    """Leave a file in the shared folder for as long as a run takes."""
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise OutputError(
+            mark.parent,
+            reason=f"it cannot be written ({error.strerror})",
+            remedy="Choose a folder that this machine and all workers can write",
+        ) from error
+    try:
+        yield mark
+    finally:
+        mark.unlink(missing_ok=True)

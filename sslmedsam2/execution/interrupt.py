@@ -1,27 +1,35 @@
-"""Stop between two pieces of work when the user or the platform asks for it."""
+"""Stop a run between two units, or a training between two epochs, when a signal asks for it."""
 
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 logger = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_active: StopRequest | None = None
+
 
 class StopRequest:
-    """Whether somebody asked the run to end; truthy once that is so."""
+    """Whether the run is to end; true once that is so.
 
-    def __init__(self) -> None:
+    ``also`` is another reason to end, asked each time; it may be called in any thread.
+    """
+
+    def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
         """Start without a request."""
         self._event = threading.Event()
+        self._also = also
 
     def __bool__(self) -> bool:
         """Tell whether a stop was asked for."""
-        return self._event.is_set()
+        return self._event.is_set() or self._also()
 
     def set(self) -> None:
         """Ask for a stop."""
@@ -32,28 +40,46 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one ends the process at once.
 
+    Within another such context it is that one's request, so that two signals are enough there too.
     Signals reach the main thread only; in any other thread the request just stays unset.
     """
-    request = StopRequest()
+    global _active
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield StopRequest()
         return
-    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if _active is not None:
+        yield _active
+        return
+    request, owner = StopRequest(), os.getpid()
+    former = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def restore() -> None:
         for number, handler in former.items():
             signal.signal(number, handler)
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != owner:
+            _in_child(number)
+            return
         logger.warning(
-            "%s: finishing the write in hand, then stopping", signal.Signals(number).name
+            "%s: stopping after the volume or epoch in progress; once more to end at once",
+            signal.Signals(number).name,
         )
         request.set()
         restore()
 
-    for number in former:
+    for number in _SIGNALS:
         signal.signal(number, on_signal)
+    _active = request
     try:
         yield request
     finally:
+        _active = None
         restore()
+
+
+def _in_child(number: int) -> None:
+    """Handle a signal in a forked loader: Ctrl-C, which all processes get, is the parent's."""
+    if number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(signal.Signals(number))

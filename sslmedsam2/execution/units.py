@@ -1,147 +1,176 @@
-"""What a run is made of: a job, its stages, its units and what comes of each.
-
-A job says how the units of one run are done. It travels to workers as a pickle, so it holds paths
-and settings and never a network or an image; what is heavy is made by :meth:`Job.set_up`, once in
-each process that works.
-"""
+"""Units of work, and the executor without a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from sslmedsam2.errors import SslMedSam2Error
+from sslmedsam2.execution.interrupt import StopRequest
 
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
+Returned = TypeVar("Returned")
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
-UnitIn = TypeVar("UnitIn", contravariant=True)
-ResultOut = TypeVar("ResultOut", covariant=True)
-
-Claim = Literal["share", "whole"]
-"""``share``: while one unit computes, a worker reads the next and writes the last. ``whole``: a
-worker has one unit in hand."""
 
 
-class Stages(Protocol[UnitIn, ResultOut]):
-    """How one unit is done, in three steps that overlap between units.
+class Work(ABC, Generic[Unit, Result]):
+    """How the units of one run are done, in three steps that overlap between units.
 
     ``load`` runs in a thread beside the network, ``compute`` always in one and the same thread,
-    ``finish`` in a third. Each takes the former one's result.
+    ``finish`` in a third; each takes what the one before returned. An object travels to workers as
+    a pickle before it is set up, so until then it holds paths and settings, and no array.
 
     Attributes
     ----------
-    about
-        What the results depend on besides the job, such as the device. A worker whose set-up says
-        anything else takes no part, so that all results of a run are made in one way.
-    """
-
-    @property
-    def about(self) -> Any:
-        """See above."""
-
-    def load(self, unit: UnitIn) -> Any:
-        """Read what the unit needs."""
-
-    def compute(self, loaded: Any) -> Any:
-        """Run the network."""
-
-    def finish(self, computed: Any) -> ResultOut:
-        """Write what there is, and return what is to be known of it; small, no arrays."""
-
-    def close(self) -> None:
-        """Let go of what was set up."""
-
-
-class Job(Protocol[UnitIn, ResultOut]):
-    """A kind of unit, and what doing one takes; picklable and small.
-
-    Attributes
-    ----------
-    claim
-        How much of a worker one unit takes.
-    wants_gpu
-        Whether a unit takes a GPU where workers have one.
     shared_dir
         The folder that results go to; workers must see the very same one.
+    wants_gpu
+        Whether a unit takes a GPU where workers have one.
+    whole_worker
+        A worker has one unit of this kind at a time, not one in each step.
     """
 
-    @property
-    def claim(self) -> Claim:
-        """See above."""
+    shared_dir: Path
+    whole_worker: ClassVar[bool] = False
 
     @property
+    @abstractmethod
     def wants_gpu(self) -> bool:
         """See above."""
 
-    @property
-    def shared_dir(self) -> Path:
-        """See above."""
-
-    def name_of(self, unit: UnitIn) -> str:
+    @abstractmethod
+    def name_of(self, unit: Unit) -> str:
         """Return what messages call a unit."""
 
-    def files_of(self, unit: UnitIn) -> Sequence[Path]:
+    def files_of(self, _unit: Unit) -> Sequence[Path]:
         """Return what a worker has to see before it begins with a unit."""
+        return ()
 
-    def set_up(self) -> Stages[UnitIn, ResultOut]:
-        """Load what all units share; runs once in each process that works."""
+    @abstractmethod
+    def set_up(self) -> Any:
+        """Load what all units share, once in each process.
 
+        Returns what the results depend on besides the settings, such as the device. Its text tells
+        workers apart: those that say something else than the first one get no units.
+        """
 
-@dataclass(frozen=True)
-class Outcome(Generic[Unit, Result]):
-    """A unit with its result, or with the error that prevented it."""
+    def load(self, unit: Unit) -> Any:
+        """Read what the unit needs."""
+        return unit
 
-    unit: Unit
-    result: Result | None
-    error: SslMedSam2Error | None = None
+    @abstractmethod
+    def compute(self, loaded: Any, stop: StopRequest) -> Any:
+        """Run the network; what takes long ends early once ``stop`` is true."""
 
+    def finish(self, computed: Any) -> Result:
+        """Write the results and return what the caller needs to know: small, no arrays."""
+        result: Result = computed
+        return result
 
-class Stop(Protocol):
-    """Truthy once the run shall end."""
-
-    def __bool__(self) -> bool:
-        """Tell whether a stop was asked for."""
-
-
-class Session(Protocol[Unit, Result]):
-    """A job that is set up; ``about`` is that of its stages."""
-
-    @property
-    def about(self) -> Any:
-        """See above."""
-
-    def run(self, units: Sequence[Unit], *, stop: Stop) -> Iterator[Outcome[Unit, Result]]:
-        """Yield each unit's outcome as it comes, in any order, until done or stopped."""
+    def close(self) -> None:
+        """Free what ``set_up`` has loaded."""
 
 
-class Runner(Protocol):
-    """Does the units of jobs."""
+class Executor(Protocol):
+    """Where units are computed: :class:`ThisProcess`, or the workers of a Dask cluster."""
 
-    def open(self, job: Job[Unit, Result]) -> AbstractContextManager[Session[Unit, Result]]:
-        """Set a job up and be ready for its units; raises what its set-up raises."""
+    def open(self, work: Work[Any, Any]) -> AbstractContextManager[Any]:
+        """Set ``work`` up for as long as the context lasts; gives what its set-up returned."""
+
+    def map(
+        self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
+    ) -> Iterator[tuple[Unit, Result | SslMedSam2Error]]:
+        """Yield each unit of an open ``work`` with its result or error, until done or stopped."""
+
+    def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
+        """Call a function where the units are computed."""
 
 
-def all_or_error(outcomes: Iterable[Outcome[Unit, Result]]) -> list[tuple[Unit, Result]]:
-    """Wait for all units, then return the results, or raise what went wrong first.
+def map_units(
+    work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest, executor: Executor
+) -> list[tuple[Unit, Result]]:
+    """Set ``work`` up, do all units, in any order, until done or stopped.
 
     Raises
     ------
     SslMedSam2Error
-        A unit has failed; the others are done and will not be done again.
+        The set-up failed, or a unit; on a cluster all other units are done before.
     """
+    with executor.open(work):
+        results = executor.map(work, units, stop=stop)
+        return all_or_error(results)
+
+
+def all_or_error(
+    results: Iterable[tuple[Unit, Result | SslMedSam2Error]],
+) -> list[tuple[Unit, Result]]:
+    """Wait for all units, then return the results, or raise the errors as one."""
     found: list[tuple[Unit, Result]] = []
     errors: list[SslMedSam2Error] = []
-    for outcome in outcomes:
-        if outcome.error is not None:
-            errors.append(outcome.error)
+    for unit, result in results:
+        if isinstance(result, SslMedSam2Error):
+            errors.append(result)
         else:
-            found.append((outcome.unit, outcome.result))  # type: ignore[arg-type]
+            found.append((unit, result))
     if len(errors) > 1:
         names = ", ".join(sorted(error.subject for error in errors))
         raise SslMedSam2Error(names, reason=errors[0].reason, remedy=errors[0].remedy)
     if errors:
         raise errors[0]
     return found
+
+
+class ThisProcess:
+    """While one unit computes, the next is read and the last is written, in one thread each."""
+
+    @contextmanager
+    def open(self, work: Work[Any, Any]) -> Iterator[Any]:
+        """Set ``work`` up in this process."""
+        about = work.set_up()
+        try:
+            yield about
+        finally:
+            work.close()
+
+    def map(
+        self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
+    ) -> Iterator[tuple[Unit, Result | SslMedSam2Error]]:
+        """Yield the results in order; what a step raises ends the run."""
+        with ThreadPoolExecutor(1, "writer") as writer:
+            writing: tuple[Unit, Future[Result]] | None = None
+            for unit, loaded in read_ahead(units, lambda unit: (unit, work.load(unit))):
+                if stop:
+                    break
+                computed = work.compute(loaded, stop)
+                # One write at a time: more would only hold more volumes in memory.
+                if writing is not None:
+                    yield writing[0], writing[1].result()
+                writing = unit, writer.submit(work.finish, computed)
+            if writing is not None:
+                yield writing[0], writing[1].result()
+
+    def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
+        """Call a function."""
+        return function(*args, **kwargs)
+
+
+def read_ahead(items: Iterable[Item], load: Callable[[Item], Loaded]) -> Iterator[Loaded]:
+    """Yield what ``load`` makes of each item, in order, with one more being loaded in a thread.
+
+    No more than that: each may fill a good part of the memory. An error of ``load`` is raised in
+    its item's turn and ends the iteration; ``items`` is drawn from in the caller's thread.
+    """
+    with ThreadPoolExecutor(1, "reader") as reader:
+        ahead: Future[Loaded] | None = None
+        for item in items:
+            current, ahead = ahead, reader.submit(load, item)
+            if current is not None:
+                yield current.result()
+        if ahead is not None:
+            yield ahead.result()

@@ -34,6 +34,8 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.nnunet.contrast import (
     BiasFieldTransform,
     DropAuxiliaryLabelsTransform,
@@ -235,6 +237,10 @@ class PatchLoader(nnUNetDataLoader):
         torch.manual_seed(int(seed))
 
 
+class _StoppedError(Exception):
+    """A training ends before its last epoch."""
+
+
 class LiverTrainer(nnUNetTrainer):
     """Train nnU-Net on canonical liver volumes.
 
@@ -248,6 +254,7 @@ class LiverTrainer(nnUNetTrainer):
     network: Any
     curves: Curves | None = None
     arithmetic: CpuArithmetic | None = None
+    stop: StopRequest = StopRequest()
     _average: list[torch.Tensor]
     _steps: int = 0
     _saved_at: float = 0.0
@@ -464,14 +471,40 @@ class LiverTrainer(nnUNetTrainer):
         for mean, weight in zip(self._average, weights, strict=True):
             mean.lerp_(weight, 1 - decay)
 
+    def run_training(self) -> None:
+        """Train to the end, or until ``stop`` is true at the end of an epoch."""
+        try:
+            super().run_training()
+        except _StoppedError:
+            logger.info("fold %s: stopped after epoch %d", self.fold, self.current_epoch)
+            for loader in (self.dataloader_train, self.dataloader_val):
+                if hasattr(loader, "_finish"):
+                    loader._finish()
+            if self.curves is not None:
+                self.curves.close()
+
     def on_epoch_end(self) -> None:
-        """Checkpoint as nnU-Net does, then report one line and the curves."""
-        epoch = self.current_epoch
-        due = time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
+        """Checkpoint as nnU-Net does, report one line and the curves, and stop if that is asked."""
+        epoch, stop = self.current_epoch, self._is_stop_asked()
+        due = stop or time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
         self.save_every = 1 if due or self.device.type == "cpu" else self.num_epochs + 1
         super().on_epoch_end()
-        if self.curves is None:
-            return
+        if self.curves is not None:
+            self._report(epoch)
+        if stop and self.current_epoch < self.num_epochs:
+            raise _StoppedError
+
+    def _is_stop_asked(self) -> bool:
+        """Tell whether to stop; processes that share a training all say the same."""
+        asked = bool(self.stop)
+        if not self.is_ddp:
+            return asked
+        votes = torch.tensor(int(asked), device=self.device)
+        torch.distributed.all_reduce(votes)
+        return bool(votes)
+
+    def _report(self, epoch: int) -> None:
+        assert self.curves is not None
         newest = {name: self.logger.get_value(key, step=-1) for name, key in _CURVES.items()}
         self.curves.add(epoch, newest)
         logger.info(
@@ -492,16 +525,15 @@ class LiverTrainer(nnUNetTrainer):
         if Path(filename).name == _BEST_CHECKPOINT:
             return
         self._saved_at = time.monotonic()
-        partial = Path(f"{filename}.partial")
-        super().save_checkpoint(str(partial))
-        if not partial.exists():
+        if self.local_rank != 0:
             return
-        content = torch.load(partial, weights_only=False)
-        newest = content["network_weights"]
-        content[_TRAINING_WEIGHTS] = newest
-        content["network_weights"] = self._averaged(newest)
-        torch.save(content, partial)
-        partial.replace(filename)
+        with atomic_path(Path(filename)) as path:
+            super().save_checkpoint(str(path))
+            content = torch.load(path, weights_only=False)
+            newest = content["network_weights"]
+            content[_TRAINING_WEIGHTS] = newest
+            content["network_weights"] = self._averaged(newest)
+            torch.save(content, path)
 
     def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
         """Return the average under the names that nnU-Net gives weights, shared ones included."""

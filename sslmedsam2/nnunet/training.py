@@ -12,14 +12,16 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
+from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.weights.checkpoint import read_checkpoint
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LOOK_AROUND_S: Final = 1.0
+
 
 @dataclass(frozen=True)
 class SharedTraining:
@@ -39,6 +43,8 @@ class SharedTraining:
     ----------
     meeting_file
         Where they find each other; must not exist yet.
+    stop
+        An event of ``multiprocessing`` that the parent sets, or None.
     """
 
     work_dir: Path
@@ -49,6 +55,7 @@ class SharedTraining:
     gpus: int
     meeting_file: Path
     log_level: int
+    stop: Any = None
 
 
 def train_on_several_gpus(
@@ -59,8 +66,9 @@ def train_on_several_gpus(
     device: str,
     warm_start: Path | None,
     gpus: int,
+    stop: StopRequest,
 ) -> None:
-    """Train a fold to its end.
+    """Train a fold to its end, or to the end of an epoch once ``stop`` is true.
 
     Raises
     ------
@@ -70,6 +78,7 @@ def train_on_several_gpus(
     import torch.multiprocessing
 
     with tempfile.TemporaryDirectory() as folder:
+        stopped = torch.multiprocessing.get_context("spawn").Event()
         training = SharedTraining(
             work_dir=work_dir,
             fold=fold,
@@ -79,9 +88,15 @@ def train_on_several_gpus(
             gpus=gpus,
             meeting_file=Path(folder) / "processes",
             log_level=logging.getLogger().getEffectiveLevel(),
+            stop=stopped,
+        )
+        processes: Any = torch.multiprocessing.spawn(
+            take_part, args=(training,), nprocs=gpus, join=False
         )
         try:
-            torch.multiprocessing.spawn(take_part, args=(training,), nprocs=gpus)
+            while not processes.join(timeout=_LOOK_AROUND_S):
+                if stop:
+                    stopped.set()
         except (
             torch.multiprocessing.ProcessRaisedException,
             torch.multiprocessing.ProcessExitedException,
@@ -91,6 +106,9 @@ def train_on_several_gpus(
                 reason=str(error).strip().splitlines()[-1],
                 remedy="Look at the lines above, and run the same command again to continue",
             ) from error
+        finally:
+            for process in processes.processes:
+                process.terminate()
 
 
 def take_part(rank: int, training: SharedTraining) -> None:
@@ -99,6 +117,7 @@ def take_part(rank: int, training: SharedTraining) -> None:
     from torch import distributed
 
     logging.basicConfig(level=training.log_level, format="%(levelname)s %(message)s")
+    _leave_ctrl_c_to_parent()
     on_gpu = training.device != "cpu"
     if on_gpu:
         torch.cuda.set_device(rank)
@@ -116,9 +135,21 @@ def take_part(rank: int, training: SharedTraining) -> None:
             settings=training.settings,
             device=training.device,
             warm_start=training.warm_start,
+            stop=StopRequest(training.stop.is_set) if training.stop else StopRequest(),
         )
     finally:
         distributed.destroy_process_group()
+
+
+def _leave_ctrl_c_to_parent() -> None:
+    """Ignore SIGINT, which all processes of a terminal get, unless the parent is gone."""
+    parent = os.getppid()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if os.getppid() != parent:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, on_signal)
 
 
 def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
@@ -179,8 +210,12 @@ def train_fold(
     device: str,
     warm_start: Path | None = None,
     gpus: int = 1,
-) -> Path:
+    stop: StopRequest | None = None,
+) -> Path | None:
     """Train one fold, or go on where it was stopped, and return its final checkpoint.
+
+    Returns None if it was stopped: at the end of the epoch that was running when ``stop`` became
+    true, with a checkpoint from which the next call goes on.
 
     Parameters
     ----------
@@ -194,17 +229,58 @@ def train_fold(
     ------
     ModelError
         ``warm_start`` cannot be read or does not fit the network.
+    UsageError
+        Another process trains this fold.
     """
     final = _final_checkpoint(work_dir, fold)
+    stop = StopRequest() if stop is None else stop
     if final.is_file():
         logger.info("fold %s is trained already", fold)
-    elif gpus == 1:
-        run_fold(work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start)
-    else:
-        train_on_several_gpus(
-            work_dir, fold=fold, settings=settings, device=device, warm_start=warm_start, gpus=gpus
-        )
-    return final
+        return final
+    common: dict[str, Any] = {
+        "fold": fold,
+        "settings": settings,
+        "device": device,
+        "warm_start": warm_start,
+        "stop": stop,
+    }
+    with _locked(final.parent):
+        if stop:
+            return None
+        if gpus == 1:
+            run_fold(work_dir, **common)
+        else:
+            train_on_several_gpus(work_dir, gpus=gpus, **common)
+    return final if final.is_file() else None
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes, also on other machines, from training in ``folder``.
+
+    The lock is one of the process, so it ends with it, and nnU-Net's loader processes, which may
+    outlive it, do not inherit it. It is not kept from other threads of this process.
+    """
+    path = folder / "training.lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ModuleNotFoundError:
+        logger.debug("there are no file locks on this system")
+        yield
+        return
+    with path.open("a", encoding="utf-8") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UsageError(
+                folder,
+                reason="another process is training this fold",
+                remedy="Wait until it ends, or stop it; then run the same command again",
+            ) from error
+        except OSError as error:
+            logger.warning("%s: no file locks here (%s)", folder, error.strerror)
+        yield
 
 
 def run_fold(
@@ -214,8 +290,9 @@ def run_fold(
     settings: TrainingSettings,
     device: str,
     warm_start: Path | None,
+    stop: StopRequest,
 ) -> None:
-    """Train one fold to its end in this process, alone or as one of several; see `train_fold`."""
+    """Train one fold in this process, alone or as one of several; see `train_fold`."""
     import torch
 
     from sslmedsam2.nnunet.cpu import keep_freed_memory
@@ -227,6 +304,7 @@ def run_fold(
     with deterministic_algorithms() if settings.deterministic else _quickest_convolutions():
         trainer = _make_trainer(work_dir, fold=fold, device=device)
         trainer.use(settings)
+        trainer.stop = stop
         trainer.initialize()
         latest = _final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():

@@ -18,9 +18,8 @@ from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.dicom.outputs import seg_path
 from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
-from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
-from sslmedsam2.execution.units import Runner, Session
+from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
@@ -36,8 +35,9 @@ from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
     NO_SEQUENCE,
     DicomTarget,
-    SeriesJob,
+    EngineAbout,
     SeriesTarget,
+    SeriesWork,
     given_up,
 )
 from sslmedsam2.reporting.run_report import (
@@ -101,11 +101,11 @@ class PredictOptions:
 
 
 def predict(
-    options: PredictOptions, *, on_result: OnResult | None = None, runner: Runner | None = None
+    options: PredictOptions, *, on_result: OnResult | None = None, executor: Executor | None = None
 ) -> RunReport:
     """Segment everything below ``options.input_path`` and return the finished report.
 
-    ``runner`` does the series; None for this process.
+    ``executor`` does the series; None for this process.
 
     A series that fails never stops the others; the report's ``exit_code`` sums up.
 
@@ -128,31 +128,46 @@ def predict(
         logger.info(note)
     models = locate_models(options.model_dir)
     plan = _plan(inputs, options, models)
-    job = SeriesJob(
+    work = SeriesWork(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
         sequences=frozenset(target.series.sequence for target in plan.targets),
         shared_dir=options.output_dir,
     )
-    with (runner or InProcessRunner()).open(job) as session:
-        return _run(inputs, plan, options, models, session=session, on_result=on_result)
+    executor = executor or ThisProcess()
+    with executor.open(work) as about:
+        previous = _previous_report(options)
+        resumes = previous is not None
+        recorder = _start(
+            inputs, plan, options, models, about=about, listener=on_result, held=resumes
+        )
+        if not plan.targets:
+            recorder.end(ExitCode.NO_VALID_INPUT)
+            raise _no_input(inputs, plan, options)
+        with stop_on_signals() as stop:
+            pending = _keep_done(plan.targets, recorder, previous)
+            for target, result in executor.map(work, pending, stop=stop):
+                if isinstance(result, SslMedSam2Error):
+                    result = given_up(target, result)
+                recorder.add(result)
+            return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
 
 
-def _run(
+def _start(
     inputs: Inputs,
     plan: _Plan,
     options: PredictOptions,
     models: Sequence[ModelLocation],
     *,
-    session: Session[SeriesTarget, SeriesResult],
-    on_result: OnResult | None,
-) -> RunReport:
-    """Do what is planned, with the report beside it."""
-    previous = _previous_report(options)
+    about: EngineAbout,
+    listener: OnResult | None,
+    held: bool,
+) -> _Recorder:
+    """Begin the report with what cannot be segmented; ``held`` keeps the one on disk for now."""
     report = start_report(
         models=tuple(_record(model) for model in models),
-        device=session.about.device,
-        backend=session.about.backend,
+        device=about.device,
+        backend=about.backend,
         options=_recorded_options(options),
         dicom=plan.dicom,
         left_out=plan.left_out,
@@ -164,17 +179,12 @@ def _run(
         report,
         report_path(options.output_dir),
         total=total,
-        listener=on_result,
-        held=previous is not None,
+        listener=listener,
+        held=held,
     )
     for problem in problems:
         recorder.add(problem)
-    if not plan.targets:
-        recorder.end(ExitCode.NO_VALID_INPUT)
-        raise _no_input(inputs, plan, options)
-    with stop_on_signals() as stop:
-        _segment(plan.targets, session=session, recorder=recorder, previous=previous, stop=stop)
-        return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
+    return recorder
 
 
 class _Recorder:
@@ -219,15 +229,10 @@ class _Recorder:
         return self.report
 
 
-def _segment(
-    targets: Sequence[SeriesTarget],
-    *,
-    session: Session[SeriesTarget, SeriesResult],
-    recorder: _Recorder,
-    previous: RunReport | None,
-    stop: StopRequest,
-) -> None:
-    """Take over what stands, and do the rest until done or stopped."""
+def _keep_done(
+    targets: Sequence[SeriesTarget], recorder: _Recorder, previous: RunReport | None
+) -> list[SeriesTarget]:
+    """Take over what an earlier run has completed, and return the rest."""
     pending = []
     for target in targets:
         kept = reusable_result(target, previous, report=recorder.report)
@@ -236,8 +241,7 @@ def _segment(
         else:
             recorder.add(kept)
     recorder.release()
-    for outcome in session.run(pending, stop=stop):
-        recorder.add(outcome.result or given_up(outcome.unit, outcome.error))
+    return pending
 
 
 @dataclass(frozen=True)

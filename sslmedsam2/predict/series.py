@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import numpy as np
 
 from sslmedsam2.dicom.model import Algorithm, DicomVolume
 from sslmedsam2.errors import InputError, ModelError, OutputError, SslMedSam2Error, unforeseen
-from sslmedsam2.execution.units import Claim
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
@@ -272,9 +273,8 @@ def finish(work: Segmented) -> SeriesResult:
     return replace(result, seconds=seconds, mask_sha256=mask_sha256)
 
 
-def given_up(target: SeriesTarget, error: SslMedSam2Error | None) -> SeriesResult:
+def given_up(target: SeriesTarget, error: SslMedSam2Error) -> SeriesResult:
     """Return the result of a series that no worker could do."""
-    assert error is not None
     return _failed(Segmented(Loaded(target, None, error), None, error), error)
 
 
@@ -416,29 +416,31 @@ class EngineAbout:
     backend: str
 
 
-@dataclass(frozen=True)
-class SeriesJob:
-    """Segment series and write what comes of it.
+class SeriesWork(Work[SeriesTarget, SeriesResult]):
+    """Segment series and write what comes of it; ``shared_dir`` is the output folder.
 
-    Attributes
-    ----------
-    sequences
-        Those that will come, each of which has a model.
-    shared_dir
-        The output folder.
+    All networks that ``sequences`` need are loaded before anything is written, so that one that
+    cannot be loaded costs no half-finished run.
     """
 
-    models: tuple[ModelLocation, ...]
-    engine: EngineOptions
-    sequences: frozenset[str | None]
-    shared_dir: Path
-    claim: Claim = "share"
-    _process: int = field(default_factory=os.getpid)
+    def __init__(
+        self,
+        models: Sequence[ModelLocation],
+        engine: EngineOptions,
+        *,
+        sequences: frozenset[str | None],
+        shared_dir: Path,
+    ) -> None:
+        """Take the sequences that will come, each of which has a model."""
+        self.shared_dir = shared_dir
+        self._models, self._engine, self._sequences = tuple(models), engine, sequences
+        self._process = os.getpid()
+        self._by_sequence: dict[str | None, CanonicalSegmenter] = {}
 
     @property
     def wants_gpu(self) -> bool:
         """Whether a GPU is used where there is one."""
-        return self.engine.device != "cpu"
+        return self._engine.device != "cpu"
 
     def name_of(self, target: SeriesTarget) -> str:
         """Return the series as the report names it."""
@@ -450,52 +452,35 @@ class SeriesJob:
             return (target.series.path,)
         return tuple(dict.fromkeys(frame.path for frame in target.dicom.volume.frames))
 
-    def set_up(self) -> SeriesStages:
+    def set_up(self) -> EngineAbout:
         """Load the networks.
 
         Raises
         ------
         ModelError
-            One cannot be loaded, or is another one here than where the job was made.
+            One cannot be loaded, or is another one here than where the run was started.
         UsageError
             The device is not there.
         """
         if os.getpid() != self._process:
-            for model in self.models:
+            for model in self._models:
                 _check_same(model)
-        return SeriesStages(self.models, self.engine, sequences=self.sequences)
-
-
-class SeriesStages:
-    """One loaded segmenter for each model that is needed, and what it does to a series.
-
-    All are loaded before anything is written, so that a model that cannot be loaded costs no
-    half-finished run.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[ModelLocation],
-        options: EngineOptions,
-        *,
-        sequences: Collection[str | None],
-    ) -> None:
-        """Load what serves the sequences."""
-        chosen = {name: model_for_sequence(models, name or ANY_SEQUENCE) for name in sequences}
+        names = self._sequences
+        chosen = {name: model_for_sequence(self._models, name or ANY_SEQUENCE) for name in names}
         loaded: dict[Path, CanonicalSegmenter] = {}
-        for model in chosen.values() or models[:1]:
+        for model in chosen.values() or self._models[:1]:
             if model.path not in loaded:
                 spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
-                loaded[model.path] = CanonicalSegmenter(spec, options)
+                loaded[model.path] = CanonicalSegmenter(spec, self._engine)
         self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
         first = next(iter(loaded.values()))
-        self.about = EngineAbout(first.device, first.backend)
+        return EngineAbout(first.device, first.backend)
 
     def load(self, target: SeriesTarget) -> Loaded:
         """Read a series."""
         return load(target)
 
-    def compute(self, loaded: Loaded) -> Segmented:
+    def compute(self, loaded: Loaded, _stop: StopRequest) -> Segmented:
         """Run the network that serves the series."""
         return segment(loaded, self._by_sequence[loaded.target.series.sequence])
 
@@ -504,7 +489,7 @@ class SeriesStages:
         return finish(work)
 
     def close(self) -> None:
-        """Let go of the networks."""
+        """Free the networks."""
         self._by_sequence.clear()
 
 

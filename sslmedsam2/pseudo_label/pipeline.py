@@ -28,10 +28,9 @@ from sslmedsam2.contract.pseudo_labels import (
 )
 from sslmedsam2.contract.queries import Queries, find_queries
 from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.errors import ExitCode, InputError, NoInputError, UsageError
-from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.errors import ExitCode, InputError, NoInputError, SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
-from sslmedsam2.execution.units import Outcome, Runner, Session, all_or_error
+from sslmedsam2.execution.units import Executor, ThisProcess, all_or_error
 from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.image_file import ImageFile
@@ -46,9 +45,9 @@ from sslmedsam2.pseudo_label.calibration import (
 )
 from sslmedsam2.pseudo_label.query import (
     EncodeUnit,
-    LabelJob,
     LabelResult,
     LabelUnit,
+    LabelWork,
     QueryTarget,
     QueryUnit,
     SupportUnit,
@@ -144,10 +143,10 @@ def pseudo_label(
     options: PseudoLabelOptions,
     *,
     on_record: OnRecord | None = None,
-    runner: Runner | None = None,
+    executor: Executor | None = None,
     supports: Sequence[ImageFile] | None = None,
 ) -> PseudoLabelSummary:
-    """Label every query below ``options.query_dir``; ``runner`` does so, None for this process.
+    """Label every query below ``options.query_dir``; ``executor`` does so, None for this process.
 
     ``supports`` are the labelled volumes to use, None for all below ``options.support_dir``.
 
@@ -184,19 +183,22 @@ def pseudo_label(
         raise _no_query(queries, options)
     sam2 = identify_sam2(find_sam2(options.sam2))
     checked = check_supports(options.support_dir, labelled)
-    job = LabelJob(
+    work = LabelWork(
         options.settings,
-        sam2,
-        checked.supports,
-        _provenance(options.settings, sam2, checked),
-        options.device,
-        options.output_dir,
+        sam2=sam2,
+        supports=checked.supports,
+        provenance=_provenance(options.settings, sam2, checked),
+        device=options.device,
+        shared_dir=options.output_dir,
     )
     part = targets if options.shard is None else options.shard.of(targets)
-    with (runner or InProcessRunner()).open(job) as session:
-        run = _Run(options, job, checked, queries, session=session, listener=on_record)
+    executor = executor or ThisProcess()
+    with executor.open(work) as device:
+        run = _Run(
+            options, work, checked, queries, device=device, executor=executor, listener=on_record
+        )
         with stop_on_signals() as stop:
-            return run.work(part, stop)
+            return run.label(part, stop)
 
 
 class _Run:
@@ -205,27 +207,28 @@ class _Run:
     def __init__(
         self,
         options: PseudoLabelOptions,
-        job: LabelJob,
+        work: LabelWork,
         checked: CheckedSupports,
         queries: Queries,
         *,
-        session: Session[LabelUnit, LabelResult],
+        device: str,
+        executor: Executor,
         listener: OnRecord | None,
     ) -> None:
         self._options = options
-        self._session = session
-        self._supports = job.supports
+        self._work, self._device, self._executor = work, device, executor
+        self._supports = work.supports
         self._support_errors = tuple(str(problem) for problem in checked.problems)
         self._problems = tuple(_problem_record(error, options) for error in queries.problems)
         self._listener = listener
         self._started = _now()
-        self._provenance = job.provenance
+        self._provenance = work.provenance
         self._records: list[PseudoLabelRecord] = []
         self._n_queries = 0
         self._kept = 0
         self._seconds: dict[str, float] = {}
 
-    def work(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
+    def label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
         """Label the targets, until done or stopped, and sum up."""
         self._n_queries = len(targets)
         for problem in self._problems:
@@ -257,18 +260,23 @@ class _Run:
     def _label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> None:
         """Calibrate, then label the queries, until done or stopped."""
         with self._timed("supports"):
-            all_or_error(self._session.run([EncodeUnit()], stop=stop))
+            all_or_error(self._map([EncodeUnit()], stop))
         with self._timed("calibration"):
             calibrated = self._calibrate(stop)
         if calibrated is None:
             return
         units: list[LabelUnit] = [QueryUnit(one, calibrated.calibration) for one in targets]
-        for outcome in self._session.run(units, stop=stop):
-            assert isinstance(outcome.unit, QueryUnit)
-            record = outcome.result
-            if not isinstance(record, PseudoLabelRecord):
-                record = given_up(outcome.unit.target, outcome.error)
+        for unit, record in self._map(units, stop):
+            assert isinstance(unit, QueryUnit)
+            if isinstance(record, SslMedSam2Error):
+                record = given_up(unit.target, record)
+            assert isinstance(record, PseudoLabelRecord)
             self._add(record)
+
+    def _map(
+        self, units: Sequence[LabelUnit], stop: StopRequest
+    ) -> Iterator[tuple[LabelUnit, LabelResult | SslMedSam2Error]]:
+        return self._executor.map(self._work, units, stop=stop)
 
     def _calibrate(self, stop: StopRequest) -> CalibrationRun | None:
         """Take over an earlier calibration as far as it holds, and do the rest; None if stopped."""
@@ -286,11 +294,11 @@ class _Run:
             )
 
         def kept(
-            outcomes: Iterable[Outcome[LabelUnit, LabelResult]],
-        ) -> Iterator[Outcome[LabelUnit, LabelResult]]:
+            results: Iterable[tuple[LabelUnit, LabelResult | SslMedSam2Error]],
+        ) -> Iterator[tuple[LabelUnit, LabelResult | SslMedSam2Error]]:
             """Write the calibration after each support, so that a stop loses none."""
-            for outcome in outcomes:
-                if isinstance(one := outcome.result, LeftOut):
+            for unit, one in results:
+                if isinstance(one, LeftOut):
                     found[one.name] = one
                     logger.info(
                         "calibration %d/%d %s: Dice %.3f",
@@ -300,13 +308,13 @@ class _Run:
                         one.dice,
                     )
                     write_record(path, calibrated())
-                yield outcome
+                yield unit, one
 
         def calibrated() -> CalibrationRun:
             return calibrate_on((found[name] for name in names if name in found), key=key)
 
         pending = [SupportUnit(index) for index, name in enumerate(names) if name not in found]
-        all_or_error(kept(self._session.run(pending, stop=stop)))
+        all_or_error(kept(self._map(pending, stop)))
         if stop:
             return None
         write_record(path, calibrated())
@@ -332,7 +340,7 @@ class _Run:
             "started": self._started,
             "finished": None,
             "options": _recorded_options(self._options),
-            "device": self._session.about,
+            "device": self._device,
             "provenance": self._provenance,
             "support_errors": self._support_errors,
             "query_problems": [problem.error for problem in self._problems],

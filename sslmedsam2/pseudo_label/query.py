@@ -19,7 +19,8 @@ import torch
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
 from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
-from sslmedsam2.execution.units import Claim
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Work
 from sslmedsam2.fewshot.checkpoint import Sam2File, load_sam2
 from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
 from sslmedsam2.fewshot.strategy import (
@@ -212,7 +213,7 @@ class Labeller:
         )
 
 
-def given_up(target: QueryTarget, error: SslMedSam2Error | None) -> PseudoLabelRecord:
+def given_up(target: QueryTarget, error: SslMedSam2Error) -> PseudoLabelRecord:
     """Note that no worker could do a query; no earlier result is left of it either."""
     _make_way(target.paths)
     _remove_files(target.paths)
@@ -342,28 +343,28 @@ LabelResult = LeftOut | PseudoLabelRecord | None
 """Of an `EncodeUnit`, and of a support that could not be labelled, None."""
 
 
-@dataclass(frozen=True)
-class LabelJob:
-    """Label volumes by a SAM2 and a few supports.
+class LabelWork(Work[LabelUnit, LabelResult]):
+    """Label volumes by a SAM2 and a few supports; ``shared_dir`` is the output folder."""
 
-    Attributes
-    ----------
-    shared_dir
-        The output folder.
-    """
-
-    settings: FewShotSettings
-    sam2: Sam2File
-    supports: SupportFiles
-    provenance: Provenance
-    device: Device
-    shared_dir: Path
-    claim: Claim = "share"
+    def __init__(
+        self,
+        settings: FewShotSettings,
+        *,
+        sam2: Sam2File,
+        supports: SupportFiles,
+        provenance: Provenance,
+        device: Device,
+        shared_dir: Path,
+    ) -> None:
+        """Take files and settings; SAM2 is loaded by ``set_up``, the supports when needed."""
+        self.supports, self.provenance, self.shared_dir = supports, provenance, shared_dir
+        self._settings, self._sam2_file, self._device = settings, sam2, device
+        self._built: Strategy | None = None
 
     @property
     def wants_gpu(self) -> bool:
         """Whether a GPU is used where there is one."""
-        return self.device != "cpu"
+        return self._device != "cpu"
 
     def name_of(self, unit: LabelUnit) -> str:
         """Return what messages call a volume."""
@@ -376,8 +377,8 @@ class LabelJob:
         own = (unit.target.series.path,) if isinstance(unit, QueryUnit) else ()
         return (*own, *self.supports.paths)
 
-    def set_up(self) -> LabelStages:
-        """Load SAM2.
+    def set_up(self) -> str:
+        """Load SAM2 and return its device.
 
         Raises
         ------
@@ -385,37 +386,26 @@ class LabelJob:
             It is damaged, or another one here than where the run was started.
         UsageError
             The device is not there.
-        OutputError
-            The output folder cannot be written.
         """
-        return LabelStages(self)
-
-
-class LabelStages:
-    """A loaded SAM2, and the strategy once it is needed."""
-
-    def __init__(self, job: LabelJob) -> None:
-        """Load SAM2."""
-        self._job = job
-        self.about = choose_device(job.device)
-        self._sam2 = load_sam2(job.sam2.path, device=torch.device(self.about))
-        if self._sam2.sha256 != job.sam2.sha256:
+        self._chosen = choose_device(self._device)
+        self._sam2 = load_sam2(self._sam2_file.path, device=torch.device(self._chosen))
+        if self._sam2.sha256 != self._sam2_file.sha256:
             raise ModelError(
-                job.sam2.path,
+                self._sam2_file.path,
                 reason="it is another SAM2 here than where the run was started",
                 remedy="Put the checkpoint into a folder that all machines share",
             )
-        self._built: Strategy | None = None
         self._scratch = ExitStack()
+        return self._chosen
 
     def load(self, unit: LabelUnit) -> tuple[LabelUnit, Support | LoadedQuery | None]:
         """Read the volume."""
         if isinstance(unit, QueryUnit):
             return unit, load(unit.target)
-        return unit, self._job.supports[unit.index] if isinstance(unit, SupportUnit) else None
+        return unit, self.supports[unit.index] if isinstance(unit, SupportUnit) else None
 
     def compute(
-        self, loaded: tuple[LabelUnit, Support | LoadedQuery | None]
+        self, loaded: tuple[LabelUnit, Support | LoadedQuery | None], _stop: StopRequest
     ) -> tuple[LabelUnit, LeftOut | SegmentedQuery | None]:
         """Run SAM2."""
         unit, volume = loaded
@@ -439,26 +429,23 @@ class LabelStages:
 
     def _strategy(self) -> Strategy:
         if self._built is None:
-            job = self._job
-            scratch_dir = self._scratch_folder()
             self._built = build_strategy(
-                job.settings, self._sam2, job.supports, scratch_dir=scratch_dir
+                self._settings, self._sam2, self.supports, scratch_dir=self._scratch_folder()
             )
         return self._built
 
     def _labeller(self, unit: QueryUnit) -> Labeller:
-        job = self._job
         return Labeller(
             self._strategy(),
             unit.calibration,
-            supports=job.supports,
-            provenance=job.provenance,
-            device=self.about,
+            supports=self.supports,
+            provenance=self.provenance,
+            device=self._chosen,
         )
 
     def _scratch_folder(self) -> Path:
         """Make a folder on the output's disk that is gone in the end."""
-        output_dir = self._job.shared_dir
+        output_dir = self.shared_dir
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(

@@ -18,6 +18,7 @@ import numpy as np
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
@@ -61,7 +62,7 @@ class Index:
     labelled_sha256: tuple[Mapping[str, str], ...] = ()
 
 
-def index_data(options: RetrainOptions) -> Index:
+def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> Index:
     """Find, check and record the images; kept when it was done before and nothing changed.
 
     Raises
@@ -91,8 +92,10 @@ def index_data(options: RetrainOptions) -> Index:
     if not work.index.is_file():
         _check_cases(labelled, options)
         check_labelled(index.labelled)
-        grids = _check_machine(index, options)
-        _estimate_time(grids, len(index.labelled), options)
+        executor = executor or ThisProcess()
+        device = executor.call(choose_device, options.device)
+        grids = _check_machine(index, options, executor, device=device)
+        _estimate_time(grids, len(index.labelled), options, device=device)
     elif _identity(read_index(work)) != _identity(index):
         raise UsageError(
             work.path,
@@ -238,7 +241,9 @@ def _resolved(image: ImageFile) -> ImageFile:
     return replace(image, **{role: path and path.resolve() for role, path in paths.items()})  # type: ignore[arg-type]
 
 
-def _check_machine(index: Index, options: RetrainOptions) -> list[Grid]:
+def _check_machine(
+    index: Index, options: RetrainOptions, executor: Executor, *, device: str
+) -> list[Grid]:
     """Check GPUs and disk, and return the images' grids, those of the labelled first."""
     from sslmedsam2.nnunet.training import check_gpus
 
@@ -250,8 +255,7 @@ def _check_machine(index: Index, options: RetrainOptions) -> list[Grid]:
         )
     ]
     planned = planned_network(plan_network(options.preset, grids, intensity={}))
-    device = choose_device(options.device)
-    check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
+    executor.call(check_gpus, options.gpus, device=device, batch_size=planned.batch_size)
     _check_disk(grids, planned, options)
     return grids
 
@@ -286,13 +290,15 @@ def _grid(path: Path) -> Grid:
     return Grid((shape[z], shape[y], shape[x]), (spacing[z], spacing[y], spacing[x]))
 
 
-def _estimate_time(grids: Sequence[Grid], n_labelled: int, options: RetrainOptions) -> None:
+def _estimate_time(
+    grids: Sequence[Grid], n_labelled: int, options: RetrainOptions, *, device: str
+) -> None:
     """Log how long the labelling, its calibration included, and a round will probably take.
 
     By the measured costs of a worker with two CPU cores; a GPU's were not measured.
     """
     folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
-    if not isinstance(options.preset, CompactPreset) or choose_device(options.device) != "cpu":
+    if not isinstance(options.preset, CompactPreset) or device != "cpu":
         logger.info(
             "estimate: %d iterations a round, at most %d rounds",
             folds * iterations,

@@ -11,9 +11,8 @@ import numpy as np
 
 from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
 from sslmedsam2.errors import ExitCode, UsageError
-from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
-from sslmedsam2.execution.units import Runner
+from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 from sslmedsam2.pseudo_label.records import read_pseudo_label
@@ -97,8 +96,8 @@ class RetrainSummary:
         return ExitCode.SOME_CASES_FAILED if failed else ExitCode.OK
 
 
-def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> RetrainSummary:
-    """Do everything, or what is left of it; ``runner`` does volumes and folds, None for this
+def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> RetrainSummary:
+    """Do everything, or what is left of it; ``executor`` does volumes and folds, None for this
     process.
 
     Raises
@@ -113,11 +112,11 @@ def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> Retrain
         Nearly all images failed.
     """
     with stop_on_signals() as stop:
-        labels = plan(options, stop, runner=runner)
-        if labels is None or not _retry_failures(options, stop, runner):
+        labels = plan(options, stop, executor=executor)
+        if labels is None or not _retry_failures(options, stop, executor):
             return _summary(options, interrupted=True)
         while (decision := decision_so_far(options)) is None or not decision.stop:
-            if not _round(options, stop, runner or InProcessRunner()):
+            if not _round(options, stop, executor or ThisProcess()):
                 return _summary(options, interrupted=True)
     withheld = below_fewshot(options) is not None and not options.force
     model = freeze(options) if options.weights_dir is not None and not withheld else None
@@ -125,10 +124,10 @@ def retrain(options: RetrainOptions, *, runner: Runner | None = None) -> Retrain
 
 
 def plan(
-    options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
+    options: RetrainOptions, stop: StopRequest, *, executor: Executor | None = None
 ) -> tuple[PseudoLabel, ...] | None:
     """Index the data, make pseudo labels and plan the first round; None if it was stopped."""
-    index = index_data(options)
+    index = index_data(options, executor=executor)
     work = WorkDir(options.work_dir)
     summary = pseudo_label(
         PseudoLabelOptions(
@@ -143,7 +142,7 @@ def plan(
             sequence_map=options.sequence_map,
         ),
         supports=index.labelled,
-        runner=runner,
+        executor=executor,
     )
     if summary.interrupted or stop:
         return None
@@ -189,12 +188,18 @@ def begin_round(options: RetrainOptions, round_dir: RoundDir | None = None) -> B
 
 
 def finish_round(
-    begun: BegunRound, options: RetrainOptions, stop: StopRequest, *, runner: Runner | None = None
+    begun: BegunRound,
+    options: RetrainOptions,
+    stop: StopRequest,
+    *,
+    executor: Executor | None = None,
 ) -> Decision | None:
     """Validate, re-predict and compare a trained round; None if it was stopped."""
     round_dir, labels = begun.round_dir, begun.labels
     check_trained(round_dir, options)
-    scores = validate_round(round_dir, begun.index, options, runner=runner)
+    scores = validate_round(round_dir, begun.index, options, stop=stop, executor=executor)
+    if scores is None:
+        return None
     network_dice = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         round_dir,
@@ -204,7 +209,7 @@ def finish_round(
         trained=ever_trained(round_dir, warm_start=options.warm_start),
         fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), network_dice),
         stop=stop,
-        runner=runner,
+        executor=executor,
     )
     if records is None:
         return None
@@ -251,16 +256,16 @@ def freeze(options: RetrainOptions) -> ModelEntry:
     return model
 
 
-def _round(options: RetrainOptions, stop: StopRequest, runner: Runner) -> bool:
+def _round(options: RetrainOptions, stop: StopRequest, executor: Executor) -> bool:
     """Do the next round; False if it was stopped."""
     begun = begin_round(options)
     if stop:
         return False
-    train_folds(begun.round_dir, options, runner=runner, stop=stop)
-    return not stop and finish_round(begun, options, stop, runner=runner) is not None
+    train_folds(begun.round_dir, options, executor=executor, stop=stop)
+    return not stop and finish_round(begun, options, stop, executor=executor) is not None
 
 
-def _retry_failures(options: RetrainOptions, stop: StopRequest, runner: Runner | None) -> bool:
+def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Executor | None) -> bool:
     """Do again what failed in the last finished round, for an error is never done.
 
     Returns False if it was stopped. Once a later round has begun, it does so for itself.
@@ -272,7 +277,7 @@ def _retry_failures(options: RetrainOptions, stop: StopRequest, runner: Runner |
     last = finished[-1]
     if not read_state(last.outcome, RoundFigures).failed:
         return True
-    return finish_round(begin_round(options, last), options, stop, runner=runner) is not None
+    return finish_round(begin_round(options, last), options, stop, executor=executor) is not None
 
 
 def _figures(

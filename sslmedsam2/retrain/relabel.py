@@ -25,9 +25,8 @@ import numpy.typing as npt
 
 from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import OutputError, SslMedSam2Error, unforeseen
-from sslmedsam2.execution.in_process import InProcessRunner
 from sslmedsam2.execution.interrupt import StopRequest
-from sslmedsam2.execution.units import Claim, Runner, all_or_error
+from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_stored, read_volume
@@ -72,7 +71,7 @@ def relabel_round(
     trained: frozenset[str],
     fewshot_weight: float,
     stop: StopRequest,
-    runner: Runner | None = None,
+    executor: Executor | None = None,
 ) -> tuple[RelabelRecord, ...] | None:
     """Re-predict the unlabelled images; what an earlier run finished is kept.
 
@@ -137,8 +136,8 @@ def relabel_round(
         )
         units.append(RelabelUnit(blank, label, paths, members, fewshot_file))
     if units:
-        with (runner or InProcessRunner()).open(RelabelJob(round_dir, options.device)) as session:
-            found = all_or_error(session.run(units, stop=stop))
+        work = RelabelWork(round_dir, options.device)
+        found = map_units(work, units, stop=stop, executor=executor or ThisProcess())
         kept |= {unit.label.query.name: record for unit, record in found}
     if stop:
         return None
@@ -181,23 +180,19 @@ class RelabelUnit:
     fewshot_probability: Path
 
 
-@dataclass(frozen=True)
-class RelabelJob:
-    """Re-predict images by a round's networks."""
+class RelabelWork(Work[RelabelUnit, RelabelRecord]):
+    """Re-predict images by a round's networks, each loaded for the first image that needs it."""
 
-    round_dir: RoundDir
-    device: Device
-    claim: Claim = "share"
+    def __init__(self, round_dir: RoundDir, device: Device) -> None:
+        """Take the round; results go to its part of the work directory."""
+        self.shared_dir = round_dir.path
+        self._round_dir, self._device = round_dir, device
+        self._networks: dict[int, CanonicalSegmenter] = {}
 
     @property
     def wants_gpu(self) -> bool:
         """Whether a GPU is used where there is one."""
-        return self.device != "cpu"
-
-    @property
-    def shared_dir(self) -> Path:
-        """The round's part of the work directory."""
-        return self.round_dir.path
+        return self._device != "cpu"
 
     def name_of(self, unit: RelabelUnit) -> str:
         """Return the image's name."""
@@ -207,39 +202,30 @@ class RelabelJob:
         """Return the image."""
         return (unit.label.query.path,)
 
-    def set_up(self) -> _RelabelStages:
-        """Choose the device; raises UsageError."""
-        return _RelabelStages(self)
+    def set_up(self) -> str:
+        """Return the device; raises UsageError."""
+        return choose_device(self._device)
 
-
-class _RelabelStages:
-    """Networks are loaded when the first image asks for them."""
-
-    def __init__(self, job: RelabelJob) -> None:
-        self.about = choose_device(job.device)
-        self._job = job
-        self._networks: dict[int, CanonicalSegmenter] = {}
-
-    def load(self, unit: RelabelUnit) -> RelabelUnit:
-        return unit
-
-    def compute(self, unit: RelabelUnit) -> tuple[RelabelUnit, RelabelRecord]:
-        model_dir = trained_model_dir(self._job.round_dir.path)
+    def compute(self, unit: RelabelUnit, _stop: StopRequest) -> tuple[RelabelUnit, RelabelRecord]:
+        """Predict, fuse and write one image."""
+        model_dir = trained_model_dir(self._round_dir.path)
         for fold in unit.blank.folds:
             if fold not in self._networks:
-                self._networks[fold] = load_fold(model_dir, fold=fold, device=self._job.device)
+                self._networks[fold] = load_fold(model_dir, fold=fold, device=self._device)
         return unit, _relabel(unit, {fold: self._networks[fold] for fold in unit.blank.folds})
 
     def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:
+        """Write the record, last of all."""
         unit, record = done
         write_record(unit.paths.record, record)
         if record.error is not None:
             logger.error(record.error)
             return record
-        logger.info("round %d: %s re-predicted", self._job.round_dir.number, unit.label.query.name)
+        logger.info("round %d: %s re-predicted", self._round_dir.number, unit.label.query.name)
         return record
 
     def close(self) -> None:
+        """Free the networks."""
         self._networks.clear()
 
 

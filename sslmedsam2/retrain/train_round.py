@@ -6,11 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from sslmedsam2.errors import UsageError
-from sslmedsam2.execution.in_process import InProcessRunner
-from sslmedsam2.execution.units import Claim, Runner, Stop, all_or_error
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
@@ -52,62 +52,41 @@ class FoldUnit:
     held_out: tuple[ImageFile, ...] = ()
 
 
-FoldWork = Callable[[RoundDir, RetrainOptions, FoldUnit], Result]
+FoldFunction = Callable[[RoundDir, RetrainOptions, FoldUnit, StopRequest], Result]
 
 
-@dataclass(frozen=True)
-class FoldJob(Generic[Result]):
-    """Do ``work``, a function of a module, to each fold of a round."""
+class FoldWork(Work[FoldUnit, Result]):
+    """Do ``function``, one of a module, to each fold of a round."""
 
-    round_dir: RoundDir
-    options: RetrainOptions
-    work: FoldWork[Result]
-    claim: Claim = "whole"
+    whole_worker = True
+
+    def __init__(
+        self, round_dir: RoundDir, options: RetrainOptions, function: FoldFunction[Result]
+    ) -> None:
+        """Take the round; results go to its part of the work directory."""
+        self.shared_dir = round_dir.path
+        self._round_dir, self._options, self._function = round_dir, options, function
 
     @property
     def wants_gpu(self) -> bool:
         """Whether a GPU is used where there is one."""
-        return self.options.device != "cpu"
-
-    @property
-    def shared_dir(self) -> Path:
-        """The round's part of the work directory."""
-        return self.round_dir.path
+        return self._options.device != "cpu"
 
     def name_of(self, unit: FoldUnit) -> str:
         """Return the fold's name."""
-        return f"fold {unit.fold} of round {self.round_dir.number}"
+        return f"fold {unit.fold} of round {self._round_dir.number}"
 
     def files_of(self, unit: FoldUnit) -> Sequence[Path]:
         """Return the data set, and the images that are read besides."""
-        return (
-            preprocessed_dir(self.round_dir.path),
-            *(image.path for image in unit.held_out),
-        )
+        return (preprocessed_dir(self.shared_dir), *(image.path for image in unit.held_out))
 
-    def set_up(self) -> _FoldStages[Result]:
-        """Choose the device; raises UsageError."""
-        return _FoldStages(self)
+    def set_up(self) -> str:
+        """Return the device; raises UsageError."""
+        return choose_device(self._options.device)
 
-
-class _FoldStages(Generic[Result]):
-    """All of a fold's work is the network's; it reads and writes as it goes."""
-
-    def __init__(self, job: FoldJob[Result]) -> None:
-        self._job = job
-        self.about = choose_device(job.options.device)
-
-    def load(self, unit: FoldUnit) -> FoldUnit:
-        return unit
-
-    def compute(self, unit: FoldUnit) -> Result:
-        return self._job.work(self._job.round_dir, self._job.options, unit)
-
-    def finish(self, result: Result) -> Result:
-        return result
-
-    def close(self) -> None:
-        """Nothing is held."""
+    def compute(self, unit: FoldUnit, stop: StopRequest) -> Result:
+        """Do all of it: a fold reads and writes as it goes."""
+        return self._function(self._round_dir, self._options, unit, stop)
 
 
 def fold_cases(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
@@ -171,10 +150,14 @@ def prepare_training(
 
 
 def train_round(
-    round_dir: RoundDir, options: RetrainOptions, *, folds: Sequence[int] | None = None
+    round_dir: RoundDir,
+    options: RetrainOptions,
+    *,
+    stop: StopRequest,
+    folds: Sequence[int] | None = None,
 ) -> None:
-    """Train the round's folds, or some of them; what is trained is kept, and what was stopped
-    goes on.
+    """Train the round's folds, or some of them, until done or stopped; what is trained is kept,
+    and what was stopped goes on.
 
     Raises
     ------
@@ -205,13 +188,14 @@ def train_round(
             device=device,
             warm_start=_warm_start(round_dir, fold, options),
             gpus=options.gpus,
+            stop=stop,
         )
 
 
 def train_folds(
-    round_dir: RoundDir, options: RetrainOptions, *, runner: Runner, stop: Stop
+    round_dir: RoundDir, options: RetrainOptions, *, executor: Executor, stop: StopRequest
 ) -> None:
-    """Train all folds of a round by a runner, until done or stopped.
+    """Train all folds of a round, until done or stopped.
 
     Raises
     ------
@@ -219,12 +203,11 @@ def train_folds(
         A fold could not be trained; the others are.
     """
     units = [FoldUnit(fold) for fold in range(options.folds)]
-    with runner.open(FoldJob(round_dir, options, _trained)) as session:
-        all_or_error(session.run(units, stop=stop))
+    map_units(FoldWork(round_dir, options, _train), units, stop=stop, executor=executor)
 
 
-def _trained(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit) -> None:
-    train_round(round_dir, options, folds=[unit.fold])
+def _train(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, stop: StopRequest) -> None:
+    train_round(round_dir, options, folds=[unit.fold], stop=stop)
 
 
 def _warm_start(round_dir: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
@@ -247,9 +230,14 @@ def check_trained(round_dir: RoundDir, options: RetrainOptions) -> None:
 
 
 def validate_round(
-    round_dir: RoundDir, index: Index, options: RetrainOptions, *, runner: Runner | None = None
-) -> tuple[FoldScore, ...]:
-    """Score each fold on the reference masks it never saw; kept when done.
+    round_dir: RoundDir,
+    index: Index,
+    options: RetrainOptions,
+    *,
+    stop: StopRequest,
+    executor: Executor | None = None,
+) -> tuple[FoldScore, ...] | None:
+    """Score each fold on the reference masks it never saw; kept when done, None if stopped.
 
     Raises
     ------
@@ -262,15 +250,19 @@ def validate_round(
         FoldUnit(fold, tuple(image for image in index.labelled if image.case in held_out))
         for fold, held_out in enumerate(fold_cases(index, n_folds=options.folds))
     ]
-    with (runner or InProcessRunner()).open(FoldJob(round_dir, options, _scored)) as session:
-        found = all_or_error(session.run(units, stop=False))
+    work = FoldWork(round_dir, options, _score)
+    found = map_units(work, units, stop=stop, executor=executor or ThisProcess())
+    if stop:
+        return None
     by_fold = {unit.fold: scores for unit, scores in found}
     scores = [score for unit in units for score in by_fold[unit.fold]]
     write_record(round_dir.validation, scores)
     return tuple(scores)
 
 
-def _scored(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit) -> list[FoldScore]:
+def _score(
+    round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, _stop: StopRequest
+) -> list[FoldScore]:
     model_dir = trained_model_dir(round_dir.path)
     segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
     return score_fold(unit.held_out, segmenter=segmenter, fold=unit.fold)

@@ -21,6 +21,7 @@ from sslmedsam2.contract import names
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.execution.interrupt import stop_on_signals
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
@@ -115,11 +116,11 @@ class TrainOptions:
     sequence_map: SequenceMap = field(default_factory=SequenceMap)
 
 
-def train(options: TrainOptions) -> tuple[FoldScore, ...]:
+def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     """Train, score, freeze; every finished part is kept when the command is run again.
 
     Returns the cross-validation scores, which are also written to
-    ``work_dir/cross_validation.json``.
+    ``work_dir/cross_validation.json``; None if a signal stopped it, after the epoch in progress.
 
     Raises
     ------
@@ -143,24 +144,26 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...]:
     if also:
         write_repeats(folder, repeats_for_share(images, also, share=options.share))
     settings = _settings(options)
-    for fold in range(options.folds):
-        train_fold(
-            options.work_dir,
-            fold=fold,
-            settings=settings,
-            device=options.device,
-            warm_start=options.start,
-            gpus=options.gpus,
-        )
-    scores = _cross_validate(images, splits=splits, options=options)
-    train_fold(
-        options.work_dir,
-        fold=FINAL_FOLD,
-        settings=replace(settings, epochs=options.final_epochs),
-        device=options.device,
-        warm_start=_start_of_final(options),
-        gpus=options.gpus,
-    )
+    final_settings = replace(settings, epochs=options.final_epochs)
+    with stop_on_signals() as stop:
+
+        def is_trained(fold: int | str, settings: TrainingSettings, start: Path | None) -> bool:
+            trained = train_fold(
+                options.work_dir,
+                fold=fold,
+                settings=settings,
+                device=options.device,
+                warm_start=start,
+                gpus=options.gpus,
+                stop=stop,
+            )
+            return trained is not None
+
+        if not all(is_trained(fold, settings, options.start) for fold in range(options.folds)):
+            return None
+        scores = _cross_validate(images, splits=splits, options=options)
+        if stop or not is_trained(FINAL_FOLD, final_settings, _start_of_final(options)):
+            return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
     return scores

@@ -1,12 +1,21 @@
 """What the options of ``retrain``, ``refine plan`` and ``train`` come to."""
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from retrain_samples import options, write_data
+from tiny_training import PRESET
 
+from sslmedsam2.cli import retrain as retrain_command
 from sslmedsam2.cli.main import main
+from sslmedsam2.errors import UsageError
+from sslmedsam2.execution.units import ThisProcess
+from sslmedsam2.inference import device as inference_device
 from sslmedsam2.nnunet.presets import PRESETS
+from sslmedsam2.retrain import index
 from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.selection import StoppingRule
 from sslmedsam2.train import pipeline as train_pipeline
@@ -28,7 +37,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(train_pipeline, "train", stop)
 
     def run(*arguments, gpu=False):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(inference_device, "_usual_device", lambda: "cuda" if gpu else "cpu")
+        monkeypatch.setattr(inference_device, "gpu_fault", lambda _: None)
         folders = {
             "train": ["--data", "d", "--work-dir", "w"],
             "retrain": ["--labelled", "l", "--unlabelled", "u", "--work-dir", "w"],
@@ -108,3 +118,36 @@ def test_sequences_and_folders_are_read(asked):
     assert (options.labelled_dir, options.work_dir) == (Path("l"), Path("w"))
     assert not options.warm_start
     assert options.reference_masks_first
+
+
+class _GpuWorkers(ThisProcess):
+    """Stands for a cluster whose workers have two GPUs, asked from a machine without one."""
+
+    def call(self, function, *args, **kwargs):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inference_device, "_usual_device", lambda: "cuda")
+            patch.setattr(inference_device, "gpu_fault", lambda _: None)
+            patch.setattr(torch.cuda, "device_count", lambda: 2)
+            return super().call(function, *args, **kwargs)
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_with_a_cluster_the_workers_gpus_count_and_not_this_machines(asked, monkeypatch, device):
+    monkeypatch.setattr(retrain_command, "open_executor", lambda _: nullcontext(_GpuWorkers()))
+
+    options = asked("retrain", "--cluster", "local", "--device", device, "--gpus", "2")
+
+    assert options.preset == PRESETS["resenc-m"]
+    assert (options.epochs, options.device, options.gpus) == (100, device, 2)
+
+
+def test_gpus_are_counted_where_they_train(tmp_path):
+    write_data(tmp_path)
+    wanted = options(tmp_path, device="cuda", gpus=2, preset=replace(PRESET, batch_size=2))
+
+    index.index_data(wanted, executor=_GpuWorkers())
+
+    with pytest.raises(UsageError, match="--gpus 3: 2 can be used"):
+        index.index_data(
+            replace(wanted, gpus=3, work_dir=tmp_path / "other"), executor=_GpuWorkers()
+        )

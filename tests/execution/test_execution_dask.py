@@ -1,4 +1,4 @@
-"""Runners on plain functions: the same results anywhere, and what faults of a cluster cost.
+"""Executors on plain functions: the same results anywhere, and what faults of a cluster cost.
 
 The clusters are real: a scheduler, and workers that are processes of their own.
 """
@@ -14,16 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running_jobs import Never, SquareJob, began
+from square_work import SquareWork, began
 
-from sslmedsam2.cli.cluster_option import open_runner
-from sslmedsam2.errors import InputError, ModelError, OutputError, UsageError
-from sslmedsam2.execution.in_process import InProcessRunner
+from sslmedsam2.cli.cluster_option import open_executor
+from sslmedsam2.errors import InputError, ModelError, OutputError, SslMedSam2Error, UsageError
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import ThisProcess
 
 pytest.importorskip("distributed")
 
 from sslmedsam2.execution.dask_cluster import AddressSpec, LocalSpec, connected
-from sslmedsam2.execution.dask_executor import DaskRunner
+from sslmedsam2.execution.dask_executor import DaskExecutor
 
 UNITS = list(range(12))
 PATIENCE_S = 20
@@ -35,56 +36,59 @@ PYTHON_PATH = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
 def local(workers, **how):
     with connected(LocalSpec(workers)) as client:
         client.wait_for_workers(workers, timeout=60)
-        yield DaskRunner(client, patience_s=PATIENCE_S, **how)
+        yield DaskExecutor(client, patience_s=PATIENCE_S, **how)
 
 
 @pytest.fixture(scope="module")
 def two_workers():
-    with local(2) as runner:
-        yield runner
+    with local(2) as executor:
+        yield executor
 
 
-def outcomes(runner, job, units=UNITS, stop=None):
-    with runner.open(job) as session:
-        return {one.unit: one for one in session.run(units, stop=stop or Never())}
+def results(executor, work, units=UNITS):
+    with executor.open(work):
+        return dict(executor.map(work, units, stop=StopRequest()))
+
+
+def errors(found):
+    return {unit: one for unit, one in found.items() if isinstance(one, SslMedSam2Error)}
 
 
 def squares(found):
-    return {unit: one.result.square for unit, one in found.items() if one.result}
+    return {unit: one.square for unit, one in found.items() if unit not in errors(found)}
 
 
 def test_in_this_process_units_come_in_order(tmp_path):
-    with InProcessRunner().open(SquareJob(tmp_path)) as session:
-        found = list(session.run(UNITS, stop=Never()))
-    assert [one.unit for one in found] == UNITS
-    assert {one.result.pid for one in found} == {os.getpid()}
+    found = results(ThisProcess(), SquareWork(tmp_path))
+    assert list(found) == UNITS
+    assert {one.pid for one in found.values()} == {os.getpid()}
 
 
 def test_without_a_cluster_nothing_of_dask_is_imported():
     code = (
         "import sys\n"
-        "from sslmedsam2.cli.cluster_option import open_runner\n"
-        "with open_runner('none'): pass\n"
+        "from sslmedsam2.cli.cluster_option import open_executor\n"
+        "with open_executor('none'): pass\n"
         "assert not {'dask', 'distributed', 'yaml'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_workers_give_the_same_and_set_up_once_each(tmp_path, two_workers):
-    found = outcomes(two_workers, SquareJob(tmp_path, seconds=0.05))
+    found = results(two_workers, SquareWork(tmp_path, seconds=0.05))
 
-    assert squares(found) == squares(outcomes(InProcessRunner(), SquareJob(tmp_path)))
-    pids = {one.result.pid for one in found.values()}
+    assert squares(found) == squares(results(ThisProcess(), SquareWork(tmp_path)))
+    pids = {one.pid for one in found.values()}
     assert len(pids) == 2
     assert os.getpid() not in pids
-    assert all(one.result.set_ups == 1 for one in found.values())
+    assert all(one.set_ups == 1 for one in found.values())
     assert not list(tmp_path.glob(".run-*"))
 
 
 def test_a_units_own_error_is_not_tried_again(tmp_path, two_workers):
-    found = outcomes(two_workers, SquareJob(tmp_path, wrong=frozenset({3})))
+    found = results(two_workers, SquareWork(tmp_path, wrong=frozenset({3})))
 
-    error = found[3].error
+    error = found[3]
     assert isinstance(error, InputError)
     assert (error.kind, error.subject, error.reason) == ("odd", "number 3", "it is odd")
     assert len(began(tmp_path, 3)) == 1
@@ -92,7 +96,7 @@ def test_a_units_own_error_is_not_tried_again(tmp_path, two_workers):
 
 
 def test_a_chance_failure_is_tried_again(tmp_path, two_workers):
-    found = outcomes(two_workers, SquareJob(tmp_path, shaky=frozenset({5})))
+    found = results(two_workers, SquareWork(tmp_path, shaky=frozenset({5})))
 
     assert squares(found) == {unit: unit * unit for unit in UNITS}
     assert len(began(tmp_path, 5)) == 2
@@ -101,36 +105,67 @@ def test_a_chance_failure_is_tried_again(tmp_path, two_workers):
 def test_what_fails_everywhere_is_named_after_a_few_tries(tmp_path, two_workers):
     missing = tmp_path / "data" / "scan.nii.gz"
 
-    found = outcomes(two_workers, SquareJob(tmp_path, needs=(missing,)), units=[1])
+    found = results(two_workers, SquareWork(tmp_path, needs=(missing,)), units=[1])
 
-    assert found[1].result is None
-    assert found[1].error.subject == "number 1"
-    assert str(missing) in found[1].error.reason
+    assert list(errors(found)) == [1]
+    assert found[1].subject == "number 1"
+    assert str(missing) in found[1].reason
 
 
 def test_an_error_of_the_set_up_is_raised_before_any_unit(tmp_path, two_workers):
     with pytest.raises(ModelError, match="there is none"):
-        outcomes(two_workers, SquareJob(tmp_path, refuses=True))
+        results(two_workers, SquareWork(tmp_path, refuses=True))
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, two_workers):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be written"):
-        outcomes(two_workers, SquareJob(tmp_path / "file"))
+        results(two_workers, SquareWork(tmp_path / "file"))
 
 
 def test_a_stop_leaves_the_rest(tmp_path, two_workers):
-    stop = []
-    with two_workers.open(SquareJob(tmp_path, seconds=0.1)) as session:
-        for _ in session.run(range(100), stop=stop):
-            stop.append(True)
+    stop, work = StopRequest(), SquareWork(tmp_path, seconds=0.1)
+    with two_workers.open(work):
+        for _ in two_workers.map(work, range(100), stop=stop):
+            stop.set()
     assert len(list((tmp_path / "log").iterdir())) < 20
+
+
+@pytest.mark.parametrize("why", ["stop", "command gone"])
+def test_a_long_unit_ends_when_the_command_does_and_no_worker_is_lost(tmp_path, two_workers, why):
+    """Before, leaving waited in the worker's event loop until the unit had ended."""
+    address = two_workers._client.scheduler.address
+    stop, work = StopRequest(), SquareWork(tmp_path, endless=frozenset({0}))
+    with connected(AddressSpec(address)) as client:
+        pids = set(client.run(os.getpid).values())
+        executor = DaskExecutor(client, patience_s=PATIENCE_S)
+        with executor.open(work):
+            results = executor.map(work, [0, 1], stop=stop)
+            assert next(results)[0] == 1
+            if why == "stop":
+                stop.set()
+                assert list(results) == []
+            asked = time.monotonic()
+        assert time.monotonic() - asked < 10
+        assert set(client.run(os.getpid).values()) == pids
+
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "stopped_0").exists():
+        assert time.monotonic() < deadline, "the unit goes on"
+        time.sleep(0.05)
+    found = results_of_next(two_workers, tmp_path)
+    assert {one.pid for one in found.values()} <= pids
+
+
+def results_of_next(executor, tmp_path):
+    """Return what another command gets on the same workers."""
+    return results(executor, SquareWork(tmp_path / "next", seconds=0.05))
 
 
 def test_progress_counts_to_the_end(tmp_path):
     seen = []
-    with local(1, on_progress=seen.append) as runner:
-        outcomes(runner, SquareJob(tmp_path, wrong=frozenset({2})), units=UNITS)
+    with local(1, on_progress=seen.append) as executor:
+        results(executor, SquareWork(tmp_path, wrong=frozenset({2})), units=UNITS)
     assert (seen[-1].done, seen[-1].failed, seen[-1].running) == (len(UNITS) - 1, 1, 0)
     assert seen[-1].total == len(UNITS)
     assert seen[-1].seconds_left == 0
@@ -149,10 +184,10 @@ def kill_who_began(shared_dir, unit):
 
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_run_changes_nothing(tmp_path):
-    with local(2) as runner:
+    with local(2) as executor:
         killer = threading.Thread(target=kill_who_began, args=(tmp_path, 4))
         killer.start()
-        found = outcomes(runner, SquareJob(tmp_path, seconds=0.3))
+        found = results(executor, SquareWork(tmp_path, seconds=0.3))
         killer.join()
 
     assert squares(found) == {unit: unit * unit for unit in UNITS}
@@ -161,12 +196,12 @@ def test_a_worker_killed_in_mid_run_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_a_unit_that_takes_workers_down_is_named_and_no_other(tmp_path):
-    with local(2) as runner:
-        found = outcomes(runner, SquareJob(tmp_path, deadly=frozenset({2}), seconds=0.02))
+    with local(2) as executor:
+        found = results(executor, SquareWork(tmp_path, deadly=frozenset({2}), seconds=0.02))
 
-    assert {unit for unit, one in found.items() if one.error} == {2}
-    assert found[2].error.subject == "number 2"
-    assert "died" in found[2].error.reason
+    assert set(errors(found)) == {2}, errors(found)
+    assert found[2].subject == "number 2"
+    assert "died" in found[2].reason
     assert len(squares(found)) == len(UNITS) - 1
     assert len(began(tmp_path, 2)) <= 6
 
@@ -224,8 +259,8 @@ def test_a_worker_that_sees_another_folder_is_left_out(tmp_path, monkeypatch):
         connected(AddressSpec(address)) as client,
     ):
         client.wait_for_workers(2, timeout=60)
-        job = SquareJob(Path("out"), seconds=0.05)
-        found = outcomes(DaskRunner(client, patience_s=PATIENCE_S), job)
+        work = SquareWork(Path("out"), seconds=0.05)
+        found = results(DaskExecutor(client, patience_s=PATIENCE_S), work)
 
     assert squares(found) == {unit: unit * unit for unit in UNITS}
     assert not list((elsewhere / "out").iterdir())
@@ -240,17 +275,16 @@ def test_a_scheduler_that_goes_away_leaves_what_was_done_and_names_the_rest(tmp_
         connected(AddressSpec(address), connect_timeout_s=10) as client,
     ):
         client.wait_for_workers(1, timeout=60)
-        runner = DaskRunner(client, patience_s=5)
-        with runner.open(SquareJob(tmp_path, seconds=0.2)) as session:
-            for one in session.run(UNITS, stop=Never()):
-                found[one.unit] = one
+        executor, work = DaskExecutor(client, patience_s=5), SquareWork(tmp_path, seconds=0.2)
+        with executor.open(work):
+            for unit, one in executor.map(work, UNITS, stop=StopRequest()):
+                found[unit] = one
                 if len(found) == 2:
                     running.kill()
 
     assert set(found) == set(UNITS)
     assert 2 <= len(squares(found)) < len(UNITS)
-    lost = [one for one in found.values() if one.error]
-    assert all(one.error.subject == f"number {one.unit}" for one in lost)
+    assert all(error.subject == f"number {unit}" for unit, error in errors(found).items())
 
 
 def environment():
@@ -263,8 +297,7 @@ def test_workers_share_the_processors_and_this_process_keeps_its_own(tmp_path, m
     mine = environment()
     with connected(LocalSpec(2)) as client:
         client.wait_for_workers(2, timeout=60)
-        with DaskRunner(client).open(SquareJob(tmp_path)) as session:
-            list(session.run(UNITS, stop=Never()))
+        results(DaskExecutor(client), SquareWork(tmp_path))
         threads = client.run(environment).values()
     share = max(1, len(mine[1]) // 2)
     assert {int(count) for count, _ in threads} <= {share, share + 1}
@@ -279,6 +312,6 @@ def test_an_address_where_nobody_answers_is_a_usage_error():
         pass
 
 
-def test_without_a_cluster_the_runner_is_this_process():
-    with open_runner("none") as runner:
-        assert isinstance(runner, InProcessRunner)
+def test_without_a_cluster_the_executor_is_this_process():
+    with open_executor("none") as executor:
+        assert isinstance(executor, ThisProcess)

@@ -60,7 +60,7 @@ def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, 
         assert not any(torch.equal(patch, other[0]) for patch in one)
     fold = trained_model_dir(work_dir) / "fold_0"
     written = torch.load(fold / "checkpoint_final.pth", weights_only=False)
-    for name, weights in written["network_weights"].items():
+    for name, weights in written["training_weights"].items():
         assert torch.equal(weights, first["weights"][name]), name
         assert torch.equal(weights, second["weights"][name]), name
     assert written["current_epoch"] == 2

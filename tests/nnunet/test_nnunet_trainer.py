@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from tiny_scans import abdomen
 from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -337,3 +339,37 @@ def test_gpu_that_is_not_there_is_refused():
     assert choose_device("cpu") == "cpu"
     with pytest.raises(UsageError, match="no usable CUDA device"):
         choose_device("cuda")
+
+
+def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_weights(work_dir):
+    whole = _weights(_train(shutil.copytree(work_dir, work_dir.with_name("whole"))))
+    looks = iter([False, True])
+    stop = StopRequest(lambda: next(looks, True))
+
+    assert _train(work_dir, stop=stop) is None
+
+    fold = trained_model_dir(work_dir) / "fold_0"
+    latest = torch.load(fold / "checkpoint_latest.pth", weights_only=False)
+    assert latest["current_epoch"] == 1
+    assert not (fold / "checkpoint_final.pth").exists()
+    for name, weights in _weights(_train(work_dir)).items():
+        assert torch.equal(weights, whole[name]), name
+
+
+def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir):
+    train_for_long = _TRAIN_AND_DIE.replace("== 1", "== 99").replace("epochs=2", "epochs=99")
+    command = [sys.executable, "-c", train_for_long, str(work_dir)]
+    with subprocess.Popen(command) as other:
+        try:
+            latest = trained_model_dir(work_dir) / "fold_0" / "checkpoint_latest.pth"
+            while not latest.exists():
+                assert other.poll() is None
+                time.sleep(0.1)
+            with pytest.raises(UsageError, match="another process is training this fold"):
+                _train(work_dir)
+        finally:
+            other.kill()
+
+    # A lock ends with its process, however that ends.
+    latest.unlink()
+    assert _train(work_dir).is_file()

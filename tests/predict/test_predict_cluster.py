@@ -6,7 +6,7 @@ import pytest
 from dying_workers import two_workers_one_of_which_dies
 from tiny_scans import abdomen
 
-from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.cli.cluster_option import open_executor
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.reporting.run_report import SeriesStatus
 
@@ -32,9 +32,9 @@ def test_masks_are_the_same_to_the_bit_whatever_the_number_of_workers(workplace,
     alone = workplace.run(previews=True)
     output = workplace.root / "cluster"
 
-    with open_runner(f"local:{workers}") as runner:
-        together = workplace.run(output_dir=output, previews=True, runner=runner)
-        again = workplace.run(output_dir=output, previews=True, runner=runner, resume=True)
+    with open_executor(f"local:{workers}") as executor:
+        together = workplace.run(output_dir=output, previews=True, executor=executor)
+        again = workplace.run(output_dir=output, previews=True, executor=executor, resume=True)
 
     assert masks(output) == masks(workplace.output)
     assert len(masks(output)) == len(CASES)
@@ -51,8 +51,8 @@ def test_a_worker_killed_in_mid_run_changes_no_mask(workplace):
     alone = workplace.run()
     output = workplace.root / "cluster"
 
-    with two_workers_one_of_which_dies(once=lambda: masks(output)) as (runner, died):
-        together = workplace.run(output_dir=output, runner=runner)
+    with two_workers_one_of_which_dies(once=lambda: masks(output)) as (executor, died):
+        together = workplace.run(output_dir=output, executor=executor)
         assert died.wait(0)
 
     assert masks(output) == masks(workplace.output)

@@ -6,7 +6,7 @@ import json
 import pytest
 from pseudo_label_samples import Workplace, without_times
 
-from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.cli.cluster_option import open_executor
 
 pytest.importorskip("distributed")
 
@@ -43,9 +43,9 @@ def test_pseudo_labels_are_the_same_to_the_bit(workplace, tmp_path):
     alone = workplace.run()
     output = tmp_path / "cluster"
 
-    with open_runner("local:2") as runner:
-        together = workplace.run(output_dir=output, runner=runner)
-        again = workplace.run(output_dir=output, runner=runner, resume=True)
+    with open_executor("local:2") as executor:
+        together = workplace.run(output_dir=output, executor=executor)
+        again = workplace.run(output_dir=output, executor=executor, resume=True)
 
     assert left(output) == left(workplace.output)
     assert together.counts == alone.counts

@@ -7,7 +7,7 @@ import torch
 from dying_workers import two_workers_one_of_which_dies
 from retrain_samples import content, options, read, write_data
 
-from sslmedsam2.cli.cluster_option import open_runner
+from sslmedsam2.cli.cluster_option import open_executor
 from sslmedsam2.retrain.pipeline import retrain
 from sslmedsam2.retrain.selection import StoppingRule
 
@@ -42,8 +42,8 @@ def test_folds_and_new_masks_are_the_same_to_the_bit(tmp_path):
     retrain(options(tmp_path, **one_round))
     cluster_dir = tmp_path / "cluster"
 
-    with open_runner("local:2") as runner:
-        summary = retrain(options(tmp_path, work_dir=cluster_dir, **one_round), runner=runner)
+    with open_executor("local:2") as executor:
+        summary = retrain(options(tmp_path, work_dir=cluster_dir, **one_round), executor=executor)
 
     assert len(summary.rounds) == 1
     assert networks(cluster_dir) == networks(tmp_path / "work")
@@ -66,8 +66,8 @@ def test_a_worker_killed_while_folds_train_changes_no_weight(tmp_path):
     def both_train():
         return len(list(cluster_dir.glob("round_1/results/*/*/fold_*/training_log*"))) == 2
 
-    with two_workers_one_of_which_dies(once=both_train) as (runner, died):
-        retrain(options(tmp_path, work_dir=cluster_dir, **one_round), runner=runner)
+    with two_workers_one_of_which_dies(once=both_train) as (executor, died):
+        retrain(options(tmp_path, work_dir=cluster_dir, **one_round), executor=executor)
         assert died.wait(0)
 
     assert networks(cluster_dir) == networks(tmp_path / "work")

@@ -1,8 +1,10 @@
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, write_labelled_case, write_labelled_cases
 
@@ -12,6 +14,7 @@ from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet.dataset import build_dataset, write_splits
+from sslmedsam2.nnunet.trainer import LiverTrainer
 from sslmedsam2.nnunet.training import preprocessed_dir
 from sslmedsam2.train import pipeline
 from sslmedsam2.train.pipeline import TrainOptions, train
@@ -73,6 +76,30 @@ def test_patient_of_more_data_who_is_validated_on_is_refused(tmp_path):
     with pytest.raises(InputError, match="case Case1 is in --data") as error:
         train(options)
     assert error.value.kind == "duplicate_case"
+
+
+def test_ctrl_c_ends_a_training_after_its_epoch_with_a_checkpoint(tmp_path, monkeypatch):
+    """Before, the running epoch was lost."""
+    write_labelled_cases(tmp_path / "data", count=2)
+    step = LiverTrainer.train_step
+
+    def interrupted(self, batch):
+        if self.current_epoch == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, batch)
+
+    monkeypatch.setattr(LiverTrainer, "train_step", interrupted)
+    options = replace(
+        TrainOptions(tmp_path / "data", tmp_path / "work", folds=0, preset=PRESET),
+        final_epochs=4,
+        iterations_per_epoch=1,
+    )
+
+    assert train(options) is None
+
+    (latest,) = (tmp_path / "work").rglob("checkpoint_latest.pth")
+    assert torch.load(latest, weights_only=False)["current_epoch"] == 2
+    assert not list((tmp_path / "work").rglob("checkpoint_final.pth"))
 
 
 @pytest.mark.slow

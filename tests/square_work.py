@@ -1,4 +1,4 @@
-"""Small jobs for runners, without any network; workers import this file."""
+"""Small units for executors, without any network; workers import this file."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sslmedsam2.errors import InputError, ModelError
-
-
-class Never:
-    """No stop was asked for."""
-
-    def __bool__(self) -> bool:
-        return False
+from sslmedsam2.execution.units import Work
 
 
 @dataclass(frozen=True)
@@ -28,7 +22,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class SquareJob:
+class SquareWork(Work[int, Done]):
     """Squares numbers, with a fault wherever a test wants one.
 
     Each unit leaves a line in ``<shared_dir>/log/<number>``: who began it, and when.
@@ -40,8 +34,9 @@ class SquareJob:
     deadly: frozenset[int] = frozenset()
     wrong: frozenset[int] = frozenset()
     shaky: frozenset[int] = frozenset()
+    endless: frozenset[int] = frozenset()
     refuses: bool = False
-    claim: str = "share"
+    whole_worker: bool = False
     wants_gpu: bool = False
 
     def name_of(self, unit: int) -> str:
@@ -50,45 +45,41 @@ class SquareJob:
     def files_of(self, _unit: int) -> Sequence[Path]:
         return self.needs
 
-    def set_up(self) -> _Squares:
+    def set_up(self) -> str:
         if self.refuses:
             raise ModelError("the model", reason="there is none", remedy="Fetch it")
-        return _Squares(self)
-
-
-class _Squares:
-    set_ups = 0
-
-    def __init__(self, job: SquareJob) -> None:
-        type(self).set_ups += 1
-        self.about = "squares"
-        self._job = job
+        _SetUps.count += 1
+        return "squares"
 
     def load(self, unit: int) -> int:
-        log = self._job.shared_dir / "log"
+        log = self.shared_dir / "log"
         log.mkdir(exist_ok=True)
         with (log / str(unit)).open("a") as stream:
             stream.write(f"{os.getpid()}\n")
         return unit
 
-    def compute(self, unit: int) -> int:
-        time.sleep(self._job.seconds)
-        if unit in self._job.deadly:
+    def compute(self, unit: int, stop: object) -> int:
+        time.sleep(self.seconds)
+        if unit in self.deadly:
             os._exit(1)
-        if unit in self._job.wrong:
+        if unit in self.wrong:
             raise InputError(f"number {unit}", kind="odd", reason="it is odd", remedy="Even it")
-        if unit in self._job.shaky and len(self._tries(unit)) < 2:
+        if unit in self.shaky and len(began(self.shared_dir, unit)) < 2:
             raise RuntimeError("out of memory")
+        if unit in self.endless:
+            while not stop:
+                time.sleep(0.02)
+            (self.shared_dir / f"stopped_{unit}").touch()
         return unit * unit
 
     def finish(self, square: int) -> Done:
-        return Done(square, os.getpid(), type(self).set_ups)
+        return Done(square, os.getpid(), _SetUps.count)
 
-    def close(self) -> None:
-        pass
 
-    def _tries(self, unit: int) -> list[str]:
-        return (self._job.shared_dir / "log" / str(unit)).read_text().split()
+class _SetUps:
+    """How often this process was set up."""
+
+    count = 0
 
 
 def began(shared_dir: Path, unit: int) -> list[int]:
