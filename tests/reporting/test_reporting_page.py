@@ -6,6 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+from parsed_page import ParsedPage
 from qc_runs import HOSTILE_TEXT
 
 from sslmedsam2.errors import OutputError
@@ -89,6 +90,23 @@ def test_no_file_of_ours_names_an_external_address():
     ours = [path for path in files if "niivue" not in path.name.lower()]
     assert len(ours) == 11
     assert not [path.name for path in ours if re.search(r"https?:|//\w+\.\w", path.read_text())]
+
+
+def test_an_installed_package_has_the_assets_and_templates():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = re.findall(r'"([^"]+)"', re.search(r'"sslmedsam2.reporting" = (\[.*\])', text)[1])
+    files = {path for path in ASSETS.parent.rglob("*.*") if path.suffix not in (".py", ".pyc")}
+    assert {path for pattern in patterns for path in ASSETS.parent.glob(pattern)} == files
+
+
+def test_the_table_is_complete_without_a_script(tmp_path):
+    rows = [{"id": "0001", "case": "0001-A", "error": HOSTILE_TEXT, "liver_volume_ml": 1432.1}]
+    (row,) = ParsedPage(page(tmp_path, rows=rows)).table(
+        "Every series of the run. A case opens with Enter or a click; the arrow keys move between"
+        " cases."
+    )
+    shown = (row["Case"], row["Status"], row["Warnings and errors"], row["Liver ml"])
+    assert shown == ("0001-A", "failed", HOSTILE_TEXT, "1432")
 
 
 def test_the_viewer_is_the_pinned_one_and_the_assets_are_small():

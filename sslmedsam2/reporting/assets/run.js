@@ -20,16 +20,17 @@ const qcTable = (() => {
   const figure = (value, digits) => (value === null ? "" : value.toFixed(digits));
   const rowOf = (id) => rows.querySelector(`tr[data-id="${id}"]`);
 
-  function isWanted(row) {
-    if (!row.dataset.text.includes(element("search").value.trim().toLowerCase())) return false;
-    return filters.every(({ value, dataset }) => {
-      const found = row.dataset[dataset.field];
-      return value === "" || found === value || (dataset.field === "flags" && found.split(" ").includes(value));
-    });
+  // "flags" holds several values, each other field one.
+  function isWanted({ dataset }, words, chosen) {
+    if (!dataset.text.includes(words)) return false;
+    return chosen.every(([field, value]) =>
+      dataset[field] === value || (field === "flags" && dataset.flags.split(" ").includes(value)));
   }
 
   function refresh() {
-    for (const row of rows.rows) row.hidden = !isWanted(row);
+    const words = element("search").value.trim().toLowerCase();
+    const chosen = filters.filter(({ value }) => value !== "").map(({ dataset, value }) => [dataset.field, value]);
+    for (const row of [...rows.rows]) row.hidden = !isWanted(row, words, chosen);
     const count = visible().length;
     element("none-shown").hidden = count > 0;
     element("shown-count").textContent = `${count} of ${rows.rows.length} series`;
