@@ -86,7 +86,8 @@ def relabel(*, work_dir: Path) -> int:
     """Score the folds, relabel the unlabelled scans, decide whether another round is needed."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.execution.interrupt import stop_on_signals
-    from sslmedsam2.retrain.pipeline import begin_round, finish_round
+    from sslmedsam2.retrain.index import read_index
+    from sslmedsam2.retrain.pipeline import begin_round, failures_so_far, finish_round
     from sslmedsam2.retrain.state import WorkDir, options_of
 
     options = options_of(WorkDir(work_dir))
@@ -96,7 +97,11 @@ def relabel(*, work_dir: Path) -> int:
         return ExitCode.INTERRUPTED
     then = "refine freeze" if decision.stop else "refine train"
     click.echo(f"{decision.reason}; best round {decision.best_round}; next: {then}")
-    return ExitCode.OK
+    work = WorkDir(work_dir)
+    failures = failures_so_far(work, read_index(work))
+    if failures:
+        click.echo(f"{len(failures)} failure(s), the first: {failures[0]}")
+    return ExitCode.SOME_CASES_FAILED if failures else ExitCode.OK
 
 
 @refine.command(cls=ConfiguredCommand)

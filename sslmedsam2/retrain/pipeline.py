@@ -339,14 +339,14 @@ def _summary(
         decision=decision_so_far(options),
         model=model,
         problems=index.problems,
-        failures=_failures(work, index),
+        failures=failures_so_far(work, index),
         warning=warning,
         withheld=warning is not None and options.weights_dir is not None and model is None,
         interrupted=interrupted,
     )
 
 
-def _failures(work: WorkDir, index: Index) -> tuple[str, ...]:
+def failures_so_far(work: WorkDir, index: Index) -> tuple[str, ...]:
     """Return the errors of the few-shot branch and of the last finished round."""
     errors: list[str | None] = []
     for query in index.queries:

@@ -6,15 +6,15 @@ of a batch system and copying of data are not included.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.queries import find_queries
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.imaging.records import read_record
 
 _RELABELLED_BY_ONE = 0.5
 """Part of the unlabelled volumes that trained: one fold re-predicts these, all folds the rest."""
@@ -166,15 +166,11 @@ def read_costs(path: Path) -> UnitCosts:
     UsageError
         It cannot be read, or holds something else.
     """
-    known = {item.name for item in fields(UnitCosts)}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        given = {name: float(value) for name, value in content.items() if name in known}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            path, reason=f"it cannot be read ({error})", remedy=f"Write some of {sorted(known)}"
-        ) from error
-    return UnitCosts(**{**asdict(UnitCosts()), **given})
+        return read_record(path, UnitCosts)
+    except InputError as error:
+        known = sorted(item.name for item in fields(UnitCosts))
+        raise UsageError(path, reason=error.reason, remedy=f"Write some of {known}") from error
 
 
 def stages_once(stages: Sequence[Stage]) -> tuple[tuple[Stage, int], ...]:

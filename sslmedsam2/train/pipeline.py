@@ -44,7 +44,9 @@ from sslmedsam2.nnunet.training import (
     worth_measuring,
 )
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.weights.freeze import check_freezable, freeze_model
 from sslmedsam2.weights.layout import PLANS_FILE
+from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
 if TYPE_CHECKING:
     from sslmedsam2.nnunet.trainer import TrainingSettings
@@ -131,6 +133,8 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         See :mod:`sslmedsam2.nnunet` and :mod:`sslmedsam2.weights`.
     """
     options = replace(options, device=choose_device(options.device))
+    if options.weights_dir is not None:
+        check_freezable(options.weights_dir, name=options.name, sequences=(ANY_SEQUENCE,))
     images, also = _training_images(options), _also_images(options)
     _check_patients(images, also)
     preprocessed = preprocessed_dir(options.work_dir)
@@ -255,8 +259,7 @@ def _cross_validate(
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:
-    from sslmedsam2.weights.freeze import freeze_model
-    from sslmedsam2.weights.manifest import ANY_SEQUENCE, ModelCard
+    from sslmedsam2.weights.manifest import ModelCard
 
     assert options.weights_dir is not None
     measured = {}

@@ -70,7 +70,7 @@ def test_costs_measured_elsewhere_replace_some(tmp_path):
     assert read_costs(path).iteration_s == 0.1
     assert read_costs(path).predict_s == UnitCosts().predict_s
     path.write_text("[1]")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="not usable"):
         read_costs(path)
 
 

@@ -9,7 +9,7 @@ from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, write_labelled_case, write_labelled_cases
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.errors import InputError, ModelError, UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
@@ -243,3 +243,16 @@ def test_command_ends_with_the_error_and_its_code(tmp_path, capsys):
 
     assert code == 3
     assert "data: there is no such folder" in capsys.readouterr().err
+
+
+def test_a_name_that_could_not_be_frozen_is_refused_before_any_training(tmp_path):
+    with pytest.raises(ModelError, match="no plain folder name"):
+        train(
+            TrainOptions(
+                data_dir=tmp_path / "data",
+                work_dir=tmp_path / "work",
+                weights_dir=tmp_path / "weights",
+                name="my model",
+            )
+        )
+    assert not (tmp_path / "work").exists()
