@@ -38,7 +38,7 @@ class State(str, Enum):
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one question.
+    """The result of one check.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found, in the order in which it was asked."""
+    """Everything that was found, in the order of the checks."""
 
     findings: tuple[Finding, ...]
 
@@ -88,7 +88,7 @@ _USUAL_DICE: Final = 0.7
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What ``doctor`` is asked to look at.
+    """Options of ``doctor``.
 
     Attributes
     ----------
@@ -108,14 +108,14 @@ class DoctorOptions:
 
 
 def run_checks(options: DoctorOptions) -> Diagnosis:
-    """Ask everything; nothing is raised and nothing is left behind."""
+    """Run all checks; raises nothing and leaves no file."""
     limits = read_limits()
-    questions: dict[str, Callable[[], Finding]] = {
+    checks: dict[str, Callable[[], Finding]] = {
         "program": check_program,
-        "torch": _ask_torch,
-        "device": lambda: _ask_device(options.device),
-        "sam2": lambda: _ask_sam2(load=options.inference),
-        "weights": lambda: _ask_weights(options.model_dir),
+        "torch": _check_torch,
+        "device": lambda: _check_device(options.device),
+        "sam2": lambda: _check_sam2(load=options.inference),
+        "weights": lambda: _check_weights(options.model_dir),
         "processors": lambda: check_processors(limits),
         "memory": lambda: check_memory(limits),
         "processes": lambda: check_processes(limits),
@@ -125,23 +125,23 @@ def run_checks(options: DoctorOptions) -> Diagnosis:
         "output": lambda: check_output(options.output_dir),
     }
     if options.inference:
-        questions["inference"] = lambda: _ask_inference(options)
-    return Diagnosis(tuple(_answer(name, ask) for name, ask in questions.items()))
+        checks["inference"] = lambda: _check_inference(options)
+    return Diagnosis(tuple(_finding(name, check) for name, check in checks.items()))
 
 
-def _answer(name: str, ask: Callable[[], Finding]) -> Finding:
+def _finding(name: str, check: Callable[[], Finding]) -> Finding:
     try:
-        return ask()
+        return check()
     except SslMedSam2Error as error:
         return Finding(name, State.PROBLEM, f"{error.subject}: {error.reason}", error.remedy)
-    except Exception as error:  # A doctor must survive whatever is broken.
+    except Exception as error:  # One failed check must not stop the others.
         logger.debug("%s", name, exc_info=error)
         detail = " ".join(str(error).split())[:200]
         remedy = "Run again with --verbose and report the traceback"
         return Finding(name, State.PROBLEM, f"{type(error).__name__}: {detail}", remedy)
 
 
-def _ask_torch() -> Finding:
+def _check_torch() -> Finding:
     import torch
 
     cuda = torch.version.cuda
@@ -159,7 +159,7 @@ def _ask_torch() -> Finding:
     )
 
 
-def _ask_device(wanted: Device) -> Finding:
+def _check_device(wanted: Device) -> Finding:
     driver = driver_version()
     details: dict[str, Any] = {"driver": driver, "device": "cpu"}
     if wanted == "cpu":
@@ -194,7 +194,7 @@ def _ask_device(wanted: Device) -> Finding:
     )
 
 
-def _ask_sam2(*, load: bool) -> Finding:
+def _check_sam2(*, load: bool) -> Finding:
     from sslmedsam2.pseudo_label.supports import COMPACT_NAME, COMPACT_PATH
     from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 
@@ -222,7 +222,7 @@ def _ask_sam2(*, load: bool) -> Finding:
     )
 
 
-def _ask_weights(model_dir: Path | None) -> Finding:
+def _check_weights(model_dir: Path | None) -> Finding:
     from sslmedsam2.weights.locate import locate_models
 
     models = locate_models(model_dir)
@@ -252,7 +252,7 @@ def _ask_weights(model_dir: Path | None) -> Finding:
     )
 
 
-def _ask_inference(options: DoctorOptions) -> Finding:
+def _check_inference(options: DoctorOptions) -> Finding:
     """Segment a phantom of one window, small enough for a moment on a CPU."""
     from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
     from sslmedsam2.inference.model_folder import read_model_spec
