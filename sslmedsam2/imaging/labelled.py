@@ -253,8 +253,12 @@ def _liver(
     if np.isfinite(value) and value > SOFT and (label is None or not strict):
         liver = np.abs(voxels_zyx - value) <= SOFT
         if (liver | (np.abs(voxels_zyx) <= SOFT)).all():
-            soft = not (np.where(liver, value, 0) == voxels_zyx).all()
-            return liver.view(np.uint8), (_rounded(),) if soft else ()
+            notes = []
+            if label is None and abs(value - 1) > SOFT:
+                notes.append(repair("label", f"the value {value:g} is taken as the liver"))
+            if (np.where(liver, value, 0) != voxels_zyx).any():
+                notes.append(_rounded())
+            return liver.view(np.uint8), tuple(notes)
     if not voxels_zyx.any():
         return np.zeros(voxels_zyx.shape, np.uint8), ()
     if label is None or not _off_whole_numbers(voxels_zyx) <= SOFT:
