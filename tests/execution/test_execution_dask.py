@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, two_workers):
         results(two_workers, SquareWork(tmp_path / "file"))
 
 
-def test_a_stop_leaves_the_rest(tmp_path, two_workers):
+def test_a_stop_leaves_the_units_that_have_not_begun(tmp_path, two_workers):
     stop, work = StopRequest(), SquareWork(tmp_path, seconds=0.1)
     with two_workers.open(work):
         for _ in two_workers.map(work, range(100), stop=stop):

@@ -123,7 +123,8 @@ def test_the_patients_other_sequence_outweighs_other_patients(tiny_sam2, scratch
     with counted_slices(tiny_sam2) as seen:
         found = strategy.segment(QUERY)
     assert seen == [found.encoder_calls]
-    assert found.encoder_calls == 2 * N_SLICES, "the query's slices and the support's on the same grid"
+    # The query's slices, and the support's on the same grid.
+    assert found.encoder_calls == 2 * N_SLICES
     weights = {support.name: support.weight for support in found.supports}
     similarities = {support.name: support.similarity for support in found.supports}
     assert weights["q/GED4"] > max(w for name, w in weights.items() if name != "q/GED4")
