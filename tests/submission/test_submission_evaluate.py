@@ -3,6 +3,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, NoInputError
@@ -110,6 +111,25 @@ def test_label_chooses_the_liver_of_references_with_several_organs(write, tmp_pa
 
     assert "--label" in refused.rows[0].reason
     assert [row.metrics.dice for row in chosen.rows] == [1, 1]
+
+
+@pytest.mark.parametrize("shift_mm", [0, 3])
+def test_slicer_segmentation_of_a_part_is_placed_or_refused(write, tmp_path, shift_mm):
+    prediction = write("pred/LiSeg_pred/c/T2_pred.nii.gz", ball())
+    whole = sitk.ReadImage(str(prediction))
+    part = whole[5:25, 6:28, 2:11]
+    part.SetOrigin([part.GetOrigin()[0] + shift_mm, *part.GetOrigin()[1:]])
+    for key, text in {"Name": "liver", "LabelValue": "1", "Layer": "0"}.items():
+        part.SetMetaData(f"Segment0_{key}", text)
+    (tmp_path / "ref" / "c").mkdir(parents=True)
+    sitk.WriteImage(part, str(tmp_path / "ref" / "c" / "T2.seg.nrrd"))
+
+    (row,) = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref").rows
+    if shift_mm:
+        assert row.status == "error"
+        assert "the segmentation lies on another grid" in row.reason
+    else:
+        assert row.metrics.dice == 1
 
 
 def test_soft_masks_are_rounded(write, tmp_path):
