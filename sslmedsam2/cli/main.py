@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
@@ -16,6 +17,7 @@ import click
 from sslmedsam2 import __version__
 from sslmedsam2.cli.config import apply_verbosity, verbosity_options
 from sslmedsam2.errors import ExitCode, SslMedSam2Error
+from sslmedsam2.imaging.atomic import output_error
 
 _LOG = logging.getLogger(__name__)
 
@@ -128,8 +130,8 @@ cli.params.extend(verbosity_options())
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return the process's exit code.
 
-    Errors of the project's family become one line on standard error (``--verbose`` adds the
-    traceback); anything else is a defect and keeps its traceback.
+    Errors of the project's family and of the file system become one line on standard error
+    (``--verbose`` adds the traceback); anything else is a defect and keeps its traceback.
     """
     try:
         result = cli.main(args=None if args is None else list(args), standalone_mode=False)
@@ -140,6 +142,11 @@ def main(args: Sequence[str] | None = None) -> int:
         _LOG.debug("where the error arose", exc_info=True)
         click.echo(f"error: {error}", err=True)
         return int(error.exit_code)
+    except OSError as error:
+        # What a library writes by itself: nnU-Net its logs, for instance.
+        _LOG.debug("where the error arose", exc_info=True)
+        click.echo(f"error: {output_error(Path(error.filename or 'a file'), error)}", err=True)
+        return int(ExitCode.SOME_CASES_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)

@@ -528,12 +528,16 @@ class LiverTrainer(nnUNetTrainer):
         if self.local_rank != 0:
             return
         with atomic_path(Path(filename)) as path:
-            super().save_checkpoint(str(path))
-            content = torch.load(path, weights_only=False)
-            newest = content["network_weights"]
-            content[_TRAINING_WEIGHTS] = newest
-            content["network_weights"] = self._averaged(newest)
-            torch.save(content, path)
+            try:
+                super().save_checkpoint(str(path))
+                content = torch.load(path, weights_only=False)
+                newest = content["network_weights"]
+                content[_TRAINING_WEIGHTS] = newest
+                content["network_weights"] = self._averaged(newest)
+                torch.save(content, path)
+            except RuntimeError as error:
+                # So torch says that a file cannot be written.
+                raise OSError(" ".join(str(error).split())[:200]) from error
 
     def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
         """Return the average under the names that nnU-Net gives weights, shared ones included."""

@@ -1,3 +1,4 @@
+import errno
 import logging
 import subprocess
 import sys
@@ -165,3 +166,14 @@ def test_help_imports_no_heavy_package():
 
     assert done.returncode == 0
     assert done.stderr.strip() == "[]"
+
+
+def test_a_file_that_a_library_cannot_write_is_one_line(monkeypatch, capsys):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/out/progress.png")
+
+    monkeypatch.setattr(cli_main.cli, "main", full)
+
+    assert cli_main.main([]) == ExitCode.SOME_CASES_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /data/out/progress.png: cannot be written (No space left")
