@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, Union
+from typing import TypeVar, Union, get_args
 
 import SimpleITK as sitk  # noqa: N813
 
-from sslmedsam2.errors import SslMedSam2Error
+from sslmedsam2.contract.names import SEQUENCES
+from sslmedsam2.errors import SslMedSam2Error, UsageError
 from sslmedsam2.execution.units import read_ahead
 from sslmedsam2.imaging.orientation import to_native
 from sslmedsam2.imaging.reading import read_volume, volume_from_itk
@@ -141,8 +142,10 @@ class LiverSegmenter:
         ModelError
             There is no such model, or it is incomplete, altered or of an unsupported kind.
         UsageError
-            A GPU was asked for and none is there.
+            A GPU was asked for and none is there; or ``device``, ``mode`` or ``sequence`` is none
+            of the words above.
         """
+        _check_words(mode=mode, sequence=sequence)
         models = locate_models(None if model is None else Path(model))
         chosen = model_for_sequence(models, sequence or ANY_SEQUENCE)
         spec = read_model_spec(chosen.path, folds=chosen.folds, sha256=chosen.sha256)
@@ -221,6 +224,19 @@ class LiverSegmenter:
             warnings=judged.warnings,
             geometry=ready.volume.geometry,
             source=ready.volume.source,
+        )
+
+
+def _check_words(*, mode: str, sequence: str | None) -> None:
+    if mode not in get_args(Mode):
+        raise UsageError(
+            f"mode {mode!r}", reason="there is no such mode", remedy="Use 'exact' or 'fast'"
+        )
+    if sequence is not None and sequence not in SEQUENCES:
+        raise UsageError(
+            f"sequence {sequence!r}",
+            reason="there is no such sequence",
+            remedy=f"Use one of {', '.join(SEQUENCES)}, or None",
         )
 
 

@@ -12,7 +12,7 @@ from tiny_models import bright_tissue_model
 from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
 from sslmedsam2 import LiverSegmenter, Segmentation
-from sslmedsam2.errors import InputError, ModelError
+from sslmedsam2.errors import InputError, ModelError, UsageError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_stored, read_volume
 from sslmedsam2.predict.pipeline import PredictOptions, predict
@@ -231,3 +231,11 @@ def test_importing_the_package_loads_nothing_heavy():
         check=True,
     )
     assert done.stdout.splitlines() == ["[]", "module 'sslmedsam2' has no attribute 'nothing'"]
+
+
+@pytest.mark.parametrize(
+    "word", [{"mode": "turbo"}, {"device": "gpu"}, {"sequence": "T3"}], ids=str
+)
+def test_a_word_that_does_not_exist_is_refused(word):
+    with pytest.raises(UsageError, match="there is no such"):
+        LiverSegmenter(**word)

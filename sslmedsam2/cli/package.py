@@ -28,7 +28,10 @@ from sslmedsam2.cli.config import ConfiguredCommand
     type=click.Path(path_type=Path),
     help="Text file to add as Method_Description.md.",
 )
-def package(output_dir: Path, zip_path: Path | None, description: Path | None) -> None:
+@click.option("--with-fallbacks", is_flag=True, help="Pack masks too that are guesses of predict.")
+def package(
+    output_dir: Path, zip_path: Path | None, description: Path | None, with_fallbacks: bool
+) -> None:
     """Pack masks as a submission zip.
 
     It holds LiSeg_pred and, if sequences other than GED4 were segmented, the list of them.
@@ -37,5 +40,10 @@ def package(output_dir: Path, zip_path: Path | None, description: Path | None) -
     from sslmedsam2.submission import package as pipeline
 
     target = zip_path or output_dir / DEFAULT_ZIP_NAME
-    plan = pipeline.package(output_dir=output_dir, zip_path=target, description=description)
+    plan = pipeline.package(
+        output_dir=output_dir,
+        zip_path=target,
+        description=description,
+        with_fallbacks=with_fallbacks,
+    )
     click.echo(f"{target}: {len(plan.masks)} masks")

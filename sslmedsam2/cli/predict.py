@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,8 @@ from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_exec
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
 from sslmedsam2.cli.shared_options import device_option, model_option
+
+_CONTAINER_OUTPUT = Path("/output")
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -32,9 +36,8 @@ if TYPE_CHECKING:
     "--output",
     "output_dir",
     type=click.Path(path_type=Path),
-    default=Path("/output"),
-    show_default=True,
-    help="Folder for masks, previews and run_report.json.",
+    help="Folder for masks, previews and run_report.json; or the name of one mask, such as"
+    " liver.nii.gz, for one scan.  [default: /output in the container]",
 )
 @model_option
 @click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
@@ -54,10 +57,11 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--on-failure",
-    type=click.Choice(["fallback", "skip"]),
-    default="fallback",
+    type=click.Choice(["auto", "fallback", "skip"]),
+    default="auto",
     show_default=True,
-    help="fallback: write a marked guess where a scan fails; skip: write no mask.",
+    help="fallback: write a marked guess where a scan fails; skip: write no mask; auto: fallback"
+    " for the challenge's sequences in its container, else skip.",
 )
 @click.option("--resume", is_flag=True, help="Keep complete results of an earlier run.")
 @click.option(
@@ -91,6 +95,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="Write a DICOM-SEG object for each mask of a DICOM series.",
 )
+@click.option("--strict", is_flag=True, help="Exit code 1 also if the mask of a scan is to check.")
 @cluster_option
 def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     """Segment the liver in every scan of a folder.
@@ -107,14 +112,50 @@ def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     if options["sequence_map"] is not None:
         options["sequence_map"] = load_table(options["sequence_map"])
     options = for_cluster(cluster, options)
-    with open_executor(cluster) as executor, _progress() as progress:
+    with (
+        _output_folder(options) as options["output_dir"],
+        open_executor(cluster) as executor,
+        _progress() as progress,
+    ):
         report = run(
             PredictOptions(**options), on_result=_ProgressPrinter(progress), executor=executor
         )
-    _summarise(report, options["output_dir"])
-    if with_page and not report.interrupted:
-        _make_page(options)
+        _summarise(report, options["mask_file"] or options["output_dir"] / "run_report.json")
+        if with_page and not report.interrupted:
+            _make_page(options)
     return report.exit_code or 0
+
+
+def _output_folder(options: dict[str, Any]) -> AbstractContextManager[Path]:
+    """Return the folder of the run; where ``--output`` names a mask, a temporary one."""
+    from sslmedsam2.errors import UsageError
+    from sslmedsam2.imaging.formats import WRITTEN_EXTENSIONS
+
+    output, options["mask_file"] = options["output_dir"], None
+    if output is None and not _CONTAINER_OUTPUT.is_dir():
+        raise UsageError(
+            "--output",
+            reason=f"it is not given, and there is no folder {_CONTAINER_OUTPUT}",
+            remedy="Say where the masks go: --output FOLDER",
+        )
+    output = output or _CONTAINER_OUTPUT
+    if output.is_dir() or not output.name.lower().endswith(WRITTEN_EXTENSIONS):
+        return nullcontext(output)
+    if options["resume"]:
+        raise UsageError(
+            "--resume",
+            reason="it needs the report of a folder, and --output names one mask",
+            remedy="Give a folder to --output",
+        )
+    options["mask_file"], options["previews"] = output.absolute(), False
+    options["dicom_seg"] = False
+    return _temporary_folder()
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _progress() -> AbstractContextManager[Progress | None]:
@@ -165,9 +206,13 @@ def _make_page(options: dict[str, Any]) -> None:
         click.echo(f"open {page.index_path} in a browser")
 
 
-def _summarise(report: RunReport, output_dir: Path) -> None:
-    counts = ", ".join(f"{count} {status}" for status, count in report.counts.items() if count)
+def _summarise(report: RunReport, place: Path) -> None:
+    counts = ", ".join(
+        f"{count} {'to check' if status == 'check' else status}"
+        for status, count in report.counts.items()
+        if count
+    )
     if report.n_left_out:
         counts += f"{', ' if counts else ''}{report.n_left_out} left out"
     interrupted = "interrupted after: " if report.interrupted else ""
-    click.echo(f"{interrupted}{counts or 'nothing done'}; see {output_dir / 'run_report.json'}")
+    click.echo(f"{interrupted}{counts or 'nothing done'}; see {place}")

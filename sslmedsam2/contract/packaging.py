@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from sslmedsam2.errors import NoInputError
 DEFAULT_ZIP_NAME = "CARE-Liver-Submission.zip"
 SEQUENCE_LIST_NAME = "Unsupervised_Segmentation_List.csv"
 DESCRIPTION_NAME = "Method_Description.md"
-_LIST_HEADER = "Case,Modality"
+_LIST_HEADER = ("Case", "Modality")
 _NAMES_IN_LIST = {"DWI_800": "DWI"}
 """The list says DWI though the mask is called DWI_800_pred."""
 
@@ -62,7 +65,7 @@ def plan_package(output_dir: Path) -> PackagePlan:
         masks.append(("/".join((PREDICTION_FOLDER, *parts)), path))
         found.add((parts[0], sequence))
         if sequence != names.REQUIRED_SEQUENCE:
-            rows.append(f"{parts[0]},{_NAMES_IN_LIST.get(sequence, sequence)}")
+            rows.append((parts[0], _NAMES_IN_LIST.get(sequence, sequence)))
     if not masks:
         raise NoInputError(
             folder if output_dir.is_dir() else output_dir,
@@ -72,7 +75,13 @@ def plan_package(output_dir: Path) -> PackagePlan:
     cases = sorted({case for case, _ in found})
     return PackagePlan(
         masks=tuple(masks),
-        sequence_list="\n".join((_LIST_HEADER, *rows, "")) if rows else None,
+        sequence_list=_as_csv((_LIST_HEADER, *rows)) if rows else None,
         left_out=tuple(left_out),
         without_required=tuple(c for c in cases if (c, names.REQUIRED_SEQUENCE) not in found),
     )
+
+
+def _as_csv(rows: Iterable[tuple[str, ...]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -57,7 +57,15 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
     expected = {mask_path(output_dir, one): one for one in series}
     present = {path: one for path, one in expected.items() if path.is_file()}
     checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
-    checks += [_presence(one, is_there=path in present) for path, one in expected.items()]
+    in_cases = {one.path.parent for one in series if one.sequence is not None}
+    checks += [
+        _presence(
+            one,
+            is_there=path in present,
+            is_optional=one.sequence is None and one.path.parent in in_cases,
+        )
+        for path, one in expected.items()
+    ]
     cases = {study.case: study for study in discovery.studies if not study.has_no_sequence}
     folder = output_dir / PREDICTION_FOLDER
     if cases or folder.exists():
@@ -66,11 +74,11 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
     return ListingReport(checks=tuple(checks), pairs=pairs)
 
 
-def _presence(series: ImageFile, *, is_there: bool) -> Check:
+def _presence(series: ImageFile, *, is_there: bool, is_optional: bool) -> Check:
     subject = series_label(series)
     if is_there:
         return Check("PASS", "present", subject, "the mask is there")
-    if series.sequence in (names.REQUIRED_SEQUENCE, None):
+    if not is_optional and series.sequence in (names.REQUIRED_SEQUENCE, None):
         return Check("FAIL", "present", subject, "the required mask is missing")
     return Check("NOTE", "present", subject, "no mask (optional)")
 

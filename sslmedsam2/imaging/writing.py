@@ -14,14 +14,12 @@ import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError, OutputError
 from sslmedsam2.imaging.atomic import atomic_path
-from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
+from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, WRITTEN_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.nifti_writing import nifti_header, write_nifti
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.stored import StoredImage
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, Source, Volume
-
-_WRITABLE_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".nrrd")
 
 MaskDtype = Literal["uint8", "input"]
 
@@ -121,11 +119,11 @@ def _write(
     if array_zyx.shape != geometry.shape_zyx:
         raise ValueError(f"shape {array_zyx.shape} is not the image's, {geometry.shape_zyx}")
     extension = image_extension(path)
-    if extension not in _WRITABLE_EXTENSIONS:
+    if extension not in WRITTEN_EXTENSIONS:
         raise OutputError(
             path,
             reason="this format cannot be written",
-            remedy=f"Choose a name that ends in {', '.join(_WRITABLE_EXTENSIONS)}",
+            remedy=f"Choose a name that ends in {', '.join(WRITTEN_EXTENSIONS)}",
         )
     header_bytes = None
     with atomic_path(path) as partial:

@@ -14,13 +14,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sslmedsam2.contract.names import split_volume_name
-from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
+from sslmedsam2.contract.outputs import (
+    PREDICTION_FOLDER,
+    PREVIEW_FOLDER,
+    mask_path,
+    preview_path,
+    report_path,
+)
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
-from sslmedsam2.dicom.outputs import seg_path
-from sslmedsam2.errors import ExitCode, InputError, ModelError, NoInputError, SslMedSam2Error
+from sslmedsam2.dicom.outputs import SEG_FOLDER, seg_path
+from sslmedsam2.errors import (
+    ExitCode,
+    InputError,
+    ModelError,
+    NoInputError,
+    SslMedSam2Error,
+    UsageError,
+)
+from sslmedsam2.execution.host import in_container
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
@@ -56,11 +71,12 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
 logger = logging.getLogger(__name__)
 
-FailurePolicy = Literal["fallback", "skip"]
+FailurePolicy = Literal["auto", "fallback", "skip"]
 OnResult = Callable[[SeriesResult, int, int], None]
 """Called with a result, how many series are done, and how many there are."""
 
-_GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME)
+_GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
+_OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, SEG_FOLDER, "report")
 
 
 @dataclass(frozen=True)
@@ -74,7 +90,8 @@ class PredictOptions:
     sequences
         Canonical names; None for those that the challenge scores.
     on_failure
-        ``fallback`` writes a valid, flagged best guess where a series fails; ``skip`` nothing.
+        ``fallback`` writes a valid, flagged best guess where a series fails; ``skip`` nothing;
+        ``auto`` a guess for the sequences of the challenge in its container only.
     resume
         Keep what an earlier run with the same model and options has completed.
     mask_dtype
@@ -83,6 +100,10 @@ class PredictOptions:
         From DICOM series to sequences, see :mod:`sslmedsam2.contract.sequence_map`.
     dicom_seg
         Write a DICOM-SEG beside the mask of each DICOM series.
+    strict
+        Count a mask with status ``check`` as a failure.
+    mask_file
+        Where the mask of the only scan goes; None for the places of the contract.
     """
 
     input_path: Path
@@ -98,6 +119,8 @@ class PredictOptions:
     mask_dtype: MaskDtype = "uint8"
     sequence_map: Mapping[str, Any] | None = None
     dicom_seg: bool = True
+    strict: bool = False
+    mask_file: Path | None = None
 
 
 def predict(
@@ -128,6 +151,12 @@ def predict(
         logger.info(note)
     models = locate_models(options.model_dir)
     plan = _plan(inputs, options, models)
+    if options.mask_file is not None and len(plan.targets) != 1:
+        raise UsageError(
+            f"--output {options.mask_file}",
+            reason=f"it names one file, and there are {len(plan.targets)} scans",
+            remedy="Give a folder to --output",
+        )
     work = SeriesWork(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
@@ -136,6 +165,8 @@ def predict(
     )
     executor = executor or ThisProcess()
     with executor.open(work) as about:
+        if not options.resume and plan.targets:
+            _set_aside(options.output_dir)
         previous = _previous_report(options)
         resumes = previous is not None
         recorder = _start(
@@ -150,7 +181,8 @@ def predict(
                 if isinstance(result, SslMedSam2Error):
                     result = given_up(target, result)
                 recorder.add(result)
-            return recorder.end(_exit_code(recorder.report, stop), interrupted=bool(stop))
+            code = _exit_code(recorder.report, stop, strict=options.strict)
+            return recorder.end(code, interrupted=bool(stop))
 
 
 def _start(
@@ -214,6 +246,9 @@ class _Recorder:
             write_report(self.report, self._path)
         if result.error:
             logger.error("%s: %s", result.status.value, result.error)
+        for warning in result.warnings:
+            if warning.startswith("no_dicom_seg: "):
+                logger.warning("%s: %s", result.case, warning.partition(": ")[2])
         if self._listener is not None:
             self._listener(result, len(self.report.series), self._total)
 
@@ -301,16 +336,40 @@ def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
     return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
 
 
+def _set_aside(output_dir: Path) -> None:
+    """Move away what an earlier run left in the output folder, so that nothing of it stays."""
+    path = report_path(output_dir)
+    try:
+        earlier = load_report(path).series if path.is_file() else ()
+    except InputError:
+        earlier = ()
+    outputs = (output_dir / one.output_path for one in earlier if one.output_path)
+    loose = [one for one in outputs if one.parent == output_dir]
+    found = [one for one in (path, *(output_dir / n for n in _OWN_FOLDERS), *loose) if one.exists()]
+    if found:
+        logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
+    for one in found:
+        move_aside(one, why="it is of an earlier run")
+
+
+def _is_fallback(series: ImageFile, options: PredictOptions) -> bool:
+    if options.on_failure == "auto":
+        return series.sequence is not None and in_container()
+    return options.on_failure == "fallback"
+
+
 def _target(series: ImageFile, input_name: str, options: PredictOptions) -> SeriesTarget:
-    path = mask_path(options.output_dir, series)
+    path = options.mask_file or mask_path(options.output_dir, series)
     return SeriesTarget(
         series=series,
         input_name=input_name,
         mask_path=path,
         preview_path=preview_path(options.output_dir, series) if options.previews else None,
-        output_name=path.relative_to(options.output_dir).as_posix(),
+        output_name=path.name
+        if options.mask_file
+        else path.relative_to(options.output_dir).as_posix(),
         mask_dtype=options.mask_dtype,
-        fallback=options.on_failure == "fallback",
+        fallback=_is_fallback(series, options),
     )
 
 
@@ -382,7 +441,8 @@ def _recorded_options(options: PredictOptions) -> dict[str, object]:
     report's list of DICOM series.
     """
     recorded = asdict(options)
-    for name in ("input_path", "output_dir", "model_dir", "resume", "sequence_map", "dicom_seg"):
+    folders = ("input_path", "output_dir", "model_dir", "mask_file")
+    for name in (*folders, "resume", "sequence_map", "dicom_seg", "strict"):
         del recorded[name]
     return recorded
 
@@ -391,12 +451,17 @@ def _record(model: ModelLocation) -> ModelRecord:
     return ModelRecord(model.name, {entry.path: entry.sha256 for entry in model.files})
 
 
-def _exit_code(report: RunReport, stop: StopRequest) -> ExitCode:
+def _exit_code(report: RunReport, stop: StopRequest, *, strict: bool = False) -> ExitCode:
     if stop:
         return ExitCode.INTERRUPTED
+    if strict and any(result.status is SeriesStatus.CHECK for result in report.series):
+        return ExitCode.SOME_CASES_FAILED
     if all(result.status in _GOOD for result in report.series):
         return ExitCode.OK
-    if all(result.status is SeriesStatus.FAILED for result in report.series):
+    # What was read and failed is no fault of the input: a full disk, for one.
+    if all(
+        result.status is SeriesStatus.FAILED and not result.geometry for result in report.series
+    ):
         return ExitCode.NO_VALID_INPUT
     return ExitCode.SOME_CASES_FAILED
 

@@ -16,7 +16,7 @@ from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 
-_COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME)
+_COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
 
 
 def reusable_result(
@@ -50,7 +50,8 @@ def reusable_result(
         if corrected:
             return _corrected(target, earlier)
         if not _lacks_seg(target, earlier):
-            return replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
+            is_doubtful = earlier.status is SeriesStatus.CHECK
+            return earlier if is_doubtful else replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
         logger.info("done again: %s has no DICOM-SEG", target.output_name)
     if earlier is None or earlier.mask_sha256 != made:
         move_aside(target.mask_path, why="it is not as this program wrote it")

@@ -8,7 +8,6 @@ with its series.
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -403,7 +402,14 @@ def _rounded(confidence: float | None) -> float | None:
 
 
 def peak_memory_mb() -> float:
-    """Return the process's largest resident size so far, in MB of 10**6 bytes."""
+    """Return the process's largest resident size so far, in MB of 10**6 bytes.
+
+    0 where the system does not say, such as on Windows.
+    """
+    try:
+        import resource
+    except ImportError:
+        return 0.0
     # Linux counts in KiB.
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
 

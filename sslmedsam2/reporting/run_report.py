@@ -34,6 +34,7 @@ class SeriesStatus(str, Enum):
     """How the work on one series ended."""
 
     OK = "ok"
+    CHECK = "check"
     EMPTY = "empty"
     FALLBACK = "fallback"
     FAILED = "failed"

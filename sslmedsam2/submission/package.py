@@ -6,6 +6,7 @@ import logging
 import zipfile
 from pathlib import Path
 
+from sslmedsam2.contract.outputs import report_path
 from sslmedsam2.contract.packaging import (
     DESCRIPTION_NAME,
     SEQUENCE_LIST_NAME,
@@ -14,6 +15,7 @@ from sslmedsam2.contract.packaging import (
 )
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 
 _LOG = logging.getLogger(__name__)
 _EARLIEST_ZIP_TIME = (1980, 1, 1, 0, 0, 0)
@@ -21,7 +23,13 @@ _PLAIN_FILE_MODE = 0o100644
 _MADE_ON_UNIX = 3
 
 
-def package(*, output_dir: Path, zip_path: Path, description: Path | None = None) -> PackagePlan:
+def package(
+    *,
+    output_dir: Path,
+    zip_path: Path,
+    description: Path | None = None,
+    with_fallbacks: bool = False,
+) -> PackagePlan:
     """Write the zip, whole or not at all, and return what is in it.
 
     The same masks always give the same bytes: members are sorted and carry a fixed time.
@@ -33,11 +41,19 @@ def package(*, output_dir: Path, zip_path: Path, description: Path | None = None
     InputError
         A mask cannot be read.
     UsageError
-        The description cannot be read.
+        The description cannot be read; or a mask is a guess of ``predict`` and ``with_fallbacks``
+        is not given.
     OutputError
         The zip cannot be written.
     """
     plan = plan_package(output_dir)
+    guesses = guessed_masks(output_dir) & {path for _, path in plan.masks}
+    if guesses and not with_fallbacks:
+        raise UsageError(
+            min(guesses),
+            reason=f"{len(guesses)} of the masks are guesses, where the network found no liver",
+            remedy="Pack them with --with-fallbacks, or remove them",
+        )
     texts = {}
     if plan.sequence_list is not None:
         texts[SEQUENCE_LIST_NAME] = plan.sequence_list.encode("utf-8")
@@ -54,6 +70,21 @@ def package(*, output_dir: Path, zip_path: Path, description: Path | None = None
         for name, content in sorted(texts.items()):
             archive.writestr(_member(name, zipfile.ZIP_DEFLATED), content)
     return plan
+
+
+def guessed_masks(output_dir: Path) -> set[Path]:
+    """Return the masks that the run's report calls guesses; none where there is no report."""
+    path = report_path(output_dir)
+    try:
+        series = load_report(path).series if path.is_file() else ()
+    except InputError as error:
+        _LOG.warning("whether masks are guesses is not known: %s", error)
+        return set()
+    return {
+        output_dir / result.output_path
+        for result in series
+        if result.status is SeriesStatus.FALLBACK and result.output_path is not None
+    }
 
 
 def _read_mask(path: Path) -> bytes:

@@ -26,6 +26,7 @@ from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, nifti_struct
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.stored import StoredImage
+from sslmedsam2.submission.package import guessed_masks
 
 _LOG = logging.getLogger(__name__)
 AFFINE_TOLERANCE_MM = 1e-3
@@ -71,7 +72,13 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
         )
     listing = check_listing(discovery, output_dir)
     content = [check for pair in listing.pairs for check in _check_mask(pair)]
-    return Validation(checks=(*listing.checks, *content))
+    guesses = guessed_masks(output_dir)
+    notes = [
+        Check("NOTE", "guess", pair.series.name, "a guess, where the network found no liver")
+        for pair in listing.pairs
+        if pair.mask in guesses
+    ]
+    return Validation(checks=(*listing.checks, *content, *notes))
 
 
 def write_json(validation: Validation, path: Path) -> None:

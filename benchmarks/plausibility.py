@@ -1,0 +1,167 @@
+"""How many livers, and how many other things, get the status ``check``.
+
+Livers: every real volume with a liver in ``../shared/data`` (T2, T1, coronal, CT). Others: 50
+volumes of noise, 50 heads, 50 bottles and 50 slabs of real volumes below the liver, all drawn from
+one seed. The shipped weights, ``--mode fast``, no mirroring.
+
+    python benchmarks/plausibility.py --json benchmarks/results/plausibility.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from common import REAL_DATA, ROOT, parser, report
+from scipy import ndimage
+
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.plausibility import liver_traits
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+
+EACH = 50
+AS_IT_IS = Reorientation((0, 1, 2), ())
+MR_SPACING_MM = (5.5, 2.0, 2.0)
+
+
+def main() -> None:
+    """Segment, measure and count."""
+    options = parser(__doc__).parse_args()
+    spec = read_model_spec(ROOT / "weights" / "liver")
+    segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", "fast", mirror=False))
+    rows = []
+    for kind, name, volume in (*livers(), *others()):
+        found = segmenter.segment(volume)
+        traits = None
+        if found.n_components:
+            traits = liver_traits(
+                found.mask_zyx,
+                volume.array_zyx,
+                spacing_zyx_mm=volume.spacing_zyx_mm,
+                confidence=found.mean_confidence,
+                components=found.n_components,
+            )
+        rows.append({"kind": kind, "name": name, "traits": asdict(traits) if traits else None})
+        print(json.dumps(rows[-1]), flush=True)
+    report({"rows": rows}, options.json)
+
+
+def livers() -> Iterator[tuple[str, str, CanonicalVolume]]:
+    """Yield every real volume in which a liver lies."""
+    folders = ("chaos_mr_t2", "chaos_mr_t1", "mr_coronal", "totalseg_ct", "btcv_ct")
+    for folder in folders:
+        for path in sorted((REAL_DATA / folder).glob("*/[TC]*.nii.gz")):
+            yield folder, f"{path.parent.name}/{path.name}", canonical(path)
+
+
+def canonical(path: Path) -> CanonicalVolume:
+    """Read a volume as ``predict`` does."""
+    volume = to_canonical(read_volume(path))
+    array = window_if_hounsfield(volume.array_zyx)[0]
+    return CanonicalVolume(array, volume.spacing_zyx_mm, volume.reorientation)
+
+
+def others() -> Iterator[tuple[str, str, CanonicalVolume]]:
+    """Yield what holds no liver."""
+    random = np.random.default_rng(20261128)
+    for number in range(EACH):
+        yield "noise", str(number), volume_of(noise(random))
+        yield "head", str(number), volume_of(head(random))
+        yield "bottle", str(number), volume_of(bottle(random))
+    yield from slabs(random)
+
+
+def volume_of(array: np.ndarray) -> CanonicalVolume:
+    """Take an array for an axial scan."""
+    return CanonicalVolume(np.ascontiguousarray(array, np.float32), MR_SPACING_MM, AS_IT_IS)
+
+
+def shape(random: np.random.Generator) -> tuple[int, int, int]:
+    """Draw the shape of a scan."""
+    z, y, x = random.integers((20, 90, 90), (40, 150, 170))
+    return int(z), int(y), int(x)
+
+
+def noise(random: np.random.Generator) -> np.ndarray:
+    """Noise as magnitudes, white or smooth."""
+    size = shape(random)
+    field = random.normal(size=size)
+    sigma = random.choice([0.0, 0.0, 1.0, 3.0, 8.0])
+    smooth = ndimage.gaussian_filter(field, sigma) if sigma else field
+    smooth = smooth / smooth.std()
+    white = random.normal(size=size) * random.uniform(0.1, 0.5)
+    return np.abs(smooth + white) * 200
+
+
+def ellipsoid(size: tuple[int, ...], half: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Return the squared distance from a centre, 1 on the surface of an ellipsoid."""
+    axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in size), indexing="ij", sparse=True)
+    return sum(((axis - c) / h) ** 2 for axis, c, h in zip(axes, at, half, strict=True))
+
+
+def head(random: np.random.Generator) -> np.ndarray:
+    """Scalp, skull, brain with folds and ventricles."""
+    size = shape(random)
+    at = random.uniform(-0.1, 0.1, 3)
+    half = np.array(
+        [random.uniform(0.8, 1.2), random.uniform(0.7, 0.9), random.uniform(0.55, 0.75)]
+    )
+    skin, skull, brain = (ellipsoid(size, half * s, at) < 1 for s in (1.0, 0.93, 0.86))
+    folds = ndimage.gaussian_filter(random.normal(size=size), (0.5, 1.5, 1.5))
+    grey, white, fluid, fat = random.permutation([250.0, 350.0, 500.0, 650.0])
+    image = np.where(skin, fat, 0.0)
+    image[skull] = 40
+    image[brain] = np.where(folds[brain] > 0, grey, white)
+    for side in (-1, 1):
+        place = at + np.array([0.0, 0.0, side * 0.12])
+        image[ellipsoid(size, half * np.array([0.25, 0.35, 0.1]), place) < 1] = fluid
+    return np.abs(image + random.normal(0, random.uniform(5, 25), size))
+
+
+def bottle(random: np.random.Generator) -> np.ndarray:
+    """A cylinder or a ball of one liquid, perhaps with rods in it."""
+    size = shape(random)
+    at = random.uniform(-0.2, 0.2, 3)
+    half = random.uniform(0.35, 0.9, 3)
+    if random.random() < 0.6:
+        half[0] = 50.0
+    inside = ellipsoid(size, half, at) < 1
+    image = np.where(inside, random.uniform(200, 900), 0.0)
+    for _ in range(random.integers(0, 5)):
+        rod = ellipsoid(size, np.array([50.0, 0.1, 0.1]), random.uniform(-0.5, 0.5, 3)) < 1
+        image[rod & inside] = random.uniform(50, 900)
+    image *= 1 + 0.3 * ndimage.gaussian_filter(random.normal(size=size), 12) * 12
+    return np.abs(image + random.normal(0, random.uniform(3, 20), size))
+
+
+def slabs(random: np.random.Generator) -> Iterator[tuple[str, str, CanonicalVolume]]:
+    """Yield slices of real volumes below the liver, at least 6."""
+    paths = sorted((REAL_DATA / "chaos_mr_t2").glob("*/T2.nii.gz"))
+    paths += sorted((REAL_DATA / "btcv_ct").glob("*/CT.nii.gz"))
+    below = []
+    for path in paths:
+        volume = canonical(path)
+        mask = read_mask(path.with_name(f"mask_{path.name}")).array_zyx
+        lowest = int(
+            np.flatnonzero(apply_reorientation(mask, volume.reorientation).any(axis=(1, 2)))[0]
+        )
+        if lowest > 6:
+            below.append((path, lowest - 1))
+    for number in range(EACH):
+        path, top = below[number % len(below)]
+        volume = canonical(path)
+        height = top if number < len(below) else int(random.integers(6, top + 1))
+        array = np.ascontiguousarray(volume.array_zyx[top - height : top])
+        name = f"{path.parent.name} {top - height}-{top}"
+        yield "below", name, CanonicalVolume(array, volume.spacing_zyx_mm, AS_IT_IS)
+
+
+if __name__ == "__main__":
+    main()
