@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_models import bright_tissue_model
 from tiny_scans import write_scan
 
 from sslmedsam2.cli.main import main
@@ -193,3 +194,61 @@ def test_help_imports_no_heavy_package():
     assert done.returncode == 0
     assert "--on-failure" in done.stdout
     assert done.stderr.strip() == "[]"
+
+
+def test_a_forgotten_output_is_an_error_outside_the_container(folders, capsys, monkeypatch):
+    monkeypatch.setattr("sslmedsam2.cli.predict._CONTAINER_OUTPUT", folders[1] / "none")
+
+    assert main(["predict", "--input", str(folders[0])]) == ExitCode.USAGE
+
+    assert "--output: it is not given" in capsys.readouterr().err
+
+
+def test_an_output_that_names_a_mask_is_that_mask(folders, bright_model, capsys):
+    source, target = folders
+    wanted = target.parent / "liver.nii.gz"
+    call = ["predict", "--input", str(source), "--output", str(wanted), "--device", "cpu",
+            "--no-mirror", "--model", str(bright_model)]  # fmt: skip
+
+    assert main(call) == ExitCode.OK
+
+    assert files_in(target.parent) == {"liver.nii.gz", "input/Vendor-A/0001-A/GED4.nii.gz"}
+    assert f"see {wanted}" in capsys.readouterr().out
+    write_scan(source / "Vendor-A" / "0001-A" / "T1.nii.gz")
+    assert main(call) == ExitCode.USAGE
+
+
+def test_a_rerun_into_a_used_folder_says_so_and_keeps_nothing_stale(run, folders, capsys):
+    source, target = folders
+    assert run("--no-previews") == ExitCode.OK
+    (source / "Vendor-A" / "0001-A").rename(source / "Vendor-A" / "0002-A")
+    capsys.readouterr()
+
+    assert run("--no-previews") == ExitCode.OK
+
+    assert "holds an earlier run; --resume would continue it" in capsys.readouterr().err
+    masks = {name for name in files_in(target) if name.endswith(".nii.gz")}
+    assert "LiSeg_pred/0002-A/GED4_pred.nii.gz" in masks
+    [earlier] = masks - {"LiSeg_pred/0002-A/GED4_pred.nii.gz"}
+    assert earlier.startswith("LiSeg_pred.replaced-")
+
+
+def test_no_guess_is_written_outside_the_container_by_default(folders, tmp_path):
+    source, target = folders
+    blind = bright_tissue_model(tmp_path / "blind", threshold=1e6)
+    call = ["predict", "--input", str(source), "--output", str(target), "--device", "cpu",
+            "--no-mirror", "--no-previews", "--model", str(blind)]  # fmt: skip
+
+    assert main(call) == ExitCode.SOME_CASES_FAILED
+    assert files_in(target) == {"run_report.json"}
+
+    assert main([*call, "--on-failure", "fallback"]) == ExitCode.SOME_CASES_FAILED
+    assert "LiSeg_pred/0001-A/GED4_pred.nii.gz" in files_in(target)
+
+
+def test_a_system_without_the_module_resource_can_predict(monkeypatch):
+    from sslmedsam2.predict.series import peak_memory_mb
+
+    monkeypatch.setitem(sys.modules, "resource", None)
+
+    assert peak_memory_mb() == 0.0

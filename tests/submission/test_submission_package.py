@@ -1,9 +1,17 @@
+import csv
+import io
 import zipfile
 
 import pytest
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import NoInputError, OutputError, UsageError
+from sslmedsam2.reporting.run_report import (
+    SeriesResult,
+    SeriesStatus,
+    start_report,
+    write_report,
+)
 from sslmedsam2.submission.package import package
 
 
@@ -119,3 +127,24 @@ def test_the_command_writes_into_the_output_folder_by_default(output, capsys):
     assert "4 masks" in capsys.readouterr().out
     assert (folder / "CARE-Liver-Submission.zip").is_file()
     assert main(["package", "--output", str(folder / "previews")]) == 3
+
+
+def test_case_names_with_commas_keep_their_row(output, tmp_path):
+    package(output_dir=output("LiSeg_pred/0001, A/T1_pred.nii.gz"), zip_path=tmp_path / "s.zip")
+
+    with zipfile.ZipFile(tmp_path / "s.zip") as archive:
+        text = archive.read("Unsupervised_Segmentation_List.csv").decode()
+    assert list(csv.reader(io.StringIO(text))) == [["Case", "Modality"], ["0001, A", "T1"]]
+
+
+def test_guesses_are_packed_on_request_only(output, tmp_path):
+    folder = output(*FULL)
+    guess = SeriesResult("0930-A", "A", "T1", "in", FULL[1], SeriesStatus.FALLBACK)
+    run = start_report(models=(), device="cpu", backend="none", options={})
+    write_report(run.with_series(guess), folder / "run_report.json")
+
+    with pytest.raises(UsageError, match=r"1 of the masks are guesses.*--with-fallbacks"):
+        package(output_dir=folder, zip_path=tmp_path / "s.zip")
+
+    plan = package(output_dir=folder, zip_path=tmp_path / "s.zip", with_fallbacks=True)
+    assert len(plan.masks) == len(FULL)

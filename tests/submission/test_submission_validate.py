@@ -10,6 +10,12 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, NoInputError
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.writing import write_mask
+from sslmedsam2.reporting.run_report import (
+    SeriesResult,
+    SeriesStatus,
+    start_report,
+    write_report,
+)
 from sslmedsam2.submission.validate import validate
 
 SHAPE = (20, 18, 8)
@@ -270,3 +276,16 @@ def test_the_command_prints_lines_writes_json_and_ends_with_the_exit_code(
 
     assert "FAIL  0930-A/GED4: the required mask is missing [present]" in capsys.readouterr().out
     assert json.loads((tmp_path / "v.json").read_text())["failures"] == 1
+
+
+def test_a_guess_is_noted(folders):
+    source, output = folders
+    mask = "LiSeg_pred/0930-A/T1_pred.nii.gz"
+    guess = SeriesResult("0930-A", "A", "T1", "in", mask, SeriesStatus.FALLBACK)
+    run = start_report(models=(), device="cpu", backend="none", options={})
+    write_report(run.with_series(guess), output / "run_report.json")
+
+    checks = validate(input_path=source, output_dir=output).checks
+
+    [note] = [check for check in checks if check.rule == "guess"]
+    assert (note.outcome, note.subject) == ("NOTE", "0930-A/T1")
