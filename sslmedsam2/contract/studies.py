@@ -173,7 +173,7 @@ def _keep_sequences(
         series = []
         for one in study.series:
             if one.sequence is None and wanted is not None and one.path.parent in named:
-                reason = "its name stands for no sequence, and sequences were asked for"
+                reason = "its name gives no sequence, and --sequences was given"
                 left_out.append(LeftOut(one.path, reason))
             elif one.sequence is None or one.sequence in (wanted or names.PREDICTED_SEQUENCES):
                 series.append(one)

@@ -202,7 +202,7 @@ def _judge(
     last: RoundFigures, best: RoundFigures, rule: StoppingRule, *, untried: bool
 ) -> tuple[bool, str]:
     if last.round >= rule.most_rounds:
-        return True, f"{rule.most_rounds} round(s) were asked for or are the most allowed"
+        return True, f"the limit of {rule.most_rounds} round(s) is reached"
     if rule.fixed:
         return False, f"round {last.round} of {rule.most_rounds}"
     loss = best.validation_dice - last.validation_dice
