@@ -120,7 +120,7 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
 
 
 def check_labelled(images: Iterable[ImageFile]) -> None:
-    """Read every labelled image once, log what cannot be used and what was rounded.
+    """Read every labelled image once; log what was rounded or placed.
 
     Raises
     ------
@@ -132,11 +132,12 @@ def check_labelled(images: Iterable[ImageFile]) -> None:
         try:
             notes = read_labelled(image).notes
         except InputError as error:
-            logger.error("%s", error)
             errors.append(error)
         else:
             for note in notes:
                 logger.info(note)
+    for other in errors[1:]:
+        logger.error("%s", other)
     if errors:
         raise errors[0]
 
