@@ -28,7 +28,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
     type=click.Path(path_type=Path),
     help="Text file to add as Method_Description.md.",
 )
-@click.option("--with-fallbacks", is_flag=True, help="Pack masks too that are guesses of predict.")
+@click.option("--with-fallbacks", is_flag=True, help="Also pack masks that are guesses.")
 def package(
     output_dir: Path, zip_path: Path | None, description: Path | None, with_fallbacks: bool
 ) -> None:

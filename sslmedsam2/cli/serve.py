@@ -18,25 +18,31 @@ GRAND_CHALLENGE_PORT = 4743
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 for all of a container. There is no login.",
+    help="Address to listen on; 0.0.0.0 for all addresses of a container. There is no login.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=GRAND_CHALLENGE_PORT,
     show_default=True,
-    help="Port to listen on; the default is grand-challenge.org's.",
+    help="Port to listen on; the default is that of grand-challenge.org.",
 )
 @model_option
 @device_option
-@click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact", show_default=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
+)
 @click.option(
     "--input",
     "input_dir",
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("/input"),
     show_default=True,
-    help="Of POST /invoke: images are read from FOLDER/images/<slug>/.",
+    help="POST /invoke reads images from FOLDER/images/<slug>/.",
 )
 @click.option(
     "--output",
@@ -44,11 +50,20 @@ GRAND_CHALLENGE_PORT = 4743
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("/output"),
     show_default=True,
-    help="Of POST /invoke: masks are written to FOLDER/images/<output slug>/.",
+    help="POST /invoke writes masks to FOLDER/images/<output slug>/.",
 )
-@click.option("--output-slug", default="liver-segmentation", show_default=True)
 @click.option(
-    "--max-upload-mb", type=click.IntRange(1), default=512, show_default=True, help="Of /segment."
+    "--output-slug",
+    default="liver-segmentation",
+    show_default=True,
+    help="Name of the folder of the masks of POST /invoke.",
+)
+@click.option(
+    "--max-upload-mb",
+    type=click.IntRange(1),
+    default=512,
+    show_default=True,
+    help="Largest upload of POST /segment.",
 )
 def serve(
     *,
