@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -246,6 +247,9 @@ def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
     try:
         return _written(unit, networks)
     except OutputError:
+        # Without its record the next run would take the mask for a person's.
+        with suppress(OSError):
+            unit.paths.mask.unlink(missing_ok=True)
         raise
     except SslMedSam2Error as error:
         return replace(unit.blank, error=str(error))

@@ -43,6 +43,17 @@ def test_a_full_disk_ends_the_round_and_is_no_images_error(unit, monkeypatch):
     assert not unit.paths.record.exists()
 
 
+def test_a_mask_whose_maps_could_not_be_written_is_not_left_behind(unit, monkeypatch):
+    def fails_after_the_mask(*_):
+        write_scan(unit.paths.mask, small_abdomen(1)[1], affine_ras=CANONICAL_AFFINE_RAS)
+        raise OutputError("map", reason="the disk is full", remedy="Free space")
+
+    monkeypatch.setattr(module, "_written", fails_after_the_mask)
+    with pytest.raises(OutputError):
+        module._relabel(unit, {})
+    assert not list(unit.paths.mask.parent.iterdir())
+
+
 @pytest.mark.parametrize(
     "error",
     [InputError("a", kind="b", reason="it is damaged", remedy="c"), ValueError("it is damaged")],
