@@ -17,7 +17,6 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from typing import Any
 from common import parser, report, require_real_data
 
 from sslmedsam2.cli.cluster_option import open_executor
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Work
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.retrain.plan_cluster import UnitCosts
 
@@ -76,38 +77,21 @@ def real(rounds: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class SleepJob:
+class SleepWork(Work[tuple[int, float], int]):
     """Units that take their time and do nothing."""
 
     shared_dir: Path
-    claim: str = "share"
     wants_gpu: bool = False
 
     def name_of(self, unit: tuple[int, float]) -> str:
         return str(unit[0])
 
-    def files_of(self, _unit: tuple[int, float]) -> Sequence[Path]:
-        return ()
+    def set_up(self) -> str:
+        return "sleep"
 
-    def set_up(self) -> _Sleep:
-        return _Sleep()
-
-
-class _Sleep:
-    about = "sleep"
-
-    def load(self, unit: tuple[int, float]) -> tuple[int, float]:
-        return unit
-
-    def compute(self, unit: tuple[int, float]) -> int:
+    def compute(self, unit: tuple[int, float], _stop: StopRequest) -> int:
         time.sleep(unit[1])
         return unit[0]
-
-    def finish(self, number: int) -> int:
-        return number
-
-    def close(self) -> None:
-        pass
 
 
 def simulated(workers: int) -> dict[str, Any]:
@@ -115,15 +99,13 @@ def simulated(workers: int) -> dict[str, Any]:
     costs, draw = UnitCosts(), random.Random(0)
     seconds = [draw.choice((costs.label_s, costs.predict_s)) / QUICKER for _ in range(UNITS)]
     ideal = sum(seconds) / workers
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        open_executor(f"local:{workers}") as executor,
-        executor.open(SleepJob(Path(folder))) as session,
-    ):
-        start, computed = time.perf_counter(), time.process_time()
-        done = [one.result for one in session.run(list(enumerate(seconds)), stop=False)]
-        taken = time.perf_counter() - start
-        computed = time.process_time() - computed
+    with tempfile.TemporaryDirectory() as folder, open_executor(f"local:{workers}") as executor:
+        work, units = SleepWork(Path(folder)), list(enumerate(seconds))
+        with executor.open(work):
+            start, computed = time.perf_counter(), time.process_time()
+            done = [number for _, number in executor.map(work, units, stop=StopRequest())]
+            taken = time.perf_counter() - start
+            computed = time.process_time() - computed
     assert sorted(done) == list(range(UNITS))
     return {
         "units": UNITS,

@@ -210,9 +210,9 @@ def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output
     """Segment the test volumes and score the masks."""
     from sslmedsam2.imaging.reading import read_volume
     from sslmedsam2.imaging.writing import write_mask
+    from sslmedsam2.inference.masks import judge, make_ready
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-    from sslmedsam2.predict.series import judge, make_ready
 
     segmenter = CanonicalSegmenter(read_model_spec(model, folds=folds), EngineOptions(device="cpu"))
     masks = {}

@@ -23,9 +23,9 @@ from sslmedsam2.imaging.reading import read_volume, volume_from_itk
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 from sslmedsam2.imaging.writing import to_itk, write_map, write_mask
 from sslmedsam2.inference.device import Device
+from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
-from sslmedsam2.predict.series import ReadyVolume, judge, make_ready
 from sslmedsam2.weights.locate import locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 

@@ -60,14 +60,14 @@ _WRITER: Final = ThreadPoolExecutor(1, "writer")
 class Progress:
     """How many units have a result, were given up, are with a worker, and are there at all.
 
-    ``seconds_left`` is estimated from the pace so far; None while nothing is done.
+    ``seconds_left`` is estimated from the pace so far.
     """
 
     done: int
     failed: int
     running: int
     total: int
-    seconds_left: float | None
+    seconds_left: float
 
     def __str__(self) -> str:
         """Put it in words, for a line of the log."""
@@ -281,41 +281,38 @@ class DaskExecutor:
         A unit that was near another one that took its worker down is tried alone in the end, so
         that only the culprit is given up.
         """
-        done, start, killed = [0, 0], time.monotonic(), list[Unit]()
-
-        def tell(running: int) -> None:
-            if self._on_progress is not None:
-                seconds = time.monotonic() - start
-                left = len(units) - sum(done)
-                pace = seconds / sum(done) if sum(done) else None
-                seconds_left = None if pace is None else pace * left
-                self._on_progress(Progress(done[0], done[1], running, len(units), seconds_left))
-
-        def results() -> Iterator[tuple[Unit, Any]]:
-            for unit, result in self._results(work, units, stop, tell):
-                if isinstance(result, KilledWorker):
-                    logger.warning("%s: its worker died; it is tried alone", work.name_of(unit))
-                    killed.append(unit)
-                else:
-                    yield unit, result
-            for unit in killed:
-                yield from self._results(work, [unit], stop, tell)
-
-        for unit, result in results():
+        start, done, failed = time.monotonic(), 0, 0
+        for unit, result, running in self._results_of_all(work, units, stop):
             if isinstance(result, Exception) and not isinstance(result, SslMedSam2Error):
                 result = _given_up(work.name_of(unit), result)
-            done[isinstance(result, SslMedSam2Error)] += 1
-            tell(0)
+            failed += isinstance(result, SslMedSam2Error)
+            done += not isinstance(result, SslMedSam2Error)
+            if self._on_progress is not None:
+                total, ended = len(units), done + failed
+                seconds_left = (time.monotonic() - start) / ended * (total - ended)
+                self._on_progress(Progress(done, failed, running, total, seconds_left))
             yield unit, result
 
+    def _results_of_all(
+        self, work: Work[Unit, Any], units: Sequence[Unit], stop: StopRequest
+    ) -> Iterator[tuple[Unit, Any, int]]:
+        killed: list[Unit] = []
+        for unit, result, running in self._results(work, units, stop):
+            if isinstance(result, KilledWorker):
+                logger.warning("%s: its worker died; it is tried alone", work.name_of(unit))
+                killed.append(unit)
+            else:
+                yield unit, result, running
+        for unit in killed:
+            yield from self._results(work, [unit], stop)
+
     def _results(
-        self,
-        work: Work[Unit, Any],
-        units: Sequence[Unit],
-        stop: StopRequest,
-        tell: Callable[[int], None],
-    ) -> Iterator[tuple[Unit, Any]]:
-        """Submit units as workers have room for them; yield results, and errors as they are."""
+        self, work: Work[Unit, Any], units: Sequence[Unit], stop: StopRequest
+    ) -> Iterator[tuple[Unit, Any, int]]:
+        """Submit units as workers have room for them.
+
+        Yields each with its result, or its error as it is, and the number of those that run.
+        """
         waiting, running = deque(units), dict[Any, tuple[Unit, Future]]()
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
         each = 1 if work.whole_worker else UNITS_AT_ONCE
@@ -328,12 +325,11 @@ class DaskExecutor:
                     unit = waiting.popleft()
                     hidden = _hidden(work, unit)
                     if hidden is not None:
-                        yield unit, _NotDoneError(f"{hidden} is not there")
+                        yield unit, _NotDoneError(f"{hidden} is not there"), len(running)
                         continue
                     future = self._submit(work, unit)
                     running[future.key] = unit, future
                     future.add_done_callback(ended.put)
-                tell(len(running))
                 try:
                     future = ended.get(timeout=_TICK_S)
                 except queue.Empty:
@@ -342,10 +338,11 @@ class DaskExecutor:
                     result = _result_of(future)
                     lost = _GONE if isinstance(result, FutureCancelledError) else None
                     if lost is None:
-                        yield running.pop(future.key)[0], result
+                        unit, _ = running.pop(future.key)
+                        yield unit, result, len(running)
                 if lost is not None:
                     waiting.extendleft(unit for unit, _ in running.values())
-                    yield from ((unit, lost) for unit in waiting)
+                    yield from ((unit, lost, 0) for unit in waiting)
                     return
         finally:
             if running:

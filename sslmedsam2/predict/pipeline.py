@@ -39,6 +39,7 @@ from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
+from sslmedsam2.predict.dicom_seg import DicomTarget
 from sslmedsam2.predict.inputs import (
     Inputs,
     dicom_input_name,
@@ -49,7 +50,6 @@ from sslmedsam2.predict.inputs import (
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
     NO_SEQUENCE,
-    DicomTarget,
     EngineAbout,
     SeriesTarget,
     SeriesWork,

@@ -1,13 +1,11 @@
-"""What happens to one series, in three steps that overlap between series.
+"""What happens to one series: read, segment, write; one result comes of it, or an error's record.
 
-``load`` (reader thread) -> ``segment`` (main thread, the network) -> ``finish`` (writer thread).
-Each step takes the former one's frozen result; an error travels along as data, so that it stays
-with its series.
+:class:`SeriesWork` has the three steps, which overlap between series. Each takes the former one's
+frozen result; an error travels along as data, so that it stays with its series.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,156 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.dicom.model import Algorithm, DicomVolume
-from sslmedsam2.errors import InputError, ModelError, OutputError, SslMedSam2Error, unforeseen
+from sslmedsam2.errors import InputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.intensity import window_if_hounsfield
-from sslmedsam2.imaging.orientation import reorientation_of, to_canonical, to_native
+from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import MaskDtype, write_mask
 from sslmedsam2.inference.body import typical_liver
+from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
+from sslmedsam2.predict.dicom_seg import DicomTarget, write_seg
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, hash_model, sha256_file
-
-NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
-
-
-@dataclass(frozen=True)
-class DicomTarget:
-    """A DICOM volume and where its DICOM-SEG goes.
-
-    Attributes
-    ----------
-    seg_path, seg_name
-        In full, and relative to the run's folder; None if none is wanted.
-    algorithm
-        What the object is to say of its making.
-    """
-
-    volume: DicomVolume
-    seg_path: Path | None
-    seg_name: str | None
-    algorithm: Algorithm
-
-
-@dataclass(frozen=True)
-class WrittenSeg:
-    """Where a DICOM-SEG was written, or None, and what is to be said of that."""
-
-    name: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def write_seg(target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool) -> WrittenSeg:
-    """Write the DICOM-SEG if one is wanted; a failure is a warning, for the mask is good.
-
-    A guess where the network found nothing, or failed, must not reach an archive of patients.
-    """
-    if target is None or target.seg_path is None:
-        return WrittenSeg()
-    if is_guess:
-        return WrittenSeg(warnings=(NO_SEG_FOR_GUESSES,))
-    from sslmedsam2.dicom.segmentation import write_dicom_seg
-
-    try:
-        write_dicom_seg(
-            mask_zyx, volume=target.volume, path=target.seg_path, algorithm=target.algorithm
-        )
-    except OutputError as error:
-        return WrittenSeg(warnings=(f"no_dicom_seg: {error}",))
-    return WrittenSeg(name=target.seg_name)
-
-
-_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
-_LOW_CONFIDENCE = 0.8
-_HOUNSFIELD_NOTE = (
-    "hounsfield_window: the values look like CT and were clipped to the abdominal window"
-)
-
-
-@dataclass(frozen=True)
-class ReadyVolume:
-    """A volume as read, as the network is to see it, and what was mended between the two."""
-
-    volume: Volume
-    canonical: CanonicalVolume
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class JudgedMask:
-    """A liver mask in its image's own orientation, and what to know before trusting it.
-
-    Attributes
-    ----------
-    mask_zyx
-        On ``Volume.geometry``.
-    volume_ml
-        Of the mask.
-    touches_border
-        Whether it reaches a face of the volume.
-    warnings
-        Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
-        the mask.
-    """
-
-    mask_zyx: MaskZYX
-    volume_ml: float
-    touches_border: bool
-    warnings: tuple[str, ...]
-
-
-def make_ready(volume: Volume) -> ReadyVolume:
-    """Turn a volume to the canonical orientation, and clip it if it is a CT."""
-    canonical = to_canonical(volume)
-    array, clipped = window_if_hounsfield(canonical.array_zyx, modality=volume.modality)
-    notes = (*volume.repairs, _HOUNSFIELD_NOTE) if clipped else volume.repairs
-    return ReadyVolume(volume, replace(canonical, array_zyx=array), notes)
-
-
-def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -> JudgedMask:
-    """Turn a canonical mask back and say what is remarkable about it.
-
-    ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
-    """
-    canonical = ready.canonical
-    volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
-    touches = _touches_border(mask_zyx)
-    doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
-    return JudgedMask(
-        mask_zyx=to_native(mask_zyx, canonical.reorientation),
-        volume_ml=volume_ml,
-        touches_border=touches,
-        warnings=(*ready.notes, *found.warnings, *doubts),
-    )
-
-
-def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
-    """Name what a person should look at before trusting the mask."""
-    if volume_ml == 0:
-        return ("no_liver: the network found none; check that it is an abdominal scan",)
-    low, high = _PLAUSIBLE_LIVER_ML
-    doubts = []
-    if not low <= volume_ml <= high:
-        doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
-    if touches_border:
-        doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
-    if confidence is not None and confidence < _LOW_CONFIDENCE:
-        doubts.append(f"low_confidence: mean foreground probability {confidence:.2f}")
-    return tuple(doubts)
-
-
-def _touches_border(mask_zyx: MaskZYX) -> bool:
-    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
-    return any(bool(face.any()) for face in faces)
-
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
 NO_SEQUENCE = "no sequence"
 LARGEST_GUESS_VOXELS = 2**26
@@ -213,17 +78,112 @@ class Segmented:
     error: SslMedSam2Error | None
 
 
-def load(target: SeriesTarget) -> Loaded:
-    """Read a series and turn it to the canonical orientation."""
-    start = time.perf_counter()
-    path = target.series.path
-    try:
-        ready = make_ready(read_image(target))
-    except SslMedSam2Error as error:
-        return Loaded(target, None, error)
-    except Exception as error:
-        return Loaded(target, None, unforeseen(path, error))
-    return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
+@dataclass(frozen=True)
+class EngineAbout:
+    """What the networks run on."""
+
+    device: str
+    backend: str
+
+
+class SeriesWork(Work[SeriesTarget, SeriesResult]):
+    """Segment series and write what comes of it; ``shared_dir`` is the output folder.
+
+    All networks that ``sequences`` need are loaded before anything is written, so that one that
+    cannot be loaded costs no half-finished run.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[ModelLocation],
+        engine: EngineOptions,
+        *,
+        sequences: frozenset[str | None],
+        shared_dir: Path,
+    ) -> None:
+        """Take the sequences that will come, each of which has a model."""
+        self.shared_dir = shared_dir
+        self._models, self._engine, self._sequences = tuple(models), engine, sequences
+        self._by_sequence: dict[str | None, CanonicalSegmenter] = {}
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether a GPU is used where there is one."""
+        return self._engine.device != "cpu"
+
+    def name_of(self, target: SeriesTarget) -> str:
+        """Return the series as the report names it."""
+        return target.input_name
+
+    def files_of(self, target: SeriesTarget) -> Sequence[Path]:
+        """Return the files of a series."""
+        if target.dicom is None:
+            return (target.series.path,)
+        return tuple(dict.fromkeys(frame.path for frame in target.dicom.volume.frames))
+
+    def set_up(self) -> EngineAbout:
+        """Load the networks.
+
+        Raises
+        ------
+        ModelError
+            One cannot be loaded, or has other files here than where the run was started.
+        UsageError
+            The device is not there.
+        """
+        names = self._sequences
+        chosen = {name: model_for_sequence(self._models, name or ANY_SEQUENCE) for name in names}
+        loaded: dict[Path, CanonicalSegmenter] = {}
+        for model in chosen.values() or self._models[:1]:
+            if model.path not in loaded:
+                spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
+                loaded[model.path] = CanonicalSegmenter(spec, self._engine)
+        self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
+        first = next(iter(loaded.values()))
+        return EngineAbout(first.device, first.backend)
+
+    def load(self, target: SeriesTarget) -> Loaded:
+        """Read a series and turn it to the canonical orientation."""
+        start = time.perf_counter()
+        path = target.series.path
+        try:
+            ready = make_ready(read_image(target))
+        except SslMedSam2Error as error:
+            return Loaded(target, None, error)
+        except Exception as error:
+            return Loaded(target, None, unforeseen(path, error))
+        return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
+
+    def compute(self, loaded: Loaded, _stop: StopRequest) -> Segmented:
+        """Run the network; an unforeseen failure becomes this series' error."""
+        if loaded.ready is None:
+            return Segmented(loaded, None, loaded.error)
+        try:
+            segmenter = self._by_sequence[loaded.target.series.sequence]
+            return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
+        except SslMedSam2Error as error:
+            return Segmented(loaded, None, error)
+        except Exception as error:
+            return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
+
+    def finish(self, work: Segmented) -> SeriesResult:
+        """Decide what to write, write it, and say how it went."""
+        start = time.perf_counter()
+        target = work.loaded.target
+        try:
+            result = _written(work)
+        except SslMedSam2Error as error:
+            result = _failed(work, error)
+        except Exception as error:
+            result = _failed(work, unforeseen(target.series.path, error))
+        seconds = dict(result.seconds)
+        seconds["write"] = round(time.perf_counter() - start, 4)
+        mask_sha256 = sha256_file(target.mask_path) if result.output_path is not None else None
+        return replace(result, seconds=seconds, mask_sha256=mask_sha256)
+
+    def close(self) -> None:
+        """Free the networks."""
+        self._by_sequence.clear()
 
 
 def read_image(target: SeriesTarget) -> Volume:
@@ -242,34 +202,6 @@ def read_target_grid(target: SeriesTarget) -> MaskVolume:
     from sslmedsam2.dicom.reading import dicom_grid
 
     return dicom_grid(target.dicom.volume)
-
-
-def segment(loaded: Loaded, segmenter: CanonicalSegmenter) -> Segmented:
-    """Run the network; an unforeseen failure becomes this series' error."""
-    if loaded.ready is None:
-        return Segmented(loaded, None, loaded.error)
-    try:
-        return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
-    except SslMedSam2Error as error:
-        return Segmented(loaded, None, error)
-    except Exception as error:
-        return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
-
-
-def finish(work: Segmented) -> SeriesResult:
-    """Decide what to write, write it, and say how it went."""
-    start = time.perf_counter()
-    target = work.loaded.target
-    try:
-        result = _written(work)
-    except SslMedSam2Error as error:
-        result = _failed(work, error)
-    except Exception as error:
-        result = _failed(work, unforeseen(target.series.path, error))
-    seconds = dict(result.seconds)
-    seconds["write"] = round(time.perf_counter() - start, 4)
-    mask_sha256 = sha256_file(target.mask_path) if result.output_path is not None else None
-    return replace(result, seconds=seconds, mask_sha256=mask_sha256)
 
 
 def given_up(target: SeriesTarget, error: SslMedSam2Error) -> SeriesResult:
@@ -412,97 +344,3 @@ def peak_memory_mb() -> float:
         return 0.0
     # Linux counts in KiB.
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1)
-
-
-@dataclass(frozen=True)
-class EngineAbout:
-    """What the networks run on."""
-
-    device: str
-    backend: str
-
-
-class SeriesWork(Work[SeriesTarget, SeriesResult]):
-    """Segment series and write what comes of it; ``shared_dir`` is the output folder.
-
-    All networks that ``sequences`` need are loaded before anything is written, so that one that
-    cannot be loaded costs no half-finished run.
-    """
-
-    def __init__(
-        self,
-        models: Sequence[ModelLocation],
-        engine: EngineOptions,
-        *,
-        sequences: frozenset[str | None],
-        shared_dir: Path,
-    ) -> None:
-        """Take the sequences that will come, each of which has a model."""
-        self.shared_dir = shared_dir
-        self._models, self._engine, self._sequences = tuple(models), engine, sequences
-        self._process = os.getpid()
-        self._by_sequence: dict[str | None, CanonicalSegmenter] = {}
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._engine.device != "cpu"
-
-    def name_of(self, target: SeriesTarget) -> str:
-        """Return the series as the report names it."""
-        return target.input_name
-
-    def files_of(self, target: SeriesTarget) -> Sequence[Path]:
-        """Return the files of a series."""
-        if target.dicom is None:
-            return (target.series.path,)
-        return tuple(dict.fromkeys(frame.path for frame in target.dicom.volume.frames))
-
-    def set_up(self) -> EngineAbout:
-        """Load the networks.
-
-        Raises
-        ------
-        ModelError
-            One cannot be loaded, or is another one here than where the run was started.
-        UsageError
-            The device is not there.
-        """
-        if os.getpid() != self._process:
-            for model in self._models:
-                _check_same(model)
-        names = self._sequences
-        chosen = {name: model_for_sequence(self._models, name or ANY_SEQUENCE) for name in names}
-        loaded: dict[Path, CanonicalSegmenter] = {}
-        for model in chosen.values() or self._models[:1]:
-            if model.path not in loaded:
-                spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
-                loaded[model.path] = CanonicalSegmenter(spec, self._engine)
-        self._by_sequence = {name: loaded[model.path] for name, model in chosen.items()}
-        first = next(iter(loaded.values()))
-        return EngineAbout(first.device, first.backend)
-
-    def load(self, target: SeriesTarget) -> Loaded:
-        """Read a series."""
-        return load(target)
-
-    def compute(self, loaded: Loaded, _stop: StopRequest) -> Segmented:
-        """Run the network that serves the series."""
-        return segment(loaded, self._by_sequence[loaded.target.series.sequence])
-
-    def finish(self, work: Segmented) -> SeriesResult:
-        """Write what comes of it."""
-        return finish(work)
-
-    def close(self) -> None:
-        """Free the networks."""
-        self._by_sequence.clear()
-
-
-def _check_same(model: ModelLocation) -> None:
-    if hash_model(model.path, model.folds) != model.files:
-        raise ModelError(
-            model.path,
-            reason="it is another model here than where the run was started",
-            remedy="Put the model into a folder that all machines share",
-        )

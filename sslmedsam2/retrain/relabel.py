@@ -35,9 +35,9 @@ from sslmedsam2.imaging.records import key_of, write_record
 from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.inference.masks import make_ready
 from sslmedsam2.inference.postprocessing import keep_liver
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.predict.series import make_ready
 from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index

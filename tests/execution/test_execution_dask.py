@@ -27,7 +27,7 @@ from sslmedsam2.execution.dask_cluster import AddressSpec, LocalSpec, connected
 from sslmedsam2.execution.dask_executor import DaskExecutor
 
 UNITS = list(range(12))
-PATIENCE_S = 20
+PATIENCE_S = 60
 TESTS = Path(__file__).parents[1]
 PYTHON_PATH = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
 

@@ -1,0 +1,95 @@
+"""From a volume as read to what the network sees, and from its mask back to the image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sslmedsam2.imaging.intensity import window_if_hounsfield
+from sslmedsam2.imaging.orientation import to_canonical, to_native
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.inference.segmenter import CanonicalSegmentation
+
+_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
+_LOW_CONFIDENCE = 0.8
+_HOUNSFIELD_NOTE = (
+    "hounsfield_window: the values look like CT and were clipped to the abdominal window"
+)
+
+
+@dataclass(frozen=True)
+class ReadyVolume:
+    """A volume as read, as the network is to see it, and what was mended between the two."""
+
+    volume: Volume
+    canonical: CanonicalVolume
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JudgedMask:
+    """A liver mask in its image's own orientation, and what to know before trusting it.
+
+    Attributes
+    ----------
+    mask_zyx
+        On ``Volume.geometry``.
+    volume_ml
+        Of the mask.
+    touches_border
+        Whether it reaches a face of the volume.
+    warnings
+        Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
+        the mask.
+    """
+
+    mask_zyx: MaskZYX
+    volume_ml: float
+    touches_border: bool
+    warnings: tuple[str, ...]
+
+
+def make_ready(volume: Volume) -> ReadyVolume:
+    """Turn a volume to the canonical orientation, and clip it if it is a CT."""
+    canonical = to_canonical(volume)
+    array, clipped = window_if_hounsfield(canonical.array_zyx, modality=volume.modality)
+    notes = (*volume.repairs, _HOUNSFIELD_NOTE) if clipped else volume.repairs
+    return ReadyVolume(volume, replace(canonical, array_zyx=array), notes)
+
+
+def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -> JudgedMask:
+    """Turn a canonical mask back and say what is remarkable about it.
+
+    ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
+    """
+    canonical = ready.canonical
+    volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
+    touches = _touches_border(mask_zyx)
+    doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
+    return JudgedMask(
+        mask_zyx=to_native(mask_zyx, canonical.reorientation),
+        volume_ml=volume_ml,
+        touches_border=touches,
+        warnings=(*ready.notes, *found.warnings, *doubts),
+    )
+
+
+def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
+    """Name what a person should look at before trusting the mask."""
+    if volume_ml == 0:
+        return ("no_liver: the network found none; check that it is an abdominal scan",)
+    low, high = _PLAUSIBLE_LIVER_ML
+    doubts = []
+    if not low <= volume_ml <= high:
+        doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
+    if touches_border:
+        doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")
+    if confidence is not None and confidence < _LOW_CONFIDENCE:
+        doubts.append(f"low_confidence: mean foreground probability {confidence:.2f}")
+    return tuple(doubts)
+
+
+def _touches_border(mask_zyx: MaskZYX) -> bool:
+    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
+    return any(bool(face.any()) for face in faces)
