@@ -1,9 +1,9 @@
-"""``pseudo-label``: a few labelled volumes and a frozen SAM2 label the volumes that have no mask.
+"""``pseudo-label``: label volumes without a mask with a frozen SAM2 from a few labelled ones.
 
-First each labelled volume is segmented with all others, to calibrate the estimated Dice. Then
-the queries are segmented by a runner: by default this process, in sorted order;
-while SAM2 works on one, the next is read and the last is written. A query's record is written when
-all else of it is, so that a kill loses nothing that was finished.
+First each labelled volume is segmented with all others, to calibrate the estimated Dice. Then an
+executor segments the queries: by default this process, in sorted order; while SAM2 computes one,
+the next is read and the previous one is written. The record of a query is written last, so that a
+kill loses nothing that was finished.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""What happens to one query, in three steps that overlap between queries.
+"""One query: read, segment, write.
 
-``load`` (reader thread) -> ``Labeller.segment`` (main thread, the network) -> ``Labeller.finish``
-(writer thread). Each step takes the former one's frozen result; an error travels along as data, so
-that it stays with its query.
+The three steps overlap between queries. Each takes the frozen result of the step before; an error
+is passed along as data, so that it stays with its query.
 """
 
 from __future__ import annotations

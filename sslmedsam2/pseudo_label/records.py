@@ -1,4 +1,4 @@
-"""What is kept of each pseudo label: a JSON file beside it, and a row of the summary table."""
+"""The record of each pseudo label: a JSON file beside it, and a row of ``pseudo_labels.csv``."""
 
 from __future__ import annotations
 

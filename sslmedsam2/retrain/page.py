@@ -1,4 +1,4 @@
-"""The page of a run: reads what the stages left in the work directory, whatever there is by now."""
+"""The page of a ``retrain`` run, from the records that the work directory has so far."""
 
 from __future__ import annotations
 

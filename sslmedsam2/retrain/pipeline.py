@@ -1,5 +1,7 @@
-"""The whole loop: index, pseudo labels, rounds, freeze. Each stage is kept when it was done before,
-so that the same command goes on wherever it was stopped."""
+"""All stages of ``retrain``: index, pseudo labels, rounds, freezing.
+
+Finished stages are kept, so that the same command continues after a stop.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A round's middle stages: nnU-Net's data set, one network a fold, their scores."""
+"""Training stages of a round: nnU-Net's data set, one network for each fold, their scores."""
 
 from __future__ import annotations
 
