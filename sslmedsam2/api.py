@@ -1,7 +1,7 @@
 """Python interface: load a model once, then segment paths, SimpleITK images and volumes.
 
 For the same model and options the masks are identical to those of the command ``predict``: both
-use the same functions of :mod:`sslmedsam2.predict.series`. If the network finds no liver, the mask
+use the same functions of :mod:`sslmedsam2.inference.masks`. If the network finds no liver, the mask
 here is empty and a warning says so; ``predict`` may write a marked guess.
 """
 

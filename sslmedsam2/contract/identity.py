@@ -1,12 +1,12 @@
-"""Which case and which sequence an image is, in the layouts in which data sets are shared.
+"""Case and sequence of an image, in the layouts in which data sets are shared.
 
-In this order, wherever the image lies below the root:
+In this order, at any depth below the root:
 
 1. ``<case>/T2``, also ``<case>/T2_0000`` and ``<case>/T2/T2``: the name is a sequence;
-2. ``<case>_T2``: the name ends in a sequence (a prefix such as ``scan`` is no case: then the
+2. ``<case>_T2``: the name ends in a sequence (a prefix such as ``scan`` is not a case; then the
    folder is);
 3. ``T2/<case>``, ``T2/<case>/<any>`` and ``<case>/T2/<any>``: a folder is a sequence;
-4. ``imagesTr/<case>_0000``: an nnU-Net raw data set; the sequence is the channel's name in
+4. ``imagesTr/<case>_0000``: an nnU-Net raw data set; the sequence is the name of the channel in
    ``dataset.json``.
 """
 

@@ -1,7 +1,7 @@
 """Labelled volumes: images with a mask of the liver, in the layouts in which they are shared.
 
-Anything in doubt is an error: a case that is silently left out of a training, or trained on the
-wrong mask, is found out too late.
+Anything ambiguous is an error: a case left out of a training without notice, or trained with the
+wrong mask, would be found too late.
 """
 
 from __future__ import annotations

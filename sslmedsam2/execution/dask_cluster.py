@@ -1,4 +1,4 @@
-"""Dask clusters, as ``--cluster`` asks for them: local, somebody else's, or a batch system's."""
+"""Dask clusters for ``--cluster``: local workers, a running scheduler, or batch jobs."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""What the machine, or the container, grants this process, and how to live within it.
+"""Limits that the machine or the container sets for this process, and how to keep them.
 
-Numerical libraries start a thread for each processor that they see, each library its own, and none
-of them looks at how many processes a container may have: on a large host a limit of 128 is used up
-by an import. There is no one setting that all of them obey, but all of them count the processors
-that the process may run on. So that is what is limited, once, before any of them is loaded.
+Each numerical library starts one thread for each processor that it sees, and none of them reads the
+limit on processes of a container: on a large host, the import alone exceeds a limit of 128. No
+single setting applies to all of them, but all count the processors that the process may run on. So
+these are limited, once, before any of the libraries is loaded.
 """
 
 from __future__ import annotations

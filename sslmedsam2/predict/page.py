@@ -1,7 +1,7 @@
-"""``report``: make a page of a finished run, with every result to look at.
+"""``report``: write the results page of a finished run.
 
-The run's report names the series; their masks lie in the run's folder, their images in the input
-folder. Series are read one at a time, and one that cannot be read is shown with its reason.
+``run_report.json`` names the series. Their masks are in the folder of the run, their images in the
+input folder. Series are read one at a time; one that cannot be read is shown with its reason.
 """
 
 from __future__ import annotations

@@ -1,12 +1,11 @@
-"""Pages for people: HTML that opens in a browser without a server, from jinja2 templates.
+"""HTML pages from jinja2 templates; they open in a browser without a server.
 
-The templates escape all names, so that nothing of the input is ever markup.
+The templates escape all names, so that nothing of the input becomes markup.
 
-The page of a run shows volumes. A page opened from a file may load scripts from beside it, but may
-not fetch data. So each series is a small script of its own, which the page adds when the series is
-opened:
+The results page shows volumes. A page opened from a file may load scripts from beside it, but may
+not fetch data. So each series is a small script of its own, loaded when the series is opened:
 
-    index.html           the table, and what the run says of each series, as JSON
+    index.html           the table, and the data of each series, as JSON
     assets/              style, script, and NiiVue with its licence
     cases/0001.js        image and masks of one series, at most ``MAX_CASE_BYTES``
 """

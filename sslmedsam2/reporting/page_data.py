@@ -1,10 +1,10 @@
-"""What the QC page says of a run and of each series, as plain data for its script.
+"""Contents of the results page, as plain data for its template and script.
 
-Worst first
------------
+Order
+-----
 Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
-within a status by doubt: the Dice against the reference, or without one the mean confidence, less
-0.1 for each flag. What the page itself could not read counts as failed.
+within a status by the Dice with the reference, or without one by the mean confidence, less 0.1
+for each flag. What the page itself could not read counts as failed.
 """
 
 from __future__ import annotations

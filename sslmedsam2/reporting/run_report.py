@@ -1,8 +1,8 @@
 """``run_report.json``: what was done to each scan, and with what.
 
-The report holds nothing about the machine or the user: paths are those of the caller, meant to
-be relative to the input and output folders. It is rewritten whole after every series, so a run
-that is killed loses at most the current scan.
+It contains nothing about the machine or the user: paths are those of the caller, relative to the
+input and output folders. It is rewritten after every series, so that a run that is killed loses at
+most the current series.
 """
 
 from __future__ import annotations
