@@ -90,7 +90,7 @@ def fetch_official(name: str, to_dir: Path, source: str | None, accept_licence: 
     entry = OFFICIAL[name]
     click.echo(_terms(entry), err=True)
     if entry.licence.must_be_accepted and not accept_licence:
-        _ask_to_accept(entry)
+        _require_acceptance(entry)
     show_progress = sys.stderr.isatty()
     click.echo(fetch(entry, to_dir=to_dir, source=source, show_progress=show_progress))
 
@@ -104,7 +104,7 @@ def _terms(entry: CatalogueEntry) -> str:
     )
 
 
-def _ask_to_accept(entry: CatalogueEntry) -> None:
+def _require_acceptance(entry: CatalogueEntry) -> None:
     from sslmedsam2.errors import UsageError
 
     if sys.stdin.isatty() and click.confirm("Do you accept these terms?", err=True):

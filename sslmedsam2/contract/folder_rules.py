@@ -169,7 +169,7 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     vendor = by_folder or by_name
     strangers = [path for path, name in named.items() if not name]
     derived = [path for path in strangers if volume_stem(path).lower() in _DERIVED]
-    unnamed = _read_volumes(
+    without_sequence = _read_volumes(
         folder, {path: None for path in strangers if path not in derived}, root=root
     )
     left_out = [LeftOut(path, "its name says that it is a derived image") for path in derived]
@@ -178,7 +178,7 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     if by_folder and by_name and by_folder != by_name:
         notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
 
-    series, problems = [], list(unnamed.problems)
+    series, problems = [], list(without_sequence.problems)
     for sequence, paths in _by_sequence(named).items():
         chosen, rejected = _choose(paths, named)
         if chosen is None:
@@ -191,7 +191,7 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     parsed = names.parse_case_name(case)
     stage = parsed.stage if parsed else None
     study = Study(case=case, vendor=vendor, series=tuple(series), stage=stage)
-    studies = (study, *unnamed.studies) if series else unnamed.studies
+    studies = (study, *without_sequence.studies) if series else without_sequence.studies
     return FolderPart(studies, tuple(problems), tuple(notes), tuple(left_out))
 
 

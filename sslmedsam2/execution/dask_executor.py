@@ -3,7 +3,7 @@
 A worker plugin sets the work up in each worker, also in one that comes later or was restarted, and
 announces it as a Dask resource, which every unit asks for. So Dask gives units only to workers that
 can take part, repeats a unit that failed by chance (``retries``) and gives up one whose workers
-died (``allowed-failures``). Units are submitted as workers have room for them: Dask holds the death
+died (``allowed-failures``). Units are submitted as workers become free: Dask holds the death
 of a worker against every unit that it was assigned.
 """
 
@@ -309,7 +309,7 @@ class DaskExecutor:
     def _results(
         self, work: Work[Unit, Any], units: Sequence[Unit], stop: StopRequest
     ) -> Iterator[tuple[Unit, Any, int]]:
-        """Submit units as workers have room for them.
+        """Submit units as workers become free.
 
         Yields each with its result, or its error as it is, and the number of those that run.
         """

@@ -20,7 +20,7 @@ _HOUNSFIELD_NOTE = (
 
 @dataclass(frozen=True)
 class ReadyVolume:
-    """A volume as read, as the network is to see it, and what was mended between the two."""
+    """A volume as read, as the network is to see it, and what was corrected between the two."""
 
     volume: Volume
     canonical: CanonicalVolume
@@ -59,7 +59,7 @@ def make_ready(volume: Volume) -> ReadyVolume:
 
 
 def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -> JudgedMask:
-    """Turn a canonical mask back and say what is remarkable about it.
+    """Turn a canonical mask back and add warnings.
 
     ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
     """

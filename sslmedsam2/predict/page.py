@@ -94,7 +94,7 @@ def report(options: ReportOptions) -> WrittenPage:
     Raises
     ------
     NoInputError
-        There is no usable run report, no such input folder, or no references in their folder.
+        No usable ``run_report.json``, no such input folder, or no reference masks in theirs.
     OutputError
         The page cannot be written.
     """

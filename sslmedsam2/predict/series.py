@@ -1,7 +1,7 @@
-"""What happens to one series: read, segment, write; one result comes of it, or an error's record.
+"""One series: read, segment, write. The result is a ``SeriesResult``, also after an error.
 
-:class:`SeriesWork` has the three steps, which overlap between series. Each takes the former one's
-frozen result; an error travels along as data, so that it stays with its series.
+:class:`SeriesWork` has the three steps, which overlap between series. Each takes the frozen result of
+the step before; an error is passed along as data, so that it stays with its series.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         return self._engine.device != "cpu"
 
     def name_of(self, target: SeriesTarget) -> str:
-        """Return the series as the report names it."""
+        """Return the name of the series in ``run_report.json``."""
         return target.input_name
 
     def files_of(self, target: SeriesTarget) -> Sequence[Path]:

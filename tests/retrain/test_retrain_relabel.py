@@ -36,7 +36,7 @@ def _fail_with(monkeypatch, error):
 
 
 def test_a_full_disk_ends_the_round_and_is_no_images_error(unit, monkeypatch):
-    _fail_with(monkeypatch, OutputError("disk", reason="it is full", remedy="Make room"))
+    _fail_with(monkeypatch, OutputError("disk", reason="it is full", remedy="Free disk space"))
 
     with pytest.raises(OutputError, match="it is full"):
         module._relabel(unit, {})
