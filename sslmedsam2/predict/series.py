@@ -1,7 +1,7 @@
 """One series: read, segment, write. The result is a ``SeriesResult``, also after an error.
 
-:class:`SeriesWork` has the three steps, which overlap between series. Each takes the frozen result of
-the step before; an error is passed along as data, so that it stays with its series.
+:class:`SeriesWork` has the three steps, which overlap between series. Each takes the frozen result
+of the step before; an error is passed along as data, so that it stays with its series.
 """
 
 from __future__ import annotations
