@@ -54,7 +54,7 @@ class CheckSkippedError(Exception):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CheckResult:
     name: str
     verdict: str
     detail: str
@@ -425,7 +425,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
 }
 
 
-def carry_out(name: str, check: Callable[[Bench], str], bench: Bench) -> Outcome:
+def carry_out(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckResult:
     """Make one check; whatever goes wrong belongs to it alone."""
     start = time.perf_counter()
     try:
@@ -434,7 +434,7 @@ def carry_out(name: str, check: Callable[[Bench], str], bench: Bench) -> Outcome
         verdict, detail = "SKIPPED", str(reason)
     except Exception as error:
         verdict, detail = "FAIL", f"{type(error).__name__}: {error}"
-    outcome = Outcome(name, verdict, detail, round(time.perf_counter() - start, 1))
+    outcome = CheckResult(name, verdict, detail, round(time.perf_counter() - start, 1))
     print(f"{outcome.verdict:8}{outcome.name:28}{outcome.detail}", flush=True)
     return outcome
 
