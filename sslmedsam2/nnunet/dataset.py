@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import OutputError, UsageError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -277,16 +277,24 @@ def _preprocess(
     patch = tuple(configuration.patch_size)
     blocks, chunks = comp_blosc2_params(data.shape, patch, data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, patch, seg.itemsize)
-    nnUNetDatasetBlosc2.save_case(
-        data,
-        seg,
-        properties,
-        str(target),
-        chunks=chunks,
-        blocks=blocks,
-        chunks_seg=chunks_seg,
-        blocks_seg=blocks_seg,
-    )
+    try:
+        nnUNetDatasetBlosc2.save_case(
+            data,
+            seg,
+            properties,
+            str(target),
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+        )
+    except (OSError, RuntimeError) as error:
+        # Blosc says a full disk by a RuntimeError.
+        raise OutputError(
+            target,
+            reason=f"the preprocessed image cannot be written ({error})",
+            remedy="Free disk space, and check that the work directory is writable",
+        ) from error
 
 
 def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tiny_scans import abdomen, write_scan
 from tiny_training import PRESET, SPLEEN, write_labelled_case, write_labelled_cases
 
-from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.errors import InputError, OutputError, UsageError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet import dataset
 from sslmedsam2.nnunet.dataset import (
@@ -385,3 +385,17 @@ def test_repeats_survive_the_disk(tmp_path):
     write_repeats(tmp_path, {"a__T2": 3})
 
     assert read_repeats(tmp_path) == {"a__T2": 3}
+
+
+def test_a_preprocessed_image_that_cannot_be_written_is_an_output_error(tmp_path, monkeypatch):
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    def full(*_, **__):
+        raise RuntimeError("Error while creating the NDArray")
+
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", full)
+    images = write_labelled_cases(tmp_path / "data", count=2)
+
+    with pytest.raises(OutputError, match=r"case1__T2: the preprocessed image cannot be written"):
+        build_dataset(images, preprocessed_dir=tmp_path / "preprocessed", preset=PRESET)
+    assert not list((tmp_path / "preprocessed").iterdir())
