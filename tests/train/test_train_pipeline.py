@@ -102,7 +102,6 @@ def test_ctrl_c_ends_a_training_after_its_epoch_with_a_checkpoint(tmp_path, monk
     assert not list((tmp_path / "work").rglob("checkpoint_final.pth"))
 
 
-@pytest.mark.slow
 def test_every_case_is_scored_by_the_fold_that_never_saw_it(trained):
     options, scores = trained
 
@@ -118,7 +117,6 @@ def test_every_case_is_scored_by_the_fold_that_never_saw_it(trained):
     assert [entry["dice"] for entry in written] == [score.dice for score in scores]
 
 
-@pytest.mark.slow
 def test_network_of_all_cases_is_frozen_with_its_figures(trained):
     options, scores = trained
 
@@ -132,7 +130,6 @@ def test_network_of_all_cases_is_frozen_with_its_figures(trained):
     assert model.card.measured["cross_validation_dice"] == pytest.approx(mean, abs=1e-4)
 
 
-@pytest.mark.slow
 def test_frozen_weights_verify_until_a_byte_changes(trained, capsys):
     weights_dir = trained[0].weights_dir
     assert main(["weights", "verify", "--model", str(weights_dir)]) == 0
@@ -147,7 +144,6 @@ def test_frozen_weights_verify_until_a_byte_changes(trained, capsys):
     assert "plans.json" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_engine_of_predict_serves_the_frozen_weights(trained):
     (model,) = locate_models(trained[0].weights_dir)
     segmenter = CanonicalSegmenter(
@@ -161,7 +157,6 @@ def test_engine_of_predict_serves_the_frozen_weights(trained):
     assert set(np.unique(found.mask_zyx)) <= {0, 1}
 
 
-@pytest.mark.slow
 def test_running_again_trains_nothing_anew(trained):
     options, scores = trained
     before = _checkpoints(options)
@@ -171,7 +166,6 @@ def test_running_again_trains_nothing_anew(trained):
     assert _checkpoints(options) == before
 
 
-@pytest.mark.slow
 def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
     options, scores = trained
     # The command has no option for so small a network.
@@ -186,7 +180,6 @@ def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
     assert lines[-1] == f"mean Dice of 4 images by cross-validation: {mean:.4f}"
 
 
-@pytest.mark.slow
 def test_changed_data_are_refused_before_anything_is_trained(trained):
     options, _ = trained
     before = _checkpoints(options)
@@ -201,7 +194,6 @@ def test_changed_data_are_refused_before_anything_is_trained(trained):
     assert _checkpoints(options) == before
 
 
-@pytest.mark.slow
 def test_other_number_of_folds_is_refused(trained, tmp_path):
     options, _ = trained
     # Four cases are too few for three folds, so more are needed to come that far.
