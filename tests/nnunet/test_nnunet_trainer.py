@@ -220,9 +220,9 @@ def test_no_worker_processes_where_a_container_has_little_shared_memory(
     ("device", "deterministic", "compiler", "workers", "compiled"),
     [
         ("cpu", False, True, "0", "f"),
-        ("cuda", False, True, None, None),
+        ("cuda", False, True, "3", None),
         ("cuda", True, True, "0", "f"),
-        ("cuda", False, False, None, "f"),
+        ("cuda", False, False, "3", "f"),
     ],
 )
 def test_nnunet_is_told_how_to_load_and_whether_to_compile(
@@ -232,6 +232,8 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     monkeypatch.delenv("nnUNet_compile", raising=False)
     monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
     _shared_memory(monkeypatch, megabytes=8000)
+    # One of four processors stays for the training itself.
+    monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: set(range(4)))
     settings = replace(SETTINGS, deterministic=deterministic)
 
     training.set_environment(tmp_path, device=device, settings=settings)
