@@ -231,6 +231,8 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
     monkeypatch.delenv("nnUNet_compile", raising=False)
     monkeypatch.setattr(cpu.shutil, "which", lambda name: name if compiler else None)
+    # Triton comes with the CUDA builds of torch alone.
+    monkeypatch.setattr(cpu.importlib.util, "find_spec", lambda _: "found")
     _shared_memory(monkeypatch, megabytes=8000)
     # One of four processors stays for the training itself.
     monkeypatch.setattr(training.os, "sched_getaffinity", lambda _: set(range(4)))
