@@ -17,6 +17,7 @@ from sslmedsam2.inference.resampling import (
     resample_margin,
     resampled_shape,
 )
+from sslmedsam2.inference.sliding_window import Array
 
 _EPSILON = 1e-8
 Box = tuple[slice, slice, slice]
@@ -30,7 +31,7 @@ class Prepared:
     Attributes
     ----------
     patchable
-        float32 voxels at the model's spacing, axes in the model's order.
+        float32 voxels at the model's spacing, axes in the model's order; a tensor on a GPU.
     crop
         The non-zero box within the permuted volume.
     back
@@ -39,7 +40,7 @@ class Prepared:
         Shape before cropping.
     """
 
-    patchable: npt.NDArray[np.float32]
+    patchable: Array
     crop: Box
     back: Resampler
     permuted_shape: tuple[int, int, int]
@@ -51,6 +52,7 @@ def prepare(
     *,
     spacing_zyx_mm: tuple[float, float, float],
     spec: ModelSpec,
+    device: str = "cpu",
 ) -> Prepared:
     """Bring a volume to what the network was trained on."""
     permuted = array_zyx.transpose(spec.transpose_forward)
@@ -78,7 +80,7 @@ def prepare(
         rule=spec.logit_resampling,
     )
     return Prepared(
-        patchable=resample(cropped, forward),
+        patchable=_resampled(cropped, forward, device=device),
         crop=crop,
         back=back,
         permuted_shape=_shape3(permuted.shape),
@@ -86,18 +88,33 @@ def prepare(
     )
 
 
-def mask_from_margin(margin: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.uint8]:
+def _resampled(cropped: npt.NDArray[np.float32], forward: Resampler, *, device: str) -> Array:
+    if device == "cpu":
+        return resample(cropped, forward)
+    from sslmedsam2.inference import on_gpu
+
+    return on_gpu.resample(cropped, forward, device=device)
+
+
+def mask_from_margin(margin: Array, prepared: Prepared) -> npt.NDArray[np.uint8]:
     """Take a margin on the model's grid back to the original one; 1 where it is positive."""
-    return _uncropped(resample_above_zero(margin, prepared.back), prepared)
+    if isinstance(margin, np.ndarray):
+        return _uncropped(resample_above_zero(margin, prepared.back), prepared)
+    from sslmedsam2.inference import on_gpu
+
+    return _uncropped(on_gpu.above_zero(margin, prepared.back), prepared)
 
 
-def probability_from_margin(
-    margin: npt.NDArray[np.float32], prepared: Prepared
-) -> npt.NDArray[np.float32]:
+def probability_from_margin(margin: Array, prepared: Prepared) -> npt.NDArray[np.float32]:
     """Take a margin back to the original grid as a probability; 0 where the image was cropped."""
     from scipy import special
 
-    resampled = resample_margin(margin, prepared.back)
+    if isinstance(margin, np.ndarray):
+        resampled = resample_margin(margin, prepared.back)
+    else:
+        from sslmedsam2.inference import on_gpu
+
+        resampled = on_gpu.resampled_margin(margin, prepared.back)
     return _uncropped(special.expit(resampled, out=resampled), prepared)
 
 

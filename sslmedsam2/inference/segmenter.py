@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.errors import first_line
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.body import TYPICAL_CENTRE
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
@@ -23,7 +24,7 @@ from sslmedsam2.inference.preprocessing import (
     prepare,
     probability_from_margin,
 )
-from sslmedsam2.inference.sliding_window import WindowPlan, slide, slide_from
+from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,6 +125,7 @@ class CanonicalSegmenter:
         self._fast = options.mode == "fast"
         checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
+        self._notes: list[str] = []
         self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
 
     @property
@@ -134,17 +136,46 @@ class CanonicalSegmenter:
     def segment(
         self, volume: CanonicalVolume, *, with_probability: bool = False
     ) -> CanonicalSegmentation:
-        """Segment one volume.
+        """Segment one volume; on a GPU it stays there until its mask is found.
 
         Raises
         ------
         ModelError
-            The model asks for a normalisation that is not supported.
+            The network gives values that are not finite.
         """
+        if self._computes_on_gpu():
+            try:
+                return self._segment(volume, device=self.device, with_probability=with_probability)
+            except RuntimeError as error:
+                self._give_up_gpu(error)
+        return self._segment(volume, device="cpu", with_probability=with_probability)
+
+    def _computes_on_gpu(self) -> bool:
+        return all(getattr(network, "on_gpu", False) for network in self._networks)
+
+    def _give_up_gpu(self, error: RuntimeError) -> None:
+        """Leave the GPU, or where only its memory is too small, leave it the patches."""
+        import torch
+
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            self._notes.append("out of GPU memory: only patches of this volume went to the GPU")
+            logger.warning(self._notes[-1])
+            return
+        for network in self._networks:
+            leave: Callable[[str], None] = getattr(network, "leave_gpu", str)
+            leave(first_line(error))
+
+    def _segment(
+        self, volume: CanonicalVolume, *, device: str, with_probability: bool
+    ) -> CanonicalSegmentation:
+        """Segment with the volume on ``device``, wherever the networks are."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "prepare"):
             prepared = prepare(
-                volume.array_zyx, spacing_zyx_mm=volume.spacing_zyx_mm, spec=self._spec
+                volume.array_zyx,
+                spacing_zyx_mm=volume.spacing_zyx_mm,
+                spec=self._spec,
+                device=device,
             )
         with _timed(seconds, "network"):
             margin = self._margin(prepared.patchable)
@@ -153,7 +184,7 @@ class CanonicalSegmenter:
             liver = keep_liver(raw)
             relaxed = probability = None
             if liver.n_components == 0:
-                likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
+                likeliest = _relaxed_margin(_as_numpy(margin), voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
             if with_probability:
                 probability = probability_from_margin(margin, prepared)
@@ -167,7 +198,7 @@ class CanonicalSegmenter:
             seconds=seconds,
         )
 
-    def _margin(self, patchable: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _margin(self, patchable: Array) -> Array:
         plan = WindowPlan(
             patch_size=self._spec.patch_size,
             step=_STEP,
@@ -181,7 +212,7 @@ class CanonicalSegmenter:
         return slide_from(patchable, self._networks, plan, start=(a, b, c), enough_voxels=enough)
 
     def _drain_degradations(self) -> tuple[str, ...]:
-        found: list[str] = []
+        found, self._notes = self._notes, []
         for network in self._networks:
             steps = getattr(network, "degradations", [])
             found.extend(steps)
@@ -245,8 +276,14 @@ def _relaxed_margin(
     return smooth - threshold
 
 
-def _mean_confidence(margin: npt.NDArray[np.float32]) -> float | None:
+def _as_numpy(margin: Array) -> npt.NDArray[np.float32]:
+    return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
+
+
+def _mean_confidence(margin: Array) -> float | None:
     positive = margin[margin > 0]
+    if not isinstance(margin, np.ndarray):
+        return float(positive.sigmoid().mean()) if len(positive) else None
     return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else None
 
 

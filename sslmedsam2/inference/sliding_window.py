@@ -8,11 +8,11 @@ commute with the difference, so only one channel is ever computed and stored.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,11 @@ _GAUSSIAN_SIGMA = 1 / 8
 _WORTHWHILE_SHARE = 0.005
 """A window is not run while less than this share of its cell is liver."""
 
-_SURELY_BACKGROUND = np.float32(-20.0)
+SURELY_BACKGROUND = np.float32(-20.0)
 
 Patch = npt.NDArray[np.float32]
+Array = Any
+"""A numpy array on a CPU, a torch tensor on a GPU; float32."""
 Box = tuple[slice, slice, slice]
 
 
@@ -70,32 +72,31 @@ class WindowPlan:
     batch_size: int
 
 
-def slide(
-    volume: npt.NDArray[np.float32], networks: Sequence[MarginNetwork], plan: WindowPlan
-) -> npt.NDArray[np.float32]:
+def slide(volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) -> Array:
     """Return the margin for each voxel of a prepared volume, as nnU-Net computes it.
 
     The volume may have any shape; it is padded with zeros where it is smaller than the patch. The
-    margins of the networks (the folds) are averaged.
+    margins of the networks (the folds) are averaged. A torch tensor on a GPU is worked on there,
+    and the margin is one too.
 
     Raises
     ------
     ModelError
         A network gives values that are not finite.
     """
-    canvas = _Canvas(volume, networks, plan)
+    canvas = _canvas(volume, networks, plan)
     canvas.run(canvas.windows)
     return canvas.margin()
 
 
 def slide_from(
-    volume: npt.NDArray[np.float32],
+    volume: Array,
     networks: Sequence[MarginNetwork],
     plan: WindowPlan,
     *,
     start: tuple[float, float, float],
     enough_voxels: float = 1,
-) -> npt.NDArray[np.float32]:
+) -> Array:
     """Return the margin near the liver only, running no window that is not needed for it.
 
     Only one connected liver is kept afterwards, so windows are run outwards from it: first the
@@ -109,7 +110,7 @@ def slide_from(
     ModelError
         As :func:`slide`.
     """
-    canvas = _Canvas(volume, networks, plan)
+    canvas = _canvas(volume, networks, plan)
     target = [share * size for share, size in zip(start, canvas.shape, strict=True)]
     waiting = sorted(canvas.windows, key=lambda window: window.distance_to(target))
     while waiting:
@@ -135,8 +136,18 @@ class _Window:
         return sum((a - b) ** 2 for a, b in zip(centre, target, strict=True))
 
 
-class _Canvas:
+def _canvas(volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) -> Canvas:
+    if isinstance(volume, np.ndarray):
+        return Canvas(volume, networks, plan)
+    from sslmedsam2.inference.on_gpu import GpuCanvas
+
+    return GpuCanvas(volume, networks, plan)
+
+
+class Canvas:
     """The padded volume and the weighted margins gathered on it so far."""
+
+    _library: Any = np
 
     def __init__(
         self,
@@ -144,33 +155,58 @@ class _Canvas:
         networks: Sequence[MarginNetwork],
         plan: WindowPlan,
     ) -> None:
-        self._padded, self._inner = _pad_to(volume, plan.patch_size)
+        """Take a float32 volume of any shape."""
+        pads, inner = padding(volume.shape, plan.patch_size)
+        padded = np.pad(volume, pads) if any(map(any, pads)) else volume
+        self._begin(
+            padded,
+            inner,
+            networks,
+            plan,
+            weights=gaussian(plan.patch_size),
+            zeros=lambda like: np.zeros(like.shape, np.float32),
+        )
+
+    def _begin(
+        self,
+        padded: Array,
+        inner: tuple[slice, ...],
+        networks: Sequence[MarginNetwork],
+        plan: WindowPlan,
+        *,
+        weights: Array,
+        zeros: Callable[[Array], Array],
+    ) -> None:
+        self._padded, self._inner = padded, inner
         self._networks = networks
         self._plan = plan
-        self._weights = gaussian(plan.patch_size)
-        self._total = np.zeros(self._padded.shape, np.float32)
-        self._norm = np.zeros(self._padded.shape, np.float32)
-        self.shape = self._padded.shape
+        self._weights = weights
+        self._total, self._norm = zeros(padded), zeros(padded)
+        self.shape = tuple(padded.shape)
         self.windows = list(_windows(self.shape, plan.patch_size, plan.step))
+
+    def _predict(self, network: MarginNetwork, patches: Array) -> Array:
+        return network(patches)
 
     def run(self, windows: Sequence[_Window]) -> None:
         """Predict these windows and add them up."""
+        library = self._library
         flips = mirror_combinations(self._plan.mirror_axes)
         share = np.float32(1 / (len(flips) * len(self._networks)))
         tasks = [(window.place, flip) for window in windows for flip in flips]
         for start in range(0, len(tasks), self._plan.batch_size):
             group = tasks[start : start + self._plan.batch_size]
-            patches = np.stack([np.flip(self._padded[place], flip) for place, flip in group])
+            patches = library.stack([library.flip(self._padded[at], flip) for at, flip in group])
             for network in self._networks:
-                margins = network(patches[:, None])[:, 0]
-                if not np.isfinite(margins).all():
+                margins = self._predict(network, patches[:, None])[:, 0]
+                if not library.isfinite(margins).all():
                     raise ModelError(
                         "the network",
                         reason="it gives values that are not finite, also in single precision",
                         remedy="Check the intensities of the image and the weights of the model",
                     )
                 for (place, flip), margin in zip(group, margins, strict=True):
-                    self._total[place] += np.flip(margin, flip) * (self._weights * share)
+                    self._total[place] += library.flip(margin, flip) * (self._weights * share)
         for window in windows:
             self._norm[window.place] += self._weights
 
@@ -178,11 +214,11 @@ class _Canvas:
         """Return the liver as the windows run so far see it."""
         return keep_largest((self._total > 0).view(np.uint8))
 
-    def margin(self) -> npt.NDArray[np.float32]:
+    def margin(self) -> Array:
         """Return the average margin of the volume without its padding."""
         covered = self._norm > 0
         total = np.divide(self._total, self._norm, out=self._total, where=covered)
-        total[~covered] = _SURELY_BACKGROUND
+        total[~covered] = SURELY_BACKGROUND
         return np.ascontiguousarray(total[self._inner])
 
 
@@ -230,14 +266,10 @@ def _windows(
         yield _Window(place=(z, y, x), cell=(cell_z, cell_y, cell_x))
 
 
-def _pad_to(
-    volume: npt.NDArray[np.float32], patch_size: tuple[int, int, int]
-) -> tuple[npt.NDArray[np.float32], tuple[slice, ...]]:
-    """Pad with zeros to at least the patch, the odd voxel behind; return the way back too."""
-    missing = [max(0, patch - size) for size, patch in zip(volume.shape, patch_size, strict=True)]
-    before = [n // 2 for n in missing]
-    inner = tuple(slice(b, b + size) for b, size in zip(before, volume.shape, strict=True))
-    if not any(missing):
-        return volume, inner
-    pads = [(b, n - b) for b, n in zip(before, missing, strict=True)]
-    return np.pad(volume, pads), inner
+def padding(
+    shape: tuple[int, ...], patch_size: tuple[int, int, int]
+) -> tuple[list[tuple[int, int]], tuple[slice, ...]]:
+    """Return how axes are padded to at least the patch, the odd voxel behind, and the way back."""
+    missing = [max(0, patch - size) for size, patch in zip(shape, patch_size, strict=True)]
+    pads = [(n // 2, n - n // 2) for n in missing]
+    return pads, tuple(slice(b, b + size) for (b, _), size in zip(pads, shape, strict=True))

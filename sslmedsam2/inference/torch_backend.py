@@ -49,7 +49,7 @@ class TorchMarginNetwork:
             # After a CUDA error nothing can be copied back, so the weights must stay here too.
             self._network = copy.deepcopy(network).to(self._device)
         except RuntimeError as error:
-            self._leave_gpu(first_line(error))
+            self.leave_gpu(first_line(error))
         else:
             torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
@@ -87,7 +87,7 @@ class TorchMarginNetwork:
             if failed_batch:
                 self._shrink(failed_batch)
             elif error:
-                self._leave_gpu(error)
+                self.leave_gpu(error)
             else:
                 start += size
         if self._cpu_network is None:
@@ -108,12 +108,15 @@ class TorchMarginNetwork:
     def _shrink(self, failed_batch: int) -> None:
         torch.cuda.empty_cache()
         if failed_batch == 1:
-            self._leave_gpu("out of GPU memory with a single patch")
+            self.leave_gpu("out of GPU memory with a single patch")
             return
         self._max_batch = failed_batch // 2
         self._note(f"out of GPU memory: batches of {self._max_batch} patches from here on")
 
-    def _leave_gpu(self, reason: str) -> None:
+    def leave_gpu(self, reason: str) -> None:
+        """Compute on the CPU from here on; without effect where that is so already."""
+        if self._cpu_network is not None:
+            return
         self._network = nn.Identity()
         self._cpu_network = self._make_cpu_network()
         self._note(f"{reason}: continuing on the CPU")

@@ -13,7 +13,15 @@ import fakecuda
 from sslmedsam2.cli.main import main
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
-from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference import on_gpu
+from sslmedsam2.inference.model_folder import Resampling, read_model_spec
+from sslmedsam2.inference.resampling import (
+    make_resampler,
+    resample,
+    resample_above_zero,
+    resample_margin,
+    resampled_shape,
+)
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 from sslmedsam2.phantom.anatomy import make_anatomy
@@ -57,6 +65,72 @@ def test_shipped_network_finds_the_same_liver_in_fp16_on_a_gpu(shipped, phantom,
     assert found.mean_confidence == pytest.approx(by_cpu.mean_confidence, abs=1e-3)
     assert found.warnings == ()
     assert "Half,Half,Half" in str(fakecuda.native.ops()["aten::convolution"])
+
+
+def test_volume_goes_to_a_gpu_once_and_its_mask_alone_comes_back(shipped, phantom):
+    segmenter = CanonicalSegmenter(shipped, EngineOptions("cuda"))
+    segmenter.segment(phantom)
+    fakecuda.reset()
+    segmenter.segment(phantom)
+
+    voxels = phantom.array_zyx.size
+    assert fakecuda.transfers() == (2, 4 * voxels, voxels)
+
+
+@pytest.mark.parametrize("options", [{"mode": "fast"}, {"mirror": True, "mode": "exact"}])
+def test_fast_mode_and_mirrored_views_are_alike_on_gpu_and_cpu(tmp_path, options):
+    """As networks of random weights are, whose margins change sign everywhere."""
+    plans = make_plans(strides=((1, 1, 1), (1, 2, 2), (2, 2, 2)), transpose_forward=(1, 0, 2))
+    network = make_network(plans, seed=3)
+    folder = write_model(tmp_path / "model", plans, {"0": network}, mirror_axes=(0, 1, 2))
+    spec = read_model_spec(folder)
+    array = np.random.default_rng(1).normal(5, 1, (20, 40, 11)).astype(np.float32)
+    volume = CanonicalVolume(array, (9.0, 6.0, 8.0), Reorientation((0, 1, 2), ()))
+    maps = [
+        CanonicalSegmenter(spec, EngineOptions(device, **options))
+        .segment(volume, with_probability=True)
+        .probability_zyx
+        for device in ("cpu", "cuda")
+    ]
+    assert np.abs(maps[0] - maps[1]).max() < 0.02
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.2, 0.9), (6.0, 1.0, 1.1)])
+def test_resampling_on_a_gpu_gives_the_cpus_numbers(order, spacing_mm):
+    shape, new_spacing = (12, 20, 18), (2.5, 1.5, 1.1)
+    rule = Resampling(order=order, order_z=min(order, 1), force_separate_z=None)
+    new_shape = resampled_shape(shape, spacing_mm=spacing_mm, new_spacing_mm=new_spacing)
+    resampler = make_resampler(
+        shape, new_shape, spacing_mm=spacing_mm, new_spacing_mm=new_spacing, rule=rule
+    )
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    there = on_gpu.resample(volume, resampler, device="cuda").cpu().numpy()
+    np.testing.assert_allclose(there, resample(volume, resampler), atol=1e-5)
+    if order <= 1:
+        margin = torch.from_numpy(volume).cuda()
+        np.testing.assert_allclose(
+            on_gpu.resampled_margin(margin, resampler),
+            resample_margin(volume, resampler),
+            atol=1e-5,
+        )
+        assert (
+            on_gpu.above_zero(margin, resampler) != resample_above_zero(volume, resampler)
+        ).mean() < 1e-3
+
+
+def test_empty_result_of_a_gpu_has_its_likeliest_region(tmp_path):
+    plans = make_plans()
+    network = make_network(plans, seed=3)
+    with torch.no_grad():
+        network.decoder.seg_layers[-1].bias[:] = torch.tensor([50.0, -50.0])
+    spec = read_model_spec(write_model(tmp_path / "model", plans, {"0": network}))
+    array = np.random.default_rng(1).normal(5, 1, (20, 40, 44)).astype(np.float32)
+    volume = CanonicalVolume(array, (8.0, 8.0, 8.0), Reorientation((0, 1, 2), ()))
+    found = CanonicalSegmenter(spec, EngineOptions("cuda")).segment(volume)
+    assert not found.mask_zyx.any()
+    assert found.relaxed_mask_zyx.any()
+    assert found.mean_confidence is None
 
 
 @pytest.mark.parametrize("free_mb", [150, 60, 25, 12, 4, 1])
@@ -177,7 +251,7 @@ def _exit_code(call, *arguments):
         return error.code or 0
 
 
-@pytest.mark.parametrize("after", [0, 40, 200])
+@pytest.mark.parametrize("after", [0, 8, 11, 15, 40, 200])
 def test_no_guess_is_written_for_a_scan_because_the_card_broke(scans, tmp_path, capsys, after):
     assert _exit_code(_predict, scans, tmp_path / "cpu", "--device", "cpu") == 0
     capsys.readouterr()

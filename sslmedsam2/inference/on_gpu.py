@@ -1,0 +1,111 @@
+"""A volume that stays on a GPU from its normalised voxels to its mask.
+
+It goes in once and the mask comes out, where otherwise each patch would go in and its margin come
+out. The results are those of :mod:`resampling` and :mod:`sliding_window` to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from sslmedsam2.inference.postprocessing import keep_largest
+from sslmedsam2.inference.resampling import Matrix, Resampler
+from sslmedsam2.inference.sliding_window import (
+    SURELY_BACKGROUND,
+    Canvas,
+    MarginNetwork,
+    WindowPlan,
+    gaussian,
+    padding,
+)
+
+
+class GpuCanvas(Canvas):
+    """A canvas whose volume, weights and sums lie on the GPU; its networks are torch's."""
+
+    _library: Any = torch
+
+    def __init__(self, volume: Tensor, networks: Sequence[Any], plan: WindowPlan) -> None:
+        """Take a float32 volume on the GPU."""
+        pads, inner = padding(tuple(volume.shape), plan.patch_size)
+        backwards = [n for pad in reversed(pads) for n in pad]
+        padded: Tensor = torch.nn.functional.pad(volume, backwards) if any(backwards) else volume
+        weights = _gaussian_there(plan.patch_size, padded.device)
+        self._begin(padded, inner, networks, plan, weights=weights, zeros=torch.zeros_like)
+
+    def _predict(self, network: MarginNetwork, patches: Any) -> Any:
+        return network.predict(patches)  # type: ignore[attr-defined]
+
+    def liver(self) -> npt.NDArray[np.uint8]:
+        """Return the liver as the windows run so far see it."""
+        return keep_largest((self._total > 0).to(torch.uint8).cpu().numpy())
+
+    def margin(self) -> Any:
+        """Return the average margin of the volume without its padding, on the GPU."""
+        mean = torch.where(self._norm > 0, self._total / self._norm, float(SURELY_BACKGROUND))
+        return mean[self._inner].contiguous()
+
+
+def resample(
+    volume: npt.NDArray[np.float32], resampler: Resampler, *, device: str | torch.device
+) -> Tensor:
+    """Take a float32 volume to the GPU and resample it there, as ``resampling.resample`` does."""
+    there = torch.from_numpy(volume).to(device)
+    if resampler.order <= 1:
+        return _apply(there, resampler.matrices)
+    thick = resampler.thick_axis
+    if thick is None:
+        return _apply(there, resampler.matrices).clamp(there.min(), there.max())
+    others = tuple(axis for axis in range(3) if axis != thick)
+    least, most = there.amin(others, keepdim=True), there.amax(others, keepdim=True)
+    in_plane = _apply(there, [m if a != thick else None for a, m in enumerate(resampler.matrices)])
+    along = [m if a == thick else None for a, m in enumerate(resampler.matrices)]
+    return _apply(in_plane.clamp(least, most), along)
+
+
+def above_zero(margin: Tensor, resampler: Resampler) -> npt.NDArray[np.uint8]:
+    """Return where the resampled ``margin`` is positive, from the GPU."""
+    return (_apply(margin, resampler.matrices) > 0).to(torch.uint8).cpu().numpy()
+
+
+def resampled_margin(margin: Tensor, resampler: Resampler) -> npt.NDArray[np.float32]:
+    """Return the resampled ``margin`` from the GPU."""
+    return _apply(margin, resampler.matrices).cpu().numpy()
+
+
+def _apply(volume: Tensor, matrices: Iterable[Matrix | None]) -> Tensor:
+    """Apply a matrix an axis, the most shrinking first to keep the intermediates small."""
+    there = [
+        (axis, _there(matrix, volume.device))
+        for axis, matrix in enumerate(matrices)
+        if matrix is not None
+    ]
+    for axis, matrix in sorted(there, key=lambda pair: pair[1].shape[0] / pair[1].shape[1]):
+        volume = torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis)
+    return volume.contiguous()
+
+
+@lru_cache(maxsize=4)
+def _gaussian_there(patch_size: tuple[int, int, int], device: torch.device) -> Tensor:
+    return torch.from_numpy(gaussian(patch_size)).to(device)
+
+
+_KEPT: dict[tuple[int, torch.device], tuple[Matrix, Tensor]] = {}
+
+
+def _there(matrix: Matrix, device: torch.device) -> Tensor:
+    """Return a matrix on the device, where those of recent volumes are kept."""
+    key = id(matrix), device
+    if key not in _KEPT:
+        if len(_KEPT) >= 64:
+            _KEPT.clear()
+        # The array is kept too: as long as it lives, no other has its identity.
+        _KEPT[key] = matrix, torch.from_numpy(np.ascontiguousarray(matrix)).to(device)
+    return _KEPT[key][1]
