@@ -239,9 +239,13 @@ def _make_networks(
 
 def _cpu_network(spec: ModelSpec, module: nn.Module, *, fast: bool) -> _Network:
     """Return a network that OpenVINO runs on the CPU, or torch where OpenVINO cannot."""
-    from sslmedsam2.inference import openvino_backend as openvino
     from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
+    try:
+        from sslmedsam2.inference import openvino_backend as openvino
+    except ImportError as error:
+        logger.warning("OpenVINO cannot be loaded (%s); using torch", first_line(error))
+        return TorchMarginNetwork(module, device="cpu")
     wide = spec.architecture.kwargs["features_per_stage"][0] >= _BF16_PAYS_FROM_CHANNELS
     half = fast and (has_matrix_units() or (wide and openvino.bf16_is_native()))
     try:
