@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -162,8 +162,8 @@ class CanonicalSegmenter:
             logger.warning(self._notes[-1])
             return
         for network in self._networks:
-            leave: Callable[[str], None] = getattr(network, "leave_gpu", str)
-            leave(first_line(error))
+            if hasattr(network, "leave_gpu"):
+                network.leave_gpu(first_line(error))
 
     def _segment(
         self, volume: CanonicalVolume, *, device: str, with_probability: bool
