@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import REAL_DATA, ROOT, parser, report
@@ -23,10 +23,11 @@ from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.plausibility import liver_traits
+from sslmedsam2.inference.plausibility import implausible_traits, is_implausible, liver_traits
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 EACH = 50
+SEED = 20261128
 AS_IT_IS = Reorientation((0, 1, 2), ())
 MR_SPACING_MM = (5.5, 2.0, 2.0)
 
@@ -48,9 +49,23 @@ def main() -> None:
                 confidence=found.mean_confidence,
                 components=found.n_components,
             )
-        rows.append({"kind": kind, "name": name, "traits": asdict(traits) if traits else None})
+        unlike = implausible_traits(traits) if traits else ()
+        is_flagged = traits is None or is_implausible(unlike)
+        rows.append({"kind": kind, "name": name, "flagged": is_flagged, "unlike": unlike})
         print(json.dumps(rows[-1]), flush=True)
-    report({"rows": rows}, options.json)
+    report({"counts": counts(rows), "rows": rows}, options.json)
+
+
+def counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return how many volumes of each kind there are, and how many of them were flagged."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return {
+        kind: {
+            "volumes": sum(row["kind"] == kind for row in rows),
+            "flagged": sum(row["kind"] == kind and row["flagged"] for row in rows),
+        }
+        for kind in kinds
+    }
 
 
 def livers() -> Iterator[tuple[str, str, CanonicalVolume]]:
@@ -70,12 +85,12 @@ def canonical(path: Path) -> CanonicalVolume:
 
 def others() -> Iterator[tuple[str, str, CanonicalVolume]]:
     """Yield what holds no liver."""
-    random = np.random.default_rng(20261128)
+    random = np.random.default_rng(SEED)
     for number in range(EACH):
         yield "noise", str(number), volume_of(noise(random))
         yield "head", str(number), volume_of(head(random))
         yield "bottle", str(number), volume_of(bottle(random))
-    yield from slabs(random)
+    yield from slabs(np.random.default_rng(SEED))
 
 
 def volume_of(array: np.ndarray) -> CanonicalVolume:

@@ -9,6 +9,7 @@ import numpy as np
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.inference.plausibility import implausible_traits, is_implausible, liver_traits
 from sslmedsam2.inference.segmenter import CanonicalSegmentation
 
 _PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
@@ -42,12 +43,15 @@ class JudgedMask:
     warnings
         Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
         the mask.
+    is_to_check
+        Whether it looks like no liver of an abdominal scan.
     """
 
     mask_zyx: MaskZYX
     volume_ml: float
     touches_border: bool
     warnings: tuple[str, ...]
+    is_to_check: bool = False
 
 
 def make_ready(volume: Volume) -> ReadyVolume:
@@ -67,12 +71,30 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
+    unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
+    if unlike:
+        doubts += (f"no_typical_liver: {', '.join(unlike)}; check that it is an abdominal scan",)
     return JudgedMask(
         mask_zyx=to_native(mask_zyx, canonical.reorientation),
         volume_ml=volume_ml,
         touches_border=touches,
         warnings=(*ready.notes, *found.warnings, *doubts),
+        is_to_check=bool(unlike),
     )
+
+
+def _unlike_a_liver(
+    mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation
+) -> tuple[str, ...]:
+    traits = liver_traits(
+        mask_zyx,
+        ready.canonical.array_zyx,
+        spacing_zyx_mm=ready.canonical.spacing_zyx_mm,
+        confidence=found.mean_confidence,
+        components=found.n_components,
+    )
+    unlike = implausible_traits(traits)
+    return unlike if is_implausible(unlike) else ()
 
 
 def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:

@@ -11,6 +11,16 @@ import numpy as np
 
 from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX
 
+_TOO_MANY = 2
+"""A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
+
+_LEAST_RANGE = 0.15
+"""The interquartile range of a body counts as at least this part of the whole range, or the noise
+of a body of one grey would count as structure."""
+
+_LARGEST_WHOLE = 2**24
+"""Voxels; of larger volumes every fourth voxel is looked at, for the sake of memory."""
+
 
 @dataclass(frozen=True)
 class LiverTraits:
@@ -31,8 +41,8 @@ class LiverTraits:
     border
         Part of the mask's slices and columns that lie on a side face of the volume.
     spread
-        Interquartile range of the image in the mask, over the same in the body: small where the
-        mask is one tissue of several.
+        Interquartile range of the image in the mask, over the same in the body (the scale of the
+        next two as well): small where the mask is one tissue of several.
     contrast
         Distance of the medians of the mask and of the rest of the body, over the body's
         interquartile range.
@@ -71,22 +81,22 @@ def liver_traits(
     z, y, x = (np.flatnonzero(inside.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
     box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in (z, y, x))
     body = _body(array_zyx)
-    slices = slice(int(z[0]), int(z[-1]) + 1)
-    body_here = body[slices] | inside[slices]
+    body |= inside
+    body_here = body[box[0]]
     by, bx = (np.flatnonzero(body_here.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    centre_y = (
-        np.average(np.arange(inside.shape[1]), weights=inside.sum(axis=(0, 2))) - by[0]
-    ) / len(by)
-    centre_x = (
-        np.average(np.arange(inside.shape[2]), weights=inside.sum(axis=(0, 1))) - bx[0]
-    ) / len(bx)
-    values = array_zyx[body | inside]
-    low, high = np.percentile(values, (25, 75))
-    scale = max(float(high - low), 1e-6)
-    liver = array_zyx[inside]
+    along_y, along_x = inside.sum(axis=(0, 2)), inside.sum(axis=(0, 1))
+    centre_y = (np.average(np.arange(len(along_y)), weights=along_y) - by[0]) / len(by)
+    centre_x = (np.average(np.arange(len(along_x)), weights=along_x) - bx[0]) / len(bx)
+    step = 1 if array_zyx.size <= _LARGEST_WHOLE else 2
+    thinned = (slice(None), slice(None, None, step), slice(None, None, step))
+    low, high = np.percentile(array_zyx[thinned][body[thinned]], (25, 75))
+    air, bright = np.percentile(array_zyx[::2, ::2, ::2], (1, 98))
+    scale = max(float(high - low), _LEAST_RANGE * float(bright - air), 1e-6)
+    near, array_near = inside[box], array_zyx[box]
+    liver = array_near[near]
     quarter, three_quarters = np.percentile(liver, (25, 75))
-    rest = array_zyx[body & ~inside]
-    steps = np.abs(np.diff(array_zyx, axis=2))[inside[:, :, 1:] & inside[:, :, :-1]]
+    rest = array_zyx[thinned][body[thinned] & ~inside[thinned]]
+    steps = np.abs(np.diff(array_near, axis=2))[near[:, :, 1:] & near[:, :, :-1]]
     n = int(inside.sum())
     side = sum(int(inside[:, i].sum()) + int(inside[:, :, i].sum()) for i in (0, -1))
     lengths = [(s.stop - s.start) * mm for s, mm in zip(box, spacing_zyx_mm, strict=True)]
@@ -112,3 +122,26 @@ def _body(array_zyx: ArrayZYX) -> np.ndarray:
     """Return the voxels brighter than a fifth of the way from the air to the bright tissue."""
     low, high = np.percentile(array_zyx[::2, ::2, ::2], (1, 98))
     return array_zyx > low + 0.2 * (high - low)
+
+
+def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
+    """Say in a few words what is unlike a liver; `is_implausible` counts them."""
+    found = {
+        f"mean foreground probability {traits.confidence:.2f}": traits.confidence < 0.94,
+        f"{traits.volume_ml:.0f} ml": not 300 <= traits.volume_ml <= 4000,
+        "not on the patient's right": not 0.15 <= traits.centre_x <= 0.42,
+        "far in front or behind": not 0.3 <= traits.centre_y <= 0.62,
+        "too large a part of the body": traits.share > 0.45,
+        "not one tissue": traits.spread > 0.7,
+        "no smooth tissue": traits.roughness > 0.2,
+        "another shape": not 0.18 <= traits.fill <= 0.55,
+        "too short on one axis": min(traits.extent_mm) < 70,
+        "cut off at the side": traits.border > 0.01,
+        f"{traits.components} pieces": traits.components > 5,
+    }
+    return tuple(name for name, is_so in found.items() if is_so)
+
+
+def is_implausible(found: tuple[str, ...]) -> bool:
+    """Tell whether what `implausible_traits` found is too much for a liver of a usual scan."""
+    return len(found) >= _TOO_MANY

@@ -277,6 +277,8 @@ def _write(
     assert ready is not None
     assert found is not None
     judged = judge(mask_zyx, ready, found)
+    if status is SeriesStatus.OK and judged.is_to_check:
+        status = SeriesStatus.CHECK
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     is_guess = status is SeriesStatus.FALLBACK
     seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)

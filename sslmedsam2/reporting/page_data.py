@@ -23,6 +23,7 @@ _STATUS_RANKS = {
     SeriesStatus.EMPTY: 1,
     SeriesStatus.INTERRUPTED: 2,
     SeriesStatus.FALLBACK: 3,
+    SeriesStatus.CHECK: 3,
     SeriesStatus.OK: 4,
     SeriesStatus.SKIPPED_RESUME: 4,
 }

@@ -502,3 +502,19 @@ def test_an_output_folder_that_may_not_be_written_is_a_clear_error(workplace):
             os.seteuid(0)
 
     assert list(workplace.output.iterdir()) == []
+
+
+def test_what_looks_like_no_liver_is_to_check_and_ends_with_0_unless_strict(workplace):
+    workplace.add(CASE)
+    noise = np.random.default_rng(1).normal(0, 100, (26, 70, 80))
+    workplace.add("Vendor-A/0002-A/GED4.nii.gz", array_zyx=np.abs(noise))
+
+    ended = workplace.run()
+
+    assert ended.exit_code == ExitCode.OK
+    assert ended.of("0001-A").status is SeriesStatus.OK
+    odd = ended.of("0002-A")
+    assert odd.status is SeriesStatus.CHECK
+    assert odd.output_path is not None
+    assert any(note.startswith("no_typical_liver: ") for note in odd.warnings)
+    assert workplace.run(strict=True).exit_code == ExitCode.SOME_CASES_FAILED

@@ -288,4 +288,4 @@ def test_a_guess_is_noted(folders):
     checks = validate(input_path=source, output_dir=output).checks
 
     [note] = [check for check in checks if check.rule == "guess"]
-    assert (note.outcome, note.subject) == ("NOTE", "0930-A/T1")
+    assert (note.status, note.subject) == ("NOTE", "0930-A/T1")
