@@ -410,8 +410,7 @@ def large_network(*, fake: bool) -> tuple[nn.Module, dict[str, Any]]:
     """Build resenc-m for scans of 72x320x320; for the fake device three stages of it."""
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    from sslmedsam2.nnunet.plans import CONFIGURATION, Grid
-    from sslmedsam2.nnunet.presets import PRESETS, plan_network
+    from sslmedsam2.nnunet.plans import CONFIGURATION, PRESETS, Grid, plan_network
 
     statistics_names = ("mean", "std", "percentile_00_5", "percentile_99_5", "median", "min", "max")
     grids = [Grid((72, 320, 320), (3.0, 1.2, 1.2))] * 3

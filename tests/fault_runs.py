@@ -95,7 +95,7 @@ def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> 
         from tiny_training import PRESET
 
         from sslmedsam2.cli.main import main
-        from sslmedsam2.nnunet import presets
+        from sslmedsam2.nnunet import plans as presets
 
         presets.PRESETS = {**presets.PRESETS, "compact": PRESET}
         out.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.retrain_options import as_options, retrain_options
+from sslmedsam2.cli.retrain import as_options, retrain_options
 
 _work_dir = click.option(
     "--work-dir",

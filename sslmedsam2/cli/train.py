@@ -98,7 +98,7 @@ def train(**options: Any) -> int:
     """Train a model from labelled scans: cross-validation, then a final network on all cases."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.inference.device import choose_device
-    from sslmedsam2.nnunet.presets import PRESETS, default_preset, default_schedule
+    from sslmedsam2.nnunet.plans import PRESETS, default_preset, default_schedule
     from sslmedsam2.train.pipeline import TrainOptions
     from sslmedsam2.train.pipeline import train as run
 

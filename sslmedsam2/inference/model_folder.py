@@ -1,6 +1,6 @@
 """Read an nnU-Net v2 model folder, and refuse what this engine does not support.
 
-The layout of the folder is that of :mod:`sslmedsam2.weights.layout`, and checkpoints are read by
+The layout of the folder is that of :mod:`sslmedsam2.weights.manifest`, and checkpoints are read by
 :mod:`sslmedsam2.weights.checkpoint`. Here the plans are interpreted.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.weights.checkpoint import check_unaltered, read_checkpoint
-from sslmedsam2.weights.layout import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
+from sslmedsam2.weights.manifest import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
 
 if TYPE_CHECKING:
     import torch
@@ -102,7 +102,7 @@ def read_model_spec(
     Parameters
     ----------
     folds
-        The folds to use; None for those that :func:`sslmedsam2.weights.layout.find_folds` finds.
+        The folds to use; None for those that :func:`sslmedsam2.weights.manifest.find_folds` finds.
     sha256
         Of the files, by their names in the folder, as they were when the model was chosen.
 

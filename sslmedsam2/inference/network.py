@@ -11,7 +11,7 @@ from torch import nn
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec
-from sslmedsam2.weights.layout import PLANS_FILE
+from sslmedsam2.weights.manifest import PLANS_FILE
 
 
 def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:

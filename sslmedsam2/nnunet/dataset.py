@@ -33,8 +33,8 @@ from sslmedsam2.nnunet.plans import (
     Grid,
     Preset,
     dataset_json,
+    plan_network,
 )
-from sslmedsam2.nnunet.presets import plan_network
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"

@@ -25,8 +25,13 @@ from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
-from sslmedsam2.nnunet.plans import CompactPreset, Grid
-from sslmedsam2.nnunet.presets import PlannedNetwork, plan_network, planned_network
+from sslmedsam2.nnunet.plans import (
+    CompactPreset,
+    Grid,
+    PlannedNetwork,
+    plan_network,
+    planned_network,
+)
 from sslmedsam2.retrain.options import RetrainOptions, as_stored, changed_options
 from sslmedsam2.retrain.plan_cluster import PlanOptions, UnitCosts, plan_cluster
 from sslmedsam2.retrain.state import WorkDir, options_of, read_state

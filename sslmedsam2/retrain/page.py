@@ -15,7 +15,7 @@ from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.dataset import read_plans
-from sslmedsam2.nnunet.presets import planned_network
+from sslmedsam2.nnunet.plans import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.charts import Curve, LineChart
@@ -37,7 +37,7 @@ from sslmedsam2.retrain.state import (
 )
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.checkpoint import read_checkpoint
-from sslmedsam2.weights.layout import checkpoint_file
+from sslmedsam2.weights.manifest import checkpoint_file
 
 logger = logging.getLogger(__name__)
 

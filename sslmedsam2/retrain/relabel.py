@@ -51,8 +51,7 @@ from sslmedsam2.retrain.state import (
 )
 from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.train.fold_scores import load_fold
-from sslmedsam2.weights.layout import checkpoint_file
-from sslmedsam2.weights.manifest import sha256_file
+from sslmedsam2.weights.manifest import checkpoint_file, sha256_file
 
 if TYPE_CHECKING:
     from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter

@@ -26,7 +26,7 @@ from sslmedsam2.nnunet.dataset import (
     write_splits,
 )
 from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
-from sslmedsam2.nnunet.presets import planned_network
+from sslmedsam2.nnunet.plans import planned_network
 from sslmedsam2.nnunet.training import (
     preprocessed_dir,
     train_fold,
@@ -37,7 +37,7 @@ from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.state import RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
-from sslmedsam2.weights.layout import checkpoint_file
+from sslmedsam2.weights.manifest import checkpoint_file
 
 logger = logging.getLogger(__name__)
 

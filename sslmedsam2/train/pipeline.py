@@ -35,8 +35,7 @@ from sslmedsam2.nnunet.dataset import (
     write_repeats,
     write_splits,
 )
-from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset
-from sslmedsam2.nnunet.presets import planned_network
+from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset, planned_network
 from sslmedsam2.nnunet.training import (
     preprocessed_dir,
     train_fold,
@@ -45,8 +44,7 @@ from sslmedsam2.nnunet.training import (
 )
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.weights.freeze import check_freezable, freeze_model
-from sslmedsam2.weights.layout import PLANS_FILE
-from sslmedsam2.weights.manifest import ANY_SEQUENCE
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE
 
 if TYPE_CHECKING:
     from sslmedsam2.nnunet.trainer import TrainingSettings

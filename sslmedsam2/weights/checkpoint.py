@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import write_bytes_atomic
-from sslmedsam2.weights.layout import refuse_pointer
+from sslmedsam2.weights.manifest import refuse_pointer
 
 if TYPE_CHECKING:
     import torch

@@ -12,21 +12,19 @@ from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.weights.checkpoint import freeze_checkpoint
-from sslmedsam2.weights.layout import (
-    DATASET_FILE,
-    PLANS_FILE,
-    checkpoint_file,
-    find_folds,
-    model_files,
-)
 from sslmedsam2.weights.manifest import (
+    DATASET_FILE,
     MANIFEST_NAME,
+    PLANS_FILE,
     FileEntry,
     Manifest,
     ModelCard,
     ModelEntry,
     check_manifest,
+    checkpoint_file,
+    find_folds,
     hash_model,
+    model_files,
     read_manifest,
     verify,
     write_manifest,

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.weights.layout import find_folds
 from sslmedsam2.weights.manifest import (
     ANY_SEQUENCE,
     MANIFEST_NAME,
     FileEntry,
     ModelCard,
     ModelEntry,
+    find_folds,
     hash_model,
     read_manifest,
     verify,

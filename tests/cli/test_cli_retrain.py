@@ -14,7 +14,7 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.units import ThisProcess
 from sslmedsam2.inference import device as inference_device
-from sslmedsam2.nnunet.presets import PRESETS
+from sslmedsam2.nnunet.plans import PRESETS
 from sslmedsam2.retrain import index
 from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.selection import StoppingRule

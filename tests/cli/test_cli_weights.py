@@ -13,12 +13,13 @@ import pytest
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.weights.catalogue import OFFICIAL
-from sslmedsam2.weights.layout import checkpoint_file, model_files
 from sslmedsam2.weights.manifest import (
     Manifest,
     ModelCard,
     ModelEntry,
+    checkpoint_file,
     hash_model,
+    model_files,
     write_manifest,
 )
 

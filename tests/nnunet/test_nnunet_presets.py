@@ -13,9 +13,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from sslmedsam2.cli import shared_options
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
-from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, Grid, Preset, ResidualPreset
-from sslmedsam2.nnunet.presets import (
+from sslmedsam2.nnunet.plans import (
+    CONFIGURATION,
     PRESETS,
+    CompactPreset,
+    Grid,
+    Preset,
+    ResidualPreset,
     default_preset,
     default_schedule,
     plan_network,

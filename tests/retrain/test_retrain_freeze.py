@@ -22,8 +22,8 @@ from sslmedsam2.retrain.selection import RoundFigures, StoppingRule
 from sslmedsam2.retrain.state import WorkDir
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.freeze import check_freezable
-from sslmedsam2.weights.layout import find_folds
 from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import find_folds
 
 
 class Finished:

@@ -21,7 +21,7 @@ from sslmedsam2.errors import (
     SslMedSam2Error,
     UsageError,
 )
-from sslmedsam2.nnunet.presets import PRESETS
+from sslmedsam2.nnunet.plans import PRESETS
 from sslmedsam2.retrain import index as module
 from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.index import index_data, read_index
