@@ -337,7 +337,8 @@ def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) 
         # no seed decides which of them comes first.
         os.environ["nnUNet_n_proc_DA"] = "0"
     else:
-        # nnU-Net counts the machine's processors, not those that this process may use.
+        # nnU-Net counts the machine's processors, not those that this process may use. It forks, in
+        # a Dask worker out of a process with a dozen threads, of which Python 3.12 warns.
         os.environ.setdefault("nnUNet_n_proc_DA", str(_n_workers()))
     if device == "cpu" or settings.deterministic or not can_compile(device):
         os.environ["nnUNet_compile"] = "f"
