@@ -51,8 +51,12 @@ def list_models(model_dir: Path | None, as_json: bool) -> None:
 def verify_models(model_dir: Path | None) -> None:
     """Compare every file with the manifest; exit code 4 if one differs."""
     from sslmedsam2.errors import ModelError
-    from sslmedsam2.weights.locate import locate_models
+    from sslmedsam2.weights.locate import SHIPPED_DIR, locate_models
+    from sslmedsam2.weights.manifest import verify_sam2
 
+    if model_dir is None:
+        for checkpoint in verify_sam2(SHIPPED_DIR):
+            click.echo(f"{checkpoint.path}: unchanged")
     for model in locate_models(model_dir):
         if not model.verified:
             raise ModelError(

@@ -15,7 +15,7 @@ from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 from sslmedsam2.weights.locate import SHIPPED_DIR
-from sslmedsam2.weights.manifest import sha256_file
+from sslmedsam2.weights.manifest import sha256_file, verify_sam2
 
 COMPACT_NAME: Final = "compact"
 COMPACT_PATH: Final = SHIPPED_DIR / "sam2-compact" / "sam2-compact.safetensors"
@@ -143,9 +143,10 @@ def find_sam2(name_or_path: str) -> Path:
     Raises
     ------
     ModelError
-        An official checkpoint was not fetched, or was altered.
+        An official checkpoint was not fetched, or a checkpoint was altered.
     """
     if name_or_path == COMPACT_NAME:
+        verify_sam2(SHIPPED_DIR)
         return COMPACT_PATH
     if name_or_path in OFFICIAL:
         return find_official(name_or_path)

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 from sslmedsam2.errors import ModelError
@@ -75,7 +76,7 @@ def freeze_model(
                 remedy=f"Finish the training of fold {fold}, or freeze without it",
             )
     manifest_path = weights_dir / MANIFEST_NAME
-    others = _other_models(manifest_path, name)
+    others = _without(manifest_path, name)
     partial = weights_dir / f".{uuid.uuid4().hex[:8]}.partial-{name}"
     try:
         for file in (DATASET_FILE, PLANS_FILE):
@@ -87,7 +88,7 @@ def freeze_model(
         entry = ModelEntry(name=name, sequences=sequences, folds=folds, files=files, card=card)
         # The manifest first: it is checked before anything is replaced, and a model folder that
         # does not match it is refused, so that stopping in between does no silent harm.
-        write_manifest(Manifest((*others, entry)), manifest_path)
+        write_manifest(replace(others, models=(*others.models, entry)), manifest_path)
         _put_in_place(partial, weights_dir / name, entry)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -107,7 +108,8 @@ def check_freezable(weights_dir: Path, *, name: str, sequences: tuple[str, ...])
     manifest_path = weights_dir / MANIFEST_NAME
     files = tuple(FileEntry(path, 0, "0" * 64) for path in model_files(("0",)))
     entry = ModelEntry(name, sequences, ("0",), files, ModelCard("", "", "", ""))
-    check_manifest(Manifest((*_other_models(manifest_path, name), entry)), manifest_path)
+    others = _without(manifest_path, name)
+    check_manifest(replace(others, models=(*others.models, entry)), manifest_path)
     there = next(one for one in (weights_dir, *weights_dir.resolve().parents) if one.exists())
     try:
         with tempfile.TemporaryFile(dir=there):
@@ -116,10 +118,12 @@ def check_freezable(weights_dir: Path, *, name: str, sequences: tuple[str, ...])
         raise output_error(weights_dir, error) from error
 
 
-def _other_models(manifest_path: Path, name: str) -> tuple[ModelEntry, ...]:
+def _without(manifest_path: Path, name: str) -> Manifest:
+    """Return the manifest without a model of that name; an empty one where there is none."""
     if not manifest_path.exists():
-        return ()
-    return tuple(model for model in read_manifest(manifest_path).models if model.name != name)
+        return Manifest(())
+    manifest = read_manifest(manifest_path)
+    return replace(manifest, models=tuple(one for one in manifest.models if one.name != name))
 
 
 def _copy_json(source: Path, target: Path, *, without: set[str]) -> None:

@@ -183,9 +183,10 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The models that lie beside a manifest file."""
+    """The models that lie beside a manifest file; ``sam2`` lists SAM2 checkpoints there."""
 
     models: tuple[ModelEntry, ...]
+    sam2: tuple[FileEntry, ...] = ()
 
     def entry(self, name: str) -> ModelEntry | None:
         """Return the model of that name, or None."""
@@ -249,6 +250,25 @@ def verify(model_dir: Path, entry: ModelEntry) -> None:
             )
 
 
+def verify_sam2(folder: Path) -> tuple[FileEntry, ...]:
+    """Compare the SAM2 checkpoints of a folder with its manifest, and return them.
+
+    Raises
+    ------
+    ModelError
+        A file is missing, cannot be read, or differs.
+    """
+    listed = read_manifest(folder / MANIFEST_NAME).sam2
+    for expected in listed:
+        if _measure(folder, expected.path) != expected:
+            raise ModelError(
+                folder / expected.path,
+                reason="it differs from the manifest: the copy is incomplete or altered",
+                remedy=_REMEDY,
+            )
+    return listed
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest file.
 
@@ -262,7 +282,10 @@ def read_manifest(path: Path) -> Manifest:
         stored = read_record(path, StoredManifest)
     except InputError as error:
         raise ModelError(path, reason=error.reason, remedy=_REMEDY) from error
-    manifest = Manifest(tuple(_from_stored(model) for model in stored.models))
+    manifest = Manifest(
+        tuple(_from_stored(model) for model in stored.models),
+        tuple(FileEntry(file.path, file.bytes, file.sha256) for file in stored.sam2),
+    )
     if problem := _problem(manifest, stored.format_version):
         raise ModelError(path, reason=problem, remedy=_REMEDY)
     return manifest
@@ -279,7 +302,9 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         The file cannot be written.
     """
     check_manifest(manifest, path)
-    write_record(path, StoredManifest(_FORMAT_VERSION, tuple(map(_to_stored, manifest.models))))
+    sam2 = tuple(_StoredFile(file.path, file.n_bytes, file.sha256) for file in manifest.sam2)
+    models = tuple(map(_to_stored, manifest.models))
+    write_record(path, StoredManifest(_FORMAT_VERSION, models, sam2))
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
@@ -314,6 +339,7 @@ class StoredManifest:
 
     format_version: int
     models: tuple[_StoredModel, ...]
+    sam2: tuple[_StoredFile, ...] = ()
 
 
 def _from_stored(model: _StoredModel) -> ModelEntry:

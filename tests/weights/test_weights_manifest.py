@@ -5,11 +5,14 @@ import shutil
 import pytest
 
 from sslmedsam2.errors import ExitCode, ModelError
+from sslmedsam2.weights.locate import SHIPPED_DIR
 from sslmedsam2.weights.manifest import (
+    MANIFEST_NAME,
     Manifest,
     read_manifest,
     sha256_file,
     verify,
+    verify_sam2,
     write_manifest,
 )
 
@@ -164,3 +167,18 @@ def test_contradictory_manifest_is_not_written(manifest_path, entry):
     with pytest.raises(ModelError, match="two models are named"):
         write_manifest(Manifest((entry, entry)), manifest_path)
     assert manifest_path.read_bytes() == before
+
+
+def test_the_shipped_sam2_is_listed_and_an_altered_copy_is_refused(tmp_path):
+    folder = tmp_path / "weights"
+    (folder / "sam2-compact").mkdir(parents=True)
+    for name in (MANIFEST_NAME, "sam2-compact/sam2-compact.safetensors"):
+        shutil.copy(SHIPPED_DIR / name, folder / name)
+
+    [listed] = verify_sam2(folder)
+    assert listed.path == "sam2-compact/sam2-compact.safetensors"
+
+    with (folder / listed.path).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(ModelError, match="differs from the manifest"):
+        verify_sam2(folder)
