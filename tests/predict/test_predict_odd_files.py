@@ -8,7 +8,7 @@ from predict_samples import assert_valid_mask
 from tiny_models import bright_tissue_model
 from tiny_scans import write_scan
 
-from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.names import parse_mask_stem, split_volume_name
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.imaging.formats import unread_image
 from sslmedsam2.predict.pipeline import PredictOptions, predict
@@ -49,6 +49,8 @@ def test_odd_files_are_read_or_refused_and_a_good_scan_beside_them_is_unharmed(t
     named = {one.input_path for one in (*report.series, *report.left_out)}
     for path in source.rglob("*"):
         name = path.relative_to(source).as_posix()
-        is_image = split_volume_name(path.name) is not None or unread_image(path) is not None
-        if path.is_file() and is_image and not path.name.startswith("."):
+        volume = split_volume_name(path.name)
+        is_image = volume is not None or unread_image(path) is not None
+        is_mask = volume is not None and parse_mask_stem(volume[0]) is not None
+        if path.is_file() and is_image and not is_mask:
             assert any(name.startswith(one) for one in named), f"{name} is nowhere"
