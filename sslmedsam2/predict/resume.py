@@ -65,9 +65,9 @@ def _is_of(result: SeriesResult, target: SeriesTarget) -> bool:
 
 def _same_provenance(previous: RunReport, report: RunReport) -> bool:
     def provenance(run: RunReport) -> tuple[object, ...]:
-        # JSON knows no tuples: compare what both look like after a round trip.
-        options = {key: value for key, value in run.options.items() if key != "previews"}
-        options["sequences"] = None
+        # Neither decides a mask that the network has found.
+        others = ("previews", "on_failure", "sequences")
+        options = {key: value for key, value in run.options.items() if key not in others}
         models = [(model.name, dict(model.sha256)) for model in run.models]
         return models, run.backend, options
 

@@ -108,7 +108,10 @@ def svg(chart: LineChart) -> Markup:
         "font.size": _FONT_SIZE,
         "text.parse_math": False,
     }
-    with mpl.rc_context(settings):
+    with mpl.rc_context():
+        # nnU-Net's own plots change the defaults of the process that trains.
+        mpl.rcdefaults()
+        mpl.rcParams.update(settings)
         figure = Figure(figsize=(chart.width / 72, _HEIGHT / 72), dpi=72)
         width, height = chart.width - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
         place = (_LEFT / chart.width, _BOTTOM / _HEIGHT, width / chart.width, height / _HEIGHT)

@@ -220,7 +220,8 @@ def test_a_guess_is_never_written_as_dicom_seg(place, tmp_path):
     write_series(place.input, ARRAY, **GED4)
     hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
 
-    assert place.predict("--model", str(hopeless)) == ExitCode.SOME_CASES_FAILED
+    options = ("--model", str(hopeless), "--on-failure", "fallback")
+    assert place.predict(*options) == ExitCode.SOME_CASES_FAILED
 
     [result] = place.report.series
     assert result.status is SeriesStatus.FALLBACK

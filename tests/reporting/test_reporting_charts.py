@@ -2,6 +2,7 @@ import math
 import re
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import pytest
 
 from sslmedsam2.reporting.charts import Curve, LineChart, svg
@@ -104,6 +105,15 @@ def test_colours_are_left_to_the_style_sheet_and_nothing_is_inline_style():
         "var(--line)",
         "var(--muted)",
     }
+
+
+def test_the_settings_of_other_plots_do_not_reach_a_chart():
+    plain = chart([(1, 1), (2, 2)])
+    expected = svg.__wrapped__(plain)
+    with mpl.rc_context(
+        {"figure.facecolor": "#ffeeee", "axes.grid": True, "xtick.color": "#ff0000"}
+    ):
+        assert svg.__wrapped__(plain) == expected
 
 
 def test_a_name_with_markup_stays_text():

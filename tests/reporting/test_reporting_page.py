@@ -89,7 +89,9 @@ def test_no_file_of_ours_names_an_external_address():
     files = [*ASSETS.iterdir(), *(ASSETS.parent / "templates").iterdir()]
     ours = [path for path in files if "niivue" not in path.name.lower()]
     assert len(ours) == 11
-    assert not [path.name for path in ours if re.search(r"https?:|//\w+\.\w", path.read_text())]
+    assert not [
+        path.name for path in ours if re.search(r"https?:|//\w+\.\w", path.read_text("utf-8"))
+    ]
 
 
 def test_an_installed_package_has_the_assets_and_templates():

@@ -191,7 +191,7 @@ def test_finished_rounds_are_told_from_their_records(maker):
     assert "2labelled, of 2 patient(s)" in page.text
     assert "3unlabelled, of 3 patient(s)" in page.text
     assert (
-        "Best is round 2, by its Dice of 0.8500 on reference masks. Ended: 2 round(s) were"
+        "Best is round 2, by its Dice of 0.8500 on reference masks. Ended: the limit of 2 round(s)"
         in page.text
     )
     fewshot, first, _ = page.table(ROUNDS)
