@@ -9,6 +9,7 @@ from gloo_training import take_part_on_a_cpu
 from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import SslMedSam2Error, UsageError
+from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
@@ -85,7 +86,13 @@ def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, 
 def test_process_that_fails_ends_the_others_and_is_named(tmp_path):
     with pytest.raises(SslMedSam2Error, match=r"fold 0 on 2 GPUs: .*nnUNetPlans\.json"):
         train_on_several_gpus(
-            tmp_path / "nothing", fold=0, settings=SETTINGS, device="cpu", warm_start=None, gpus=2
+            tmp_path / "nothing",
+            fold=0,
+            settings=SETTINGS,
+            device="cpu",
+            warm_start=None,
+            gpus=2,
+            stop=StopRequest(),
         )
 
 
