@@ -13,7 +13,7 @@ import click
 from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import terminal_console
-from sslmedsam2.cli.shared_options import device_option, model_option
+from sslmedsam2.cli.shared_options import device_option, mode_option, model_option
 
 _CONTAINER_OUTPUT = Path("/output")
 
@@ -42,13 +42,7 @@ if TYPE_CHECKING:
 @model_option
 @click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
 @device_option
-@click.option(
-    "--mode",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
-)
+@mode_option
 @click.option(
     "--mirror/--no-mirror",
     default=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, model_option
+from sslmedsam2.cli.shared_options import device_option, mode_option, model_option
 from sslmedsam2.errors import UsageError
 
 GRAND_CHALLENGE_PORT = 4743
@@ -29,13 +29,7 @@ GRAND_CHALLENGE_PORT = 4743
 )
 @model_option
 @device_option
-@click.option(
-    "--mode",
-    type=click.Choice(["exact", "fast"]),
-    default="exact",
-    show_default=True,
-    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
-)
+@mode_option
 @click.option(
     "--input",
     "input_dir",

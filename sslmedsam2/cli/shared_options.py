@@ -87,6 +87,13 @@ sequence_map_option = click.option(
     callback=_sequence_map,
     help="TOML or JSON file that says which sequence a file, a part of a name or a folder is.",
 )
+mode_option = click.option(
+    "--mode",
+    type=click.Choice(["exact", "fast"]),
+    default="exact",
+    show_default=True,
+    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
+)
 model_option = click.option(
     "--model",
     "model_dir",
