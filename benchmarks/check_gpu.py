@@ -270,9 +270,8 @@ def check_pseudo_label(results: Results) -> None:
 
 def time_hiera(results: Results) -> None:
     """Time SAM2.1 Hiera-T with random weights; speed and memory do not depend on them."""
-    from sslmedsam2.fewshot.checkpoint import LoadedSam2
+    from sslmedsam2.fewshot.checkpoint import LoadedSam2, build_hiera_tiny
     from sslmedsam2.fewshot.memory import encode_slices, remember_prompts, segment
-    from sslmedsam2.fewshot.network import build_hiera_tiny
 
     model = build_hiera_tiny(512).to(CUDA).eval().requires_grad_(False)
     torch.cuda.reset_peak_memory_stats()

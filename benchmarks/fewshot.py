@@ -252,8 +252,8 @@ def hiera_tiny() -> dict[str, Any]:
     """Time Hiera-T with random weights at 512 px: what the official weights would cost."""
     import torch
 
+    from sslmedsam2.fewshot.checkpoint import build_hiera_tiny
     from sslmedsam2.fewshot.memory import Memory, encode_slices, remember_prompts, segment
-    from sslmedsam2.fewshot.network import build_hiera_tiny
 
     torch.manual_seed(0)
     model = build_hiera_tiny(512).eval().requires_grad_(False)

@@ -13,8 +13,12 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
 
-from sslmedsam2.fewshot.checkpoint import LoadedSam2, save_compact
-from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
+from sslmedsam2.fewshot.checkpoint import (
+    CompactArchitecture,
+    LoadedSam2,
+    build_compact,
+    save_compact,
+)
 from sslmedsam2.fewshot.strategy import Query, Support
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.volume import CanonicalVolume, Geometry

@@ -36,8 +36,8 @@ def package(
 
     It holds LiSeg_pred and, if sequences other than GED4 were segmented, the list of them.
     """
-    from sslmedsam2.contract.packaging import DEFAULT_ZIP_NAME
     from sslmedsam2.submission import package as pipeline
+    from sslmedsam2.submission.package import DEFAULT_ZIP_NAME
 
     target = zip_path or output_dir / DEFAULT_ZIP_NAME
     plan = pipeline.package(

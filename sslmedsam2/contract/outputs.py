@@ -1,12 +1,15 @@
-"""Paths and names in the output folder of ``predict``."""
+"""Paths and names in the output folders of ``predict`` and ``pseudo-label``."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
-from sslmedsam2.contract.names import unsafe_reason
-from sslmedsam2.errors import OutputError
+from sslmedsam2.contract.names import PROBABILITY_PREFIX, UNCERTAINTY_PREFIX, unsafe_reason
+from sslmedsam2.errors import OutputError, UsageError
 
 PREDICTION_FOLDER = "LiSeg_pred"
 PREVIEW_FOLDER = "previews"
@@ -65,3 +68,91 @@ def _checked(case: str) -> str:
     if reason:
         raise OutputError(f"case {case!r}", reason=f"the name {reason}", remedy="Rename the case")
     return case
+
+
+CALIBRATION_NAME: Final = "calibration.json"
+TABLE_NAME: Final = "pseudo_labels.csv"
+_RECORD_SUFFIX: Final = "_pseudo.json"
+_PREVIEW_SUFFIX: Final = "_pseudo.png"
+_SHARD: Final = re.compile(r"(\d+)\s*/\s*(\d+)")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class PseudoLabelPaths:
+    """Where the parts of one pseudo label go."""
+
+    mask: Path
+    probability: Path
+    uncertainty: Path
+    record: Path
+    preview: Path
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` parts of the work; ``index`` counts from 1."""
+
+    index: int
+    count: int
+
+    def of(self, items: Sequence[Item]) -> tuple[Item, ...]:
+        """Return this shard's part: every ``count``-th item, so that shards are of equal size."""
+        return tuple(items[self.index - 1 :: self.count])
+
+
+def parse_shard(text: str) -> Shard:
+    """Read ``2/8``, the second of eight.
+
+    Raises
+    ------
+    UsageError
+        The text is of another form, or there is no such part.
+    """
+    match = _SHARD.fullmatch(text.strip())
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise UsageError(
+            f"shard {text!r}",
+            reason="it is not a part of a whole, counted from 1",
+            remedy="Write 2/8 for the second of eight",
+        )
+    return Shard(index, count)
+
+
+def pseudo_label_paths(output_dir: Path, series: NamedSeries) -> PseudoLabelPaths:
+    """Return where the pseudo label of a series goes.
+
+    Raises
+    ------
+    OutputError
+        The case name would lead out of the output folder or is no valid file name.
+    """
+    reason = unsafe_reason(series.case)
+    if reason:
+        raise OutputError(
+            f"case {series.case!r}", reason=f"the name {reason}", remedy="Rename the case"
+        )
+    folder, stem = output_dir, series.case
+    if series.sequence is not None:
+        folder, stem = output_dir / series.case, series.sequence
+    return PseudoLabelPaths(
+        mask=folder / f"{stem}{PREDICTION_SUFFIX}{MASK_EXTENSION}",
+        probability=folder / f"{PROBABILITY_PREFIX}{stem}{MASK_EXTENSION}",
+        uncertainty=folder / f"{UNCERTAINTY_PREFIX}{stem}{MASK_EXTENSION}",
+        record=folder / f"{stem}{_RECORD_SUFFIX}",
+        preview=folder / f"{stem}{_PREVIEW_SUFFIX}",
+    )
+
+
+def find_records(output_dir: Path) -> tuple[Path, ...]:
+    """Return the JSON files of all pseudo labels of an output folder, by path."""
+    pattern = f"[!.]*{_RECORD_SUFFIX}"
+    return tuple(sorted([*output_dir.glob(pattern), *output_dir.glob(f"[!.]*/{pattern}")]))
+
+
+def run_record_path(output_dir: Path, shard: Shard | None) -> Path:
+    """Return the path of the record of a run; each shard keeps its own."""
+    name = "run" if shard is None else f"run_{shard.index}_of_{shard.count}"
+    return output_dir / f"{name}.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
-from sslmedsam2.dicom.files import DicomFiles
+from sslmedsam2.dicom.files import DicomFiles, require_dicom
 from sslmedsam2.dicom.headers import read_frames
 from sslmedsam2.dicom.model import (
     TRACE,
@@ -20,15 +21,38 @@ from sslmedsam2.dicom.model import (
     SeriesRow,
     Use,
 )
-from sslmedsam2.dicom.names import case_name, file_name, series_name
 from sslmedsam2.dicom.phases import VolumeCandidate, name_phases
 from sslmedsam2.dicom.reading import pixel_digests
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
 from sslmedsam2.dicom.stacks import split_series
-from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.dicom.volumes import FEWEST_SLICES, make_volume
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
+
+_STUDY_DIGITS = 10
+_SERIES_DIGITS = 6
+
+
+def case_name(study_uid: str) -> str:
+    """Name a study: ``study-`` and the beginning of the hash of its StudyInstanceUID."""
+    return f"study-{_digest(study_uid, _STUDY_DIGITS)}"
+
+
+def series_name(series_uid: str, series_number: int | None) -> str:
+    """Name a series within its study: its number and a hash of its SeriesInstanceUID."""
+    number = "x" if series_number is None else str(series_number)
+    return f"{number}-{_digest(series_uid, _SERIES_DIGITS)}"
+
+
+def file_name(path: Path, *, root: Path) -> str:
+    """Name a file that belongs to no known series, by a hash of its place below ``root``."""
+    place = path.relative_to(root) if path.is_relative_to(root) else path
+    return f"file-{_digest(place.as_posix(), _STUDY_DIGITS)}"
+
+
+def _digest(text: str, digits: int) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:digits]
+
 
 NO_STUDY = "no-study"
 """The case of a file that does not say to which study it belongs."""

@@ -6,14 +6,29 @@ name is not that of a volume.
 
 from __future__ import annotations
 
+import importlib
+import logging
 import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslmedsam2.contract.names import is_hidden, split_volume_name
-from sslmedsam2.contract.outputs import PREDICTION_FOLDER, PREVIEW_FOLDER
+from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.walk import walk
-from sslmedsam2.dicom.outputs import SEG_FOLDER
+from sslmedsam2.errors import UsageError
+from sslmedsam2.imaging.image_file import ImageFile
+
+SEG_FOLDER = "dicom_seg"
+
+
+def seg_path(output_dir: Path, series: ImageFile) -> Path:
+    """Return ``dicom_seg/<Case>/<MOD>_seg.dcm``, or ``dicom_seg/<case>_liver.dcm`` without MOD."""
+    folder = output_dir / SEG_FOLDER
+    if series.sequence is None:
+        return folder / f"{series.case}{GENERIC_SUFFIX}.dcm"
+    return folder / series.case / f"{series.sequence}_seg.dcm"
+
 
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 _PREAMBLE_BYTES = 128
@@ -105,3 +120,32 @@ def _begins_with_elements(start: bytes) -> bool:
 
 def _is_named_so(path: Path) -> bool:
     return path.suffix.lower() in _DICOM_SUFFIXES and not is_hidden(path.name)
+
+
+INSTALL_HINT = ".venv/bin/pip install -c constraints.txt -e '.[dicom]'"
+_PACKAGES = ("pydicom", "highdicom")
+
+
+def require_dicom() -> None:
+    """Import pydicom and highdicom, and silence them; to be called before any file is opened.
+
+    Raises
+    ------
+    UsageError
+        One of them is not installed.
+    """
+    try:
+        for package in _PACKAGES:
+            importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(
+            "DICOM",
+            reason=f"it needs the package {error.name}, which is not installed",
+            remedy=f"Run in the clone: {INSTALL_HINT}",
+        ) from error
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    for package in _PACKAGES:
+        logging.getLogger(package).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", module=rf"{package}(\..*)?$")

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
-from sslmedsam2.fewshot.encoded import EncodedVolume
+from sslmedsam2.fewshot.store import EncodedVolume
 from sslmedsam2.fewshot.strategy import Query, Support
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskZYX, Reorientation

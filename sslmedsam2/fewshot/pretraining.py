@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 from torch.utils.data import DataLoader, Dataset
 
+from sslmedsam2.fewshot.checkpoint import CompactArchitecture, build_compact
 from sslmedsam2.fewshot.memory import (
     Decoded,
     Memory,
@@ -26,7 +27,6 @@ from sslmedsam2.fewshot.memory import (
     remember_prompts,
     segment,
 )
-from sslmedsam2.fewshot.network import CompactArchitecture, build_compact
 from sslmedsam2.fewshot.synthetic import Episode, SyntheticTask, draw_episode
 from sslmedsam2.imaging.atomic import atomic_path
 

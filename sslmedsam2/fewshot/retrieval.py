@@ -22,7 +22,6 @@ from torch.nn import functional as nnf
 
 from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
-from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume, Encoder
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,
     Quantiles,
@@ -42,7 +41,14 @@ from sslmedsam2.fewshot.slices import (
     cut_slices,
     unit_intensities,
 )
-from sslmedsam2.fewshot.store import SupportStore, content_key, memory_for_supports
+from sslmedsam2.fewshot.store import (
+    EncodedSupport,
+    EncodedVolume,
+    Encoder,
+    SupportStore,
+    content_key,
+    memory_for_supports,
+)
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 from sslmedsam2.imaging.volume import CanonicalVolume
 

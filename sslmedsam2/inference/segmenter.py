@@ -15,10 +15,9 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import first_line
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
-from sslmedsam2.inference.body import TYPICAL_CENTRE
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
 from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
-from sslmedsam2.inference.postprocessing import keep_largest, keep_liver
+from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
     mask_from_margin,
     prepare,

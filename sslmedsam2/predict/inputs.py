@@ -1,7 +1,7 @@
 """Scans of an input path: studies by the rules of the challenge, and DICOM series.
 
 pydicom is imported only if there are DICOM files. Messages about DICOM contain no file names, see
-:mod:`sslmedsam2.dicom.names`.
+:mod:`sslmedsam2.dicom.discovery`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from sslmedsam2.contract.folder_rules import LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import SequenceMap, parse_sequence_map
 from sslmedsam2.contract.studies import Discovery, find_studies
-from sslmedsam2.dicom.files import DicomFiles, find_dicom_files
+from sslmedsam2.dicom.files import DicomFiles, find_dicom_files, require_dicom
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
-from sslmedsam2.dicom.support import require_dicom
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_volume

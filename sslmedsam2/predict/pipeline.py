@@ -21,8 +21,8 @@ from sslmedsam2.contract.outputs import (
     preview_path,
     report_path,
 )
+from sslmedsam2.dicom.files import SEG_FOLDER, seg_path
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
-from sslmedsam2.dicom.outputs import SEG_FOLDER, seg_path
 from sslmedsam2.errors import (
     ExitCode,
     InputError,
@@ -39,7 +39,6 @@ from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
-from sslmedsam2.predict.dicom_seg import DicomTarget
 from sslmedsam2.predict.inputs import (
     Inputs,
     dicom_input_name,
@@ -50,6 +49,7 @@ from sslmedsam2.predict.inputs import (
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
     NO_SEQUENCE,
+    DicomTarget,
     EngineAbout,
     SeriesTarget,
     SeriesWork,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.errors import InputError, SslMedSam2Error, unforeseen
+from sslmedsam2.dicom.model import Algorithm, DicomVolume
+from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.image_file import ImageFile
@@ -21,15 +22,63 @@ from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import MaskDtype, write_mask
-from sslmedsam2.inference.body import typical_liver
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.postprocessing import typical_liver
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
-from sslmedsam2.predict.dicom_seg import DicomTarget, write_seg
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
+
+NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
+
+
+@dataclass(frozen=True)
+class DicomTarget:
+    """A DICOM volume and where its DICOM-SEG goes.
+
+    Attributes
+    ----------
+    seg_path, seg_name
+        In full, and relative to the run's folder; None if none is wanted.
+    algorithm
+        What the object is to say of its making.
+    """
+
+    volume: DicomVolume
+    seg_path: Path | None
+    seg_name: str | None
+    algorithm: Algorithm
+
+
+@dataclass(frozen=True)
+class WrittenSeg:
+    """Where a DICOM-SEG was written, or None, and what is to be said of that."""
+
+    name: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def write_seg(target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool) -> WrittenSeg:
+    """Write the DICOM-SEG if one is wanted; a failure is a warning, for the mask is good.
+
+    A guess where the network found nothing, or failed, must not reach an archive of patients.
+    """
+    if target is None or target.seg_path is None:
+        return WrittenSeg()
+    if is_guess:
+        return WrittenSeg(warnings=(NO_SEG_FOR_GUESSES,))
+    from sslmedsam2.dicom.segmentation import write_dicom_seg
+
+    try:
+        write_dicom_seg(
+            mask_zyx, volume=target.volume, path=target.seg_path, algorithm=target.algorithm
+        )
+    except OutputError as error:
+        return WrittenSeg(warnings=(f"no_dicom_seg: {error}",))
+    return WrittenSeg(name=target.seg_name)
+
 
 NO_SEQUENCE = "no sequence"
 LARGEST_GUESS_VOXELS = 2**26

@@ -20,7 +20,7 @@ from typing import Any, Final
 from sslmedsam2 import __version__
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.names import split_volume_name
-from sslmedsam2.contract.pseudo_labels import (
+from sslmedsam2.contract.outputs import (
     CALIBRATION_NAME,
     Shard,
     pseudo_label_paths,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths
+from sslmedsam2.contract.outputs import PseudoLabelPaths
 from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from sslmedsam2.contract.pseudo_labels import TABLE_NAME, PseudoLabelPaths, find_records
+from sslmedsam2.contract.outputs import TABLE_NAME, PseudoLabelPaths, find_records
 from sslmedsam2.fewshot.reliability import Calibration
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic

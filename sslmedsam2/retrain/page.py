@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 import numpy as np
 
-from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.dataset import read_plans

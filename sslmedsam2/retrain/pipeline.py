@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess

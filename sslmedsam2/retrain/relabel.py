@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.contract.pseudo_labels import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units

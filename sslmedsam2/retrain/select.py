@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.outputs import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_mask_of

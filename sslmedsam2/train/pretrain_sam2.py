@@ -12,8 +12,7 @@ from typing import Any, Final
 import torch
 
 from sslmedsam2.errors import ModelError, UsageError
-from sslmedsam2.fewshot.checkpoint import COMPACT_SUFFIX, save_compact
-from sslmedsam2.fewshot.network import CompactArchitecture
+from sslmedsam2.fewshot.checkpoint import COMPACT_SUFFIX, CompactArchitecture, save_compact
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
 from sslmedsam2.fewshot.synthetic import SyntheticTask
 from sslmedsam2.imaging.atomic import output_error

@@ -4,7 +4,7 @@ import pytest
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.masks import find_predictions
-from sslmedsam2.contract.pseudo_labels import (
+from sslmedsam2.contract.outputs import (
     Shard,
     find_records,
     parse_shard,

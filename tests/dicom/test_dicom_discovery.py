@@ -17,9 +17,8 @@ from tiny_scans import abdomen
 
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import parse_sequence_map
-from sslmedsam2.dicom.discovery import NO_STUDY, discover, find_volumes
+from sslmedsam2.dicom.discovery import NO_STUDY, case_name, discover, find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
-from sslmedsam2.dicom.names import case_name
 from sslmedsam2.dicom.reading import read_dicom
 from sslmedsam2.errors import UsageError
 

@@ -296,7 +296,7 @@ def without_packages(monkeypatch):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return real(name, *args)
 
-    monkeypatch.setattr("sslmedsam2.dicom.support.importlib.import_module", refuse)
+    monkeypatch.setattr("sslmedsam2.dicom.files.importlib.import_module", refuse)
 
 
 @pytest.mark.usefixtures("without_packages")

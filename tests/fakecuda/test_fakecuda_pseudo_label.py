@@ -10,11 +10,9 @@ from tiny_sam2 import TINY, centred_grid, make_query, tiny_compact
 import fakecuda
 from sslmedsam2.errors import UsageError
 from sslmedsam2.fewshot import pretraining
-from sslmedsam2.fewshot.checkpoint import load_sam2, save_compact
-from sslmedsam2.fewshot.encoded import Encoder
-from sslmedsam2.fewshot.network import build_compact, build_hiera_tiny
+from sslmedsam2.fewshot.checkpoint import build_compact, build_hiera_tiny, load_sam2, save_compact
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
-from sslmedsam2.fewshot.store import memory_for_supports
+from sslmedsam2.fewshot.store import Encoder, memory_for_supports
 from sslmedsam2.fewshot.synthetic import SyntheticTask
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pseudo_label.supports import COMPACT_PATH

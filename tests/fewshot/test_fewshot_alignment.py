@@ -7,8 +7,8 @@ import pytest
 from tiny_sam2 import centred_grid, make_support
 
 from sslmedsam2.fewshot.alignment import align, find_place
-from sslmedsam2.fewshot.encoded import Encoder
 from sslmedsam2.fewshot.slices import cut, cut_slices
+from sslmedsam2.fewshot.store import Encoder
 
 N = 20
 STEP_MM = 8.0

@@ -8,8 +8,7 @@ from safetensors.torch import load_file, save_file
 from tiny_sam2 import TINY
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.fewshot.checkpoint import load_sam2, save_compact
-from sslmedsam2.fewshot.network import build_hiera_tiny
+from sslmedsam2.fewshot.checkpoint import build_hiera_tiny, load_sam2, save_compact
 
 CPU = torch.device("cpu")
 

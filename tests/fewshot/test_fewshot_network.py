@@ -3,8 +3,8 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from tiny_sam2 import TINY
 
+from sslmedsam2.fewshot.checkpoint import CompactArchitecture, build_compact, build_hiera_tiny
 from sslmedsam2.fewshot.memory import encode_slices
-from sslmedsam2.fewshot.network import CompactArchitecture, build_compact, build_hiera_tiny
 
 
 def _n_parameters(model):

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from sslmedsam2.fewshot.encoded import EncodedSupport, EncodedVolume
 from sslmedsam2.fewshot.memory import Features, Memory
-from sslmedsam2.fewshot.store import SupportStore, content_key
+from sslmedsam2.fewshot.store import EncodedSupport, EncodedVolume, SupportStore, content_key
 
 CPU = torch.device("cpu")
 

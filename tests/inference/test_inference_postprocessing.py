@@ -3,8 +3,12 @@
 import numpy as np
 import pytest
 
-from sslmedsam2.inference.body import typical_liver
-from sslmedsam2.inference.postprocessing import bounding_box, keep_largest, keep_liver
+from sslmedsam2.inference.postprocessing import (
+    bounding_box,
+    keep_largest,
+    keep_liver,
+    typical_liver,
+)
 
 
 def ball(shape=(20, 24, 28), centre=(10, 12, 14), radius=6.0):

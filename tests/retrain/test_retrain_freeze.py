@@ -8,7 +8,7 @@ import torch
 from retrain_samples import options
 from tiny_models import make_network, make_plans, write_model
 
-from sslmedsam2.contract.pseudo_labels import CALIBRATION_NAME
+from sslmedsam2.contract.outputs import CALIBRATION_NAME
 from sslmedsam2.errors import ExitCode, ModelError, OutputError, UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile

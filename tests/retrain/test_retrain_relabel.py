@@ -7,7 +7,7 @@ import pytest
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from tiny_scans import write_scan
 
-from sslmedsam2.contract.pseudo_labels import pseudo_label_paths
+from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record

@@ -40,7 +40,7 @@ def stop_after_first_checkpoint(options):
     code = (
         "import torch, sys\n"
         "from pathlib import Path\n"
-        "from sslmedsam2.fewshot.network import CompactArchitecture\n"
+        "from sslmedsam2.fewshot.checkpoint import CompactArchitecture\n"
         "from sslmedsam2.fewshot.pretraining import PretrainSettings, pretrain\n"
         "from sslmedsam2.fewshot.synthetic import SyntheticTask\n"
         "torch.set_num_threads(1)\n"
