@@ -1,4 +1,4 @@
-"""The SAM2 network and its checkpoints: the compact one of this project, the official Hiera-T ones."""
+"""The SAM2 network and its checkpoints: this project's compact one, the official Hiera-T."""
 
 from __future__ import annotations
 
