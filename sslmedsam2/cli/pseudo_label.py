@@ -49,7 +49,7 @@ _LOG = logging.getLogger(__name__)
 @label_option
 @sequence_map_option
 @sam2_option
-@click.option("--sequences", help="Sequences of the queries.  [default: GED4,T1,T2,DWI_800]")
+@click.option("--sequences", help="Sequences of the queries.  [default: all]")
 @click.option(
     "--strategy",
     type=click.Choice(["retrieval", "random-insertion"]),

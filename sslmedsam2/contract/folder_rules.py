@@ -10,6 +10,9 @@ Decided by content, in this order:
    input folder itself is exempt.
 3. In any other folder **each volume is a case** without a sequence, named by its stem, with the
    names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
+
+Below a folder named as a sequence (``T2/P1.nii.gz``, ``P1/T2/scan.nii.gz``) rule 2 does not apply,
+and `studies` replaces case and sequence by what `identity` finds.
 """
 
 from __future__ import annotations
@@ -81,7 +84,10 @@ def read_folder(
     named, skipped, told = _names_of(images, sequence_map, root=tree.root)
     images = list(named)
     oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))
-    is_case = folder.path != tree.root and _is_named_as_case(folder.path)
+    is_case = _is_named_as_case(folder.path) and not (
+        folder.path == tree.root
+        or is_in_sequence_folder(folder.path, root=tree.root, sequences=sequence_map)
+    )
     if is_case and not any(named.values()):
         named = {path: _ending_of(path, sequence_map) for path in images}
     if len(told) > len(set(told)):
@@ -144,6 +150,11 @@ def is_mask(path: Path) -> bool:
 def folder_name(path: Path) -> str:
     """Return a folder's own name, also where the path ends in ``.`` or ``..``."""
     return Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
+
+
+def is_in_sequence_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> bool:
+    """Whether a folder, or one between it and ``root``, is named as a sequence."""
+    return any(map(sequences.parse, folder.relative_to(root).parts))
 
 
 def case_of_volume(folder: Path, stem: str, *, root: Path) -> str:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import folder_name, volume_stem
-from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.contract.folder_rules import find_vendor, folder_name, volume_stem
+from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -103,6 +103,48 @@ def identify(
     if is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path):
         return _of_nnunet(path, stem)
     return (name, None) if folder == root and name != stem else None
+
+
+def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> ImageFile:
+    """Return an image with case and sequence as `identify` finds them, if it finds usable ones.
+
+    What the user's map says of the file itself stands.
+    """
+    stem = volume_stem(image.path)
+    told = sequences.of_file(image.path, root=root, stem=stem)
+    identity = identify(image.path, root=root, sequences=sequences)
+    if identity is None:
+        return image
+    case, sequence = identity
+    is_root = case_folder(image.path.parent, root=root, sequences=sequences) == root
+    # The name of the root says nothing of a patient.
+    if names.unsafe_reason(case) or (is_root and sequences.parse(stem)):
+        return image
+    if told:
+        sequence = None if told == NO_SEQUENCE else told
+    sequence = sequence if sequence in names.SEQUENCES else None
+    by_folder, by_name = find_vendor(case, image.path.parent, root=root)
+    return replace(image, case=case, sequence=sequence, vendor=by_folder or by_name)
+
+
+def above_sequences(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
+    """Return what lies above the topmost folder below ``root`` that is named as a sequence."""
+    named = [
+        parent
+        for parent in (folder, *folder.parents)
+        if parent != root and parent.is_relative_to(root) and sequences.parse(folder_name(parent))
+    ]
+    return named[-1].parent if named else folder
+
+
+def spelling_rank(image: ImageFile, *, root: Path, sequences: SequenceMap) -> int:
+    """Return the best rank of the names, file and folders, that give an image its sequence."""
+    stem = volume_stem(image.path)
+    split = sequences.split(stem)
+    folders = image.path.parent.relative_to(root).parts
+    found = [sequences.parse(stem), split[1] if split else None, *map(sequences.parse, folders)]
+    ranks = [one.rank for one in found if one and one.sequence == image.sequence]
+    return min(ranks, default=names.WORST_RANK)
 
 
 def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:

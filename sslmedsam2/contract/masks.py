@@ -30,6 +30,7 @@ from sslmedsam2.contract.folder_rules import (
 from sslmedsam2.contract.identity import (
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
+    case_folder,
     identify,
     is_in,
     labels_beside,
@@ -130,7 +131,12 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
             if form is None or skipped or (form == "plain" and are_images):
                 continue
             stem = image_stem or _only_image(folder)
-            mask = _mask_file(path, stem, root=root)
+            case_dir = path.parent
+            if form != "predicted":
+                case_dir = case_folder(case_dir, root=root, sequences=sequence_map)
+            if case_dir == root:
+                case_dir = path.parent
+            mask = _mask_file(path, stem, root=root, case_dir=case_dir)
             by_form[form].append(mask)
             identities[path] = _identity(mask, stem, root=root, sequence_map=sequence_map)
     masks = next((by_form[form] for form in forms if form in by_form), [])
@@ -185,10 +191,10 @@ def _form_of(stem: str) -> tuple[_Form | None, str]:
     return "plain", stem
 
 
-def _mask_file(path: Path, image_stem: str, *, root: Path) -> ImageFile:
+def _mask_file(path: Path, image_stem: str, *, root: Path, case_dir: Path) -> ImageFile:
     name = names.parse_sequence(image_stem)
     if name or not image_stem:
-        case = folder_name(path.parent)
+        case = folder_name(case_dir)
         by_folder, by_name = find_vendor(case, path.parent, root=root)
     else:
         is_label = is_in(LABEL_FOLDERS, path) and path.parent != root

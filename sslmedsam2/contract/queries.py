@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import find_vendor
-from sslmedsam2.contract.identity import identify, named_by_folder
-from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SequenceMap
+from sslmedsam2.contract.identity import identified, named_by_folder
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
@@ -42,7 +41,7 @@ def find_queries(
     root
         A folder in any layout that `find_studies` or `identify` understands, or one volume.
     sequences
-        Canonical names; None for those that the challenge scores.
+        Canonical names; None for all.
     sequence_map
         What the user says of files; overrides their names.
 
@@ -52,7 +51,9 @@ def find_queries(
         As `find_studies`.
     """
     sequence_map = sequence_map or SequenceMap()
-    found = find_studies(root, sequences=sequences, sequence_map=sequence_map)
+    found = find_studies(
+        root, sequences=sequences, default=names.SEQUENCES, sequence_map=sequence_map
+    )
     images = {series.path.resolve() for series in labelled}
     kept, notes = [], list(found.notes)
     for series in (series for study in found.studies for series in study.series):
@@ -61,7 +62,7 @@ def find_queries(
         else:
             kept.append(series)
     base = root if root.is_dir() else root.parent
-    wanted = set(sequences or names.PREDICTED_SEQUENCES)
+    wanted = set(sequences or names.SEQUENCES)
     chosen = []
     for series in _identified(kept, root=base, sequence_map=sequence_map):
         if series.sequence is None or series.sequence in wanted:
@@ -77,23 +78,13 @@ def _identified(
     series: list[ImageFile], *, root: Path, sequence_map: SequenceMap
 ) -> list[ImageFile]:
     """Find case and sequence where `find_studies` knows none; a name stays unique."""
-    better = named_by_folder(_identify(one, root=root, sequences=sequence_map) for one in series)
+    better = named_by_folder(
+        one if one.sequence else identified(one, root=root, sequences=sequence_map)
+        for one in series
+    )
     counts = Counter((names.identity_key(one.case), one.sequence) for one in better)
     by_path = {one.path: one for one in series}
     return [
         one if counts[names.identity_key(one.case), one.sequence] == 1 else by_path[one.path]
         for one in better
     ]
-
-
-def _identify(series: ImageFile, *, root: Path, sequences: SequenceMap) -> ImageFile:
-    stem = names.split_volume_name(series.path.name)
-    told = sequences.of_file(series.path, root=root, stem=stem[0] if stem else "")
-    identity = identify(series.path, root=root, sequences=sequences)
-    if series.sequence is not None or identity is None or told == NO_SEQUENCE:
-        return series
-    case, sequence = identity
-    if sequence not in names.SEQUENCES or names.unsafe_reason(case):
-        sequence = None
-    by_folder, by_name = find_vendor(case, series.path.parent, root=root)
-    return replace(series, case=case, sequence=sequence, vendor=by_folder or by_name)

@@ -10,14 +10,24 @@ A table from an image to a sequence, ``skip`` or ``none``; letter case is ignore
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslmedsam2.contract.names import SEQUENCES, SequenceName, parse_sequence
+from sslmedsam2.contract.names import (
+    SEQUENCES,
+    SequenceName,
+    parse_mask_stem,
+    parse_sequence,
+    split_volume_name,
+)
+from sslmedsam2.contract.walk import walk
 from sslmedsam2.errors import UsageError
+
+logger = logging.getLogger(__name__)
 
 SKIP = "skip"
 NO_SEQUENCE = "none"
@@ -60,9 +70,40 @@ class SequenceMap:
         found = self.choice(key.lower() for key in keys)
         return found[1] if found else None
 
-    def unused(self, used: set[str]) -> int:
-        """Return how many entries fitted no series."""
-        return len(self.entries.keys() - used)
+    def names_a_part_of(self, stem: str) -> bool:
+        """Whether an entry names the end of a name such as ``<case>_<key>``."""
+        ends = (stem[match.end() :].lower() for match in _SEPARATOR.finditer(stem))
+        return any(end in self.entries for end in ends)
+
+    def warn_of_unused(self, *roots: Path, used: Collection[str] | None = None) -> None:
+        """Log a warning for each entry that fits no file below ``roots``.
+
+        ``used`` are the entries that fit a DICOM series; None where there is no DICOM. With DICOM
+        an entry is told by its number only: its key may be a description, which is free text.
+        """
+        if not self.entries:
+            return
+        known = set(used or ())
+        for root in roots:
+            for folder in walk(root).folders if root.is_dir() else ():
+                inside = folder.path.relative_to(root)
+                known |= {part.lower() for part in inside.parts}
+                for path in folder.volumes:
+                    known |= _keys(inside, path.name)
+        for number, (key, entry) in enumerate(self.entries.items(), start=1):
+            if key not in known:
+                quoted = f" ({key!r}: {entry!r})" if used is None else ""
+                logger.warning("--sequence-map: entry %d%s fits no file or series", number, quoted)
+
+
+def _keys(folder: Path, name: str) -> set[str]:
+    """Return every key that could name a file of that name, in lower case."""
+    stem = (split_volume_name(name) or (name,))[0]
+    mask = parse_mask_stem(stem)
+    stems = {stem, *((mask.image_stem,) if mask else ())}
+    ends = {one[match.end() :] for one in stems for match in _SEPARATOR.finditer(one)}
+    paths = {(folder / one).as_posix() for one in (name, *stems)}
+    return {key.lower() for key in {name, *stems, *ends, *paths}}
 
 
 def parse_sequence_map(table: Mapping[str, Any]) -> SequenceMap:

@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract import info_csv, names
-from sslmedsam2.contract.folder_rules import LeftOut, Study, is_mask, read_folder, volume_stem
+from sslmedsam2.contract.folder_rules import (
+    LeftOut,
+    Study,
+    is_in_sequence_folder,
+    is_mask,
+    read_folder,
+    volume_stem,
+)
+from sslmedsam2.contract.identity import above_sequences, identified, spelling_rank
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.image_file import ImageFile
 
 __all__ = ["Discovery", "Layout", "Study", "find_studies"]
 
@@ -55,6 +64,7 @@ def find_studies(
     input_path: Path,
     *,
     sequences: Collection[str] | None = None,
+    default: Collection[str] = names.PREDICTED_SEQUENCES,
     sequence_map: SequenceMap | None = None,
 ) -> Discovery:
     """List the studies below a folder, or the one study of a file.
@@ -64,7 +74,7 @@ def find_studies(
     input_path
         A folder, in any layout that `folder_rules` describes, or one volume.
     sequences
-        Canonical names of the sequences to keep (default: those that the challenge scores).
+        Canonical names of the sequences to keep; None for those of ``default``.
         Images without a sequence are kept, save that those beside images with a sequence are left
         out where ``sequences`` is given.
     sequence_map
@@ -79,8 +89,11 @@ def find_studies(
     tree = _read_input(input_path)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
     found = _without_own_results([study for part in parts for study in part.studies])
+    found, superseded = _named_by_folders(
+        found, root=tree.root, sequences=sequence_map or SequenceMap()
+    )
     unique, clashes = _split_duplicates(found)
-    studies, unasked, missed = _keep_sequences(unique, sequences)
+    studies, unasked, missed = _keep_sequences(unique, sequences, default=default)
     problems = (*tree.problems, *(error for part in parts for error in part.problems), *clashes)
     notes = [*tree.notes, *(note for part in parts for note in part.notes), *missed]
     if not found and not problems:
@@ -91,7 +104,7 @@ def find_studies(
         problems=problems,
         layout=_layout_of(found),
         notes=(*notes, *_disagreements(tree, found)),
-        left_out=(*(one for part in parts for one in part.left_out), *unasked),
+        left_out=(*(one for part in parts for one in part.left_out), *superseded, *unasked),
     )
 
 
@@ -129,6 +142,44 @@ def _without_own_results(studies: list[Study]) -> list[Study]:
     return [study for study in studies if not is_own_result(study)]
 
 
+def _named_by_folders(
+    studies: list[Study], *, root: Path, sequences: SequenceMap
+) -> tuple[list[Study], list[LeftOut]]:
+    """Name images below folders that are named as sequences, and join those of one case.
+
+    Of several images of one sequence the best spelling wins and the others are left out. Where
+    none is better, each stays what its folder's rules made of it.
+    """
+    kept: list[Study] = []
+    left_out: list[LeftOut] = []
+    groups: dict[tuple[Path, str, str | None], dict[ImageFile, Study]] = defaultdict(dict)
+    for study in studies:
+        for image in study.series:
+            folder, named = image.path.parent, image
+            if is_in_sequence_folder(folder, root=root, sequences=sequences) or (
+                image.sequence is None and sequences.names_a_part_of(volume_stem(image.path))
+            ):
+                named = identified(image, root=root, sequences=sequences)
+                folder = above_sequences(folder, root=root, sequences=sequences)
+            groups[folder, named.case, named.sequence][named] = replace(study, series=(image,))
+    joined: dict[tuple[Path, str, bool], list[ImageFile]] = defaultdict(list)
+    stages = {}
+    for (folder, case, sequence), images in groups.items():
+        ranks = {one: spelling_rank(one, root=root, sequences=sequences) for one in images}
+        best = [one for one in images if ranks[one] == min(ranks.values())]
+        if len(best) > 1:
+            kept += images.values()
+            continue
+        joined[folder, case, sequence is None] += best
+        stages[case] = images[best[0]].stage
+        reason = f"{best[0].path.relative_to(root)} is taken for {sequence}"
+        left_out += [LeftOut(one.path, reason) for one in images if one is not best[0]]
+    for (_, case, _), found in joined.items():
+        found.sort(key=lambda one: names.sequence_order(one.sequence))
+        kept.append(Study(case, found[0].vendor, tuple(found), stages[case]))
+    return kept, left_out
+
+
 def _split_duplicates(studies: list[Study]) -> tuple[list[Study], list[InputError]]:
     """Separate the studies whose results would overwrite each other's; sort the rest.
 
@@ -162,7 +213,7 @@ def _namesake(study: Study) -> Path:
 
 
 def _keep_sequences(
-    studies: list[Study], wanted: Collection[str] | None
+    studies: list[Study], wanted: Collection[str] | None, *, default: Collection[str]
 ) -> tuple[tuple[Study, ...], list[LeftOut], list[str]]:
     """Keep the series asked for, and those without a sequence unless others were asked for."""
     named = {s.path.parent for study in studies for s in study.series if s.sequence is not None}
@@ -175,7 +226,7 @@ def _keep_sequences(
             if one.sequence is None and wanted is not None and one.path.parent in named:
                 reason = "its name gives no sequence, and --sequences was given"
                 left_out.append(LeftOut(one.path, reason))
-            elif one.sequence is None or one.sequence in (wanted or names.PREDICTED_SEQUENCES):
+            elif one.sequence is None or one.sequence in (wanted or default):
                 series.append(one)
             else:
                 left_out.append(LeftOut(one.path, f"{one.sequence} is not asked for"))

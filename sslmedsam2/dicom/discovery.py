@@ -97,14 +97,12 @@ def discover(
         used |= part.used_keys
         notes += part.notes
         places |= _places(study.case, by_study[study_uid], files)
-    unused = sequence_map.unused(used)
-    if unused:
-        notes.append(f"sequence map: {unused} of its entries fit no series")
     return DicomDiscovery(
         volumes=tuple(sorted(volumes, key=lambda named: named.volume.name)),
         rows=tuple(sorted(rows, key=lambda row: (row.case, row.series))),
         places=places,
         notes=tuple(notes),
+        used_keys=frozenset(used),
     )
 
 

@@ -177,13 +177,16 @@ class DicomDiscovery:
         Not for logs or records: SeriesInstanceUID, description and folder of
         each named series, or the path of a damaged file, by ``(case, series)``.
     notes
-        Other things to know, such as entries of the sequence map that fit nothing.
+        Other things to know, such as copies that were dropped.
+    used_keys
+        The entries of the sequence map that fit a series.
     """
 
     volumes: tuple[NamedVolume, ...]
     rows: tuple[SeriesRow, ...]
     places: dict[tuple[str, str], str] = field(repr=False)
     notes: tuple[str, ...] = ()
+    used_keys: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

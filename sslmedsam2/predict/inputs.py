@@ -91,6 +91,12 @@ def find_inputs(
         the packages that read it are not installed.
     """
     mapping = parse_sequence_map(sequence_map or {})
+    found = _find(input_path, sequences=sequences, mapping=mapping)
+    mapping.warn_of_unused(input_path, used=found.dicom.used_keys if found.dicom else None)
+    return found
+
+
+def _find(input_path: Path, *, sequences: tuple[str, ...] | None, mapping: SequenceMap) -> Inputs:
     files = find_dicom_files(input_path)
     if not files.files:
         studies = find_studies(input_path, sequences=sequences, sequence_map=mapping)
@@ -147,7 +153,9 @@ def list_dicom(
             reason=f"there is no DICOM file{named}",
             remedy="Give a folder of DICOM files; their names do not matter",
         )
-    return _discover(files, sequences, mapping)
+    found = _discover(files, sequences, mapping)
+    mapping.warn_of_unused(input_path, used=found.used_keys)
+    return found
 
 
 def _discover(

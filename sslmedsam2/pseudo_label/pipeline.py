@@ -79,7 +79,7 @@ class PseudoLabelOptions:
     sam2
         ``compact``, the name of an official checkpoint that was fetched, or a path.
     sequences
-        Of the queries; canonical names, None for those that the challenge scores.
+        Of the queries; canonical names, None for all.
     resume
         Keep what an earlier run has completed in the same way.
     label
@@ -176,6 +176,7 @@ def pseudo_label(
         sequences=options.sequences,
         sequence_map=options.sequence_map,
     )
+    options.sequence_map.warn_of_unused(options.support_dir, options.query_dir)
     for note in queries.notes:
         logger.info(note)
     targets = [_target(series, options) for series in queries.series]

@@ -161,6 +161,9 @@ def _labelled(options: RetrainOptions) -> list[ImageFile]:
         options.labelled_dir, label=options.label, sequence_map=options.sequence_map
     )
     chosen = [s for s in found if options.sequences is None or s.sequence in options.sequences]
+    for series in found:
+        if series not in chosen:
+            logger.info("%s: %s is not asked for", series.path, series.sequence or "no sequence")
     if not chosen:
         raise NoInputError(
             options.labelled_dir,

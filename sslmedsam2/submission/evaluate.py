@@ -70,6 +70,8 @@ def evaluate(
     """
     found = find_predictions(predictions, sequence_map=sequence_map)
     expected = find_references(references, sequence_map=sequence_map)
+    if sequence_map is not None:
+        sequence_map.warn_of_unused(predictions, references)
     scored = []
     pairs = match_masks(expected, found)
     for reference, prediction in pairs:

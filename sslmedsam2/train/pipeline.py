@@ -134,6 +134,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     if options.weights_dir is not None:
         check_freezable(options.weights_dir, name=options.name, sequences=(ANY_SEQUENCE,))
     images, also = _training_images(options), _also_images(options)
+    options.sequence_map.warn_of_unused(options.data_dir, *options.also_dirs)
     _check_patients(images, also)
     preprocessed = preprocessed_dir(options.work_dir)
     if len(images) > 1 and not preprocessed.exists():

@@ -1,11 +1,13 @@
 """Case and sequence in the layouts in which data sets are shared."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.masks import find_predictions, find_references, match_masks
+from sslmedsam2.contract.outputs import mask_path
 from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.contract.sequence_map import parse_sequence_map
 from sslmedsam2.contract.studies import find_studies
@@ -188,6 +190,11 @@ def test_sequence_map_names_parts_of_names_and_folders(make):
 
     assert _labelled(root, sequence_map=chosen) == [("p1", "GED4"), ("p1", "T2")]
     assert _queries(root, sequence_map=chosen) == [("p1", "GED4"), ("p1", "T2")]
+    found = find_studies(root, sequence_map=chosen).studies
+    assert [(one.case, one.sequence) for study in found for one in study.series] == [
+        ("p1", "GED4"),
+        ("p1", "T2"),
+    ]
 
 
 def test_sequence_map_may_give_one_sequence_to_several_cases_of_a_folder(make):
@@ -203,6 +210,74 @@ def test_sequence_map_skips_files(make):
 
     assert _labelled(root, sequence_map=chosen) == [("p1", "T2")]
     assert _queries(root, sequence_map=chosen) == [("p1", "T2")]
+
+
+_IN_FOLDERS = [
+    ("P1/T2/T2", "P1/T1/T1", "P2/T2/T2"),
+    ("P1/T2/scan", "P1/T1/scan", "P2/T2/scan"),
+    ("P1/T2/P1_T2", "P1/T1/P1_T1", "P2/T2/P2_T2"),
+    ("T2/P1", "T1/P1", "T2/P2"),
+    ("T2/P1/scan", "T1/P1/scan", "T2/P2/scan"),
+    ("T2/P1/T2", "T1/P1/T1", "T2/P2/T2"),
+    ("Vendor_A/P1/T2/T2", "Vendor_A/P1/T1/T1", "Vendor_A/P2/T2/T2"),
+    ("Vendor_A/T2/P1", "Vendor_A/T1/P1", "Vendor_A/T2/P2"),
+]
+
+
+@pytest.mark.parametrize("images", _IN_FOLDERS)
+def test_one_folder_for_each_sequence_is_read_alike_by_every_command(make, images):
+    masks = [f"{one.rpartition('/')[0]}/mask_{one.rpartition('/')[2]}" for one in images]
+    root = make(*(f"scans/{one}.nii.gz" for one in (*images, *masks)))
+    expected = [("P1", "T1"), ("P1", "T2"), ("P2", "T2")]
+
+    found = find_studies(root / "scans")
+
+    assert found.problems == ()
+    series = [one for study in found.studies for one in study.series]
+    assert [(one.case, one.sequence) for one in series] == expected
+    assert [study.case for study in found.studies] == ["P1", "P2"]
+    assert _labelled(root / "scans") == expected
+    assert _queries(root / "scans") == expected
+    made = make(*(str(mask_path(Path("out"), one)) for one in series))
+    pairs = match_masks(find_references(root / "scans"), find_predictions(made / "out"))
+    assert len(pairs) == 3
+    assert all(prediction is not None for _, prediction in pairs)
+
+
+def test_of_folders_of_one_sequence_the_better_spelling_is_taken(make):
+    root = make("P1/DWI_50/scan.nii.gz", "P1/DWI_800/scan.nii.gz", "P2/DWI_800/scan.nii.gz")
+
+    found = find_studies(root)
+
+    series = [one for study in found.studies for one in study.series]
+    assert [one.path.parent.name for one in series] == ["DWI_800", "DWI_800"]
+    [left_out] = found.left_out
+    assert left_out.path == root / "P1/DWI_50/scan.nii.gz"
+
+
+def test_two_images_in_a_folder_of_one_sequence_stay_volumes_of_their_own(make):
+    found = find_studies(make("P1/T2/a.nii.gz", "P1/T2/b.nii.gz"))
+
+    assert [study.case for study in found.studies] == ["P1_T2_a", "P1_T2_b"]
+    assert found.problems == ()
+
+
+def test_patients_of_one_name_below_different_folders_are_still_refused(make):
+    found = find_studies(make("site1/T2/P1/scan.nii.gz", "site2/T1/P1/scan.nii.gz"))
+
+    assert [problem.kind for problem in found.problems] == ["duplicate_case"] * 2
+
+
+def test_entry_of_the_sequence_map_that_fits_nothing_is_told(make, caplog):
+    root = make("p1/haste.nii.gz", "p1/haste_mask.nii.gz")
+    chosen = parse_sequence_map({"haste": "T2", "p1_haste": "T1", "p1": "none", "vibe": "skip"})
+
+    chosen.warn_of_unused(root)
+
+    assert [record.message for record in caplog.records] == [
+        "--sequence-map: entry 2 ('p1_haste': 'T1') fits no file or series",
+        "--sequence-map: entry 4 ('vibe': 'skip') fits no file or series",
+    ]
 
 
 @pytest.mark.parametrize(

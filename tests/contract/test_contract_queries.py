@@ -45,6 +45,21 @@ def test_sequences_choose_among_the_named(tmp_path, support):
     ]
 
 
+def test_all_sequences_are_queries_unless_some_are_chosen(tmp_path, support):
+    names = ("GED4", "T1", "T2", "DWI_800", "GED1", "GED2", "GED3")
+    touch(tmp_path / "q", "0001-A/portal.nii.gz", *(f"0001-A/{name}.nii.gz" for name in names))
+    labelled = find_labelled_series(support)
+
+    chosen = find_queries(tmp_path / "q", labelled=labelled, sequences=("T1",))
+
+    named = [("0001-A", name) for name in names]
+    assert found(tmp_path / "q", support) == [*named, ("0001-A_portal", None)]
+    assert [one.sequence for one in chosen.series] == ["T1"]
+    for name in (*names, "portal"):
+        is_told = any(f"{name}.nii.gz: is left out" in note for note in chosen.notes)
+        assert is_told == (name != "T1")
+
+
 def test_a_mask_beside_a_query_is_passed_over(tmp_path, support):
     touch(tmp_path / "q", "0001-A/T2.nii.gz", "0001-A/mask_T2.nii.gz")
 

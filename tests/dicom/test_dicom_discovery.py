@@ -21,6 +21,7 @@ from sslmedsam2.dicom.discovery import NO_STUDY, case_name, discover, find_volum
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.reading import read_dicom
 from sslmedsam2.errors import UsageError
+from sslmedsam2.predict.inputs import find_inputs
 
 ARRAY = abdomen()[0][:10, :16, :16]
 
@@ -207,12 +208,13 @@ def test_of_a_mapped_series_the_volume_that_looks_the_part_is_taken(tmp_path):
     assert mapped.volume.frames[0].b_value == 900
 
 
-def test_entries_that_fit_nothing_are_counted_and_not_quoted(tmp_path):
+def test_entries_that_fit_nothing_are_told_by_number_and_not_quoted(tmp_path, caplog):
     write_series(tmp_path, ARRAY)
 
-    notes = found(tmp_path, table={PATIENT_NAME: "skip"}).notes
+    find_inputs(tmp_path, sequences=None, sequence_map={PATIENT_NAME: "skip"})
 
-    assert notes == ("sequence map: 1 of its entries fit no series",)
+    warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert warnings == ["--sequence-map: entry 1 fits no file or series"]
 
 
 @pytest.mark.parametrize("value", ["GED9", "", 4, None, ["T1"]])
