@@ -43,6 +43,7 @@ _ABANDONED_AFTER_SECONDS = 3600
 """What a finished data set was made from; written last."""
 _SPLITS_NAME = "splits_final.json"
 _REPEATS_NAME = "repeats.json"
+_UNLABELLED_NAME = "unlabelled.json"
 _SAMPLED_VOXELS = 200_000
 
 logger = logging.getLogger(__name__)
@@ -366,6 +367,36 @@ def read_repeats(dataset_folder: Path) -> dict[str, int]:
     """Return what :func:`write_repeats` wrote; empty if it did not."""
     path = dataset_folder / _REPEATS_NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+@dataclass(frozen=True)
+class UnlabelledCase:
+    """An image without a reference mask, whose labels are those of the few-shot branch.
+
+    Attributes
+    ----------
+    fewshot_weight
+        Of these labels against the teacher's prediction at first, 0 to 1.
+    yields_above
+        Dice on reference masks from which the network is the better one, so that they do not count;
+        None if reference masks say nothing of such images.
+    """
+
+    fewshot_weight: float
+    yields_above: float | None = None
+
+
+def write_unlabelled(dataset_folder: Path, cases: Mapping[str, UnlabelledCase]) -> None:
+    """Write which cases of the data set have no reference mask."""
+    content = {key: asdict(case) for key, case in cases.items()}
+    _write_json(dataset_folder / _UNLABELLED_NAME, content)
+
+
+def read_unlabelled(dataset_folder: Path) -> dict[str, UnlabelledCase]:
+    """Return what :func:`write_unlabelled` wrote; empty if it did not."""
+    path = dataset_folder / _UNLABELLED_NAME
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: UnlabelledCase(**case) for key, case in content.items()}
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -5,6 +5,7 @@ Importing this module imports torch and nnU-Net; import it inside functions.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import sys
@@ -12,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,16 @@ from sslmedsam2.nnunet.cpu import (
     arithmetic_of_fold,
     arrange_for_cpu,
 )
-from sslmedsam2.nnunet.dataset import read_repeats
+from sslmedsam2.nnunet.dataset import UnlabelledCase, read_repeats, read_unlabelled
+from sslmedsam2.nnunet.online import (
+    OnlineSettings,
+    TwoViewsTransform,
+    UnlabelledPatches,
+    certainty,
+    fewshot_weights,
+    mixed_target,
+    unlabelled_loss,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -198,6 +207,8 @@ class TrainingSettings:
         Decides the first weights and reseeds every epoch, so that on a CPU a run that was
         interrupted and resumed ends with the same weights as one that was not. On a GPU, unless
         ``deterministic``, nnU-Net loads patches in worker processes, whose order no seed decides.
+    online
+        How the unlabelled cases of the data set are learned from; None if it has none.
     """
 
     epochs: int = 30
@@ -210,6 +221,7 @@ class TrainingSettings:
     measure_cpu: bool = False
     deterministic: bool = False
     seed: int = 20260
+    online: OnlineSettings | None = None
 
 
 class PatchLoader(nnUNetDataLoader):
@@ -225,6 +237,7 @@ class PatchLoader(nnUNetDataLoader):
         super().__init__(*args, **kwargs)
         self.has_ignore = False
         self.seed = seed
+        self.unlabelled: PatchLoader | None = None
 
     def set_thread_id(self, thread_id: int) -> None:
         """Give each loader process random numbers of its own.
@@ -235,6 +248,14 @@ class PatchLoader(nnUNetDataLoader):
         super().set_thread_id(thread_id)
         (seed,) = np.random.SeedSequence((*self.seed, thread_id)).generate_state(1)
         torch.manual_seed(int(seed))
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        """Return a batch as nnU-Net does and, with ``unlabelled``, one of that loader beside it."""
+        batch = super().generate_train_batch()
+        if self.unlabelled is not None:
+            more = self.unlabelled.generate_train_batch()
+            batch |= {f"unlabelled_{name}": value for name, value in more.items()}
+        return batch
 
 
 class _StoppedError(Exception):
@@ -255,13 +276,16 @@ class LiverTrainer(nnUNetTrainer):
     curves: Curves | None = None
     arithmetic: CpuArithmetic | None = None
     stop: StopRequest = StopRequest()
-    _average: list[torch.Tensor]
+    unlabelled: Mapping[str, UnlabelledCase]
+    _teacher: nn.Module
     _steps: int = 0
     _saved_at: float = 0.0
 
     def use(self, settings: TrainingSettings) -> None:
         """Apply ``settings``; call before ``initialize``."""
         self.settings = settings
+        folder = Path(self.preprocessed_dataset_folder_base)
+        self.unlabelled = read_unlabelled(folder) if settings.online is not None else {}
         self.num_epochs = settings.epochs
         self.num_iterations_per_epoch = settings.iterations_per_epoch
         self.num_val_iterations_per_epoch = settings.validation_iterations
@@ -277,7 +301,7 @@ class LiverTrainer(nnUNetTrainer):
             arrange_deterministically(self.network)
         if self.device.type == "cpu":
             self._arrange_for_cpu()
-        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+        self._teacher = copy.deepcopy(self._bare_network).requires_grad_(False).eval()
 
     @property
     def _bare_network(self) -> torch.nn.Module:
@@ -288,7 +312,7 @@ class LiverTrainer(nnUNetTrainer):
     def start_from(self, weights: dict[str, Any]) -> None:
         """Begin with these weights; raises RuntimeError where they do not fit the network."""
         self._bare_network.load_state_dict(weights)
-        self._average = [weight.detach().clone() for weight in self._bare_network.parameters()]
+        self._teacher.load_state_dict(weights)
 
     def _arrange_for_cpu(self) -> None:
         arrange_for_cpu(self.network)
@@ -334,19 +358,45 @@ class LiverTrainer(nnUNetTrainer):
         # The parent names its loader's class in its module, and nowhere else.
         module: Any = sys.modules[nnUNetTrainer.__module__]
         usual = module.nnUNetDataLoader
-        module.nnUNetDataLoader = partial(
-            PatchLoader, seed=(self.settings.seed, self.local_rank, self.current_epoch)
-        )
+        seed = (self.settings.seed, self.local_rank, self.current_epoch)
+        training: list[PatchLoader] = []
+
+        def make_loader(data: Any, *args: Any, **kwargs: Any) -> PatchLoader:
+            loader = PatchLoader(data, *args, seed=seed, **kwargs)
+            if self.unlabelled and not training:
+                kwargs["transforms"] = self._unlabelled_transforms
+                loader.unlabelled = PatchLoader(self._unlabelled_data(), *args, seed=seed, **kwargs)
+            training.append(loader)
+            return loader
+
+        module.nnUNetDataLoader = make_loader
         try:
             return super().get_dataloaders()
         finally:
             module.nnUNetDataLoader = usual
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Split as nnU-Net does, with each training case listed as often as the data set says."""
+        """Split as nnU-Net does, with each training case listed as often as the data set says.
+
+        Unlabelled cases are in neither part.
+        """
         training, validation = super().do_split()
         repeats = read_repeats(Path(self.preprocessed_dataset_folder_base))
-        return [key for key in training for _ in range(repeats.get(key, 1))], list(validation)
+        return (
+            [
+                key
+                for key in training
+                for _ in range(repeats.get(key, 1))
+                if key not in self.unlabelled
+            ],
+            [key for key in validation if key not in self.unlabelled],
+        )
+
+    def _unlabelled_data(self) -> Any:
+        """Return nnU-Net's data set of the fold's unlabelled cases."""
+        training, _ = super().do_split()
+        keys = [key for key in training if key in self.unlabelled]
+        return self.dataset_class(self.preprocessed_dataset_folder, keys)
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
@@ -367,31 +417,33 @@ class LiverTrainer(nnUNetTrainer):
         *_args: object,
         **_kwargs: object,
     ) -> BasicTransform:
-        """Return the augmentation: geometry, random contrast, then scanner effects."""
+        """Return the augmentation: geometry, random contrast, then scanner effects.
+
+        For unlabelled patches, geometry comes first, and all else makes the strong view.
+        """
         settings = self.settings
 
         def sometimes(probability: float, transform: BasicTransform) -> RandomTransform:
             return RandomTransform(transform, apply_probability=probability)
 
-        transforms: list[BasicTransform] = [
-            SpatialTransform(
-                patch_size,
-                patch_center_dist_from_border=0,
-                random_crop=False,
-                p_elastic_deform=0.15,
-                elastic_deform_scale=(0.1, 0.25),
-                elastic_deform_magnitude=(1, 5),
-                p_rotation=0.4,
-                rotation=rotation_for_DA,
-                p_scaling=0.5,
-                scaling=(0.75, 1.3),
-                p_synchronize_scaling_across_axes=0.5,
-                mode_seg="nearest",
-                border_mode_seg="constant",
-                padding_value_seg=-1,
-            ),
-            sometimes(settings.contrast_probability, RandomContrastTransform()),
-            DropAuxiliaryLabelsTransform(),
+        spatial = SpatialTransform(
+            patch_size,
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_elastic_deform=0.15,
+            elastic_deform_scale=(0.1, 0.25),
+            elastic_deform_magnitude=(1, 5),
+            p_rotation=0.4,
+            rotation=rotation_for_DA,
+            p_scaling=0.5,
+            scaling=(0.75, 1.3),
+            p_synchronize_scaling_across_axes=0.5,
+            mode_seg="nearest",
+            border_mode_seg="constant",
+            padding_value_seg=-1,
+        )
+        contrast = sometimes(settings.contrast_probability, RandomContrastTransform())
+        scanner = [
             sometimes(0.25, BiasFieldTransform()),
             sometimes(0.3, GammaTransform((0.6, 1.6), 0.1, True, 1.0, 1.0)),
             sometimes(0.5, IntensityJitterTransform()),
@@ -402,11 +454,22 @@ class LiverTrainer(nnUNetTrainer):
             ),
             sometimes(0.15, SliceThicknessTransform()),
             sometimes(0.2, GaussianNoiseTransform((0, 0.1), 1.0, True)),
+        ]
+        mirror = sometimes(settings.mirror_probability, MirrorTransform((0, 1, 2)))
+        transforms: list[BasicTransform] = [
+            spatial,
+            contrast,
+            DropAuxiliaryLabelsTransform(),
+            *scanner,
             sometimes(0.2, FieldOfViewTransform()),
-            sometimes(settings.mirror_probability, MirrorTransform((0, 1, 2))),
+            mirror,
         ]
         if deep_supervision_scales is not None:
             transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
+        strong = ComposeTransforms([contrast, *scanner])
+        self._unlabelled_transforms = ComposeTransforms(
+            [spatial, mirror, DropAuxiliaryLabelsTransform(), TwoViewsTransform(strong)]
+        )
         return ComposeTransforms(transforms)
 
     def get_validation_transforms(
@@ -445,30 +508,89 @@ class LiverTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimisation step, on a CPU as it computes quickest, and average the weights."""
-        if self.arithmetic is None:
+        if self.arithmetic is None and not self.unlabelled:
             result = super().train_step(batch)
         else:
-            result = self._cpu_step(batch, self.arithmetic)
+            result = self._step(batch)
         self._update_average()
         return result
 
-    def _cpu_step(self, batch: dict[str, Any], arithmetic: CpuArithmetic) -> dict[str, Any]:
+    def _step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Step on a labelled batch and, once they count, on unlabelled patches."""
         self.optimizer.zero_grad(set_to_none=True)
-        data = batch["data"].contiguous(memory_format=arithmetic.layout)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic.bfloat16):
-            outputs = self.network(data)
-        loss = self.loss([output.float() for output in outputs], batch["target"])
-        loss.backward()
+        target = batch["target"]
+        if isinstance(target, list):
+            target = [part.to(self.device, non_blocking=True) for part in target]
+        else:
+            target = target.to(self.device, non_blocking=True)
+        loss = self.loss(self._outputs(self.network, batch["data"]), target)
+        self._backward(loss)
+        settings = self.settings.online
+        if self.unlabelled and settings is not None and settings.is_on(self._progress):
+            patches = UnlabelledPatches.of_batch(batch, self.device)
+            self._backward(self._unlabelled_loss(patches, settings))
+        if self.grad_scaler is not None:
+            self.grad_scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), _MAX_GRADIENT_NORM)
-        self.optimizer.step()
-        return {"loss": loss.detach().numpy()}
+        if self.grad_scaler is not None:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            self.optimizer.step()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _outputs(self, network: Any, data: Tensor) -> list[Tensor]:
+        """Predict ``(batch, 1, z, y, x)`` in the device's number format; returns float32."""
+        bfloat16 = self.arithmetic is not None and self.arithmetic.bfloat16
+        dtype, enabled = (
+            (torch.float16, True) if self.device.type == "cuda" else (torch.bfloat16, bfloat16)
+        )
+        data = data.to(self.device, non_blocking=True)
+        if self.arithmetic is not None:
+            data = data.contiguous(memory_format=self.arithmetic.layout)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=enabled):
+            outputs = network(data)
+        return [output.float() for output in outputs]
+
+    def _backward(self, loss: Tensor) -> None:
+        scaled = loss if self.grad_scaler is None else self.grad_scaler.scale(loss)
+        scaled.backward()
+
+    @property
+    def _progress(self) -> float:
+        """Share of the training's steps that are done, 0 to 1."""
+        return self._steps / (self.num_epochs * self.num_iterations_per_epoch)
+
+    def _unlabelled_loss(self, patches: UnlabelledPatches, settings: OnlineSettings) -> Tensor:
+        """Return the student's loss on the strong view against the target of the weak one."""
+        weight = fewshot_weights(
+            patches.keys,
+            self.unlabelled,
+            share=settings.fewshot_share(self._progress),
+            network_dice=self._dice_after(settings.warm_up),
+        ).to(self.device)
+        with torch.no_grad():
+            teacher = self._outputs(self._teacher, patches.weak)[0].softmax(dim=1)[:, 1:2]
+            target = mixed_target(teacher, patches.fewshot, weight)
+        return unlabelled_loss(
+            self._outputs(self.network, patches.strong)[0],
+            target,
+            voxel_weight=certainty(target, sure_above=settings.sure_above),
+            patch_weight=settings.weight * weight.clamp_min(settings.teacher_share(self._progress)),
+        )
+
+    def _dice_after(self, warm_up: float) -> float | None:
+        """Return the mean Dice on reference masks of the last five epochs of the warm-up."""
+        epochs = round(warm_up * self.num_epochs)
+        values = self.logger.get_value("mean_fg_dice", step=None)[:epochs][-5:]
+        return float(np.mean(values)) if values else None
 
     def _update_average(self) -> None:
         """Move the average towards the weights: quickly at first, then over 1,000 steps."""
         self._steps += 1
         decay = min(_AVERAGE_DECAY, (1 + self._steps) / (10 + self._steps))
         weights = [weight.detach() for weight in self._bare_network.parameters()]
-        for mean, weight in zip(self._average, weights, strict=True):
+        for mean, weight in zip(self._teacher.parameters(), weights, strict=True):
             mean.lerp_(weight, 1 - decay)
 
     def run_training(self) -> None:
@@ -544,7 +666,7 @@ class LiverTrainer(nnUNetTrainer):
         network = self._bare_network
         average = {
             id(weight): mean
-            for weight, mean in zip(network.parameters(), self._average, strict=True)
+            for weight, mean in zip(network.parameters(), self._teacher.parameters(), strict=True)
         }
         own = network.state_dict(keep_vars=True)
         return {name: average.get(id(own[name]), value) for name, value in newest.items()}
@@ -553,7 +675,7 @@ class LiverTrainer(nnUNetTrainer):
         """Go on from a checkpoint of this class: newest weights, average and optimiser."""
         super().load_checkpoint(filename_or_checkpoint)
         network = self._bare_network
-        self._average = [weight.detach().clone() for weight in network.parameters()]
+        self._teacher.load_state_dict(network.state_dict())
         content = torch.load(filename_or_checkpoint, map_location=self.device, weights_only=False)
         # One of an earlier version holds no average.
         network.load_state_dict(content.get(_TRAINING_WEIGHTS, content["network_weights"]))

@@ -1,0 +1,179 @@
+"""Learning from unlabelled patches within one training: a weak view teaches a strong one.
+
+The average of the network's weights (the teacher, Tarvainen & Valpola 2017, arXiv:1703.01780)
+predicts an unlabelled patch of which only the geometry was augmented. The network (the student)
+learns that prediction on the same patch with a random contrast, noise and blur, as in FixMatch
+(Sohn et al. 2020, arXiv:2001.07685). Masks of the few-shot branch count at first, and ever less.
+
+Importing this module imports torch; import it inside functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from torch import Tensor
+
+from sslmedsam2.nnunet.dataset import UnlabelledCase
+from sslmedsam2.nnunet.labels import IGNORE, LIVER
+
+
+@dataclass(frozen=True)
+class OnlineSettings:
+    """What unlabelled patches count over a training, in shares of its iterations.
+
+    Attributes
+    ----------
+    warm_up
+        At the start, on reference masks alone.
+    ramp
+        After it, until the teacher counts in full.
+    hand_over
+        End of the few-shot branch's part in the targets.
+    finish
+        At the end, on reference masks alone.
+    weight
+        Of an unlabelled patch against a labelled one.
+    sure_above
+        Probability of a target, for or against liver, from which its voxel counts.
+    """
+
+    warm_up: float = 0.15
+    ramp: float = 0.15
+    hand_over: float = 1 / 3
+    finish: float = 0.0
+    weight: float = 0.5
+    sure_above: float = 0.75
+
+    def fewshot_share(self, progress: float) -> float:
+        """Return how much of its weight the few-shot branch has at ``progress``, 0 to 1."""
+        if self.hand_over <= self.warm_up:
+            return 0.0
+        share = (self.hand_over - progress) / (self.hand_over - self.warm_up)
+        return min(1.0, max(0.0, share))
+
+    def teacher_share(self, progress: float) -> float:
+        """Return how much of its weight the teacher has at ``progress``, 0 to 1."""
+        return min(1.0, max(0.0, (progress - self.warm_up) / self.ramp)) if self.ramp else 1.0
+
+    def is_on(self, progress: float) -> bool:
+        """Tell whether unlabelled patches count at ``progress``, 0 to 1."""
+        return self.warm_up <= progress < 1 - self.finish
+
+
+class TwoViewsTransform(BasicTransform):
+    """Turn a patch ``(1, z, y, x)`` into two channels: as it is, and as ``strong`` changes it.
+
+    ``strong`` is given no labels: those of an unlabelled patch may be wrong, and painting by them
+    would teach the network where they say the liver is.
+    """
+
+    def __init__(self, strong: BasicTransform) -> None:
+        """Take a transform that leaves the geometry alone."""
+        super().__init__()
+        self.strong = strong
+
+    def apply(self, data_dict: dict, **_params: object) -> dict:
+        """Replace ``image`` in nnU-Net's sample dictionary."""
+        weak = data_dict["image"]
+        blank = torch.zeros_like(data_dict["segmentation"])
+        strong = self.strong(image=weak.clone(), segmentation=blank)["image"]
+        data_dict["image"] = torch.cat([weak, strong])
+        return data_dict
+
+
+def fewshot_weights(
+    keys: Sequence[str],
+    cases: Mapping[str, UnlabelledCase],
+    *,
+    share: float,
+    network_dice: float | None,
+) -> Tensor:
+    """Return the weight of the few-shot branch in the target of each patch, ``(batch,)``, 0 to 1.
+
+    ``network_dice`` is the network's on reference masks after the warm-up; None if not known.
+    """
+
+    def weight(case: UnlabelledCase) -> float:
+        beaten = (
+            network_dice is not None
+            and case.yields_above is not None
+            and network_dice >= case.yields_above
+        )
+        return 0.0 if beaten else share * case.fewshot_weight
+
+    return torch.tensor([weight(cases[key]) for key in keys])
+
+
+def mixed_target(teacher: Tensor, fewshot: Tensor, weight: Tensor) -> Tensor:
+    """Return the probability of liver to be learned.
+
+    Parameters
+    ----------
+    teacher
+        Its probability, ``(batch, 1, z, y, x)``.
+    fewshot
+        Labels of the few-shot branch, of the same shape; where they are to be ignored, the teacher
+        decides alone.
+    weight
+        Of the few-shot branch, ``(batch,)``.
+    """
+    share = weight.view(-1, 1, 1, 1, 1) * (fewshot != IGNORE)
+    return teacher + share * ((fewshot == LIVER).to(teacher.dtype) - teacher)
+
+
+def certainty(target: Tensor, *, sure_above: float) -> Tensor:
+    """Return what each voxel counts: 0 below ``sure_above``, else up to 1 for a certain target."""
+    likely = torch.maximum(target, 1 - target)
+    return (2 * likely - 1) * (likely >= sure_above)
+
+
+def unlabelled_loss(
+    logits: Tensor, target: Tensor, *, voxel_weight: Tensor, patch_weight: Tensor
+) -> Tensor:
+    """Return cross-entropy plus Dice loss of a prediction against soft targets, a scalar.
+
+    With squares in its denominator Dice is best at the target itself, also where that is soft.
+
+    Parameters
+    ----------
+    logits
+        ``(batch, 2, z, y, x)``.
+    target, voxel_weight
+        ``(batch, 1, z, y, x)``.
+    patch_weight
+        ``(batch,)``.
+    """
+    log_probability = logits.log_softmax(dim=1)
+    background, liver = log_probability[:, :1], log_probability[:, 1:2]
+    cross_entropy = -(target * liver + (1 - target) * background)
+    axes = (1, 2, 3, 4)
+    overlap = (voxel_weight * liver.exp() * target).sum(axes)
+    sizes = (voxel_weight * (liver.exp().square() + target.square())).sum(axes)
+    dice = 1 - (2 * overlap + 1) / (sizes + 1)
+    return (patch_weight * ((voxel_weight * cross_entropy).mean(axes) + dice)).mean()
+
+
+@dataclass(frozen=True)
+class UnlabelledPatches:
+    """Patches of unlabelled images, ``(batch, 1, z, y, x)`` each, and the names of their cases."""
+
+    weak: Tensor
+    strong: Tensor
+    fewshot: Tensor
+    keys: tuple[str, ...]
+
+    @classmethod
+    def of_batch(cls, batch: Mapping[str, Any], device: torch.device) -> UnlabelledPatches:
+        """Take them from what `sslmedsam2.nnunet.trainer.PatchLoader` gives."""
+        views = batch["unlabelled_data"].to(device, non_blocking=True)
+        return cls(
+            weak=views[:, :1],
+            strong=views[:, 1:],
+            fewshot=batch["unlabelled_target"].to(device, non_blocking=True),
+            keys=tuple(batch["unlabelled_keys"]),
+        )
