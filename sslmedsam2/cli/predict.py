@@ -89,13 +89,20 @@ if TYPE_CHECKING:
     show_default=True,
     help="Write a DICOM-SEG object for each mask of a DICOM series.",
 )
+@click.option(
+    "--statistics",
+    is_flag=True,
+    help="Add mean, standard deviation and percentiles of each scan inside its mask to"
+    " liver_volumes.csv.",
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 also if the mask of a scan is to check.")
 @cluster_option
 def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     """Segment the liver in every scan of a folder.
 
-    Writes one mask for each scan and run_report.json. Exit code 0: all scans have a mask; 1: some
-    failed or have a guess; 2: invalid option; 3: no usable scan; 4: model missing or altered.
+    Writes one mask for each scan, liver_volumes.csv and run_report.json. Exit code 0: all scans
+    have a mask; 1: some failed or have a guess; 2: invalid option; 3: no usable scan; 4:
+    model missing or altered.
     """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.pipeline import PredictOptions

@@ -158,3 +158,23 @@ def _find_padding(array_zyx: ArrayZYX) -> tuple[str, ...]:
     if next_value - float(lowest) <= _PADDING_GAP * float(high - low):
         return ()
     return set_padding_apart(array_zyx, is_lowest)
+
+
+_STATISTICS_PERCENTILES: Final = (5, 25, 50, 75, 95)
+
+
+def intensity_statistics(
+    array_zyx: ArrayZYX, mask_zyx: npt.NDArray[np.uint8]
+) -> dict[str, float] | None:
+    """Return mean, standard deviation and percentiles inside a mask, in the image's units.
+
+    The names are ``mean``, ``sd``, ``p5``, ``p25``, ``p50``, ``p75`` and ``p95``; None if the mask
+    is empty.
+    """
+    inside = array_zyx[mask_zyx > 0].astype(np.float64)
+    if not inside.size:
+        return None
+    percentiles = np.percentile(inside, _STATISTICS_PERCENTILES)
+    named = {f"p{n}": value for n, value in zip(_STATISTICS_PERCENTILES, percentiles, strict=True)}
+    figures = {"mean": inside.mean(), "sd": inside.std(), **named}
+    return {name: float(f"{value:.6g}") for name, value in figures.items()}

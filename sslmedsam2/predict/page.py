@@ -16,7 +16,7 @@ import numpy as np
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.masks import MaskKey, find_references
-from sslmedsam2.contract.outputs import preview_path, report_path
+from sslmedsam2.contract.outputs import REPORT_NAME, preview_path, report_path
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
@@ -33,7 +33,8 @@ from sslmedsam2.reporting.page import (
 )
 from sslmedsam2.reporting.page_data import PageEntry, PageScore, page_data, worst_first
 from sslmedsam2.reporting.page_volumes import ViewVolumes, reduce_for_view
-from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report, write_report
+from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, write_volume_table
 from sslmedsam2.submission.evaluate import evaluate
 from sslmedsam2.submission.tables import ScoreRow
 
@@ -123,6 +124,9 @@ def report(options: ReportOptions) -> WrittenPage:
         _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
     ordered = worst_first(entries)
     notes = (*notes, *_left_over(references))
+    # Beside the page, so that it can be moved with them.
+    write_report(run, folder / REPORT_NAME)
+    write_volume_table(run, folder / VOLUME_TABLE_NAME)
     index = write_page(
         folder, page_data(run, ordered, notes=notes), title=options.run_dir.resolve().name
     )

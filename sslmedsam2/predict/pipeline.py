@@ -66,6 +66,7 @@ from sslmedsam2.reporting.run_report import (
     start_report,
     write_report,
 )
+from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, write_volume_table
 from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
@@ -100,6 +101,8 @@ class PredictOptions:
         From DICOM series to sequences, see :mod:`sslmedsam2.contract.sequence_map`.
     dicom_seg
         Write a DICOM-SEG beside the mask of each DICOM series.
+    statistics
+        Measure the intensities inside each mask.
     strict
         Count a mask with status ``check`` as a failure.
     mask_file
@@ -119,6 +122,7 @@ class PredictOptions:
     mask_dtype: MaskDtype = "uint8"
     sequence_map: Mapping[str, Any] | None = None
     dicom_seg: bool = True
+    statistics: bool = False
     strict: bool = False
     mask_file: Path | None = None
 
@@ -258,9 +262,10 @@ class _Recorder:
         write_report(self.report, self._path)
 
     def end(self, code: ExitCode, *, interrupted: bool = False) -> RunReport:
-        """Close the report."""
+        """Close the report and write the table of volumes."""
         self.report = self.report.ended(exit_code=int(code), interrupted=interrupted)
         write_report(self.report, self._path)
+        write_volume_table(self.report, self._path.with_name(VOLUME_TABLE_NAME))
         return self.report
 
 
@@ -345,6 +350,7 @@ def _set_aside(output_dir: Path) -> None:
         earlier = ()
     outputs = (output_dir / one.output_path for one in earlier if one.output_path)
     loose = [one for one in outputs if one.parent == output_dir]
+    loose.append(output_dir / VOLUME_TABLE_NAME)
     found = [one for one in (path, *(output_dir / n for n in _OWN_FOLDERS), *loose) if one.exists()]
     if found:
         logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
@@ -370,6 +376,7 @@ def _target(series: ImageFile, input_name: str, options: PredictOptions) -> Seri
         else path.relative_to(options.output_dir).as_posix(),
         mask_dtype=options.mask_dtype,
         fallback=_is_fallback(series, options),
+        statistics=options.statistics,
     )
 
 
@@ -442,7 +449,7 @@ def _recorded_options(options: PredictOptions) -> dict[str, object]:
     """
     recorded = asdict(options)
     folders = ("input_path", "output_dir", "model_dir", "mask_file")
-    for name in (*folders, "resume", "sequence_map", "dicom_seg", "strict"):
+    for name in (*folders, "resume", "sequence_map", "dicom_seg", "statistics", "strict"):
         del recorded[name]
     return recorded
 

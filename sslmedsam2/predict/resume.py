@@ -7,9 +7,10 @@ from dataclasses import replace
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
+from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import move_aside
-from sslmedsam2.imaging.volume import mask_volume_ml
+from sslmedsam2.imaging.volume import Volume, mask_volume_ml
 from sslmedsam2.predict.series import SeriesTarget, read_image
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
 from sslmedsam2.weights.manifest import sha256_file
@@ -46,7 +47,11 @@ def reusable_result(
     usable = corrected or (
         earlier is not None and earlier.status in _COMPLETE and _same_provenance(previous, report)
     )
-    if earlier is not None and usable and _fits_image(target, earlier):
+    if earlier is not None and usable and (image := _image_that_fits(target, earlier)):
+        if corrected or (target.statistics and earlier.intensity is None):
+            mask = read_mask(target.mask_path)
+            measured = intensity_statistics(image.array_zyx, mask.array_zyx)
+            earlier = replace(earlier, intensity=measured if target.statistics else None)
         if corrected:
             return _corrected(target, earlier)
         if not _lacks_seg(target, earlier):
@@ -74,21 +79,21 @@ def _same_provenance(previous: RunReport, report: RunReport) -> bool:
     return provenance(previous) == provenance(report)
 
 
-def _fits_image(target: SeriesTarget, result: SeriesResult) -> bool:
-    """Tell whether the mask is one of the image as it is now, and not empty."""
+def _image_that_fits(target: SeriesTarget, result: SeriesResult) -> Volume | None:
+    """Return the image if the mask is one of it as it is now, and not empty; else None."""
     try:
         mask = read_mask(target.mask_path)
         image = read_image(target)
     except InputError as error:
         logger.info("done again: %s", error)
-        return False
+        return None
     if not mask.array_zyx.any() or not same_grid(mask.geometry, image.geometry):
         logger.info("done again: %s is empty or on another grid", target.output_name)
-        return False
+        return None
     if image.sha256() != result.image_sha256:
         logger.info("done again: %s was made of another image", target.output_name)
-        return False
-    return True
+        return None
+    return image
 
 
 def _corrected(target: SeriesTarget, result: SeriesResult) -> SeriesResult:
@@ -108,6 +113,9 @@ def _corrected(target: SeriesTarget, result: SeriesResult) -> SeriesResult:
         components=None,
         touches_border=None,
         mean_foreground_confidence=None,
+        estimated_dice=None,
+        estimated_dice_interval=None,
+        verdict=None,
         warnings=(*(one for one in result.warnings if one != note), note),
     )
 

@@ -18,6 +18,7 @@ from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error, unforese
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
@@ -94,6 +95,8 @@ class SeriesTarget:
     ----------
     preview_path
         None without previews.
+    statistics
+        Whether to measure the scan inside its mask.
     dicom
         None unless it is a DICOM series; then ``series.path`` is no path but its neutral name.
     """
@@ -105,6 +108,7 @@ class SeriesTarget:
     output_name: str
     mask_dtype: MaskDtype
     fallback: bool
+    statistics: bool = False
     dicom: DicomTarget | None = None
 
 
@@ -306,6 +310,7 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
         result,
         warnings=(*result.warnings, *seg.warnings),
         output_path=target.output_name,
+        verdict="check",
         liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
     )
 
@@ -340,6 +345,10 @@ def _write(
         components=found.n_components,
         touches_border=judged.touches_border,
         mean_foreground_confidence=_rounded(found.mean_confidence),
+        verdict="ok" if status is SeriesStatus.OK else "check",
+        intensity=intensity_statistics(ready.volume.array_zyx, judged.mask_zyx)
+        if target.statistics
+        else None,
         warnings=(*judged.warnings, *seg.warnings, *previewing),
         dicom_seg_path=seg.name,
     )

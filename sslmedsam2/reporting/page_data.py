@@ -9,7 +9,7 @@ for each flag. What the page itself could not read counts as failed.
 
 from __future__ import annotations
 
-import re
+import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -29,9 +29,6 @@ _STATUS_RANKS = {
 }
 _DOUBT_OF_A_FLAG = 0.1
 _SHOWN_HASH_DIGITS = 12
-# Warnings are written "name: sentence".
-_WARNING_NAME = re.compile(r"([a-z0-9_]+): ")
-_OTHER_WARNING = "warning"
 
 
 @dataclass(frozen=True)
@@ -77,8 +74,7 @@ class PageEntry:
     @property
     def flags(self) -> tuple[str, ...]:
         """Names of the warnings, which filters and the order go by."""
-        names = [_warning_name(warning) for warning in self.result.warnings]
-        return tuple(dict.fromkeys([*names, *(["not_shown"] if self.problem else [])]))
+        return (*self.result.flags, *(["not_shown"] if self.problem else []))
 
 
 def worst_first(entries: Iterable[PageEntry]) -> list[PageEntry]:
@@ -106,6 +102,7 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
         "scored": any(entry.score is not None for entry in rows),
         "series": [_row(entry) for entry in rows],
         "left_out": _left_out(run),
+        "volumes": _volume_summary(run),
     }
 
 
@@ -151,6 +148,23 @@ def _left_out(run: RunReport) -> list[dict[str, Any]]:
     return sorted(files + dicom, key=lambda row: (row["case"], row["series"]))
 
 
+def _volume_summary(run: RunReport) -> str:
+    """Say how large the livers are; a guess is no measurement."""
+    volumes = [
+        result.liver_volume_ml
+        for result in run.series
+        if result.liver_volume_ml is not None and result.status is not SeriesStatus.FALLBACK
+    ]
+    if not volumes:
+        return ""
+    n_guesses = run.counts[SeriesStatus.FALLBACK.value]
+    without = f", without {n_guesses} guess{'es' if n_guesses > 1 else ''}" if n_guesses else ""
+    return (
+        f"Liver volume: mean {statistics.mean(volumes):.0f} ml, median"
+        f" {statistics.median(volumes):.0f} ml of {len(volumes)} masks{without}"
+    )
+
+
 def _run_facts(run: RunReport) -> list[tuple[str, str]]:
     """Return names and values for the summary, in the order in which they are shown."""
     facts = [("Model", f"{model.name} ({_fingerprint(model.sha256)})") for model in run.models]
@@ -183,8 +197,3 @@ def _geometry_in_words(geometry: InputGeometry) -> str:
     sizes = " x ".join(f"{mm:.3g}" for mm in geometry.spacing_zyx_mm[::-1])
     hand = ", left-handed" if geometry.left_handed else ""
     return f"{voxels} voxels of {sizes} mm, {geometry.native_dtype}{hand}"
-
-
-def _warning_name(warning: str) -> str:
-    match = _WARNING_NAME.match(warning)
-    return match[1] if match else _OTHER_WARNING

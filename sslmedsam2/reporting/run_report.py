@@ -8,6 +8,7 @@ most the current series.
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from datetime import datetime, timezone
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,9 +25,12 @@ from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.imaging.volume import Volume
 
+Verdict = Literal["ok", "check"]
+
 SCHEMA_VERSION = 1
 _REMEDY = "Remove it to begin the run anew"
 
+_WARNING_NAME = re.compile(r"([a-z0-9_]+): ")
 _REPORTED_PACKAGES = ("torch", "numpy", "nnunetv2", "openvino")
 
 
@@ -92,6 +96,16 @@ class SeriesResult:
         Peak resident memory of the process so far, in MB of 10**6 bytes.
     liver_volume_ml, components, touches_border, mean_foreground_confidence
         Of the written mask; None where there is none.
+    estimated_dice, estimated_dice_interval
+        The Dice that a comparison with a reference mask would probably give, and the interval that
+        holds it in 90 % of scans; None without a mask, for a guess, and where the model has no
+        calibration.
+    verdict
+        ``check``: a person should look at the mask before it is used; None without a mask, and
+        where a person has corrected it.
+    intensity
+        ``mean``, ``sd`` and percentiles of the scan inside the mask, in the units of the file;
+        None if not asked for.
     warnings
         Repairs and doubts, in plain words.
     error
@@ -118,6 +132,10 @@ class SeriesResult:
     components: int | None = None
     touches_border: bool | None = None
     mean_foreground_confidence: float | None = None
+    estimated_dice: float | None = None
+    estimated_dice_interval: tuple[float, float] | None = None
+    verdict: Verdict | None = None
+    intensity: Mapping[str, float] | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None
     geometry: InputGeometry | None = None
@@ -129,6 +147,12 @@ class SeriesResult:
     def key(self) -> tuple[str, str, str]:
         """What identifies the series within a run."""
         return self.case, self.sequence, self.input_path
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The names of the warnings, which are written ``name: sentence``, each once."""
+        found = (_WARNING_NAME.match(warning) for warning in self.warnings)
+        return tuple(dict.fromkeys(match[1] if match else "warning" for match in found))
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ def test_a_good_run_ends_with_0_and_says_where_to_look(run, folders, capsys):
     assert printed.out.strip() == f"1 ok; see {report}"
     assert "1/1 0001-A GED4: ok" in printed.err
     assert files_in(folders[1]) == {
+        "liver_volumes.csv",
         "run_report.json",
         "LiSeg_pred/0001-A/GED4_pred.nii.gz",
         "previews/0001-A_GED4.png",
@@ -241,7 +242,7 @@ def test_no_guess_is_written_outside_the_container_by_default(folders, tmp_path)
             "--no-mirror", "--no-previews", "--model", str(blind)]  # fmt: skip
 
     assert main(call) == ExitCode.SOME_CASES_FAILED
-    assert files_in(target) == {"run_report.json"}
+    assert files_in(target) == {"run_report.json", "liver_volumes.csv"}
 
     assert main([*call, "--on-failure", "fallback"]) == ExitCode.SOME_CASES_FAILED
     assert "LiSeg_pred/0001-A/GED4_pred.nii.gz" in files_in(target)

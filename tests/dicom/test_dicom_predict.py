@@ -198,7 +198,11 @@ def test_the_map_renames_and_the_switch_leaves_dicom_seg_out(place, tmp_path):
 
     [result] = place.report.series
     assert result.sequence == "T1"
-    assert place.files() == {"run_report.json", f"LiSeg_pred/{result.case}/T1_pred.nii.gz"}
+    assert place.files() == {
+        "run_report.json",
+        "liver_volumes.csv",
+        f"LiSeg_pred/{result.case}/T1_pred.nii.gz",
+    }
 
 
 def test_a_series_of_no_sequence_is_a_case_by_itself(place):

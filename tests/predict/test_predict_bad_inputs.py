@@ -66,12 +66,12 @@ def test_alone_a_bad_file_is_named_and_gets_a_fallback_where_its_grid_is_known(w
     if has_grid(path):
         assert result.status is SeriesStatus.FALLBACK
         assert ended.exit_code == ExitCode.SOME_CASES_FAILED
-        assert workplace.written() == {"run_report.json", "scan_liver.nii.gz"}
+        assert workplace.written() == {"run_report.json", "liver_volumes.csv", "scan_liver.nii.gz"}
         assert_valid_mask(workplace.mask_of(result), path)
     else:
         assert result.status is SeriesStatus.FAILED
         assert ended.exit_code == ExitCode.NO_VALID_INPUT
-        assert workplace.written() == {"run_report.json"}
+        assert workplace.written() == {"run_report.json", "liver_volumes.csv"}
     assert workplace.tree_outside() == before
 
 
@@ -83,7 +83,7 @@ def test_alone_what_is_no_image_ends_the_run_with_a_reason(workplace, name):
 
     assert isinstance(ended.error, NoInputError)
     assert ended.exit_code == ended.report.exit_code == ExitCode.NO_VALID_INPUT
-    assert workplace.written() == {"run_report.json"}
+    assert workplace.written() == {"run_report.json", "liver_volumes.csv"}
 
 
 @pytest.mark.parametrize("name", REPAIRED)
@@ -121,7 +121,7 @@ def test_among_good_cases_each_bad_one_is_named_and_none_is_in_the_way(
 
     ended = workplace.run(on_failure=policy)
 
-    expected = {"run_report.json"}
+    expected = {"run_report.json", "liver_volumes.csv"}
     for case in GOOD_CASES:
         result = ended.of(case)
         assert result.status is SeriesStatus.OK

@@ -29,6 +29,7 @@ def done_so_far(workplace):
 def assert_whole(workplace, report):
     """Check that there is a valid mask for each result, and nothing else."""
     assert workplace.written() == {
+        "liver_volumes.csv",
         "run_report.json",
         *(result.output_path for result in report.series),
     }

@@ -10,6 +10,7 @@ from tiny_scans import abdomen, write_scan
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, NoInputError
 from sslmedsam2.predict.page import ReportOptions, report
+from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 from sslmedsam2.submission.evaluate import evaluate
 
 
@@ -37,6 +38,26 @@ def test_every_series_gets_its_volumes(qc):
     assert [entry.shown for entry in page.entries] == ["volumes", "volumes"]
     assert sorted(path.name for path in (qc.page / "cases").iterdir()) == ["0001.js", "0002.js"]
     assert not list(qc.run.rglob(".*"))
+
+
+def test_table_and_record_lie_beside_the_page_for_download(qc):
+    qc.add("0001-A")
+    made(qc)
+    assert "0001-A" in (qc.page / "liver_volumes.csv").read_text(encoding="utf-8")
+    assert load_report(qc.page / "run_report.json") == load_report(qc.run / "run_report.json")
+    text = (qc.page / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'href="([^"]*)" download', text) == ["liver_volumes.csv", "run_report.json"]
+
+
+def test_mean_and_median_volume_leave_guesses_out(qc):
+    qc.add("0001-A", liver_volume_ml=1000.0)
+    qc.add("0002-A", liver_volume_ml=1200.0)
+    qc.add("0003-A", liver_volume_ml=2000.0)
+    qc.add("0004-A", liver_volume_ml=9000.0, status=SeriesStatus.FALLBACK)
+    made(qc)
+    assert page_series(qc)[1]["volumes"] == (
+        "Liver volume: mean 1400 ml, median 1200 ml of 3 masks, without 1 guess"
+    )
 
 
 def test_the_page_may_go_elsewhere(qc, tmp_path):

@@ -1,5 +1,6 @@
 """``predict`` from end to end on sound inputs, and what it refuses as a whole."""
 
+import csv
 import json
 import os
 
@@ -35,6 +36,7 @@ def test_studies_become_masks_and_a_report_in_the_contracts_places(workplace):
 
     assert ended.exit_code == ExitCode.OK
     assert workplace.written() == {
+        "liver_volumes.csv",
         "run_report.json",
         "LiSeg_pred/0001-A/GED4_pred.nii.gz",
         "LiSeg_pred/0001-A/T2_pred.nii.gz",
@@ -73,6 +75,48 @@ def test_the_report_says_what_was_done(workplace):
     assert str(workplace.root) not in (workplace.output / "run_report.json").read_text()
 
 
+def volume_rows(workplace):
+    with (workplace.output / "liver_volumes.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_table_holds_the_volume_of_each_written_mask(workplace):
+    workplace.add(CASE)
+    workplace.add("Vendor-A/0002-A/T1.nii.gz")
+
+    ended = workplace.run()
+
+    rows = volume_rows(workplace)
+    assert [row["case"] for row in rows] == ["0001-A", "0002-A"]
+    for row, result in zip(rows, ended.report.series, strict=True):
+        mask = read_mask(workplace.mask_of(result))
+        volume_ml = mask.array_zyx.sum() * np.prod(mask.geometry.spacing_zyx_mm) / 1000
+        assert float(row["volume_ml"]) == pytest.approx(volume_ml, abs=0.051)
+
+
+def test_statistics_are_of_the_scan_inside_its_mask(workplace):
+    scan = workplace.add(CASE)
+
+    ended = workplace.run(statistics=True)
+
+    result = ended.of("0001-A")
+    inside = nib.load(scan).get_fdata()[nib.load(workplace.mask_of(result)).get_fdata() > 0]
+    assert result.intensity["mean"] == pytest.approx(inside.mean(), rel=1e-4)
+    assert result.intensity["sd"] == pytest.approx(inside.std(), rel=1e-4)
+    assert result.intensity["p95"] == pytest.approx(np.percentile(inside, 95), rel=1e-4)
+    assert float(volume_rows(workplace)[0]["intensity_p50"]) == result.intensity["p50"]
+
+
+def test_statistics_of_a_kept_mask_are_added(workplace):
+    workplace.add(CASE)
+    assert workplace.run().of("0001-A").intensity is None
+
+    kept = workplace.run(resume=True, statistics=True).of("0001-A")
+
+    assert kept.status is SeriesStatus.SKIPPED_RESUME
+    assert kept.intensity["mean"] > 0
+
+
 def test_previews_are_drawn_unless_not_wanted(workplace):
     workplace.add(CASE)
 
@@ -80,7 +124,7 @@ def test_previews_are_drawn_unless_not_wanted(workplace):
 
     preview = workplace.output / "previews" / "0001-A_GED4.png"
     assert preview.read_bytes().startswith(b"\x89PNG")
-    assert len(workplace.written()) == 3
+    assert len(workplace.written()) == 4
 
 
 def test_a_preview_that_cannot_be_written_costs_no_mask(workplace):
@@ -113,7 +157,7 @@ def test_a_single_volume_is_enough(workplace):
 
     assert ended.exit_code == ExitCode.OK
     assert ended.of("scan").input_path == "scan.nii.gz"
-    assert workplace.written() == {"run_report.json", "scan_liver.nii.gz"}
+    assert workplace.written() == {"run_report.json", "liver_volumes.csv", "scan_liver.nii.gz"}
 
 
 def test_a_flat_folder_of_several_formats_works(workplace):
@@ -128,6 +172,7 @@ def test_a_flat_folder_of_several_formats_works(workplace):
 
     assert ended.exit_code == ExitCode.OK
     assert workplace.written() == {
+        "liver_volumes.csv",
         "run_report.json",
         *(f"{stem}_liver.nii.gz" for stem in ("one", "two", "three")),
     }
@@ -269,7 +314,7 @@ def test_an_empty_prediction_is_a_status_of_its_own_where_no_fallback_is_wanted(
 
     assert ended.exit_code == ExitCode.SOME_CASES_FAILED
     assert ended.of("0001-A").status is SeriesStatus.EMPTY
-    assert workplace.written() == {"run_report.json"}
+    assert workplace.written() == {"run_report.json", "liver_volumes.csv"}
 
 
 def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, monkeypatch):
@@ -340,7 +385,11 @@ def test_of_cases_that_share_a_name_neither_is_written(workplace):
     assert [result.input_path for result in clashes] == ["Vendor_A/1053", "Vendor_B1/1053"]
     assert all(result.status is SeriesStatus.FAILED for result in clashes)
     assert all("neither is processed" in result.error for result in clashes)
-    assert workplace.written() == {"run_report.json", "LiSeg_pred/0007-C/GED4_pred.nii.gz"}
+    assert workplace.written() == {
+        "run_report.json",
+        "liver_volumes.csv",
+        "LiSeg_pred/0007-C/GED4_pred.nii.gz",
+    }
     assert ended.exit_code == ExitCode.SOME_CASES_FAILED
 
 

@@ -1,0 +1,80 @@
+"""``liver_volumes.csv``: one row for each scan of a run, for spreadsheets and statistics."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
+
+VOLUME_TABLE_NAME: Final = "liver_volumes.csv"
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_volume_table(report: RunReport, path: Path) -> None:
+    """Write the table, sorted as the report; raises OutputError.
+
+    A scan without a mask has a row with an empty volume. The intensity columns are there only if
+    some scan has statistics.
+    """
+    write_text_atomic(path, volume_table(report))
+
+
+def volume_table(report: RunReport) -> str:
+    """Return the table as RFC 4180 text."""
+    rows = [_row(result) for result in sorted(report.series, key=lambda result: result.key)]
+    statistics = next((one.intensity for one in report.series if one.intensity), {})
+    columns = [*_row(_NO_SCAN), *(f"intensity_{name}" for name in statistics)]
+    return csv_text(columns, rows)
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return a table as RFC 4180 text; columns that a row lacks are empty.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe in front.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns))
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _harmless(value) for name, value in row.items()})
+    return text.getvalue()
+
+
+_NO_SCAN: Final = SeriesResult("", None, "", "", None, SeriesStatus.FAILED)
+
+
+def _row(result: SeriesResult) -> dict[str, Any]:
+    low, high = result.estimated_dice_interval or (None, None)
+    spacing = result.geometry.spacing_zyx_mm if result.geometry else (None,) * 3
+    return {
+        "case": result.case,
+        "sequence": result.sequence,
+        "volume_ml": result.liver_volume_ml,
+        "estimated_dice": result.estimated_dice,
+        "estimated_dice_low": low,
+        "estimated_dice_high": high,
+        "verdict": result.verdict,
+        "status": result.status.value,
+        "is_guess": "yes" if result.status is SeriesStatus.FALLBACK else "no",
+        "spacing_x_mm": spacing[2],
+        "spacing_y_mm": spacing[1],
+        "spacing_z_mm": spacing[0],
+        "flags": "; ".join(result.flags),
+        "vendor": result.vendor,
+        "input": result.input_path,
+        "mask": result.output_path,
+        **{f"intensity_{name}": value for name, value in (result.intensity or {}).items()},
+    }
+
+
+def _harmless(value: Any) -> Any:
+    if isinstance(value, str):
+        # File names need not be valid text.
+        value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return f"'{value}" if value.startswith(_FORMULA_STARTS) else value
+    return value
