@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import Executor, ThisProcess, map_units
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
 from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.select import fewshot_dice
 from sslmedsam2.retrain.selection import Decision
-from sslmedsam2.retrain.state import WorkDir, decision_so_far, finished_figures, read_state
-from sslmedsam2.train.fold_scores import FoldScore
+from sslmedsam2.retrain.state import (
+    RoundDir,
+    WorkDir,
+    decision_so_far,
+    finished_figures,
+    read_state,
+)
+from sslmedsam2.retrain.train_round import FoldUnit, FoldWork, fold_cases
+from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.checkpoint import average_checkpoints
 from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard, ModelEntry
+
+logger = logging.getLogger(__name__)
 
 _AVERAGE_FOLD: Final = "all"
 """nnU-Net knows numbered folds and this one, and loads no other."""
@@ -43,15 +60,30 @@ def below_fewshot(options: RetrainOptions) -> str | None:
     )
 
 
-def freeze_round(options: RetrainOptions, decision: Decision) -> ModelEntry:
-    """Freeze the best round as ``options.final`` says, with a card made from its records.
+@dataclass(frozen=True)
+class FrozenScores:
+    """Scores of a model as it is frozen; ``key`` is equal for the same weights and images."""
+
+    key: str
+    scores: tuple[FoldScore, ...]
+
+
+def freeze_round(
+    options: RetrainOptions, decision: Decision, *, executor: Executor | None = None
+) -> ModelEntry:
+    """Score and freeze the best round as ``options.final`` says.
+
+    What is scored are the weights as they are frozen: in half precision, and all together. The card
+    holds these figures beside those of the single folds.
 
     Raises
     ------
     UsageError
-        The mean of weights is asked for that have no common start.
+        The mean of weights is asked for that have no common start, or the device is not there.
     ModelError
         A checkpoint is missing or unusable.
+    InputError
+        A labelled image cannot be read any more.
     OutputError
         The model cannot be written.
     """
@@ -63,15 +95,66 @@ def freeze_round(options: RetrainOptions, decision: Decision) -> ModelEntry:
     folds = _folds(options, training_dir, scores)
     if options.final == "best-fold":
         scores = tuple(score for score in scores if str(score.fold) in folds)
-    return freeze_model(
-        training_dir,
-        options.weights_dir,
-        name=options.name,
-        sequences=served_by(options),
-        folds=folds,
-        half=True,
-        card=_card(options, decision, scores),
-    )
+    images = _scored_images(options, folds)
+
+    def freeze_into(weights_dir: Path, card: ModelCard) -> ModelEntry:
+        return freeze_model(
+            training_dir,
+            weights_dir,
+            name=options.name,
+            sequences=served_by(options),
+            folds=folds,
+            half=True,
+            card=card,
+        )
+
+    # In the work directory, where the workers of a cluster see it.
+    with tempfile.TemporaryDirectory(dir=round_dir.path, prefix=".frozen-") as folder:
+        entry = freeze_into(Path(folder), ModelCard("", "", "", ""))
+        unscored = replace(options, weights_dir=Path(folder))
+        frozen = _score_as_frozen(round_dir, entry, images, unscored, executor=executor)
+    return freeze_into(options.weights_dir, _card(options, decision, scores, frozen))
+
+
+def _scored_images(options: RetrainOptions, folds: Sequence[str]) -> tuple[ImageFile, ...]:
+    """Return the labelled images that no network to be frozen has seen, or all if there are none.
+
+    Each was seen by all folds but one, so that only a single fold has any.
+    """
+    index = read_index(WorkDir(options.work_dir))
+    if options.final != "best-fold":
+        return index.labelled
+    held_out = fold_cases(index, n_folds=options.folds)[int(folds[0])]
+    return tuple(image for image in index.labelled if image.case in held_out)
+
+
+def _score_as_frozen(
+    round_dir: RoundDir,
+    entry: ModelEntry,
+    images: tuple[ImageFile, ...],
+    options: RetrainOptions,
+    *,
+    executor: Executor | None,
+) -> tuple[FoldScore, ...]:
+    """Score the model in ``options.weights_dir``; kept when it was done before."""
+    key = key_of([[file.sha256 for file in entry.files], [image.name for image in images]])
+    found = read_record_or_none(round_dir.frozen, FrozenScores)
+    if found is not None and found.key == key:
+        return found.scores
+    work = FoldWork(round_dir, options, score_frozen)
+    units = [FoldUnit(0, images)]
+    [(_, scores)] = map_units(work, units, stop=StopRequest(), executor=executor or ThisProcess())
+    write_record(round_dir.frozen, FrozenScores(key, tuple(scores)))
+    return tuple(scores)
+
+
+def score_frozen(
+    _round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, _stop: StopRequest
+) -> list[FoldScore]:
+    """Score the model in ``options.weights_dir`` as ``predict`` would use it."""
+    [model] = locate_models(options.weights_dir)
+    segmenter = load_folds(model.path, folds=model.folds, device=options.device)
+    return score_fold(unit.held_out, segmenter=segmenter, fold=None)
 
 
 def _folds(
@@ -98,23 +181,44 @@ def _average(options: RetrainOptions, training_dir: Path) -> str:
     return _AVERAGE_FOLD
 
 
-def _card(options: RetrainOptions, decision: Decision, scores: Sequence[FoldScore]) -> ModelCard:
-    """Describe what is frozen; ``scores`` are of its folds, each on patients it never saw."""
+def _card(
+    options: RetrainOptions,
+    decision: Decision,
+    scores: Sequence[FoldScore],
+    frozen: Sequence[FoldScore],
+) -> ModelCard:
+    """Describe what is frozen.
+
+    ``scores`` are of its folds, each on patients it never saw, ``frozen`` of the whole.
+    """
     work = WorkDir(options.work_dir)
     index, rounds = read_index(work), finished_figures(work)
     best = rounds[decision.best_round - 1]
-    scored = "that fold" if options.final == "best-fold" else "the single folds"
+    scored, seen = "that fold", "none of which it trained on"
+    if options.final != "best-fold":
+        scored, seen = "the single folds", "which all folds but one trained on"
     recipe = (
         f"sslmedsam2 retrain: {len(index.labelled)} labelled and {len(index.queries)} unlabelled "
         f"images, {best.trained} pseudo labels in the frozen round, {len(rounds)} round(s), "
         f"round {decision.best_round} frozen as {options.final} ({decision.reason}); "
         f"{options.folds} folds of {options.epochs} epochs of {options.iterations_per_epoch} "
-        f"iterations; validation figures are of {scored}, each on patients that it did not train on"
+        f"iterations; validation figures are of {scored}, each on patients that it never saw; "
+        f"frozen figures are of this model as it is, on {len(frozen)} labelled images, {seen}"
     )
+    frozen_dice = float(np.mean([score.dice for score in frozen]))
+    validation_dice = float(np.mean([score.dice for score in scores]))
+    if frozen_dice < validation_dice - options.rule.tolerance:
+        logger.warning(
+            "the frozen model has Dice %.4f on labelled images, its folds had %.4f on images that "
+            "they had not seen: freeze another --final",
+            frozen_dice,
+            validation_dice,
+        )
     measured = {
         "validation_images": float(len(scores)),
-        "validation_dice": round(float(np.mean([score.dice for score in scores])), 4),
+        "validation_dice": round(validation_dice, 4),
         "validation_hausdorff_mm": round(float(np.mean([s.hausdorff_mm for s in scores])), 2),
+        "frozen_dice": round(frozen_dice, 4),
     }
     if (fewshot := fewshot_dice(work)) is not None:
         measured["fewshot_dice"] = round(fewshot, 4)

@@ -378,7 +378,7 @@ def _figures(
         "change_dice": None,
         "trained": sum(image.trains == "trains" for image in images),
         "waiting": sum(image.waits for image in images),
-        "rejected": sum(image.verdict == "reject" for image in images),
+        "rejected": sum(image.verdict == "reject" and image.trains != "trains" for image in images),
         "failed": sum(image.error is not None for image in images),
     }
 

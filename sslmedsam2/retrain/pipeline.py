@@ -121,7 +121,9 @@ def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> Ret
             if not _round(options, stop, executor or ThisProcess()):
                 return _summary(options, interrupted=True)
     withheld = below_fewshot(options) is not None and not options.force
-    model = freeze(options) if options.weights_dir is not None and not withheld else None
+    model = None
+    if options.weights_dir is not None and not withheld:
+        model = freeze(options, executor=executor)
     return _summary(options, model=model)
 
 
@@ -226,8 +228,8 @@ def finish_round(
     return decision
 
 
-def freeze(options: RetrainOptions) -> ModelEntry:
-    """Freeze the best round.
+def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> ModelEntry:
+    """Score and freeze the best round.
 
     Raises
     ------
@@ -250,7 +252,7 @@ def freeze(options: RetrainOptions) -> ModelEntry:
             remedy="Train longer or label more, or give --force to freeze it all the same",
         )
     _write_rounds(options, decision)
-    model = freeze_round(options, decision)
+    model = freeze_round(options, decision, executor=executor)
     made_of = f"round {decision.best_round}, folds {', '.join(model.folds)}"
     report_or_warn(
         WorkDir(options.work_dir), frozen=f"{model.name}: {made_of}, in {options.weights_dir}"
@@ -288,13 +290,21 @@ def _figures(
     records: Sequence[RelabelRecord],
     labels: Sequence[PseudoLabel],
 ) -> RoundFigures:
-    """Sum a round up; rejected images, which never train, do not count towards the change."""
+    """Sum a round up; rejected images that did not train do not count towards the change.
+
+    A rejected image trains once a person has corrected its mask.
+    """
+    trained = read_state(round_dir.selection, Selection).trained
+    rejected = {
+        label.query.name
+        for label in labels
+        if label.candidate.verdict == "reject" and label.query.name not in trained
+    }
     counted = [
         record.change_dice
         for record, label in zip(records, labels, strict=True)
-        if record.change_dice is not None and label.candidate.verdict != "reject"
+        if record.change_dice is not None and label.query.name not in rejected
     ]
-    trained = read_state(round_dir.selection, Selection).trained
     return RoundFigures(
         round=round_dir.number,
         validation_dice=round(float(np.mean([score.dice for score in scores])), 4),
@@ -309,7 +319,7 @@ def _figures(
             label.query.name not in trained and label.candidate.verdict == "doubtful"
             for label in labels
         ),
-        rejected=sum(label.candidate.verdict == "reject" for label in labels),
+        rejected=len(rejected),
         failed=sum(record.error is not None for record in records),
     )
 

@@ -14,6 +14,7 @@
         validation.json   each fold on the reference masks it never saw
         relabelled/       new masks of all unlabelled volumes, out of fold
         outcome.json      Dice to the masks before, decision; written last
+        frozen.json       of the best round: scores of the model as it is frozen
     round_2/ ...
     rounds.json           all rounds, the best, and why it ended: for people, never read back
     report/index.html     the same as a page
@@ -60,6 +61,11 @@ class RoundDir:
     def relabelled(self) -> Path:
         """New masks of the unlabelled volumes."""
         return self.path / "relabelled"
+
+    @property
+    def frozen(self) -> Path:
+        """The scores of the model as it is frozen."""
+        return self.path / "frozen.json"
 
     @property
     def outcome(self) -> Path:

@@ -25,14 +25,15 @@ _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 @dataclass(frozen=True)
 class FoldScore:
-    """Score of a fold's network on one image of a case that it was not trained on.
+    """Score of a network on one image: a fold's on a case that it was not trained on.
 
+    ``fold`` is None for a model of several folds, or of their mean.
     Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
     """
 
     case: str
     sequence: str
-    fold: int
+    fold: int | None
     dice: float
     hausdorff_mm: float
     hausdorff95_mm: float
@@ -40,25 +41,31 @@ class FoldScore:
 
 def load_fold(model_dir: Path, *, fold: int, device: Device) -> CanonicalSegmenter:
     """Load the network of one fold as ``predict`` would; raises ModelError."""
+    return load_folds(model_dir, folds=(str(fold),), device=device)
+
+
+def load_folds(model_dir: Path, *, folds: tuple[str, ...], device: Device) -> CanonicalSegmenter:
+    """Load several folds, whose margins are averaged; raises ModelError."""
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
-    spec = read_model_spec(model_dir, folds=(str(fold),))
+    spec = read_model_spec(model_dir, folds=folds)
     return CanonicalSegmenter(spec, EngineOptions(device=device))
 
 
 def score_fold(
-    images: Sequence[ImageFile], *, segmenter: CanonicalSegmenter, fold: int
+    images: Sequence[ImageFile], *, segmenter: CanonicalSegmenter, fold: int | None
 ) -> list[FoldScore]:
-    """Score a fold's network on images with reference masks; raises InputError."""
+    """Score a network on images with reference masks; raises InputError."""
     scores = []
     for image in images:
         scores.append(_score(image, segmenter=segmenter, fold=fold))
-        logger.info("fold %d, %s %s: Dice %.4f", fold, image.case, image.sequence, scores[-1].dice)
+        name = "frozen model" if fold is None else f"fold {fold}"
+        logger.info("%s, %s %s: Dice %.4f", name, image.case, image.sequence, scores[-1].dice)
     return scores
 
 
-def _score(image: ImageFile, *, segmenter: CanonicalSegmenter, fold: int) -> FoldScore:
+def _score(image: ImageFile, *, segmenter: CanonicalSegmenter, fold: int | None) -> FoldScore:
     truth = load_labelled(image)
     volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
     found = segmenter.segment(volume).mask_zyx

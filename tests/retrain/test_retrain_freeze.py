@@ -5,22 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from retrain_samples import options
+from retrain_samples import LABELLED, options, read, write_labelled
 from tiny_models import make_network, make_plans, write_model
 
+from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.outputs import CALIBRATION_NAME
 from sslmedsam2.errors import ExitCode, ModelError, OutputError, UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.retrain import pipeline
-from sslmedsam2.retrain.freeze import below_fewshot
+from sslmedsam2.retrain.freeze import FrozenScores, below_fewshot
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.selection import RoundFigures, StoppingRule
 from sslmedsam2.retrain.state import WorkDir
-from sslmedsam2.train.fold_scores import FoldScore
+from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import find_folds
@@ -35,8 +36,11 @@ class Finished:
     def __init__(self, root: Path, *, dices: tuple[float, float] = (0.5, 0.56)) -> None:
         self.root = root
         self.work = WorkDir(root / "work")
-        image = ImageFile(case="0011-B1", sequence="T2", path=root / "a", sha256="0")
-        write_record(self.work.index, Index((image, image), (image,), (), None, ({}, {})))
+        for seed, case in enumerate(LABELLED[:2], start=1):
+            write_labelled(root / "labelled" / case, seed=seed)
+        labelled = find_labelled_series(root / "labelled")
+        query = ImageFile(case="0011-B1", sequence="T2", path=root / "a", sha256="0")
+        write_record(self.work.index, Index(labelled, (query,), (), None, ({}, {})))
         found = [LeftOut(name, Evidence(0.7, 0.9, 0.9, 0.9, 1.0), 0.95) for name in "ab"]
         write_record(self.work.pseudo_labels / CALIBRATION_NAME, calibrate_on(found, key="key"))
         one = self.work.round(1)
@@ -121,6 +125,47 @@ def test_the_card_of_the_best_fold_holds_the_figures_of_that_fold(finished):
     assert model.card.measured["validation_dice"] == 0.56
     assert model.card.measured["validation_images"] == 1
     assert "figures are of that fold" in model.card.recipe
+    [frozen] = read(finished.work.round(1).frozen)["scores"]
+    assert frozen["case"] == sorted(LABELLED[:2])[1]
+    assert "on 1 labelled images, none of which it trained on" in model.card.recipe
+
+
+def test_what_is_frozen_is_what_was_scored(finished):
+    asked = finished.options(force=True)
+
+    model = pipeline.freeze(asked)
+
+    folder = asked.weights_dir / "tiny"
+    segmenter = load_folds(folder, folds=model.folds, device="cpu")
+    images = find_labelled_series(asked.labelled_dir)
+    scores = score_fold(images, segmenter=segmenter, fold=None)
+    stored = read_record(finished.work.round(1).frozen, FrozenScores)
+    assert stored.scores == tuple(scores)
+    assert model.card.measured["frozen_dice"] == pytest.approx(
+        sum(score.dice for score in scores) / 2, abs=1e-4
+    )
+    assert "on 2 labelled images, which all folds but one trained on" in model.card.recipe
+    assert not list(finished.work.round(1).path.glob(".frozen-*"))
+
+
+def test_frozen_model_is_scored_once_and_again_when_it_changes(finished):
+    path = finished.work.round(1).frozen
+    pipeline.freeze(finished.options(force=True))
+    first = path.stat().st_mtime_ns
+    pipeline.freeze(finished.options(force=True))
+    assert path.stat().st_mtime_ns == first
+
+    pipeline.freeze(finished.options(force=True, final="best-fold"))
+    assert path.stat().st_mtime_ns != first
+
+
+def test_frozen_model_that_is_worse_than_its_folds_is_told(tmp_path, caplog):
+    asked = Finished(tmp_path, dices=(0.95, 0.95)).options()
+
+    # Networks of random weights find no liver.
+    pipeline.freeze(asked)
+
+    assert "freeze another --final" in caplog.text
 
 
 def test_a_model_of_the_same_name_is_moved_aside_and_the_same_model_left_alone(finished):

@@ -106,6 +106,18 @@ def test_only_the_corrected_label_trains_and_it_stands(done):
     np.testing.assert_array_equal(np.asarray(nib.load(relabelled).dataobj).T, liver)
 
 
+def test_a_corrected_label_that_trains_is_not_counted_as_rejected(done):
+    asked, summary = done
+    for case in (CORRECTED, REJECTED):
+        assert (
+            read(asked.work_dir / "pseudo_labels" / case / "T2_pseudo.json")["verdict"] == "reject"
+        )
+
+    (figures,) = summary.rounds
+    assert (figures.trained, figures.rejected, figures.waiting) == (1, 1, 0)
+    assert figures.change_dice == figures.changes[f"{CORRECTED}/T2"]
+
+
 def test_all_images_are_predicted_anew_by_networks_that_did_not_train_on_them(done):
     round_dir = done[0].work_dir / "round_1"
     splits = read(round_dir / DATASET / "splits_final.json")
