@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,11 @@ class Workplace:
         self.input = root / "input"
         self.output = root / "output"
         self.model = model
-        self.input.mkdir()
+        self.input.mkdir(exist_ok=True)
+
+    def copy_to(self, root: Path) -> Workplace:
+        """Copy all folders to a root that does not exist yet, times of files included."""
+        return Workplace(shutil.copytree(self.root, root), self.model)
 
     def add(self, relative: str, **how: object) -> Path:
         """Write a sound scan."""

@@ -104,7 +104,8 @@ def bright_tissue_model(
     Its margin is the z-scored image less ``threshold``. Each further keyword,
     ``fold_1=2.0``, is one more fold with its threshold.
     """
-    plans = make_plans(transpose_forward=transpose_forward)
+    # One patch holds all of an `abdomen`, unless its axes are in another order.
+    plans = make_plans(transpose_forward=transpose_forward, patch=(24, 40, 40))
     # Norms look at a whole patch; without them each voxel is decided by its surroundings alone.
     kwargs = plans["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"]
     kwargs.update(norm_op=None, norm_op_kwargs=None)

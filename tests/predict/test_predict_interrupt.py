@@ -16,7 +16,7 @@ from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 
 REPOSITORY = Path(__file__).parents[2]
-N_CASES = 40
+N_CASES = 24
 
 
 def done_so_far(workplace):

@@ -5,7 +5,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
-from predict_samples import assert_valid_mask
+from predict_samples import Workplace, assert_valid_mask
 from tiny_models import bright_tissue_model
 from tiny_scans import abdomen
 
@@ -18,13 +18,20 @@ from sslmedsam2.reporting.run_report import SeriesStatus
 CASES = ("0001-A", "0002-A", "0003-A")
 
 
-@pytest.fixture
-def finished(workplace):
-    """Three cases that an earlier run has completed."""
+@pytest.fixture(scope="module")
+def earlier_run(tmp_path_factory, bright_model):
+    """Three cases and a run that has completed them; tests get copies."""
+    workplace = Workplace(tmp_path_factory.mktemp("earlier"), bright_model)
     for case in CASES:
         workplace.add(f"{case}/GED4.nii.gz")
     assert workplace.run().exit_code == ExitCode.OK
     return workplace
+
+
+@pytest.fixture
+def finished(earlier_run, tmp_path):
+    """Three cases that an earlier run has completed."""
+    return earlier_run.copy_to(tmp_path / "finished")
 
 
 def mask_path(workplace, case):
