@@ -47,6 +47,12 @@ class SslMedSam2Error(Exception):
         self.remedy = remedy
         super().__init__(f"{self.subject}: {reason}. {remedy}.")
 
+    def about(self, subject: object) -> SslMedSam2Error:
+        """Return the same error with ``subject`` before its own, which is a part of it."""
+        whole = f"{subject}, {self.subject}"
+        message = f"{whole}: {self.reason}. {self.remedy}."
+        return _remade(type(self), message, {**self.__dict__, "subject": whole})
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Let errors travel between processes: an exception is usually made anew from its text."""
         return _remade, (type(self), str(self), self.__dict__)

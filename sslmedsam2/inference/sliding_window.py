@@ -200,9 +200,16 @@ class Canvas:
             for network in self._networks:
                 margins = self._predict(network, patches[:, None])[:, 0]
                 if not library.isfinite(margins).all():
+                    place = next(
+                        at
+                        for (at, _), margin in zip(group, margins, strict=True)
+                        if not library.isfinite(margin).all()
+                    )
+                    sides = ", ".join(f"{side.start} to {side.stop}" for side in place)
                     raise ModelError(
-                        "the network",
-                        reason="it gives values that are not finite, also in single precision",
+                        f"patch [{sides}]",
+                        reason="the network gives values that are not finite, also in single"
+                        " precision",
                         remedy="Check the intensities of the image and the weights of the model",
                     )
                 for (place, flip), margin in zip(group, margins, strict=True):

@@ -215,7 +215,7 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
             segmenter = self._by_sequence[loaded.target.series.sequence]
             return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
         except SslMedSam2Error as error:
-            return Segmented(loaded, None, error)
+            return Segmented(loaded, None, error.about(loaded.target.input_name))
         except Exception as error:
             return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
-from sslmedsam2.errors import OutputError, SslMedSam2Error, unforeseen
+from sslmedsam2.errors import ModelError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.fewshot.outcome import entropy_bits, mask_dice
@@ -250,6 +250,8 @@ def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         with suppress(OSError):
             unit.paths.mask.unlink(missing_ok=True)
         raise
+    except ModelError as error:
+        return replace(unit.blank, error=str(error.about(unit.label.query.name)))
     except SslMedSam2Error as error:
         return replace(unit.blank, error=str(error))
     except Exception as error:

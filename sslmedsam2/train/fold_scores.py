@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.nnunet.dataset import load_labelled
@@ -56,7 +57,7 @@ def load_folds(model_dir: Path, *, folds: tuple[str, ...], device: Device) -> Ca
 def score_fold(
     images: Sequence[ImageFile], *, segmenter: CanonicalSegmenter, fold: int | None
 ) -> list[FoldScore]:
-    """Score a network on images with reference masks; raises InputError."""
+    """Score a network on images with reference masks; raises InputError and ModelError."""
     scores = []
     for image in images:
         scores.append(_score(image, segmenter=segmenter, fold=fold))
@@ -68,7 +69,10 @@ def score_fold(
 def _score(image: ImageFile, *, segmenter: CanonicalSegmenter, fold: int | None) -> FoldScore:
     truth = load_labelled(image)
     volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
-    found = segmenter.segment(volume).mask_zyx
+    try:
+        found = segmenter.segment(volume).mask_zyx
+    except ModelError as error:
+        raise error.about(image.name) from error
     metrics = measure(found, truth.labels_zyx == LIVER, spacing_zyx_mm=truth.spacing_zyx_mm)
     distances = metrics.hausdorff_mm, metrics.hausdorff95_mm
     if not found.any():

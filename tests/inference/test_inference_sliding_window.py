@@ -197,5 +197,5 @@ def test_a_network_without_finite_output_is_an_error(value):
         margins[0, 0, 1, 2, 3] = value
         return margins
 
-    with pytest.raises(ModelError, match="not finite"):
+    with pytest.raises(ModelError, match=r"patch \[0 to 4, 0 to 6, 0 to 8\]: .* not finite"):
         run(image((8, 12, 16)), network)

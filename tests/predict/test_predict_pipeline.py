@@ -571,3 +571,21 @@ def test_what_looks_like_no_liver_is_to_check_and_ends_with_0_unless_strict(work
     assert odd.output_path is not None
     assert any(note.startswith("no_typical_liver: ") for note in odd.warnings)
     assert workplace.run(strict=True).exit_code == ExitCode.SOME_CASES_FAILED
+
+
+def test_output_that_is_not_finite_names_the_case_and_the_patch(workplace, monkeypatch):
+    workplace.add(CASE)
+    workplace.add("Vendor-A/0002-A/GED4.nii.gz")
+    network, calls = "sslmedsam2.inference.openvino_backend.OpenVinoMarginNetwork", []
+
+    def broken(_self, patches):
+        calls.append(1)
+        return np.full_like(patches, np.nan if len(calls) == 1 else 1)
+
+    monkeypatch.setattr(f"{network}.__call__", broken)
+    ended = workplace.run(on_failure="skip")
+
+    assert ended.exit_code == ExitCode.SOME_CASES_FAILED
+    assert ended.of("0001-A", "GED4").error.startswith(f"{CASE}, patch [0 to ")
+    assert "not finite" in ended.of("0001-A", "GED4").error
+    assert ended.of("0002-A", "GED4").output_path is not None
