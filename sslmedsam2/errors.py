@@ -85,6 +85,15 @@ class UsageError(SslMedSam2Error):
     exit_code = ExitCode.USAGE
 
 
+def missing_packages(feature: str, *packages: str) -> UsageError:
+    """Return the error of a feature whose optional packages are not all installed."""
+    return UsageError(
+        feature,
+        reason=f"it needs packages that are not installed ({', '.join(packages)})",
+        remedy=f"Run: pip install {' '.join(packages)}",
+    )
+
+
 class NoInputError(SslMedSam2Error):
     """Nothing in the input folder can be used."""
 

@@ -182,6 +182,8 @@ def _checked_value(ctx: click.Context, option: click.Option, value: Any, *, subj
     if isinstance(value, list) and not option.multiple:
         # Options such as --sequences take "A,B" on the command line; a list reads better in a file.
         value = ",".join(str(item) for item in value)
+    elif option.multiple and not isinstance(value, list):
+        value = [value]
     if isinstance(value, dict) or (isinstance(value, bool) and not option.is_flag):
         problem = f"{json.dumps(value, default=str)} is not a value for --{_option_name(option)}"
         raise UsageError(subject, reason=problem, remedy="See the command's --help")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import sys
 from typing import TYPE_CHECKING
@@ -36,6 +37,38 @@ def set_up_logging(*, verbose: bool = False, quiet: bool = False) -> None:
     level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.getLogger("sslmedsam2").setLevel(level)
     logging.captureWarnings(True)
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object for each message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the object as a line."""
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        return json.dumps({"event": "log", "level": record.levelname.lower(), "message": message})
+
+
+def set_up_json_lines() -> None:
+    """Make every line of the log one JSON object; levels stay as they are."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def write_json_line(**event: object) -> None:
+    """Write an object as one line to standard error, beside the lines of the log."""
+    print(json.dumps(event), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def write_error(message: str) -> None:
+    """Write the error that ends a command to standard error, in the form of its log."""
+    handlers = logging.getLogger().handlers
+    if handlers and isinstance(handlers[0].formatter, _JsonLines):
+        write_json_line(event="error", message=message)
+    else:
+        print(f"error: {message}", file=sys.stderr)  # noqa: T201
 
 
 def _handler() -> logging.Handler:

@@ -16,6 +16,7 @@ import click
 
 from sslmedsam2 import __version__
 from sslmedsam2.cli.config import apply_verbosity, verbosity_options
+from sslmedsam2.cli.logging_setup import write_error
 from sslmedsam2.errors import ExitCode, SslMedSam2Error
 from sslmedsam2.imaging.atomic import output_error
 
@@ -140,12 +141,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return error.exit_code
     except SslMedSam2Error as error:
         _LOG.debug("where the error arose", exc_info=True)
-        click.echo(f"error: {error}", err=True)
+        write_error(str(error))
         return int(error.exit_code)
     except OSError as error:
         # What a library writes by itself: nnU-Net its logs, for instance.
         _LOG.debug("where the error arose", exc_info=True)
-        click.echo(f"error: {output_error(Path(error.filename or 'a file'), error)}", err=True)
+        write_error(str(output_error(Path(error.filename or "a file"), error)))
         return int(ExitCode.SOME_CASES_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

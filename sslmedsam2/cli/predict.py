@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
-from sslmedsam2.cli.logging_setup import terminal_console
-from sslmedsam2.cli.shared_options import device_option, mode_option, model_option
+from sslmedsam2.cli.logging_setup import set_up_json_lines, terminal_console, write_json_line
+from sslmedsam2.cli.shared_options import device_option, mode_option, model_option, slug_option
 
+_CONTAINER_INPUT = Path("/input")
 _CONTAINER_OUTPUT = Path("/output")
 
 if TYPE_CHECKING:
@@ -24,15 +28,17 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=ConfiguredCommand)
+@click.argument("scans", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
+    "-i",
     "--input",
-    "input_path",
+    "input_paths",
     type=click.Path(path_type=Path),
-    default=Path("/input"),
-    show_default=True,
-    help="Folder of cases, of DICOM files or of volumes, or one volume.",
+    multiple=True,
+    help="The same as SCANS; may be repeated.  [default: /input in the container]",
 )
 @click.option(
+    "-o",
     "--output",
     "output_dir",
     type=click.Path(path_type=Path),
@@ -41,6 +47,24 @@ if TYPE_CHECKING:
 )
 @model_option
 @click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
+@click.option("--sequence", help="Sequence of all scans whose names give none, such as T2.")
+@click.option(
+    "--layout",
+    type=click.Choice(["challenge", "bids", "grand-challenge"]),
+    default="challenge",
+    show_default=True,
+    help="Names of the masks: of the CARE-LiSeg challenge, of BIDS derivatives, or of an output"
+    " of grand-challenge.org.",
+)
+@slug_option
+@click.option(
+    "--output-format",
+    "mask_format",
+    type=click.Choice(["nii.gz", "mha", "nrrd", "same"]),
+    default="nii.gz",
+    show_default=True,
+    help="Format of the masks; same: that of each scan.",
+)
 @device_option
 @mode_option
 @click.option(
@@ -96,18 +120,47 @@ if TYPE_CHECKING:
     " liver_volumes.csv.",
 )
 @click.option("--strict", is_flag=True, help="Exit code 1 also if the mask of a scan is to check.")
+@click.option(
+    "--progress",
+    type=click.Choice(["auto", "json", "none"]),
+    default="auto",
+    show_default=True,
+    help="auto: a bar with the time left, on a terminal; json: each line of standard error is one"
+    " JSON object, for programs.",
+)
 @cluster_option
-def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
-    """Segment the liver in every scan of a folder.
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    *,
+    scans: tuple[Path, ...],
+    input_paths: tuple[Path, ...],
+    with_page: bool,
+    progress: str,
+    cluster: str,
+    **options: Any,
+) -> int:
+    """Segment the liver in SCANS.
 
-    Writes one mask for each scan, liver_volumes.csv and run_report.json. Exit code 0: all scans
-    have a mask; 1: some failed or have a guess; 2: invalid option; 3: no usable scan; 4:
-    model missing or altered.
+    SCANS are volumes, folders of cases or volumes, and folders of DICOM files. Writes one mask for
+    each scan, liver_volumes.csv and run_report.json. Exit code 0: all scans have a mask; 1: some
+    failed or have a guess; 2: invalid option; 3: no usable scan; 4: model missing or altered.
     """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.pipeline import PredictOptions
     from sslmedsam2.predict.pipeline import predict as run
 
+    if progress == "json":
+        set_up_json_lines()
+    if scans and ctx.get_parameter_source("input_paths") is not ParameterSource.COMMANDLINE:
+        input_paths = ()
+    options["input_path"], options["only"] = _inputs((*scans, *input_paths))
+    if options["layout"] != "challenge" and options["mask_format"] != "nii.gz":
+        raise click.UsageError("--output-format needs --layout challenge")
+    if options["sequence"] is not None:
+        [options["sequence"], *others] = parse_sequence_list(options["sequence"])
+        if others:
+            raise click.UsageError("--sequence takes one sequence; --sequences takes several")
     if options["sequences"] is not None:
         options["sequences"] = parse_sequence_list(options["sequences"])
     if options["sequence_map"] is not None:
@@ -116,15 +169,28 @@ def predict(*, with_page: bool, cluster: str, **options: Any) -> int:
     with (
         _output_folder(options) as options["output_dir"],
         open_executor(cluster) as executor,
-        _progress() as progress,
+        _progress(progress) as bar,
     ):
-        report = run(
-            PredictOptions(**options), on_result=_ProgressPrinter(progress), executor=executor
-        )
+        printer = _ProgressPrinter(bar, as_json=progress == "json")
+        report = run(PredictOptions(**options), on_result=printer, executor=executor)
         _summarise(report, options["mask_file"] or options["output_dir"] / "run_report.json")
         if with_page and not report.interrupted:
             _make_page(options)
     return report.exit_code or 0
+
+
+def _inputs(paths: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
+    """Return the folder or file to look at and, of several, what they are below their folder."""
+    if len(paths) < 2:
+        return (paths[0] if paths else _CONTAINER_INPUT), ()
+    from sslmedsam2.errors import NoInputError
+
+    for path in paths:
+        if not path.exists():
+            raise NoInputError(path, reason="does not exist", remedy="Check the path")
+    only = tuple(path.absolute() for path in paths)
+    folders = [path if path.is_dir() else path.parent for path in only]
+    return Path(os.path.commonpath(folders)), only
 
 
 def _output_folder(options: dict[str, Any]) -> AbstractContextManager[Path]:
@@ -159,34 +225,60 @@ def _temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _progress() -> AbstractContextManager[Progress | None]:
+def _progress(kind: str) -> AbstractContextManager[Progress | None]:
     """Return a progress bar on a terminal, nothing elsewhere."""
     console = terminal_console()
-    if console is None:
+    if console is None or kind != "auto":
         return nullcontext()
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
         console=console,
     )
 
 
 class _ProgressPrinter:
-    """Updates the progress bar and logs one line for each result."""
+    """Updates the progress bar and logs one line, or writes one object, for each result."""
 
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress | None, *, as_json: bool) -> None:
+        self._progress, self._as_json = progress, as_json
         self._task = None if progress is None else progress.add_task("segmenting", total=None)
+        self._start = time.monotonic()
 
     def __call__(self, result: SeriesResult, done: int, total: int) -> None:
         import logging
 
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
+        if self._as_json:
+            seconds = time.monotonic() - self._start
+            write_json_line(
+                event="scan",
+                done=done,
+                total=total,
+                seconds_left=round(seconds / done * (total - done), 1),
+                case=result.case,
+                sequence=result.sequence,
+                status=result.status.value,
+                input_path=result.input_path,
+                output_path=result.output_path,
+                liver_volume_ml=result.liver_volume_ml,
+                error=result.error,
+            )
+            return
         logging.getLogger(__name__).info(
             "%d/%d %s %s: %s%s, %.1f s",
             done,

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, mode_option, model_option
-from sslmedsam2.errors import UsageError
+from sslmedsam2.cli.shared_options import device_option, mode_option, model_option, slug_option
+from sslmedsam2.errors import missing_packages
 
 GRAND_CHALLENGE_PORT = 4743
 
@@ -46,12 +46,7 @@ GRAND_CHALLENGE_PORT = 4743
     show_default=True,
     help="POST /invoke writes masks to FOLDER/images/<output slug>/.",
 )
-@click.option(
-    "--output-slug",
-    default="liver-segmentation",
-    show_default=True,
-    help="Name of the folder of the masks of POST /invoke.",
-)
+@slug_option
 @click.option(
     "--max-upload-mb",
     type=click.IntRange(1),
@@ -68,7 +63,7 @@ def serve(
     mode: str,
     input_dir: Path,
     output_dir: Path,
-    output_slug: str,
+    slug: str,
     max_upload_mb: int,
 ) -> int:
     """Keep a model loaded and segment over HTTP.
@@ -81,18 +76,10 @@ def serve(
 
         from sslmedsam2.serve.app import ServeOptions, make_app
     except ModuleNotFoundError as error:
-        raise UsageError(
-            "serve",
-            reason=f"the package {error.name} is not installed",
-            remedy="Install the extra: pip install '.[serve]' in the project's folder",
-        ) from error
+        raise missing_packages("serve", "starlette", "uvicorn") from error
     from sslmedsam2.api import LiverSegmenter
 
-    if Path(output_slug).name != output_slug:
-        raise UsageError(
-            "--output-slug", reason="it is not one folder's name", remedy="Give a name without /"
-        )
     segmenter = LiverSegmenter(model_dir, device=device, mode=mode)  # type: ignore[arg-type]
-    options = ServeOptions(input_dir, output_dir, output_slug, max_upload_mb * 2**20)
+    options = ServeOptions(input_dir, output_dir, slug, max_upload_mb * 2**20)
     uvicorn.run(make_app(segmenter, options), host=host, port=port, log_level="warning")
     return 0

@@ -23,6 +23,12 @@ class _Device(click.ParamType):
         return str(value)
 
 
+def _one_folder(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise click.BadParameter("must be the name of one folder")
+    return name
+
+
 DEVICE = _Device()
 device_option = click.option(
     "--device",
@@ -99,6 +105,14 @@ model_option = click.option(
     "model_dir",
     type=click.Path(path_type=Path),
     help="nnU-Net model folder.  [default: /opt/ml/model, then the included one]",
+)
+slug_option = click.option(
+    "--output-slug",
+    "slug",
+    callback=_one_folder,
+    default="liver-segmentation",
+    show_default=True,
+    help="Name of the output on grand-challenge.org: masks go to images/<slug>/.",
 )
 sam2_option = click.option(
     "--sam2",

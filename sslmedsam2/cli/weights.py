@@ -74,7 +74,7 @@ def verify_models(model_dir: Path | None) -> None:
     "to_dir",
     type=click.Path(path_type=Path),
     default=FETCHED_DIR,
-    help="Folder to write to.  [default: sam2, beside the included models]",
+    help="Folder to write to.  [default: weights/sam2 in a clone, else ~/.local/share/sslmedsam2]",
 )
 @click.option(
     "--from",

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
-from sslmedsam2.contract.names import PROBABILITY_PREFIX, UNCERTAINTY_PREFIX, unsafe_reason
+from sslmedsam2 import __version__
+from sslmedsam2.contract.names import (
+    PROBABILITY_PREFIX,
+    UNCERTAINTY_PREFIX,
+    split_volume_name,
+    unsafe_reason,
+)
 from sslmedsam2.errors import OutputError, UsageError
+from sslmedsam2.imaging.atomic import write_bytes_atomic
+from sslmedsam2.imaging.image_file import ImageFile
 
 PREDICTION_FOLDER = "LiSeg_pred"
 PREVIEW_FOLDER = "previews"
@@ -17,6 +26,15 @@ REPORT_NAME = "run_report.json"
 PREDICTION_SUFFIX = "_pred"
 GENERIC_SUFFIX = "_liver"
 MASK_EXTENSION = ".nii.gz"
+DEFAULT_SLUG = "liver-segmentation"
+"""Of the output socket on grand-challenge.org."""
+
+
+Layout = Literal["challenge", "bids", "grand-challenge"]
+"""Where masks go: ``LiSeg_pred/<Case>/<MOD>_pred``, BIDS derivatives, or an output socket of
+grand-challenge.org."""
+
+_BIDS_STEM: Final = re.compile(r"((sub-[^_]+)(?:_(ses-[^_]+))?(?:_[a-z]+-[^_]+)*)_([0-9A-Za-z]+)")
 
 
 class NamedSeries(Protocol):
@@ -44,6 +62,62 @@ def mask_path(output_dir: Path, series: NamedSeries) -> Path:
         return output_dir / f"{case}{GENERIC_SUFFIX}{MASK_EXTENSION}"
     name = f"{series.sequence}{PREDICTION_SUFFIX}{MASK_EXTENSION}"
     return output_dir / PREDICTION_FOLDER / case / name
+
+
+def bids_path(output_dir: Path, series: ImageFile) -> Path:
+    """Return ``sub-<label>/[ses-<label>/]anat/<entities>_label-liver_desc-<suffix>_mask.nii.gz``.
+
+    The entities and the suffix are those of the image's name; an image that is not named after
+    BIDS gives its case to ``sub-`` and its sequence to ``desc-``.
+
+    Raises
+    ------
+    OutputError
+        As for `mask_path`.
+    """
+    stem = split_volume_name(series.path.name)
+    match = _BIDS_STEM.fullmatch(stem[0] if stem else "")
+    if match:
+        entities, subject, session, suffix = match.groups()
+    else:
+        subject = entities = f"sub-{re.sub('[^0-9A-Za-z]', '', _checked(series.case)) or 'x'}"
+        session, suffix = None, (series.sequence or "").replace("_", "")
+    folder = output_dir.joinpath(*filter(None, (subject, session)), "anat")
+    described = f"_desc-{suffix}" if suffix else ""
+    return folder / f"{entities}_label-liver{described}_mask{MASK_EXTENSION}"
+
+
+def write_bids_description(output_dir: Path) -> None:
+    """Write ``dataset_description.json``, which BIDS asks of derivatives, unless one is there.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    path = output_dir / "dataset_description.json"
+    if path.exists():
+        return
+    made_by = {"Name": "SSL-MedSAM2", "Version": __version__}
+    description = {
+        "Name": "Liver masks",
+        "BIDSVersion": "1.10.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [made_by],
+    }
+    write_bytes_atomic(path, json.dumps(description, indent=2).encode())
+
+
+def socket_path(output_dir: Path, series: NamedSeries, *, slug: str) -> Path:
+    """Return ``images/<slug>/<case>[_<MOD>].mha``, an output socket of grand-challenge.org.
+
+    Raises
+    ------
+    OutputError
+        As for `mask_path`.
+    """
+    name = "_".join(filter(None, (_checked(series.case), series.sequence)))
+    return output_dir / "images" / slug / f"{name}.mha"
 
 
 def preview_path(output_dir: Path, series: NamedSeries) -> Path:

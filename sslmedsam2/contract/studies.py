@@ -8,7 +8,7 @@ error for both, so that no result overwrites another.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -63,6 +63,7 @@ class Discovery:
 def find_studies(
     input_path: Path,
     *,
+    only: Sequence[Path] = (),
     sequences: Collection[str] | None = None,
     default: Collection[str] = names.PREDICTED_SEQUENCES,
     sequence_map: SequenceMap | None = None,
@@ -73,6 +74,8 @@ def find_studies(
     ----------
     input_path
         A folder, in any layout that `folder_rules` describes, or one volume.
+    only
+        The files and folders of it to look at; none for all.
     sequences
         Canonical names of the sequences to keep; None for those of ``default``.
         Images without a sequence are kept, save that those beside images with a sequence are left
@@ -86,7 +89,7 @@ def find_studies(
         The path does not exist or is neither a folder nor a volume. An input that exists and
         holds nothing of use is no error here: the discovery is empty and says why.
     """
-    tree = _read_input(input_path)
+    tree = _read_input(input_path, only)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
     found = _without_own_results([study for part in parts for study in part.studies])
     found, superseded = _named_by_folders(
@@ -108,10 +111,12 @@ def find_studies(
     )
 
 
-def _read_input(path: Path) -> Tree:
+def _read_input(path: Path, only: Sequence[Path]) -> Tree:
     """List a folder, or a single file as a folder that holds nothing else."""
     if path.is_dir():
-        return walk(path, skipped_names=_OWN_OUTPUT)
+        tree = walk(path, only=only, skipped_names=_OWN_OUTPUT)
+        masks = [_mask_as_input(one) for one in only if one.is_file() and is_mask(one)]
+        return replace(tree, problems=(*tree.problems, *masks))
     if not path.is_file() or names.split_volume_name(path.name) is None:
         raise NoInputError(
             path,
@@ -119,15 +124,18 @@ def _read_input(path: Path) -> Tree:
             remedy=f"Give a folder, or a file that ends in {', '.join(names.VOLUME_SUFFIXES)}",
         )
     if is_mask(path):
-        problem = InputError(
-            path,
-            kind="mask_as_input",
-            reason="is named like a mask",
-            remedy="Give the image, or rename the file",
-        )
-        return Tree(root=path.parent, folders=(), problems=(problem,), notes=())
+        return Tree(root=path.parent, folders=(), problems=(_mask_as_input(path),), notes=())
     folder = Folder(path=path.parent, volumes=(path,), others=(), oddities=())
     return Tree(root=path.parent, folders=(folder,), problems=(), notes=())
+
+
+def _mask_as_input(path: Path) -> InputError:
+    return InputError(
+        path,
+        kind="mask_as_input",
+        reason="is named like a mask",
+        remedy="Give the image, or rename the file",
+    )
 
 
 def _without_own_results(studies: list[Study]) -> list[Study]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from dataclasses import dataclass
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract.names import is_hidden, split_volume_name
@@ -44,8 +45,10 @@ class Tree:
     notes: tuple[str, ...]
 
 
-def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
-    """List ``root`` and everything below it.
+def walk(
+    root: Path, *, only: Sequence[Path] = (), skipped_names: frozenset[str] = frozenset()
+) -> Tree:
+    """List ``root`` and everything below it, or ``only`` these files and folders below it.
 
     A folder that can be reached in several ways is listed once, preferably under its real path,
     so that links in a circle end. ``skipped_names`` (lower case) are folders that are not entered.
@@ -54,7 +57,8 @@ def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
     problems: list[InputError] = []
     notes: list[str] = []
     seen: dict[tuple[int, int], Path] = {}
-    waiting, linked = deque([root]), deque[Path]()
+    starts = [path for path in only if path.is_dir()] if only else [root]
+    waiting, linked = deque(starts), deque[Path]()
     while waiting or linked:
         # Links wait until all real folders are listed: a case is named by its real folder.
         path = waiting.popleft() if waiting else linked.popleft()
@@ -73,6 +77,12 @@ def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
         for entry in entries:
             if _enterable(entry) and entry.name.lower() not in skipped_names:
                 (linked if entry.is_symlink() else waiting).append(path / entry.name)
+    listed = {folder.path for folder in folders}
+    files: dict[Path, set[Path]] = defaultdict(set)
+    for path in only:
+        if path.is_file() and path.parent not in listed:
+            files[path.parent].add(path)
+    folders += [_folder_of(path, sorted(found)) for path, found in files.items()]
     folders.sort(key=lambda folder: folder.path)
     return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
 
@@ -80,12 +90,14 @@ def walk(root: Path, *, skipped_names: frozenset[str] = frozenset()) -> Tree:
 def _list_folder(path: Path, entries: list[os.DirEntry[str]]) -> Folder:
     files = [path / entry.name for entry in entries if _is_regular_file(entry)]
     rest = [path / entry.name for entry in entries if not _is_regular_file(entry)]
-    return Folder(
-        path=path,
-        volumes=tuple(file for file in files if split_volume_name(file.name)),
-        others=tuple(file for file in files if not split_volume_name(file.name)),
-        oddities=tuple(_oddity(entry) for entry in rest if split_volume_name(entry.name)),
-    )
+    oddities = tuple(_oddity(entry) for entry in rest if split_volume_name(entry.name))
+    return replace(_folder_of(path, files), oddities=oddities)
+
+
+def _folder_of(path: Path, files: list[Path]) -> Folder:
+    volumes = tuple(file for file in files if split_volume_name(file.name))
+    others = tuple(file for file in files if not split_volume_name(file.name))
+    return Folder(path=path, volumes=volumes, others=others, oddities=())
 
 
 def _enterable(entry: os.DirEntry[str]) -> bool:

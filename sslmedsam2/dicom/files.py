@@ -10,13 +10,14 @@ import importlib
 import logging
 import struct
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sslmedsam2.contract.names import is_hidden, split_volume_name
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.walk import walk
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import missing_packages
 from sslmedsam2.imaging.image_file import ImageFile
 
 SEG_FOLDER = "dicom_seg"
@@ -59,16 +60,17 @@ class DicomFiles:
     impostors: tuple[Path, ...]
 
 
-def find_dicom_files(input_path: Path) -> DicomFiles:
+def find_dicom_files(input_path: Path, only: Sequence[Path] = ()) -> DicomFiles:
     """List the DICOM files below a folder, or the one that a path names.
 
-    A path that does not exist gives no files.
+    ``only`` are the files and folders of it to look at; none for all. A path that does not exist
+    gives no files.
     """
     if input_path.is_file():
         candidates = [input_path]
         root = input_path.parent
     elif input_path.is_dir():
-        folders = walk(input_path, skipped_names=_OWN_OUTPUT).folders
+        folders = walk(input_path, only=only, skipped_names=_OWN_OUTPUT).folders
         candidates = [path for folder in folders for path in folder.others]
         root = input_path
     else:
@@ -122,7 +124,6 @@ def _is_named_so(path: Path) -> bool:
     return path.suffix.lower() in _DICOM_SUFFIXES and not is_hidden(path.name)
 
 
-INSTALL_HINT = ".venv/bin/pip install -c constraints.txt -e '.[dicom]'"
 _PACKAGES = ("pydicom", "highdicom")
 
 
@@ -138,11 +139,7 @@ def require_dicom() -> None:
         for package in _PACKAGES:
             importlib.import_module(package)
     except ImportError as error:
-        raise UsageError(
-            "DICOM",
-            reason=f"it needs the package {error.name}, which is not installed",
-            remedy=f"Run in the clone: {INSTALL_HINT}",
-        ) from error
+        raise missing_packages("DICOM", *_PACKAGES) from error
     import pydicom
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE

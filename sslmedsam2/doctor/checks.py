@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -198,6 +199,8 @@ def _check_sam2(*, load: bool) -> Finding:
     from sslmedsam2.pseudo_label.supports import COMPACT_NAME, COMPACT_PATH
     from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 
+    if find_spec("sam2") is None:
+        return Finding("sam2", State.NOTE, "not installed", "For pseudo-label: pip install sam2")
     if load:
         import torch
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import UsageError, missing_packages
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -108,7 +108,7 @@ def _read_queue_spec(path: Path) -> QueueSpec:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise _missing_packages() from error
+        raise missing_packages("--cluster", "distributed", "dask-jobqueue", "bokeh") from error
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return _queue_spec(content if isinstance(content, dict) else None)
@@ -140,14 +140,6 @@ def _queue_spec(content: dict[str, Any] | None) -> QueueSpec:
     return QueueSpec(content["queue"], jobs, gpus, options)
 
 
-def _missing_packages() -> UsageError:
-    return UsageError(
-        "--cluster",
-        reason="the packages for clusters are not installed",
-        remedy="Run in the clone: .venv/bin/pip install -c constraints.txt -e '.[cluster]'",
-    )
-
-
 @contextmanager
 def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[Client]:
     """Start a cluster, or join one, for as long as the context lasts.
@@ -165,7 +157,7 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
         with dask.config.set({"logging.distributed": "warning"}):
             from distributed import Client
     except ModuleNotFoundError as error:
-        raise _missing_packages() from error
+        raise missing_packages("--cluster", "distributed", "dask-jobqueue", "bokeh") from error
     settings = {
         # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
         "distributed.worker.daemon": False,
@@ -272,7 +264,7 @@ def queue_cluster(spec: QueueSpec) -> Any:
     try:
         from dask_jobqueue import LSFCluster, PBSCluster, SLURMCluster
     except ModuleNotFoundError as error:
-        raise _missing_packages() from error
+        raise missing_packages("--cluster", "distributed", "dask-jobqueue", "bokeh") from error
     kinds = {"slurm": SLURMCluster, "pbs": PBSCluster, "lsf": LSFCluster}
     try:
         return kinds[spec.queue](**_queue_options(spec))

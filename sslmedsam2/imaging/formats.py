@@ -58,6 +58,17 @@ def image_extension(path: Path) -> str | None:
     return next((extension for extension in IMAGE_EXTENSIONS if name.endswith(extension)), None)
 
 
+def written_extension(path: Path) -> str:
+    """Return the extension of a mask in the format of an image; .nii.gz if that is not written.
+
+    >>> written_extension(Path("scan.mhd"))
+    '.mha'
+    """
+    extension = image_extension(path) or ""
+    extension = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(extension, extension)
+    return extension if extension in WRITTEN_EXTENSIONS else ".nii.gz"
+
+
 def unread_image(path: Path) -> str | None:
     """Say why a file that looks like an image, and is not named as one that is read, is left out.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,10 +77,11 @@ class Inputs:
 def find_inputs(
     input_path: Path,
     *,
+    only: Sequence[Path] = (),
     sequences: tuple[str, ...] | None,
     sequence_map: Mapping[str, Any] | None = None,
 ) -> Inputs:
-    """List everything below a path that may be segmented.
+    """List everything below a path that may be segmented; ``only`` these parts of it, if any.
 
     Raises
     ------
@@ -91,15 +92,21 @@ def find_inputs(
         the packages that read it are not installed.
     """
     mapping = parse_sequence_map(sequence_map or {})
-    found = _find(input_path, sequences=sequences, mapping=mapping)
+    found = _find(input_path, only, sequences=sequences, mapping=mapping)
     mapping.warn_of_unused(input_path, used=found.dicom.used_keys if found.dicom else None)
     return found
 
 
-def _find(input_path: Path, *, sequences: tuple[str, ...] | None, mapping: SequenceMap) -> Inputs:
-    files = find_dicom_files(input_path)
+def _find(
+    input_path: Path,
+    only: Sequence[Path],
+    *,
+    sequences: tuple[str, ...] | None,
+    mapping: SequenceMap,
+) -> Inputs:
+    files = find_dicom_files(input_path, only)
     if not files.files:
-        studies = find_studies(input_path, sequences=sequences, sequence_map=mapping)
+        studies = find_studies(input_path, only=only, sequences=sequences, sequence_map=mapping)
         impostors = tuple(
             LeftOut(path, "it is named like DICOM and does not begin so")
             for path in files.impostors
@@ -110,9 +117,8 @@ def _find(input_path: Path, *, sequences: tuple[str, ...] | None, mapping: Seque
         return Inputs(studies, None)
     studies = _NOTHING
     if input_path.is_dir():
-        studies = _beside(
-            files, find_studies(input_path, sequences=sequences, sequence_map=mapping)
-        )
+        found = find_studies(input_path, only=only, sequences=sequences, sequence_map=mapping)
+        studies = _beside(files, found)
     try:
         return Inputs(studies, _discover(files, sequences, mapping))
     except UsageError as error:

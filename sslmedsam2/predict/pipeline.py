@@ -8,6 +8,7 @@ kill loses nothing.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,11 +16,17 @@ from typing import Any, Literal
 
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
+    DEFAULT_SLUG,
+    MASK_EXTENSION,
     PREDICTION_FOLDER,
     PREVIEW_FOLDER,
+    Layout,
+    bids_path,
     mask_path,
     preview_path,
     report_path,
+    socket_path,
+    write_bids_description,
 )
 from sslmedsam2.dicom.files import SEG_FOLDER, seg_path
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
@@ -34,6 +41,7 @@ from sslmedsam2.errors import (
 from sslmedsam2.execution.host import in_container
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
+from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.writing import MaskDtype
@@ -106,7 +114,15 @@ class PredictOptions:
     strict
         Count a mask with status ``check`` as a failure.
     mask_file
-        Where the mask of the only scan goes; None for the places of the contract.
+        Where the mask of the only scan goes; None for the places of ``layout``.
+    only
+        The files and folders below ``input_path`` to segment; none for all.
+    sequence
+        Canonical name of the sequence of all scans whose names give none; it chooses the model.
+    mask_format
+        Extension of the masks without its dot, or ``same`` for that of each scan.
+    layout, slug
+        Names and folders of the masks; the slug is that of grand-challenge.org's output.
     """
 
     input_path: Path
@@ -125,6 +141,11 @@ class PredictOptions:
     statistics: bool = False
     strict: bool = False
     mask_file: Path | None = None
+    only: tuple[Path, ...] = ()
+    sequence: str | None = None
+    mask_format: str = "nii.gz"
+    layout: Layout = "challenge"
+    slug: str = DEFAULT_SLUG
 
 
 def predict(
@@ -149,7 +170,10 @@ def predict(
         The output folder cannot be written.
     """
     inputs = find_inputs(
-        options.input_path, sequences=options.sequences, sequence_map=options.sequence_map
+        options.input_path,
+        only=options.only,
+        sequences=options.sequences,
+        sequence_map=options.sequence_map,
     )
     for note in inputs.notes:
         logger.info(note)
@@ -161,6 +185,7 @@ def predict(
             reason=f"it names one file, and there are {len(plan.targets)} scans",
             remedy="Give a folder to --output",
         )
+    _refuse_clashes(plan.targets, options)
     work = SeriesWork(
         models,
         EngineOptions(options.device, options.mode, options.mirror),
@@ -185,6 +210,8 @@ def predict(
                 if isinstance(result, SslMedSam2Error):
                     result = given_up(target, result)
                 recorder.add(result)
+            if options.layout == "bids":
+                write_bids_description(options.output_dir)
             code = _exit_code(recorder.report, stop, strict=options.strict)
             return recorder.end(code, interrupted=bool(stop))
 
@@ -269,6 +296,18 @@ class _Recorder:
         return self.report
 
 
+def _refuse_clashes(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
+    """Raise UsageError where two masks would have one name, which `find_inputs` excludes for
+    the challenge's layout only."""
+    for name, count in Counter(target.output_name for target in targets).items():
+        if count > 1:
+            raise UsageError(
+                f"--layout {options.layout}",
+                reason=f"{count} scans would be written to {name}",
+                remedy="Rename the scans, or use --layout challenge",
+            )
+
+
 def _keep_done(
     targets: Sequence[SeriesTarget], recorder: _Recorder, previous: RunReport | None
 ) -> list[SeriesTarget]:
@@ -319,7 +358,7 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
         if isinstance(model, str):
             unserved[named.row] = model
         else:
-            dicom = _dicom_target(volume, target.series, model, options)
+            dicom = _dicom_target(volume, dicom_series(named), model, options)
             targets.append(replace(target, dicom=dicom))
     rows = tuple(_dicom_record(row, unserved.get(row)) for row in inputs.dicom_rows)
     return _Plan(tuple(targets), tuple(left_out), rows)
@@ -348,8 +387,8 @@ def _set_aside(output_dir: Path) -> None:
         earlier = load_report(path).series if path.is_file() else ()
     except InputError:
         earlier = ()
-    outputs = (output_dir / one.output_path for one in earlier if one.output_path)
-    loose = [one for one in outputs if one.parent == output_dir]
+    outputs = (Path(one.output_path) for one in earlier if one.output_path)
+    loose = [output_dir / one for one in outputs if one.parts[0] not in _OWN_FOLDERS]
     loose.append(output_dir / VOLUME_TABLE_NAME)
     found = [one for one in (path, *(output_dir / n for n in _OWN_FOLDERS), *loose) if one.exists()]
     if found:
@@ -365,9 +404,9 @@ def _is_fallback(series: ImageFile, options: PredictOptions) -> bool:
 
 
 def _target(series: ImageFile, input_name: str, options: PredictOptions) -> SeriesTarget:
-    path = options.mask_file or mask_path(options.output_dir, series)
+    path = options.mask_file or _mask_path(series, options)
     return SeriesTarget(
-        series=series,
+        series=replace(series, sequence=series.sequence or options.sequence),
         input_name=input_name,
         mask_path=path,
         preview_path=preview_path(options.output_dir, series) if options.previews else None,
@@ -378,6 +417,18 @@ def _target(series: ImageFile, input_name: str, options: PredictOptions) -> Seri
         fallback=_is_fallback(series, options),
         statistics=options.statistics,
     )
+
+
+def _mask_path(series: ImageFile, options: PredictOptions) -> Path:
+    if options.layout == "bids":
+        return bids_path(options.output_dir, series)
+    if options.layout == "grand-challenge":
+        return socket_path(options.output_dir, series, slug=options.slug)
+    path = mask_path(options.output_dir, series)
+    extension = options.mask_format
+    if extension == "same":
+        extension = written_extension(series.path).removeprefix(".")
+    return path.with_name(path.name.removesuffix(MASK_EXTENSION) + f".{extension}")
 
 
 def _dicom_target(
@@ -448,9 +499,13 @@ def _recorded_options(options: PredictOptions) -> dict[str, object]:
     report's list of DICOM series.
     """
     recorded = asdict(options)
-    folders = ("input_path", "output_dir", "model_dir", "mask_file")
-    for name in (*folders, "resume", "sequence_map", "dicom_seg", "statistics", "strict"):
+    folders = ("input_path", "output_dir", "model_dir", "mask_file", "only")
+    names = ("mask_format", "layout", "slug")
+    others = ("resume", "sequence_map", "dicom_seg", "statistics", "strict")
+    for name in (*folders, *names, *others):
         del recorded[name]
+    if recorded["sequence"] is None:
+        del recorded["sequence"]
     return recorded
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, overload
 
-from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error
+from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error, missing_packages
 from sslmedsam2.fewshot.strategy import Support
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_labelled
@@ -144,7 +145,11 @@ def find_sam2(name_or_path: str) -> Path:
     ------
     ModelError
         An official checkpoint was not fetched, or a checkpoint was altered.
+    UsageError
+        The package sam2 is not installed.
     """
+    if importlib.util.find_spec("sam2") is None:
+        raise missing_packages("SAM2", "sam2")
     if name_or_path == COMPACT_NAME:
         verify_sam2(SHIPPED_DIR)
         return COMPACT_PATH

@@ -6,6 +6,7 @@ included models, or where a platform mounts models, and `find_official` finds it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,13 @@ from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.weights.locate import PLATFORM_DIR, SHIPPED_DIR
 from sslmedsam2.weights.manifest import sha256_file
 
-FETCHED_DIR: Final = SHIPPED_DIR / "sam2"
-"""Where ``weights fetch`` puts a checkpoint unless told otherwise."""
+FETCHED_DIR: Final = (
+    SHIPPED_DIR / "sam2"
+    if SHIPPED_DIR.name == "weights"
+    else Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "sslmedsam2/sam2"
+)
+"""Where ``weights fetch`` puts a checkpoint unless told otherwise: beside the included models in a
+clone, in the user's data folder where a wheel is installed."""
 
 
 @dataclass(frozen=True)

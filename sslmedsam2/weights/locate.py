@@ -28,7 +28,11 @@ from sslmedsam2.weights.manifest import (
 )
 
 PLATFORM_DIR: Final = Path("/opt/ml/model")
-SHIPPED_DIR: Final = Path(__file__).resolve().parents[2] / "weights"
+_IN_WHEEL: Final = Path(__file__).resolve().parent / "included"
+SHIPPED_DIR: Final = (
+    _IN_WHEEL if _IN_WHEEL.is_dir() else Path(__file__).resolve().parents[2] / "weights"
+)
+"""The included models: in the package if a wheel is installed, else ``weights/`` of the clone."""
 
 logger = logging.getLogger(__name__)
 

