@@ -16,6 +16,7 @@ from sslmedsam2.reporting.run_report import load_report
 from sslmedsam2.weights.manifest import Manifest, ModelCard, ModelEntry, hash_model, write_manifest
 
 REPOSITORY = Path(__file__).parents[2]
+RECORDS = {"run_report.json", "liver_volumes.csv"}
 HEAVY = ("torch", "numpy", "nibabel", "SimpleITK", "scipy", "nnunetv2", "openvino", "rich")
 
 
@@ -273,8 +274,7 @@ def test_several_scans_and_folders_are_one_run(folders, bright_model, tmp_path):
     given = (tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz", "-i", folders[0])
     assert command(folders, bright_model, *given) == ExitCode.OK
 
-    assert files_in(folders[1]) == {
-        "run_report.json",
+    assert files_in(folders[1]) - RECORDS == {
         "a_scan_liver.nii.gz",
         "b_scan_liver.nii.gz",
         "LiSeg_pred/0001-A/GED4_pred.nii.gz",
@@ -296,7 +296,7 @@ def test_scans_of_the_command_line_replace_those_of_file_and_environment(
     monkeypatch.setenv("SSLMEDSAM2_INPUT", str(folders[0]))
 
     assert command(folders, bright_model, scan, "--config", config) == ExitCode.OK
-    assert files_in(folders[1]) == {"run_report.json", "scan_liver.nii.gz"}
+    assert files_in(folders[1]) == RECORDS | {"scan_liver.nii.gz"}
 
     monkeypatch.delenv("SSLMEDSAM2_INPUT")
     assert command(folders, bright_model, "--config", config, "--resume") == ExitCode.OK
@@ -329,7 +329,7 @@ def test_masks_have_the_format_of_their_scans_on_request(folders, bright_model, 
     assert same == ExitCode.OK
 
     masks = {"one_liver.nii.gz", "two_liver.mha", "three_liver.nrrd"}
-    assert files_in(folders[1]) - {"run_report.json"} == masks
+    assert files_in(folders[1]) - RECORDS == masks
     arrays = [sitk.GetArrayFromImage(sitk.ReadImage(str(folders[1] / name))) for name in masks]
     assert all((array == arrays[0]).all() for array in arrays)
 
@@ -381,7 +381,7 @@ def test_masks_go_to_an_output_socket_of_grand_challenge(folders, bright_model, 
     options = ("--layout", "grand-challenge", "--output-slug", "liver")
     assert command(folders, bright_model, tmp_path / "in", *options) == ExitCode.OK
 
-    [mask] = files_in(folders[1]) - {"run_report.json"}
+    [mask] = files_in(folders[1]) - RECORDS
     assert mask == "images/liver/images_abdominal-mri_4f2a.mha"
     assert command(folders, bright_model, *options, "--output-slug", "../x") == ExitCode.USAGE
 
@@ -398,10 +398,10 @@ def test_masks_are_named_as_bids_derivatives_on_request(folders, bright_model, t
         "sub-01/ses-1/anat/sub-01_ses-1_run-2_label-liver_desc-T2w_mask.nii.gz",
         "sub-0930B/anat/sub-0930B_label-liver_desc-GED4_mask.nii.gz",
     }
-    assert files_in(folders[1]) - {"run_report.json"} == masks
+    assert files_in(folders[1]) - RECORDS == masks
     # A second run replaces them.
     assert command(folders, bright_model, tmp_path / "bids", "--layout", "bids") == ExitCode.OK
-    assert {n for n in files_in(folders[1]) if ".replaced-" not in n} == masks | {"run_report.json"}
+    assert {n for n in files_in(folders[1]) if ".replaced-" not in n} == masks | RECORDS
 
 
 def test_two_scans_of_one_name_in_a_layout_are_refused(folders, bright_model, tmp_path, capsys):
