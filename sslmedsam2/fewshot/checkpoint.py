@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
+import io
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -218,13 +220,17 @@ def save_compact(
 
 def identify_sam2(path: Path) -> Sam2File:
     """Return what a checkpoint is, without loading it; raises ModelError if there is none."""
+    _check_is_file(path)
+    return Sam2File(path, path.stem, sha256_file(path))
+
+
+def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise ModelError(
             path,
             reason="there is no such file",
             remedy="Give a SAM2 checkpoint, or the name of one: see weights fetch --help",
         )
-    return Sam2File(path, path.stem, sha256_file(path))
 
 
 def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
@@ -237,28 +243,33 @@ def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
     ModelError
         The file is missing, damaged, or holds another network.
     """
-    file = identify_sam2(path)
+    _check_is_file(path)
+    # What is loaded is what is hashed, whatever becomes of the file meanwhile.
+    content = path.read_bytes()
     load = _load_compact if path.suffix == COMPACT_SUFFIX else _load_hiera_tiny
-    model = load(path)
+    model = load(path, content)
     try:
         model = model.to(device)
     except RuntimeError as error:
         if device.type == "cpu":
             raise
         logger.warning("the GPU cannot take SAM2 (%s): it runs on the CPU", first_line(error))
-        model = load(path)  # The first may have been moved in part.
+        model = load(path, content)  # The first may have been moved in part.
     model = model.eval().requires_grad_(False)
-    return LoadedSam2(model=model, name=file.name, sha256=file.sha256, path=path)
+    return LoadedSam2(
+        model=model, name=path.stem, sha256=hashlib.sha256(content).hexdigest(), path=path
+    )
 
 
-def _load_compact(path: Path) -> SAM2Base:
-    from safetensors import SafetensorError, safe_open
+def _load_compact(path: Path, content: bytes) -> SAM2Base:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        fields = json.loads(metadata[_ARCHITECTURE_KEY])
+        state = {name: value.float() for name, value in load(content).items()}
+        # The file begins with the length of a JSON header, which holds the metadata.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        fields = json.loads(header["__metadata__"][_ARCHITECTURE_KEY])
         fields["stages"] = tuple(fields["stages"])
         model = build_compact(CompactArchitecture(**fields))
     except (SafetensorError, KeyError, ValueError, TypeError, ArithmeticError) as error:
@@ -267,9 +278,9 @@ def _load_compact(path: Path) -> SAM2Base:
     return model
 
 
-def _load_hiera_tiny(path: Path) -> SAM2Base:
+def _load_hiera_tiny(path: Path, stored: bytes) -> SAM2Base:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
     # A damaged or malicious pickle can make the unpickler fail in almost any way.
     except Exception as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error

@@ -51,6 +51,25 @@ def test_a_saved_network_comes_back(tiny_sam2, compact_file):
         assert torch.equal(value, saved[name].half().float()), name
 
 
+def test_what_is_loaded_is_what_was_hashed_though_the_file_is_swapped(
+    tiny_sam2, compact_file, monkeypatch
+):
+    content, read = compact_file.read_bytes(), Path.read_bytes
+
+    def swap_after(path):
+        found = read(path)
+        path.write_bytes(b"something else")
+        return found
+
+    monkeypatch.setattr(Path, "read_bytes", swap_after)
+    loaded = load_sam2(compact_file, device=CPU)
+
+    assert loaded.sha256 == hashlib.sha256(content).hexdigest()
+    saved = tiny_sam2.model.state_dict()
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, saved[name].half().float()), name
+
+
 def test_a_loaded_network_is_frozen(compact_file):
     model = load_sam2(compact_file, device=CPU).model
     assert not model.training
