@@ -22,9 +22,10 @@ REAL_DATA = ROOT.parent / "shared" / "data"
 
 @dataclass(frozen=True)
 class Timed:
-    """Wall-clock seconds and the largest resident size of a finished process."""
+    """Wall-clock and processor seconds and the largest resident size of a finished process."""
 
     seconds: float
+    cpu_seconds: float
     peak_memory_mb: float
 
 
@@ -66,7 +67,7 @@ def run(command: Sequence[str], *, env: dict[str, str] | None = None) -> Timed:
     seconds = time.perf_counter() - start
     if process.returncode:
         sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{output.decode()}")
-    return Timed(seconds, _megabytes(usage))
+    return Timed(seconds, usage.ru_utime + usage.ru_stime, _megabytes(usage))
 
 
 def _megabytes(usage: resource.struct_rusage) -> float:

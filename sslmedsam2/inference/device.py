@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
@@ -74,10 +75,21 @@ def choose_device(wanted: Device) -> str:
 
 @lru_cache(maxsize=1)
 def _usual_device() -> str:
+    if not has_cuda_driver():
+        return "cpu"
     fault = gpu_fault("cuda")
     if fault is not None and not fault.absent:
         logger.warning("computing on the CPU: %s. %s", fault.reason, fault.remedy)
     return "cuda" if fault is None else "cpu"
+
+
+def has_cuda_driver() -> bool:
+    """Whether CUDA's driver library is there, without which torch, slow to load, finds no GPU."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def gpu_fault(device: str) -> GpuFault | None:
@@ -197,7 +209,11 @@ def query_nvidia_smi(query: str) -> str | None:
 
 
 def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in units of their own, as Intel's AMX."""
-    import torch
+    """Whether this CPU multiplies matrices of bfloat16 in units of their own, as Intel's AMX.
 
-    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))
+    False where the system does not list what its CPU can do.
+    """
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False

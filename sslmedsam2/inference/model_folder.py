@@ -10,14 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.weights.checkpoint import check_unaltered, read_checkpoint
+from sslmedsam2.weights.checkpoint import Weights, check_unaltered, read_checkpoint
 from sslmedsam2.weights.manifest import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
-
-if TYPE_CHECKING:
-    import torch
 
 _DEFAULT_RESAMPLER: Final = "resample_data_or_seg_to_shape"
 NORMALISATIONS: Final = (
@@ -87,7 +84,7 @@ class ModelSpec:
 class Checkpoint:
     """The weights of one fold and the axes it may be mirrored along."""
 
-    weights: Mapping[str, torch.Tensor]
+    weights: Weights
     mirror_axes: tuple[int, ...]
 
 

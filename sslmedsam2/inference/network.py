@@ -11,6 +11,7 @@ from torch import nn
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec
+from sslmedsam2.weights.checkpoint import as_tensors
 from sslmedsam2.weights.manifest import PLANS_FILE
 
 
@@ -25,9 +26,9 @@ def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     ModelError
         The architecture is unknown here, or the weights do not fit it.
     """
-    network = _skeleton(spec)
-    _check_fit(spec, network.state_dict(), checkpoint.weights)
-    network.load_state_dict(checkpoint.weights, assign=True)
+    network, weights = _skeleton(spec), as_tensors(checkpoint.weights)
+    _check_fit(spec, network.state_dict(), weights)
+    network.load_state_dict(weights, assign=True)
     heads = network.decoder.seg_layers
     heads[-1] = _folded(heads[-1])
     return network.eval().requires_grad_(False).float()

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sslmedsam2.errors import first_line
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
-from sslmedsam2.inference.model_folder import ModelSpec, load_checkpoint
+from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
     mask_from_margin,
@@ -26,8 +26,6 @@ from sslmedsam2.inference.preprocessing import (
 from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
     from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
@@ -220,40 +218,46 @@ class CanonicalSegmenter:
 
 
 def _make_networks(
-    spec: ModelSpec, checkpoints: list, *, device: str, fast: bool
+    spec: ModelSpec, checkpoints: list[Checkpoint], *, device: str, fast: bool
 ) -> list[_Network]:
     """Return one ready network a fold."""
+    on_cpu = [partial(_cpu_network, spec, checkpoint, fast=fast) for checkpoint in checkpoints]
+    if device == "cpu":
+        return [make() for make in on_cpu]
     from sslmedsam2.inference.network import build_margin_network
     from sslmedsam2.inference.torch_backend import TorchMarginNetwork
 
-    modules = [build_margin_network(spec, checkpoint) for checkpoint in checkpoints]
-    on_cpu = [partial(_cpu_network, spec, module, fast=fast) for module in modules]
-    if device == "cpu":
-        return [make() for make in on_cpu]
     return [
-        TorchMarginNetwork(module, device=device, make_cpu_network=make)
-        for module, make in zip(modules, on_cpu, strict=True)
+        TorchMarginNetwork(
+            build_margin_network(spec, checkpoint), device=device, make_cpu_network=make
+        )
+        for checkpoint, make in zip(checkpoints, on_cpu, strict=True)
     ]
 
 
-def _cpu_network(spec: ModelSpec, module: nn.Module, *, fast: bool) -> _Network:
+def _cpu_network(spec: ModelSpec, checkpoint: Checkpoint, *, fast: bool) -> _Network:
     """Return a network that OpenVINO runs on the CPU, or torch where OpenVINO cannot."""
-    from sslmedsam2.inference.torch_backend import TorchMarginNetwork
-
     try:
         from sslmedsam2.inference import openvino_backend as openvino
     except ImportError as error:
-        logger.warning("OpenVINO cannot be loaded (%s); using torch", first_line(error))
-        return TorchMarginNetwork(module, device="cpu")
-    wide = spec.architecture.kwargs["features_per_stage"][0] >= _BF16_PAYS_FROM_CHANNELS
+        return _torch_on_cpu(spec, checkpoint, f"OpenVINO cannot be loaded ({first_line(error)})")
+    widths = spec.architecture.kwargs.get("features_per_stage")
+    wide = isinstance(widths, list) and widths[0] >= _BF16_PAYS_FROM_CHANNELS
     half = fast and (has_matrix_units() or (wide and openvino.bf16_is_native()))
     try:
-        return openvino.OpenVinoMarginNetwork(
-            module, patch_size=spec.patch_size, half_precision=half
-        )
-    except openvino.UnsupportedLayerError as error:
-        logger.warning("OpenVINO cannot run this network (%s); using torch", error)
-        return TorchMarginNetwork(module, device="cpu")
+        return openvino.OpenVinoMarginNetwork(spec, checkpoint, half_precision=half)
+    except openvino.UnsupportedNetworkError as error:
+        return _torch_on_cpu(spec, checkpoint, f"OpenVINO cannot run this network ({error})")
+
+
+def _torch_on_cpu(spec: ModelSpec, checkpoint: Checkpoint, why: str) -> TorchMarginNetwork:
+    """Return a network that torch runs; raises ModelError where plans and weights make none."""
+    from sslmedsam2.inference.network import build_margin_network
+    from sslmedsam2.inference.torch_backend import TorchMarginNetwork
+
+    network = TorchMarginNetwork(build_margin_network(spec, checkpoint), device="cpu")
+    logger.warning("%s; using torch", why)
+    return network
 
 
 def _relaxed_margin(

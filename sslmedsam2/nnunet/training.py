@@ -24,7 +24,7 @@ from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_lin
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import TrainingSettings
-from sslmedsam2.weights.checkpoint import read_checkpoint
+from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
 
 if TYPE_CHECKING:
     from sslmedsam2.nnunet.trainer import LiverTrainer
@@ -397,7 +397,7 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
 def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
     content = read_checkpoint(checkpoint)
     try:
-        trainer.start_from(content["network_weights"])
+        trainer.start_from(as_tensors(content["network_weights"]))
     except RuntimeError as error:
         raise ModelError(
             checkpoint,

@@ -1,22 +1,30 @@
 """Read and write nnU-Net checkpoints without running code that a pickle may hold.
 
-torch is imported inside the functions: listing and verifying models do not need it.
+Only writing needs torch, which is imported inside the functions: a prediction on a CPU does not.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.weights.manifest import refuse_pointer
+from sslmedsam2.weights.torch_archive import load_archive
 
 if TYPE_CHECKING:
     import torch
+
+Weights = Mapping[str, npt.NDArray[Any]]
+"""Arrays by the names of the network's parameters; several names may share one array's memory."""
 
 _WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")
 _TRAINER_NAME: Final = "nnUNetTrainer"
@@ -24,7 +32,7 @@ _KEPT_INIT_ARGS: Final = ("configuration", "fold")
 
 
 def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
-    """Load an nnU-Net checkpoint onto the CPU, allowing only tensors and plain values.
+    """Load an nnU-Net checkpoint, allowing only tensors, as numpy arrays, and plain values.
 
     nnU-Net's own checkpoints also hold numpy numbers (losses and scores), which are allowed.
     Prefixes that torch's wrappers put before every weight (``module.``, ``_orig_mod.``) are taken
@@ -34,6 +42,7 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     ----------
     sha256
         What the file must hash to. It is then read into memory once, hashed and loaded from there.
+        Otherwise it is mapped: what is not looked at, such as the optimiser's state, stays on disk.
 
     Raises
     ------
@@ -41,23 +50,13 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
         The file cannot be read, hashes to something else, holds anything that would run code, or
         lacks what a prediction needs: ``network_weights`` and ``init_args`` with the configuration.
     """
-    import torch
-
-    source: Path | io.BytesIO = path
     try:
         refuse_pointer(path)
-        if sha256 is not None:
-            buffer = path.read_bytes()
-            check_unaltered(path, buffer, sha256)
-            source = io.BytesIO(buffer)
-    except OSError as error:
-        raise _unloadable(path, error) from error
-    try:
-        with torch.serialization.safe_globals(_numpy_number_classes()):
-            # A file is mapped, so that the optimiser's state, twice the weights' size, stays there.
-            content = torch.load(
-                source, map_location="cpu", weights_only=True, mmap=isinstance(source, Path)
-            )
+        buffer = _buffer(path, mapped=sha256 is None)
+        check_unaltered(path, buffer, sha256)
+        content = load_archive(buffer)
+    except ModelError:
+        raise
     # A damaged or malicious pickle can make the unpickler fail in almost any way.
     except Exception as error:
         raise _unloadable(path, error) from error
@@ -74,7 +73,16 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     return {**content, "network_weights": _without_wrappers(content["network_weights"])}
 
 
-def check_unaltered(path: Path, content: bytes, sha256: str | None) -> None:
+def _buffer(path: Path, *, mapped: bool) -> mmap.mmap:
+    with path.open("rb") as file:
+        if mapped:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        buffer = mmap.mmap(-1, path.stat().st_size)
+        file.readinto(buffer)
+        return buffer
+
+
+def check_unaltered(path: Path, content: bytes | mmap.mmap, sha256: str | None) -> None:
     """Compare what was read of a model's file with the hash it is to have, if one is known.
 
     Raises
@@ -99,13 +107,29 @@ def _unloadable(path: Path, error: Exception) -> ModelError:
     )
 
 
-def _without_wrappers(weights: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+def _without_wrappers(weights: Weights) -> Weights:
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in weights):
             return _without_wrappers(
-                {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+                {name.removeprefix(prefix): array for name, array in weights.items()}
             )
     return weights
+
+
+def as_tensors(weights: Weights) -> dict[str, torch.Tensor]:
+    """Return the weights for torch, in the same memory, so that shared ones stay shared."""
+    import torch
+
+    made: dict[tuple[Any, ...], torch.Tensor] = {}
+    for array in weights.values():
+        if _place(array) not in made:
+            made[_place(array)] = torch.from_numpy(array)
+    return {name: made[_place(array)] for name, array in weights.items()}
+
+
+def _place(array: npt.NDArray[Any]) -> tuple[Any, ...]:
+    """Tell arrays apart that are not the same numbers in the same memory."""
+    return array.__array_interface__["data"][0], array.dtype, array.shape, array.strides
 
 
 def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
@@ -129,20 +153,23 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
     OutputError
         ``target`` cannot be written.
     """
+    content = read_checkpoint(source)
+    weights = _stored_weights(content["network_weights"], half=half, source=source)
+    init_args = {
+        key: content["init_args"][key] for key in _KEPT_INIT_ARGS if key in content["init_args"]
+    }
+    _write({**content, "trainer_name": _TRAINER_NAME, "init_args": init_args}, weights, target)
+
+
+def _write(content: Mapping[str, Any], weights: Weights, target: Path) -> None:
+    """Write what a prediction needs of ``content``, with other weights."""
     import torch
 
-    content = read_checkpoint(source)
     axes = content.get("inference_allowed_mirroring_axes")
     frozen = {
-        "network_weights": _stored_weights(
-            content["network_weights"],
-            dtype=torch.float16 if half else torch.float32,
-            source=source,
-        ),
-        "trainer_name": _TRAINER_NAME,
-        "init_args": {
-            key: content["init_args"][key] for key in _KEPT_INIT_ARGS if key in content["init_args"]
-        },
+        "network_weights": as_tensors(weights),
+        "trainer_name": content.get("trainer_name", _TRAINER_NAME),
+        "init_args": content["init_args"],
         "inference_allowed_mirroring_axes": None if axes is None else [int(axis) for axis in axes],
     }
     # Through memory: torch writes the name of a file that it opens into that file.
@@ -152,10 +179,11 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
 
 
 def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
-    """Write a checkpoint with the mean of the sources' weights; all else is the first one's.
+    """Write a checkpoint with the mean of the sources' weights, for predictions only.
 
-    Only of use for networks that were trained from one start: others have their features in
-    different places (model soups, Wortsman et al. 2022, arXiv:2203.05482).
+    Configuration and mirroring axes are the first one's. Only of use for networks that were trained
+    from one start: others have their features in different places (model soups, Wortsman et al.
+    2022, arXiv:2203.05482).
 
     Raises
     ------
@@ -164,73 +192,47 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
     OutputError
         ``target`` cannot be written.
     """
-    import torch
-
     contents = [read_checkpoint(source) for source in sources]
-    shapes = _shapes(contents[0])
-    for source, content in zip(sources, contents, strict=True):
-        if _shapes(content) != shapes:
+    all_weights: list[Weights] = [content["network_weights"] for content in contents]
+    shapes = [{name: array.shape for name, array in weights.items()} for weights in all_weights]
+    for source, found in zip(sources, shapes, strict=True):
+        if found != shapes[0]:
             raise ModelError(
                 source,
                 reason=f"it is of another network than {sources[0]}",
                 remedy="Average checkpoints of one training only",
             )
-    means: dict[int, torch.Tensor] = {}
+    means: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
     averaged = {}
-    for name in shapes:
-        versions = [content["network_weights"][name] for content in contents]
-        # nnU-Net lists most weights under several names; they must go on sharing one tensor.
-        place = versions[0].data_ptr()
-        if place not in means:
-            means[place] = torch.stack([version.float() for version in versions]).mean(dim=0)
-        averaged[name] = means[place]
-    buffer = io.BytesIO()
-    torch.save({**contents[0], "network_weights": averaged}, buffer)
-    write_bytes_atomic(target, buffer.getvalue())
+    for name, first in all_weights[0].items():
+        # nnU-Net lists most weights under several names; they must go on sharing one array.
+        if _place(first) not in means:
+            versions = [np.asarray(weights[name], np.float32) for weights in all_weights]
+            means[_place(first)] = np.stack(versions).mean(axis=0)
+        averaged[name] = means[_place(first)]
+    _write(contents[0], averaged, target)
 
 
-def _shapes(content: dict[str, Any]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in content["network_weights"].items()}
-
-
-def _stored_weights(
-    weights: dict[str, torch.Tensor], *, dtype: torch.dtype, source: Path
-) -> dict[str, torch.Tensor]:
-    """Convert the floating-point weights, keeping names that share one tensor sharing it.
+def _stored_weights(weights: Weights, *, half: bool, source: Path) -> Weights:
+    """Convert the floating-point weights, keeping names that share one array sharing it.
 
     nnU-Net's networks list most weights under several names; unshared they would be stored as
     often.
     """
-    import torch
-
-    converted: dict[tuple[Any, ...], torch.Tensor] = {}
-    stored = {}
-    for name, tensor in weights.items():
-        place = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-        if place not in converted:
-            kept_dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    converted: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
+    for name, array in weights.items():
+        if _place(array) in converted:
+            continue
+        floats = np.float16 if half else np.float32
+        kept = floats if np.issubdtype(array.dtype, np.floating) else array.dtype
+        with np.errstate(over="ignore"):
             # A copy: a view would bring the whole of the storage that it looks into.
-            converted[place] = tensor.detach().to(kept_dtype, copy=True).contiguous()
-            if not bool(torch.isfinite(converted[place]).all()):
-                raise ModelError(
-                    source,
-                    reason=f"the weight {name!r} is not finite as {kept_dtype}",
-                    remedy="Freeze a checkpoint of a training that converged",
-                )
-        stored[name] = converted[place]
-    return stored
-
-
-def _numpy_number_classes() -> list[Any]:
-    """Return what a pickled numpy number names: its builder, ``dtype`` and the dtype classes."""
-    import numpy as np
-
-    builder = np.float64(0.0).__reduce__()[0]
-    numbers = [np.dtype(code) for code in np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"]
-    return [
-        # Checkpoints written under numpy 1 name the builder by the module's old path.
-        (builder, "numpy._core.multiarray.scalar"),
-        (builder, "numpy.core.multiarray.scalar"),
-        np.dtype,
-        *{type(number) for number in numbers},
-    ]
+            stored = np.array(array, kept, order="C")
+        if not np.isfinite(stored).all():
+            raise ModelError(
+                source,
+                reason=f"the weight {name!r} is not finite as {stored.dtype}",
+                remedy="Freeze a checkpoint of a training that converged",
+            )
+        converted[_place(array)] = stored
+    return {name: converted[_place(array)] for name, array in weights.items()}

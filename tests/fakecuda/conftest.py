@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def _sound_device():
+def _sound_device(monkeypatch):
     """Begin each test with a card that works and has memory, and one that is yet to be tried."""
     from sslmedsam2.inference import device
 
@@ -43,5 +43,7 @@ def _sound_device():
     fakecuda.reset()
     device._fault_of_convolution.cache_clear()
     device._usual_device.cache_clear()
+    # The fake device needs no driver.
+    monkeypatch.setattr(device, "has_cuda_driver", lambda: True)
     yield
     fakecuda.reset()

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +16,29 @@ from sslmedsam2.inference import openvino_backend
 from sslmedsam2.inference import segmenter as segmenter_module
 from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
-from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedLayerError
+from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedNetworkError
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 PATCHES = np.random.default_rng(4).normal(size=(3, 1, *PATCH)).astype(np.float32)
 STAGES = ((1, 1, 1), (1, 2, 2), (2, 2, 2))
 
 
-def built(tmp_path, plans):
-    """Return nnU-Net's network and the engine's, with the same weights."""
+def model_of(tmp_path, plans):
+    """Return nnU-Net's network, and the description and weights of its model folder."""
     original = make_network(plans, seed=3)
     spec = read_model_spec(write_model(tmp_path / "model", plans, {"0": original}))
-    return original, build_margin_network(spec, load_checkpoint(spec, "0"))
+    return original, spec, load_checkpoint(spec, "0")
+
+
+def built(tmp_path, plans, *, half_precision=False):
+    """Return the engine's network by torch and by OpenVINO, with the same weights."""
+    _, spec, checkpoint = model_of(tmp_path, plans)
+    compiled = OpenVinoMarginNetwork(spec, checkpoint, half_precision=half_precision)
+    return build_margin_network(spec, checkpoint), compiled
+
+
+def arguments_of(plans):
+    return plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
 
 
 def by_torch(network, patches=PATCHES):
@@ -36,11 +48,11 @@ def by_torch(network, patches=PATCHES):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_one_folded_head_gives_the_difference_of_two(tmp_path, residual):
-    original, margin_network = built(tmp_path, make_plans(residual=residual, strides=STAGES))
+    original, spec, checkpoint = model_of(tmp_path, make_plans(residual=residual, strides=STAGES))
 
     logits = by_torch(original)
 
-    margin = by_torch(margin_network)
+    margin = by_torch(build_margin_network(spec, checkpoint))
     assert margin.shape == PATCHES.shape
     assert np.ptp(margin) > 1
     np.testing.assert_allclose(margin, logits[:, 1:] - logits[:, :1], atol=1e-5)
@@ -48,19 +60,52 @@ def test_one_folded_head_gives_the_difference_of_two(tmp_path, residual):
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_openvino_gives_torchs_margins(tmp_path, residual):
-    _, network = built(tmp_path, make_plans(residual=residual, strides=STAGES))
+    network, compiled = built(tmp_path, make_plans(residual=residual, strides=STAGES))
     kinds = {type(module) for module in network.modules()}
     # A residual encoder's strided skips shrink by average pooling.
     assert (nn.AvgPool3d in kinds) is residual
 
-    compiled = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=False)
+    np.testing.assert_allclose(compiled(PATCHES), by_torch(network), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"conv_bias": False},
+        {"norm_op_kwargs": {"eps": 0.1, "affine": True}},
+        {"nonlin_kwargs": {"negative_slope": 0.3}},
+        {"nonlin": "torch.nn.ReLU", "nonlin_kwargs": None},
+        {"dropout_op": "torch.nn.Dropout3d", "dropout_op_kwargs": {"p": 0.5}},
+        {"features_per_stage": 5, "kernel_sizes": 3, "n_conv_per_stage_decoder": 2},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("residual", [False, True])
+def test_openvino_follows_the_arguments_of_the_plans(tmp_path, residual, arguments):
+    plans = make_plans(residual=residual)
+    arguments_of(plans).update(arguments)
+    if "dropout_op" in arguments:
+        architecture = plans["configurations"]["3d_fullres"]["architecture"]
+        architecture["_kw_requires_import"] = ["conv_op", "norm_op", "dropout_op", "nonlin"]
+    network, compiled = built(tmp_path, plans)
+
+    np.testing.assert_allclose(compiled(PATCHES), by_torch(network), atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"norm_op_kwargs": {}}, {"norm_op": None, "norm_op_kwargs": None}], ids=str
+)
+def test_openvino_follows_plans_of_norms_without_weights(tmp_path, arguments):
+    """For a plain network only: nnU-Net builds no residual one without them."""
+    plans = make_plans()
+    arguments_of(plans).update(arguments)
+    network, compiled = built(tmp_path, plans)
 
     np.testing.assert_allclose(compiled(PATCHES), by_torch(network), atol=2e-4)
 
 
 def test_openvino_keeps_nothing_between_calls(tmp_path):
-    _, network = built(tmp_path, make_plans())
-    compiled = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=False)
+    _, compiled = built(tmp_path, make_plans())
 
     first = compiled(PATCHES[:1])
     kept = first.copy()
@@ -70,26 +115,49 @@ def test_openvino_keeps_nothing_between_calls(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("arguments", "named"),
     [
-        nn.Conv3d(1, 1, 3, padding=1, padding_mode="circular"),
-        nn.Conv3d(1, 1, 3, padding="same"),
-        nn.ConvTranspose3d(1, 1, 2, stride=2, output_padding=1),
-        nn.InstanceNorm3d(1, track_running_stats=True),
-        nn.AvgPool3d(3, padding=1),
-        nn.GELU(),
+        ({"nonlin": "torch.nn.GELU", "nonlin_kwargs": {}}, "GELU"),
+        ({"norm_op": "torch.nn.BatchNorm3d"}, "BatchNorm3d"),
+        ({"norm_op_kwargs": {"track_running_stats": True}}, "track_running_stats"),
+        ({"nonlin_first": True}, "nonlin_first"),
     ],
-    ids=lambda layer: type(layer).__name__,
 )
-def test_a_layer_without_translation_is_refused_by_name(layer):
-    with pytest.raises(UnsupportedLayerError, match=type(layer).__name__):
-        OpenVinoMarginNetwork(nn.Sequential(layer).eval(), patch_size=PATCH, half_precision=False)
+def test_a_network_that_cannot_be_built_is_refused_by_name(tmp_path, arguments, named):
+    plans = make_plans()
+    arguments_of(plans).update(arguments)
+    _, spec, checkpoint = model_of(tmp_path, plans)
+
+    with pytest.raises(UnsupportedNetworkError, match=named):
+        OpenVinoMarginNetwork(spec, checkpoint, half_precision=False)
+
+
+def without_one(weights):
+    del weights["encoder.stages.0.0.convs.0.conv.weight"]
+
+
+def with_another(weights):
+    weights["encoder.stages.9.0.convs.0.conv.weight"] = np.zeros(1, np.float32)
+
+
+def of_another_shape(weights):
+    name = "decoder.transpconvs.0.weight"
+    weights[name] = weights[name][:1]
+
+
+@pytest.mark.parametrize("change", [without_one, with_another, of_another_shape])
+def test_weights_that_do_not_fit_the_plans_are_not_run(tmp_path, change):
+    _, spec, checkpoint = model_of(tmp_path, make_plans())
+    weights = dict(checkpoint.weights)
+    change(weights)
+
+    with pytest.raises(UnsupportedNetworkError):
+        OpenVinoMarginNetwork(spec, replace(checkpoint, weights=weights), half_precision=False)
 
 
 def with_gelu(plans):
-    """Change the activation to one that nnU-Net allows and the translation does not know."""
-    kwargs = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-    kwargs.update(nonlin="torch.nn.GELU", nonlin_kwargs={})
+    """Change the activation to one that nnU-Net allows and OpenVINO's builder does not know."""
+    arguments_of(plans).update(nonlin="torch.nn.GELU", nonlin_kwargs={})
     return plans
 
 
@@ -124,16 +192,20 @@ def test_a_gpu_that_is_not_there_is_a_usage_error(tmp_path):
         CanonicalSegmenter(spec, EngineOptions(device="cuda"))
 
 
-def test_a_signal_after_two_networks_are_gone_is_handled():
+def test_a_signal_after_two_networks_are_gone_is_handled(tmp_path):
     """In a process of its own, for what went wrong here ended the process."""
-    script = """
+    plans = make_plans()
+    folder = write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
+    script = f"""
 import signal
-from torch import nn
+from pathlib import Path
+from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
 
+spec = read_model_spec(Path({str(folder)!r}))
+
 def make():
-    network = nn.Sequential(nn.Conv3d(1, 1, 3, padding=1))
-    return OpenVinoMarginNetwork(network, patch_size=(8, 8, 8), half_precision=False)
+    return OpenVinoMarginNetwork(spec, load_checkpoint(spec, "0"), half_precision=False)
 
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 first, second = make(), make()
@@ -154,7 +226,7 @@ def test_fast_computes_in_bfloat16_where_the_cpu_has_units_for_it(
 ):
     asked = []
 
-    def compiled(_network, **options):
+    def compiled(_spec, _checkpoint, **options):
         asked.append(options["half_precision"])
 
     monkeypatch.setattr(openvino_backend, "OpenVinoMarginNetwork", compiled)
@@ -169,9 +241,7 @@ def test_fast_computes_in_bfloat16_where_the_cpu_has_units_for_it(
 
 
 def test_what_overflows_in_bfloat16_is_computed_again_in_float32(tmp_path, monkeypatch):
-    plans = make_plans()
-    _, network = built(tmp_path, plans)
-    quick = OpenVinoMarginNetwork(network, patch_size=PATCH, half_precision=True)
+    network, quick = built(tmp_path, make_plans(), half_precision=True)
     precise, asked = quick._compiled, []
 
     def overflowing(patch):

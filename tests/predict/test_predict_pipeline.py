@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -46,6 +48,28 @@ def test_studies_become_masks_and_a_report_in_the_contracts_places(workplace):
         assert_valid_mask(workplace.mask_of(result), workplace.input / result.input_path)
         assert liver_dice(workplace.mask_of(result)) > 0.85
     assert validate(input_path=workplace.input, output_dir=workplace.output).failures == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_on_a_cpu_torch_is_not_even_loaded(workplace, device):
+    workplace.add(CASE)
+    script = f"""
+import sys
+from sslmedsam2.cli.main import main
+from sslmedsam2.inference.device import has_cuda_driver
+try:
+    main()
+finally:
+    print("torch" in sys.modules and not ({device!r} == "auto" and has_cuda_driver()))
+"""
+    command = [sys.executable, "-c", script, "predict", "--device", device]
+    command += ["--input", str(workplace.input), "--output", str(workplace.output)]
+    command += ["--model", str(workplace.model)]
+
+    ended = subprocess.run(command, capture_output=True, text=True)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "False"
 
 
 def test_the_report_says_what_was_done(workplace):
