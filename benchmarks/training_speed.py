@@ -21,7 +21,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--rounds", type=int, default=5)
     options = arguments.parse_args()
-    from sslmedsam2.nnunet.cpu import keep_freed_memory
+    from sslmedsam2.execution.host import keep_freed_memory
 
     steps = variants()
     usual = median_seconds(steps, options.rounds)

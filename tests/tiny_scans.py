@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,12 @@ CANONICAL_AFFINE_RAS = np.array(
 
 def abdomen(*, seed: int = 6) -> tuple[np.ndarray, np.ndarray]:
     """Return canonical ``[z, y, x]`` voxels and the liver's mask; a bright spot lies elsewhere."""
+    image, liver = _abdomen(seed)
+    return image.copy(), liver.copy()
+
+
+@cache
+def _abdomen(seed: int) -> tuple[np.ndarray, np.ndarray]:
     # At the model's 8 mm no axis ends half-way between two sizes, where rounding would decide.
     shape = (26, 70, 80)
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")

@@ -8,10 +8,12 @@ these are limited, once, before any of the libraries is loaded.
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import math
 import os
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ _THREADS_PER_PROCESSOR: Final = 4
 
 _OTHER_THREADS: Final = 32
 """Reader, writer, those of a GPU's driver, and what else runs in the container."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Of glibc's ``mallopt``."""
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +110,21 @@ def keep_to_limits() -> None:
     if usable < len(allowed):
         os.sched_setaffinity(0, random.sample(sorted(allowed), usable))
         logger.info("using %d of %d processors, as the limits ask", usable, len(allowed))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, for the next step to use again.
+
+    A step's activations are large, and glibc would hand each back to the system, which clears it
+    page by page when the next step asks for it: a quarter of an iteration. Other C libraries are
+    left as they are.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _folders(controller: str, *, cgroups: Path, own_cgroup: Path) -> Iterator[Path]:

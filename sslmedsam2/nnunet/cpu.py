@@ -1,4 +1,4 @@
-"""Faster training on a CPU: layers rearranged, and memory kept.
+"""Faster training on a CPU: layers rearranged, and the quickest arithmetic.
 
 Measured by ``benchmarks/training_speed.py``: convolutions are fastest on channels-last memory, but
 torch's instance normalisation would convert every activation back. Group normalisation with one
@@ -8,12 +8,10 @@ and whether compiling helps, differs between CPUs, so it is measured when a trai
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import logging
 import shutil
-import sys
 import sysconfig
 import time
 from collections.abc import Callable
@@ -30,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 _COMPILERS: Final = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang")}
 """What torch.compile calls: for a CPU's kernels, and for what starts Triton's on a GPU."""
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Of glibc's ``mallopt``."""
 _ARITHMETIC_FILE = "cpu_arithmetic.json"
 _TIMED_STEPS = 3
 
@@ -187,18 +183,3 @@ def can_compile(device: str = "cpu") -> bool:
 
     torch._dynamo.config.suppress_errors = True
     return True
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step to use again.
-
-    A step's activations are large, and glibc would hand each back to the system, which clears it
-    page by page when the next step asks for it: a quarter of an iteration. Other C libraries are
-    left as they are.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
+from sslmedsam2.execution.host import keep_freed_memory
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import TrainingSettings
@@ -295,7 +296,6 @@ def run_fold(
     """Train one fold in this process, alone or as one of several; see `train_fold`."""
     import torch
 
-    from sslmedsam2.nnunet.cpu import keep_freed_memory
     from sslmedsam2.nnunet.trainer import deterministic_algorithms
 
     set_environment(work_dir, device=device, settings=settings)

@@ -99,7 +99,7 @@ def write_preview(
     picture = Image.fromarray(canvas, mode="P")
     picture.putpalette(_palette())
     with atomic_path(path) as partial:
-        picture.save(partial, format="PNG", optimize=False, compress_level=9)
+        picture.save(partial, format="PNG")
 
 
 def _slice_indices(mask: npt.NDArray[np.bool_]) -> list[int]:

@@ -23,7 +23,12 @@ from sslmedsam2.execution.units import ThisProcess
 
 pytest.importorskip("distributed")
 
-from sslmedsam2.execution.dask_cluster import AddressSpec, LocalSpec, connected
+from sslmedsam2.execution.dask_cluster import (
+    UNITS_AT_ONCE,
+    AddressSpec,
+    LocalSpec,
+    connected,
+)
 from sslmedsam2.execution.dask_executor import DaskExecutor
 
 UNITS = list(range(12))
@@ -39,10 +44,28 @@ def local(workers, **how):
         yield DaskExecutor(client, patience_s=PATIENCE_S, **how)
 
 
+def environment():
+    return os.environ.get("OMP_NUM_THREADS"), sorted(os.sched_getaffinity(0))
+
+
 @pytest.fixture(scope="module")
-def two_workers():
-    with local(2) as executor:
-        yield executor
+def environment_before():
+    """What this process sets before any cluster is started: no number of threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        yield environment() if hasattr(os, "sched_getaffinity") else None
+
+
+@pytest.fixture(scope="module")
+def client(environment_before):  # noqa: ARG001
+    with connected(LocalSpec(2)) as client:
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+@pytest.fixture
+def two_workers(client):
+    return DaskExecutor(client, patience_s=PATIENCE_S)
 
 
 def results(executor, work, units=UNITS):
@@ -162,14 +185,14 @@ def results_of_next(executor, tmp_path):
     return results(executor, SquareWork(tmp_path / "next", seconds=0.05))
 
 
-def test_progress_counts_to_the_end(tmp_path):
+def test_progress_counts_to_the_end(tmp_path, client):
     seen = []
-    with local(1, on_progress=seen.append) as executor:
-        results(executor, SquareWork(tmp_path, wrong=frozenset({2})), units=UNITS)
+    executor = DaskExecutor(client, on_progress=seen.append)
+    results(executor, SquareWork(tmp_path, wrong=frozenset({2})), units=UNITS)
     assert (seen[-1].done, seen[-1].failed, seen[-1].running) == (len(UNITS) - 1, 1, 0)
     assert seen[-1].total == len(UNITS)
     assert seen[-1].seconds_left == 0
-    assert all(one.running <= 3 for one in seen)
+    assert all(one.running <= 2 * UNITS_AT_ONCE for one in seen)
 
 
 def kill_who_began(shared_dir, unit):
@@ -287,18 +310,13 @@ def test_a_scheduler_that_goes_away_leaves_what_was_done_and_names_the_rest(tmp_
     assert all(error.subject == f"number {unit}" for unit, error in errors(found).items())
 
 
-def environment():
-    return os.environ.get("OMP_NUM_THREADS"), sorted(os.sched_getaffinity(0))
-
-
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a process may not choose here")
-def test_workers_share_the_processors_and_this_process_keeps_its_own(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    mine = environment()
-    with connected(LocalSpec(2)) as client:
-        client.wait_for_workers(2, timeout=60)
-        results(DaskExecutor(client), SquareWork(tmp_path))
-        threads = client.run(environment).values()
+def test_workers_share_the_processors_and_this_process_keeps_its_own(
+    tmp_path, client, environment_before
+):
+    mine = environment_before
+    results(DaskExecutor(client), SquareWork(tmp_path))
+    threads = client.run(environment).values()
     share = max(1, len(mine[1]) // 2)
     assert {int(count) for count, _ in threads} <= {share, share + 1}
     assert environment() == mine

@@ -119,3 +119,37 @@ def test_without_a_limit_all_processors_stay(monkeypatch, caplog):
         keep_to_limits()
     assert os.sched_getaffinity(0) == before
     assert caplog.messages == []
+
+
+_COUNT_PAGES = """
+import resource
+import numpy as np
+from sslmedsam2.execution.host import keep_freed_memory
+
+def pages_cleared():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def use_and_free():
+    np.empty(64 * 2**20, np.uint8).fill(1)
+
+before = pages_cleared()
+use_and_free()
+first = pages_cleared() - before
+keep_freed_memory()
+use_and_free()
+before = pages_cleared()
+use_and_free()
+print(first, pages_cleared() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_freed_memory_is_used_again_without_the_system_clearing_it():
+    # In a process of its own, because the setting stays.
+    done = subprocess.run(
+        [sys.executable, "-c", _COUNT_PAGES], capture_output=True, text=True, check=True
+    )
+    first, again = map(int, done.stdout.split())
+
+    assert first > 10
+    assert again < first / 5

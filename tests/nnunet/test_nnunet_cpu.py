@@ -58,41 +58,6 @@ def test_no_instance_norm_is_left(twins):
     assert all(kernel.is_contiguous(memory_format=torch.channels_last_3d) for kernel in kernels)
 
 
-_COUNT_PAGES = """
-import resource
-import numpy as np
-from sslmedsam2.nnunet import cpu
-from sslmedsam2.nnunet.cpu import keep_freed_memory
-
-def pages_cleared():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-def use_and_free():
-    np.empty(64 * 2**20, np.uint8).fill(1)
-
-before = pages_cleared()
-use_and_free()
-first = pages_cleared() - before
-keep_freed_memory()
-use_and_free()
-before = pages_cleared()
-use_and_free()
-print(first, pages_cleared() - before)
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
-def test_freed_memory_is_used_again_without_the_system_clearing_it():
-    # In a process of its own, because the setting stays.
-    done = subprocess.run(
-        [sys.executable, "-c", _COUNT_PAGES], capture_output=True, text=True, check=True
-    )
-    first, again = map(int, done.stdout.split())
-
-    assert first > 10
-    assert again < first / 5
-
-
 def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path, monkeypatch):
     # Compiling takes half a minute, and changes nothing that is looked at here.
     monkeypatch.setattr(cpu, "can_compile", lambda: False)

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -345,8 +346,10 @@ def test_gpu_that_is_not_there_is_refused():
         choose_device("cuda")
 
 
-def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_weights(work_dir):
-    whole = _weights(_train(shutil.copytree(work_dir, work_dir.with_name("whole"))))
+def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_weights(
+    work_dir, trained
+):
+    whole = _weights(trained[1])
     looks = iter([False, True])
     stop = StopRequest(lambda: next(looks, True))
 
@@ -360,20 +363,25 @@ def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_wei
         assert torch.equal(weights, whole[name]), name
 
 
+def _hold_lock(folder, held):
+    with training._locked(folder):
+        held.set()
+        time.sleep(600)
+
+
 def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir):
-    train_for_long = _TRAIN_AND_DIE.replace("== 1", "== 99").replace("epochs=2", "epochs=99")
-    command = [sys.executable, "-c", train_for_long, str(work_dir)]
-    with subprocess.Popen(command) as other:
-        try:
-            latest = trained_model_dir(work_dir) / "fold_0" / "checkpoint_latest.pth"
-            while not latest.exists():
-                assert other.poll() is None
-                time.sleep(0.1)
-            with pytest.raises(UsageError, match="another process is training this fold"):
-                _train(work_dir)
-        finally:
-            other.kill()
+    fold = trained_model_dir(work_dir) / "fold_0"
+    processes = multiprocessing.get_context("fork")
+    held = processes.Event()
+    other = processes.Process(target=_hold_lock, args=(fold, held))
+    other.start()
+    try:
+        assert held.wait(timeout=60)
+        with pytest.raises(UsageError, match="another process is training this fold"):
+            _train(work_dir)
+    finally:
+        other.kill()
+        other.join()
 
     # A lock ends with its process, however that ends.
-    latest.unlink()
-    assert _train(work_dir).is_file()
+    assert train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu").is_file()

@@ -37,6 +37,7 @@ def assert_whole(workplace, report):
         assert_valid_mask(workplace.mask_of(result), workplace.input / result.input_path)
 
 
+@pytest.mark.slow
 def test_sigterm_half_way_leaves_a_report_that_resume_completes(workplace):
     for number in range(N_CASES):
         workplace.add(f"{number:04}-A/GED4.nii.gz")
@@ -93,23 +94,37 @@ def run_interrupted(workplace, interrupter):
     for number in range(6):
         workplace.add(f"{number:04}-A/GED4.nii.gz")
     options = PredictOptions(
-        workplace.input, workplace.output, model_dir=workplace.model, device="cpu", previews=False
+        workplace.input,
+        workplace.output,
+        model_dir=workplace.model,
+        device="cpu",
+        mirror=False,
+        previews=False,
     )
     return predict(options, on_result=interrupter)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_after_the_write_in_hand(workplace, number):
+def test_the_first_signal_stops_after_the_write_in_hand_and_resume_completes(workplace, number):
     former = signal.getsignal(number)
 
     report = run_interrupted(workplace, Interrupter(number))
 
     assert report.interrupted
     assert report.exit_code == ExitCode.INTERRUPTED
+    assert report.finished is not None
     assert 1 <= len(report.series) < 6
     assert all(result.status is SeriesStatus.OK for result in report.series)
     assert_whole(workplace, report)
     assert signal.getsignal(number) is former
+
+    resumed = workplace.run(resume=True)
+
+    assert resumed.exit_code == ExitCode.OK
+    assert not resumed.report.interrupted
+    assert len(resumed.report.series) == 6
+    assert resumed.report.counts["skipped_resume"] == len(report.series)
+    assert_whole(workplace, resumed.report)
 
 
 def test_a_second_signal_ends_at_once(workplace):

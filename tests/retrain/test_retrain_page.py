@@ -183,6 +183,15 @@ def maker(tmp_path):
     return WorkMaker(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def after_one_round(tmp_path_factory):
+    """The page of a work directory with one finished round."""
+    maker = WorkMaker(tmp_path_factory.mktemp("one_round"))
+    maker.pseudo_label_all()
+    maker.whole_round(1)
+    return maker.page()
+
+
 def test_finished_rounds_are_told_from_their_records(maker):
     maker.pseudo_label_all()
     maker.whole_round(1)
@@ -202,18 +211,16 @@ def test_finished_rounds_are_told_from_their_records(maker):
     assert "/data/y: is left out" in page.text
 
 
-def test_a_network_below_the_few_shot_branch_has_a_warning(maker):
+def test_a_network_below_the_few_shot_branch_has_a_warning(maker, after_one_round):
+    assert "Warning:" not in after_one_round.text
     maker.pseudo_label_all()
-    maker.whole_round(1)
-    assert "Warning:" not in maker.page().text
+    maker.begin(1)
     maker.finish(1, dice=0.7)
     assert "is worse than the few-shot branch" in maker.page().text
 
 
-def test_each_pseudo_label_is_told_from_selection_and_record(maker):
-    maker.pseudo_label_all()
-    maker.whole_round(1)
-    page = maker.page()
+def test_each_pseudo_label_is_told_from_selection_and_record(after_one_round):
+    page = after_one_round
     trained, waiting, rejected = page.table("Pseudo labels of round 1")
     assert (trained["Trains"], trained["Ignored %"], trained["Agreement"]) == ("trains", "2.0", "")
     assert (waiting["Verdict"], waiting["Trains"]) == ("doubtful", "waits")
@@ -227,10 +234,8 @@ def test_each_pseudo_label_is_told_from_selection_and_record(maker):
     ]
 
 
-def test_the_best_and_the_worst_masks_are_those_of_the_records(maker):
-    maker.pseudo_label_all()
-    maker.whole_round(1)
-    told = [picture["alt"].split(" with ")[0] for picture in maker.page().found("img")]
+def test_the_best_and_the_worst_masks_are_those_of_the_records(after_one_round):
+    told = [picture["alt"].split(" with ")[0] for picture in after_one_round.found("img")]
     by_estimate = ["0013-B1", "0011-B1/T2", "0012-B1/T2"]
     by_change = ["0011-B1/T2", "0013-B1", "0012-B1/T2"]
     assert told == [f"Three slices of {name}" for name in (*by_estimate, *by_change)]
