@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from sslmedsam2.retrain.pipeline import RetrainSummary
 
 
+_ONLINE_LENGTH = 2
+"""Of an online training, against that of a round."""
+
 _OPTIONS = (
     click.option(
         "--labelled",
@@ -55,6 +58,13 @@ _OPTIONS = (
     sequence_map_option,
     sam2_option,
     click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
+    click.option(
+        "--method",
+        type=click.Choice(["rounds", "online"]),
+        default="rounds",
+        show_default=True,
+        help="Rounds of training and relabelling, or one training that relabels on the way.",
+    ),
     click.option(
         "--rounds",
         default="auto",
@@ -86,7 +96,7 @@ _OPTIONS = (
     click.option(
         "--epochs",
         type=click.IntRange(1),
-        help="Of each training.  [default: compact 30, others 100]",
+        help="Of each training.  [default: compact 30, others 100; online twice that]",
     ),
     click.option(
         "--iterations-per-epoch",
@@ -173,13 +183,14 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     from sslmedsam2.retrain.options import RetrainOptions
     from sslmedsam2.retrain.selection import StoppingRule
 
-    rounds = _rounds(given.pop("rounds"))
+    rounds = _rounds(given.pop("rounds"), method=given["method"])
     name = given.pop("preset")
     if name is None:
         name = default_preset(executor.call(choose_device, given["device"]))
     preset = PRESETS[name]
     schedule = default_schedule(preset)
-    given["epochs"] = given["epochs"] or schedule.round_epochs
+    length = _ONLINE_LENGTH if given["method"] == "online" else 1
+    given["epochs"] = given["epochs"] or length * schedule.round_epochs
     given["iterations_per_epoch"] = given["iterations_per_epoch"] or schedule.iterations_per_epoch
     most, settled_at = given.pop("max_rounds"), given.pop("settled_at")
     sequences = given.pop("sequences")
@@ -195,9 +206,17 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     )
 
 
-def _rounds(text: str) -> int | None:
+def _rounds(text: str, *, method: str) -> int | None:
     from sslmedsam2.errors import UsageError
 
+    if method == "online":
+        if text in ("auto", "1"):
+            return 1
+        raise UsageError(
+            f"--rounds {text}",
+            reason="--method online is a single training",
+            remedy="Leave --rounds out, or choose --method rounds",
+        )
     if text == "auto":
         return None
     if text.isdecimal() and int(text) > 0:
@@ -233,7 +252,8 @@ def retrain(*, cluster: str, **given: Any) -> int:
     """Train a model from a few labelled and many unlabelled scans, in rounds.
 
     SAM2 labels the unlabelled scans. Then nnU-Net trains on reference masks and pseudo labels,
-    and relabels the scans that it was not trained on, until the pseudo labels hardly change.
+    and relabels the scans that it was not trained on, until the pseudo labels hardly change. With
+    --method online, one longer training does both at once.
     After a stop, the same command continues.
     """
     from sslmedsam2.retrain.pipeline import retrain as run

@@ -363,9 +363,10 @@ class LiverTrainer(nnUNetTrainer):
 
         def make_loader(data: Any, *args: Any, **kwargs: Any) -> PatchLoader:
             loader = PatchLoader(data, *args, seed=seed, **kwargs)
-            if self.unlabelled and not training:
+            if not training and (keys := self._unlabelled_keys()):
                 kwargs["transforms"] = self._unlabelled_transforms
-                loader.unlabelled = PatchLoader(self._unlabelled_data(), *args, seed=seed, **kwargs)
+                unlabelled = self.dataset_class(self.preprocessed_dataset_folder, keys)
+                loader.unlabelled = PatchLoader(unlabelled, *args, seed=seed, **kwargs)
             training.append(loader)
             return loader
 
@@ -392,11 +393,9 @@ class LiverTrainer(nnUNetTrainer):
             [key for key in validation if key not in self.unlabelled],
         )
 
-    def _unlabelled_data(self) -> Any:
-        """Return nnU-Net's data set of the fold's unlabelled cases."""
-        training, _ = super().do_split()
-        keys = [key for key in training if key in self.unlabelled]
-        return self.dataset_class(self.preprocessed_dataset_folder, keys)
+    def _unlabelled_keys(self) -> list[str]:
+        """Return the fold's unlabelled cases; there may be none."""
+        return [key for key in super().do_split()[0] if key in self.unlabelled]
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(  # noqa: N802
         self,
@@ -526,7 +525,7 @@ class LiverTrainer(nnUNetTrainer):
         loss = self.loss(self._outputs(self.network, batch["data"]), target)
         self._backward(loss)
         settings = self.settings.online
-        if self.unlabelled and settings is not None and settings.is_on(self._progress):
+        if settings and settings.is_on(self._progress) and "unlabelled_data" in batch:
             patches = UnlabelledPatches.of_batch(batch, self.device)
             self._backward(self._unlabelled_loss(patches, settings))
         if self.grad_scaler is not None:

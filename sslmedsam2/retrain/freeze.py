@@ -198,8 +198,9 @@ def _card(
     if options.final != "best-fold":
         scored, seen = "the single folds", "which all folds but one trained on"
     recipe = (
-        f"sslmedsam2 retrain: {len(index.labelled)} labelled and {len(index.queries)} unlabelled "
-        f"images, {best.trained} pseudo labels in the frozen round, {len(rounds)} round(s), "
+        f"sslmedsam2 retrain --method {options.method}: {len(index.labelled)} labelled and "
+        f"{len(index.queries)} unlabelled images, {best.trained} pseudo labels in the frozen "
+        f"round, {len(rounds)} round(s), "
         f"round {decision.best_round} frozen as {options.final} ({decision.reason}); "
         f"{options.folds} folds of {options.epochs} epochs of {options.iterations_per_epoch} "
         f"iterations; validation figures are of {scored}, each on patients that it never saw; "

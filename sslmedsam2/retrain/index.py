@@ -48,6 +48,9 @@ _MAP_BYTES: Final = 2
 _MEASURED_SLICES: Final = 40
 """Of the volumes that `UnitCosts` was measured on."""
 _MATRIX_UNITS_ITERATION_S: Final = 0.19
+_ONLINE_COST: Final = 7 / 3
+"""Of an iteration with the teacher's and the student's view of an unlabelled patch: seven passes
+through the network for three, a backward one counted twice."""
 _FOLD_START_S: Final = 15.0
 """To import nnU-Net, read the data set and find the quickest arithmetic."""
 
@@ -320,7 +323,7 @@ def _estimate_time(
         label_s=costs.label_s * slices,
         encode_s=costs.encode_s * slices,
         predict_s=costs.predict_s * slices,
-        iteration_s=_iteration_s(),
+        iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
     )
     plan = plan_cluster(
         PlanOptions(

@@ -12,6 +12,7 @@ from sslmedsam2.nnunet.plans import CompactPreset, Preset
 from sslmedsam2.retrain.selection import IGNORE_ABOVE, StoppingRule
 
 Final_ = Literal["ensemble", "best-fold", "average"]
+Method = Literal["rounds", "online"]
 
 _FOLDERS: Final = ("labelled_dir", "unlabelled_dir", "start")
 _NOT_DECISIVE: Final = (
@@ -41,6 +42,10 @@ class RetrainOptions:
     sequences
         Canonical names that take part, in both folders; None for all. The frozen model then
         serves only these.
+    method
+        ``rounds`` trains on pseudo masks and makes them anew, several times. ``online`` is one
+        longer training, in which the network's average predicts the unlabelled images on the way
+        (:mod:`sslmedsam2.nnunet.online`); its rule is that of a single round.
     rule
         When the rounds end.
     folds
@@ -83,6 +88,7 @@ class RetrainOptions:
     weights_dir: Path | None = None
     sam2: str = "compact"
     sequences: tuple[str, ...] | None = None
+    method: Method = "rounds"
     rule: StoppingRule = field(default_factory=StoppingRule)
     folds: int = 3
     epochs: int = 30

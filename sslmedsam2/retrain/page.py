@@ -54,6 +54,7 @@ _ROUNDS_CHART_WIDTH: Final = 440
 _Record = TypeVar("_Record")
 
 _SHOWN_OPTIONS: Final = {
+    "method": "Method",
     "sam2": "SAM2",
     "sequences": "Sequences",
     "folds": "Folds",

@@ -25,6 +25,7 @@ from sslmedsam2.retrain.selection import (
     Choice,
     Selection,
     choose,
+    choose_online,
     none_of,
     training_labels,
 )
@@ -85,7 +86,12 @@ def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
             query.name, record.verdict, has_liver=has_liver, manually_corrected=True
         )
     else:
-        candidate = Candidate(query.name, record.verdict, has_liver=bool(record.volume_ml))
+        candidate = Candidate(
+            query.name,
+            record.verdict,
+            has_liver=bool(record.volume_ml),
+            estimated_dice=record.estimated_dice,
+        )
     return PseudoLabel(query, paths, candidate, has_mask=True)
 
 
@@ -129,7 +135,9 @@ def select(
         A pseudo label cannot be read, or a training mask not be written.
     """
     candidates = [label.candidate for label in labels]
-    if options.reference_masks_first and round_dir.number == 1:
+    if options.method == "online":
+        choices = choose_online(candidates)
+    elif options.reference_masks_first and round_dir.number == 1:
         choices = none_of(candidates)
     else:
         choices = choose(candidates, agreement_needed=options.agreement_needed)
@@ -138,6 +146,7 @@ def select(
             options.ignore_above,
             [(choice.name, choice.trains) for choice in choices],
             [(label.key, label.candidate.manually_corrected) for label in labels],
+            *([choice.fewshot_weight for choice in choices] if options.method == "online" else []),
         ]
     )
     selection = _earlier(round_dir, key)
@@ -205,7 +214,7 @@ def _with_training_mask(
     mask = read_mask_of(replace(label.query, mask=label.paths.mask))
     # A map may well be constant, which no image may be.
     uncertainty_zyx = read_stored(label.paths.uncertainty).array_zyx.astype(np.float32)
-    if label.candidate.manually_corrected:
+    if label.candidate.manually_corrected or choice.fewshot_weight == 0:
         uncertainty_zyx = np.zeros_like(uncertainty_zyx)
     labels = training_labels(mask.array_zyx, uncertainty_zyx, ignore_above=options.ignore_above)
     if not (labels == LIVER).any():

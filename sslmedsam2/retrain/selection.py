@@ -35,6 +35,8 @@ class Candidate:
         Whether its newest mask holds any.
     manually_corrected
         Whether a person has corrected a mask of it.
+    estimated_dice
+        Of the few-shot branch's mask, by its calibration; None if that is not known.
     """
 
     name: str
@@ -43,16 +45,27 @@ class Candidate:
     trained_before: bool = False
     has_liver: bool = True
     manually_corrected: bool = False
+    estimated_dice: float | None = None
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Whether a candidate trains, and why; ``ignored`` is the share of voxels that do not count."""
+    """Whether a candidate trains, and why.
+
+    Attributes
+    ----------
+    ignored
+        Share of voxels that do not count.
+    fewshot_weight
+        With the method ``online``, what its mask counts at first against the network's prediction,
+        0 to 1; None where the mask alone is learned.
+    """
 
     name: str
     trains: bool
     reason: str
     ignored: float | None = None
+    fewshot_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,29 @@ def none_of(candidates: Sequence[Candidate]) -> tuple[Choice, ...]:
     """Choose none, for a round that learns from reference masks alone."""
     reason = "the first round learns from reference masks alone"
     return tuple(Choice(candidate.name, False, reason) for candidate in candidates)
+
+
+def choose_online(candidates: Sequence[Candidate]) -> tuple[Choice, ...]:
+    """Decide for each candidate of an online training: all that have a mask take part."""
+    return tuple(_online_choice(candidate) for candidate in candidates)
+
+
+def _online_choice(candidate: Candidate) -> Choice:
+    name = candidate.name
+    if candidate.verdict is None:
+        return Choice(name, False, "it could not be labelled")
+    if not candidate.has_liver:
+        return Choice(name, False, "its mask is empty")
+    if candidate.manually_corrected:
+        return Choice(name, True, "manually corrected")
+    if candidate.verdict == "reject" or candidate.estimated_dice is None:
+        return Choice(name, True, "the network's own prediction alone", fewshot_weight=0.0)
+    return Choice(
+        name,
+        True,
+        f"{candidate.verdict}: the few-shot mask counts at first",
+        fewshot_weight=candidate.estimated_dice,
+    )
 
 
 def _decide(candidate: Candidate, agreement_needed: float) -> tuple[bool, str]:

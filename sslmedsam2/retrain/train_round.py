@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.interrupt import StopRequest
@@ -15,6 +15,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
+    UnlabelledCase,
     build_dataset,
     case_key,
     make_plans,
@@ -24,6 +25,7 @@ from sslmedsam2.nnunet.dataset import (
     write_plans,
     write_repeats,
     write_splits,
+    write_unlabelled,
 )
 from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.plans import planned_network
@@ -33,13 +35,21 @@ from sslmedsam2.nnunet.training import (
     trained_model_dir,
     worth_measuring,
 )
-from sslmedsam2.retrain.index import Index
+from sslmedsam2.retrain.index import Index, read_index
 from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.select import fewshot_dice
+from sslmedsam2.retrain.selection import Selection
 from sslmedsam2.retrain.state import RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.weights.manifest import checkpoint_file
 
+if TYPE_CHECKING:
+    from sslmedsam2.nnunet.online import OnlineSettings
+
 logger = logging.getLogger(__name__)
+
+_FINISH: Final = 0.12
+"""Last part of an online training, on reference masks alone."""
 
 Result = TypeVar("Result")
 
@@ -143,10 +153,46 @@ def prepare_training(
             for held_out in fold_cases(index, n_folds=options.folds)
         ],
     )
-    if pseudo:
+    if options.method == "online":
+        write_unlabelled(folder, _unlabelled_cases(round_dir, index, pseudo, options))
+    elif pseudo:
         write_repeats(
             folder, repeats_for_share(index.labelled, pseudo, share=options.reference_share)
         )
+
+
+def _unlabelled_cases(
+    round_dir: RoundDir, index: Index, pseudo: Sequence[ImageFile], options: RetrainOptions
+) -> dict[str, UnlabelledCase]:
+    """Return what the few-shot masks count at first, by key in nnU-Net's data set.
+
+    Reference masks tell whether the network is better only on images of their own sequences.
+    """
+    choices = read_state(round_dir.selection, Selection).choices
+    weights = {choice.name: choice.fewshot_weight for choice in choices}
+    fewshot = fewshot_dice(WorkDir(options.work_dir))
+    return {
+        case_key(image): UnlabelledCase(
+            weight, fewshot if _is_of_one_domain(image, index) else None
+        )
+        for image in pseudo
+        if (weight := weights[image.name]) is not None
+    }
+
+
+def _is_of_one_domain(image: ImageFile, index: Index) -> bool:
+    """Tell whether there are reference masks of the image's sequence."""
+    known = {labelled.sequence for labelled in index.labelled}
+    return image.sequence is not None and image.sequence in known
+
+
+def online_settings(index: Index) -> OnlineSettings:
+    """Return how an online training goes on; it ends on reference masks alone where these are of
+    the sequences that the unlabelled images have."""
+    from sslmedsam2.nnunet.online import OnlineSettings
+
+    of_one_domain = all(_is_of_one_domain(query, index) for query in index.queries)
+    return OnlineSettings(finish=_FINISH if of_one_domain else 0.0)
 
 
 def train_round(
@@ -179,6 +225,9 @@ def train_round(
         measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
         seed=options.seed,
+        online=online_settings(read_index(WorkDir(options.work_dir)))
+        if options.method == "online"
+        else None,
     )
     for fold in range(options.folds) if folds is None else folds:
         train_fold(
