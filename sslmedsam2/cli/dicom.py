@@ -10,7 +10,7 @@ import click
 from sslmedsam2.cli.config import ConfiguredCommand, load_table
 
 if TYPE_CHECKING:
-    from sslmedsam2.dicom.model import SeriesRow
+    from sslmedsam2.dicom.model import Identity, SeriesRow
 
 _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
 
@@ -35,13 +35,24 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
     is_flag=True,
     help="Also print SeriesInstanceUID, description and folder, which may name patients.",
 )
+@click.option(
+    "--key",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write a CSV file, for its owner only, from the neutral names to PatientID, study and"
+    " series.",
+)
 def dicom(
-    input_path: Path, sequences: str | None, sequence_map: Path | None, identify: bool
+    *,
+    input_path: Path,
+    sequences: str | None,
+    sequence_map: Path | None,
+    identify: bool,
+    key: Path | None,
 ) -> None:
     """List the DICOM series of a folder, and what predict would do with each.
 
-    Nothing is segmented or written. Names are neutral, as in run_report.json; --identify prints
-    which series they stand for.
+    Nothing is segmented. Names are neutral, as in run_report.json; --identify prints and --key
+    writes which patients and series they stand for.
     """
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.inputs import list_dicom
@@ -51,13 +62,17 @@ def dicom(
         sequences=None if sequences is None else parse_sequence_list(sequences),
         sequence_map=None if sequence_map is None else load_table(sequence_map),
     )
-    click.echo(_table(found.rows, found.places if identify else {}))
+    click.echo(_table(found.rows, found.identities if identify else {}))
     for note in found.notes:
         click.echo(f"note: {note}")
+    if key is not None:
+        from sslmedsam2.predict.dicom_key import write_key
+
+        click.echo(f"{write_key(found, key)} names in {key}, which holds patient data")
 
 
-def _table(rows: tuple[SeriesRow, ...], places: dict[tuple[str, str], str]) -> str:
-    """Format the rows in columns, each followed by its place if there is one to show."""
+def _table(rows: tuple[SeriesRow, ...], identities: dict[tuple[str, str], Identity]) -> str:
+    """Format the rows in columns, each followed by what it is if that is to be shown."""
     cells = [
         (
             row.case,
@@ -73,9 +88,10 @@ def _table(rows: tuple[SeriesRow, ...], places: dict[tuple[str, str], str]) -> s
     lines = [_line(_HEADINGS, widths)]
     for row, texts in zip(rows, cells, strict=True):
         lines.append(_line(texts, widths))
-        place = places.get((row.case, row.series.partition(".")[0]))
-        if place:
-            lines.append(f"    {place}")
+        one = identities.get((row.case, row.series.partition(".")[0]))
+        if one:
+            shown = (one.series_uid, one.series_uid and (one.description or "(no description)"))
+            lines.append("    " + "  ".join(filter(None, (*shown, one.place))))
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from sslmedsam2.dicom.model import (
     DicomDiscovery,
     DicomVolume,
     Frame,
+    Identity,
     NamedVolume,
     SeriesRow,
     Use,
@@ -84,7 +85,7 @@ def discover(
     sequence_map
         Beats every guess, and the exclusion of derived images.
     """
-    frames, rows, places = _read_all(files)
+    frames, rows, identities = _read_all(files)
     by_study = _grouped(frames, lambda frame: frame.study_uid)
     volumes: list[NamedVolume] = []
     used: set[str] = set()
@@ -96,11 +97,11 @@ def discover(
         rows += part.rows
         used |= part.used_keys
         notes += part.notes
-        places |= _places(study.case, by_study[study_uid], files)
+        identities |= _identities(study.case, by_study[study_uid], files)
     return DicomDiscovery(
         volumes=tuple(sorted(volumes, key=lambda named: named.volume.name)),
         rows=tuple(sorted(rows, key=lambda row: (row.case, row.series))),
-        places=places,
+        identities=identities,
         notes=tuple(notes),
         used_keys=frozenset(used),
     )
@@ -123,11 +124,11 @@ def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
 
 def _read_all(
     files: DicomFiles,
-) -> tuple[list[Frame], list[SeriesRow], dict[tuple[str, str], str]]:
+) -> tuple[list[Frame], list[SeriesRow], dict[tuple[str, str], Identity]]:
     """Read the headers; files that cannot be read become rows."""
     require_dicom()
     frames: list[Frame] = []
-    rows, places = [], {}
+    rows, identities = [], {}
     broken = [(path, "it is named like DICOM and does not begin so") for path in files.impostors]
     for path in files.files:
         try:
@@ -139,8 +140,8 @@ def _read_all(
     for path, reason in broken:
         name = file_name(path, root=files.root)
         rows.append(SeriesRow(NO_STUDY, name, None, "unusable", reason, images=1))
-        places[NO_STUDY, name] = str(path)
-    return frames, rows, places
+        identities[NO_STUDY, name] = Identity("", "", "", "", str(path))
+    return frames, rows, identities
 
 
 class _Study:
@@ -368,6 +369,7 @@ def _without_identity(frame: Frame) -> Frame:
         series_number=None,
         instance_number=None,
         acquisition_number=None,
+        patient_id="",
         text="",
         description="",
     )
@@ -429,12 +431,16 @@ def _grouped(frames: Iterable[Frame], key_of: Callable[[Frame], _Key]) -> dict[_
     return groups
 
 
-def _places(case: str, frames: Iterable[Frame], files: DicomFiles) -> dict[tuple[str, str], str]:
-    """Say where each series lies and how it is called; for who holds the files only."""
-    places: dict[tuple[str, str], str] = {}
+def _identities(
+    case: str, frames: Iterable[Frame], files: DicomFiles
+) -> dict[tuple[str, str], Identity]:
+    """Return what each series of a study is; for who holds the files only."""
+    identities: dict[tuple[str, str], Identity] = {}
     for frame in frames:
         name = series_name(frame.series_uid, frame.series_number)
-        folder = frame.path.parent.relative_to(files.root).as_posix()
-        text = f"{frame.series_uid}  {frame.description or '(no description)'}  {folder}/"
-        places.setdefault((case, name), text)
-    return places
+        if (case, name) not in identities:
+            folder = f"{frame.path.parent.relative_to(files.root).as_posix()}/"
+            identities[case, name] = Identity(
+                frame.patient_id, frame.study_uid, frame.series_uid, frame.description, folder
+            )
+    return identities

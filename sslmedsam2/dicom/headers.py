@@ -178,6 +178,7 @@ def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: boo
         diffusion_direction=_diffusion_direction(scopes),
         contrast_from_s=_time_of_day(str(dataset.get("ContrastBolusStartTime") or "")),
         patient=_patient(dataset),
+        patient_id=str(dataset.get("PatientID") or "").strip(),
         frame_of_reference_uid=str(dataset.get("FrameOfReferenceUID") or ""),
         contrast_agent=_contrast_agent(dataset),
         text=" ".join(texts).lower(),

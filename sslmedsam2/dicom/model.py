@@ -58,6 +58,8 @@ class Frame:
     patient
         What identifies the patient: PatientID, name, birth date, each empty where it is missing.
         Never to be shown.
+    patient_id
+        PatientID as it is spelled. Never to be shown.
     frame_of_reference_uid
         Of the coordinates of ``position_xyz_mm``; empty where it is missing.
     contrast_agent, text, description
@@ -94,6 +96,7 @@ class Frame:
     diffusion_direction: str
     contrast_from_s: float | None
     patient: tuple[str, str, str] = field(repr=False)
+    patient_id: str = field(repr=False)
     frame_of_reference_uid: str = field(repr=False)
     contrast_agent: str = field(repr=False)
     text: str = field(repr=False)
@@ -164,6 +167,26 @@ class NamedVolume:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """What a neutral name stands for. Never for logs or records.
+
+    ``place`` is the folder of a series, or the path of a damaged file, of which nothing else is
+    known.
+    """
+
+    patient_id: str = field(repr=False)
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    description: str = field(repr=False)
+    place: str = field(repr=False)
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """All of it, in the order of the fields."""
+        return self.patient_id, self.study_uid, self.series_uid, self.description, self.place
+
+
+@dataclass(frozen=True)
 class DicomDiscovery:
     """What a tree of DICOM files holds.
 
@@ -173,9 +196,8 @@ class DicomDiscovery:
         To segment; at most one for each sequence of a case.
     rows
         One for each volume, and for each series or file that is none; sorted by case and series.
-    places
-        Not for logs or records: SeriesInstanceUID, description and folder of
-        each named series, or the path of a damaged file, by ``(case, series)``.
+    identities
+        What each named series or damaged file is, by ``(case, series)``.
     notes
         Other things to know, such as copies that were dropped.
     used_keys
@@ -184,7 +206,7 @@ class DicomDiscovery:
 
     volumes: tuple[NamedVolume, ...]
     rows: tuple[SeriesRow, ...]
-    places: dict[tuple[str, str], str] = field(repr=False)
+    identities: dict[tuple[str, str], Identity] = field(repr=False)
     notes: tuple[str, ...] = ()
     used_keys: frozenset[str] = frozenset()
 

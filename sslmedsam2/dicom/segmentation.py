@@ -23,6 +23,8 @@ from sslmedsam2.imaging.volume import MaskZYX
 
 LIVER = Code("10200004", "SCT", "Liver")
 _ORGAN = Code("123037004", "SCT", "Anatomical structure")
+_LIVER_RGB = (221, 130, 101)
+"""In which viewers such as OHIF draw the segment."""
 _MAKER = "SSL-MedSAM2"
 _TYPE_2_KEYWORDS = (
     "PatientName",
@@ -201,6 +203,7 @@ def _segmentation(
         algorithm_identification=identification,
         tracking_uid=hd.UID(),
         tracking_id="Liver",
+        display_color=hd.color.CIELabColor.from_rgb(*_LIVER_RGB),
     )
     number = volume.frames[0].series_number
     return hd.seg.Segmentation(

@@ -90,7 +90,7 @@ def test_nothing_in_a_discovery_shows_a_patient(tmp_path):
     for secret in (PATIENT_NAME, PATIENT_NAME.lower(), PATIENT_ID, PATIENT_ID.lower()):
         assert secret not in shown
     # Who holds the files can have them named.
-    assert any(PATIENT_NAME in place for place in discovery.places.values())
+    assert any(PATIENT_NAME in one.place for one in discovery.identities.values())
 
 
 def test_names_are_stable_and_tell_studies_apart(tmp_path):

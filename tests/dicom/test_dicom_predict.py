@@ -1,13 +1,16 @@
 """``predict`` on DICOM from end to end: masks, DICOM-SEG, report, page, and no patient in them."""
 
+import csv
 import importlib
 import json
 import re
+import stat
 from pathlib import Path
 
 import dicom_samples
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from dicom_samples import PATIENT_ID, PATIENT_NAME, write_enhanced
 from tiny_models import bright_tissue_model
@@ -203,6 +206,7 @@ def test_the_map_renames_and_the_switch_leaves_dicom_seg_out(place, tmp_path):
     assert place.files() == {
         "run_report.json",
         "liver_volumes.csv",
+        "liver_volumes.csv",
         f"LiSeg_pred/{result.case}/T1_pred.nii.gz",
     }
 
@@ -337,6 +341,40 @@ def test_the_list_shows_neutral_names_unless_told_to_identify(place, capsys):
     assert PATIENT_NAME not in plain
     assert PATIENT_NAME in identified
     assert "t1_vibe_fs_20min" in identified
+
+
+def test_the_key_leads_its_owner_back_to_the_patient_and_nobody_else(place, tmp_path, capfd):
+    write_series(place.input / "x", ARRAY, **GED4)
+    (place.input / "cut.dcm").write_bytes(b"")
+    key = tmp_path / "key.csv"
+
+    assert main(["dicom", "--input", str(place.input), "--key", str(key)]) == ExitCode.OK
+
+    rows = {row["case"]: row for row in csv.DictReader(key.open(encoding="utf-8"))}
+    row = rows.pop(next(case for case in rows if case.startswith("study-")))
+    source = pydicom.dcmread(next((place.input / "x").iterdir()))
+    assert row["patient_id"] == PATIENT_ID
+    assert row["study_instance_uid"] == source.StudyInstanceUID
+    assert row["series_instance_uid"] == source.SeriesInstanceUID
+    assert (row["description"], row["place"]) == ("t1_vibe_fs_20min", "x/")
+    assert [one["place"] for one in rows.values()] == [str(place.input / "cut.dcm")]
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    said = "".join(capfd.readouterr())
+    assert PATIENT_ID not in said
+    assert str(source.StudyInstanceUID) not in said
+    # A second key replaces the first.
+    assert main(["dicom", "--input", str(place.input), "--key", str(key)]) == ExitCode.OK
+
+
+def test_a_key_overwrites_no_other_file(place, tmp_path, capsys):
+    write_series(place.input / "x", ARRAY, **GED4)
+    notes = tmp_path / "notes.csv"
+    notes.write_text("mine")
+
+    assert main(["dicom", "--input", str(place.input), "--key", str(notes)]) == ExitCode.USAGE
+
+    assert "it exists and is not a key" in capsys.readouterr().err
+    assert notes.read_text() == "mine"
 
 
 def test_the_list_of_a_folder_without_dicom_ends_with_3(place, capsys):

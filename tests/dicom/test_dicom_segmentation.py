@@ -1,5 +1,9 @@
 """Masks as DICOM-SEG: equal to the voxel, coded, and tied to the images and the weights."""
 
+import json
+import shutil
+import subprocess
+
 import highdicom as hd
 import numpy as np
 import pydicom
@@ -14,6 +18,7 @@ from sslmedsam2.dicom.model import Algorithm
 from sslmedsam2.dicom.segmentation import read_dicom_seg, write_dicom_seg
 from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.geometry import affine_lps
+from sslmedsam2.imaging.reading import read_mask
 
 ARRAY, LIVER = (array[4:16, 10:40, 8:50] for array in abdomen())
 ALGORITHM = Algorithm("tiny", {"plans.json": "a" * 64, "fold_0/checkpoint_final.pth": "b" * 64})
@@ -70,6 +75,30 @@ def test_the_object_says_what_it_is_and_what_made_it(written):
     assert "b" * 64 in algorithm.AlgorithmParameters
     assert "tiny" in algorithm.AlgorithmParameters
     assert dataset.SeriesNumber == 9007
+    assert hd.color.CIELabColor.from_dicom_value(
+        segment.RecommendedDisplayCIELabValue
+    ).to_rgb() == (221, 130, 101)
+
+
+def test_dcmqi_reads_the_same_mask_with_its_name_and_colour(volume, written, tmp_path):
+    """As OHIF and 3D Slicer do, which load DICOM-SEG by dcmqi's rules."""
+    program = shutil.which("segimage2itkimage")
+    if program is None:
+        pytest.skip("dcmqi is not installed (pip install dcmqi)")
+    call = [program, "--inputDICOM", written, "--outputDirectory", tmp_path, "-t", "nii"]
+    subprocess.run([str(word) for word in call], check=True, capture_output=True)
+
+    segment = json.loads((tmp_path / "meta.json").read_text())["segmentAttributes"][0][0]
+    assert segment["SegmentLabel"] == "Liver"
+    assert segment["SegmentedPropertyTypeCodeSequence"]["CodeValue"] == "10200004"
+    assert segment["recommendedDisplayRGBValue"] == pytest.approx([221, 130, 101], abs=2)
+    [mask] = tmp_path.glob("*.nii.gz")
+    found = read_mask(mask)
+    # dcmqi stores only the slices that hold something.
+    assert int(found.array_zyx.sum()) == int(LIVER.sum())
+    assert sorted(found.geometry.spacing_zyx_mm) == pytest.approx(
+        sorted(volume.geometry.spacing_zyx_mm), abs=1e-3
+    )
 
 
 def test_the_object_belongs_to_the_study_and_names_every_source_image(volume, written):
