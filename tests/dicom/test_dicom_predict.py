@@ -206,7 +206,6 @@ def test_the_map_renames_and_the_switch_leaves_dicom_seg_out(place, tmp_path):
     assert place.files() == {
         "run_report.json",
         "liver_volumes.csv",
-        "liver_volumes.csv",
         f"LiSeg_pred/{result.case}/T1_pred.nii.gz",
     }
 
