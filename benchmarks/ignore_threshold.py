@@ -27,11 +27,8 @@ def main() -> None:
     arguments.add_argument("--work-dir", type=Path, default=ROOT / "out" / "semi_supervised")
     options = arguments.parse_args()
     truths = require_real_data("chaos_mr_t2")
-    sources = {
-        "fewshot": sorted(options.work_dir.glob("draw_*/c/pseudo_labels/*/T2_pred.nii.gz")),
-        "networks": sorted(options.work_dir.glob("draw_*/c/round_*/relabelled/*/T2_pred.nii.gz")),
-    }
-    report({name: hidden(paths, truths) for name, paths in sources.items()}, options.json)
+    fewshot = sorted(options.work_dir.glob("p[03]/draw_*/fewshot/*/T2_pred.nii.gz"))
+    report({"fewshot": hidden(fewshot, truths)}, options.json)
 
 
 def hidden(paths: Iterable[Path], truths: Path) -> dict[str, Any]:

@@ -1,28 +1,20 @@
-"""Two defaults of `retrain`, chosen by measurement.
+"""One network or one a sequence: a choice in `retrain`, made by measurement.
 
-- **Warm or from scratch.** The second round of `semi_supervised.py`, first draw, as it was, and
-  again with networks that begin where those of the first round began.
-- **One network or one a sequence.** Phantoms of two sequences: one network on both, against one on
-  each, with as many iterations altogether; random first weights, and other bodies to test on.
+Phantoms of two sequences: one network on both, against one on each, with as many iterations
+altogether; random first weights, and other bodies to test on.
 
-    python benchmarks/retrain_choices.py --proof-dir WORK --json FILE
-
-WORK is the `--work-dir` of a finished `semi_supervised.py`.
+    python benchmarks/retrain_choices.py --json FILE
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import statistics
 import tempfile
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import semi_supervised as proof
 from accuracy import canonical_pair
-from common import parser, report, require_real_data
+from common import parser, report
 
 SEQUENCES = ("T2", "GED4")
 TRAINING, TEST = 8, 3
@@ -31,50 +23,16 @@ SEED = 7100
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--proof-dir", type=Path, required=True)
-    options = arguments.parse_args()
+    options = parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        figures = {
-            "second_round": second_round(options.proof_dir, Path(scratch) / "rounds"),
-            "networks": networks(Path(scratch) / "sequences"),
-        }
-    report(figures, options.json)
-
-
-def second_round(proof_dir: Path, scratch: Path) -> dict[str, Any]:
-    """Test Dice and HD of the second round's ensemble, warm and from scratch."""
-    from sslmedsam2.nnunet.training import trained_model_dir
-    from sslmedsam2.retrain.pipeline import retrain
-
-    draw = proof_dir / "draw_1"
-    options = proof.ssl_options(
-        {name: draw / name for name in ("labelled", "unlabelled")},
-        scratch,
-        proof.phantom_start(proof_dir),
-    )
-    # Without its options: a work directory holds on to those it was begun with.
-    left_out = shutil.ignore_patterns("round_2", "options.json")
-    shutil.copytree(draw / "c", scratch, ignore=left_out)
-    retrain(replace(options, warm_start=False))
-    data = require_real_data("chaos_mr_t2")
-    tests = sorted(data / path.name for path in (draw / "test").iterdir())
-    folds = tuple(str(fold) for fold in range(proof.FOLDS))
-    model = trained_model_dir(scratch / "round_2")
-    figures = json.loads((draw / "figures.json").read_text())
-    rounds = {
-        "warm": figures["ssl"]["rounds"][1],
-        "from_scratch": proof.predicted(model, folds, tests, scratch / "predicted"),
-    }
-    return {
-        name: {metric: found[metric] for metric in ("dice", "hausdorff_mm")}
-        for name, found in rounds.items()
-    }
+        report({"networks": networks(Path(scratch))}, options.json)
 
 
 def networks(scratch: Path) -> dict[str, dict[str, float]]:
     """Mean Dice a sequence, of one network for both and of one for each."""
+    from sslmedsam2.nnunet.training import trained_model_dir
     from sslmedsam2.phantom.studies import write_training_cases
+    from sslmedsam2.train.pipeline import TrainOptions, train
 
     cases = TRAINING + TEST
     write_training_cases(scratch / "data", cases=cases, labelled=cases, seed=SEED)
@@ -88,7 +46,13 @@ def networks(scratch: Path) -> dict[str, dict[str, float]]:
                     shutil.copy(body / name, home / name)
 
     def trained(name: str, epochs: int) -> Path:
-        return proof.trained(scratch / name, scratch / f"{name}_work", epochs=epochs, start=None)
+        work_dir = scratch / f"{name}_work"
+        train(
+            TrainOptions(
+                scratch / name, work_dir, folds=0, final_epochs=epochs, contrast_probability=0.15
+            )
+        )
+        return trained_model_dir(work_dir)
 
     one = trained("both", EPOCHS_ALTOGETHER)
     found: dict[str, dict[str, float]] = {"one": {}, "one_a_sequence": {}}

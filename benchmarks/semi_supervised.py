@@ -1,20 +1,29 @@
-"""What unlabelled volumes gain: supervised, few-shot, SSL-MedSAM2, and the ceiling.
+"""What unlabelled volumes gain: nnU-Net on few labels, few-shot, SSL-MedSAM2, and the ceiling.
 
-Each draw splits the volumes of `chaos_mr_t2` anew: 3 labelled, 9 unlabelled, 4 to test on.
+| proof | labelled | unlabelled | test |
+|---|---|---|---|
+| p0 | 3 T2 | 9 T2 | 4 T2 |
+| p1 | 5 CT | 10 T2 | 6 T2 |
+| p2 | 5 T2 | 12 CT | 6 CT |
+| p3 | 1 T2 | 11 T2 | 4 T2 |
 
-    (a) nnU-Net on the 3 labelled volumes
-    (b) the few-shot branch alone
-    (c) SSL-MedSAM2 after each round: the ensemble of the round's folds
-    (d) nnU-Net on all 12, all labelled: the ceiling
+T2 is `chaos_mr_t2`, CT is `btcv_ct`. Each draw splits the volumes anew, for all arms alike:
 
-All networks are of the compact preset, begin with one that was trained on phantoms only, and get
-the same number of iterations; those of (c) share them out over the rounds, each of which goes on
-from the one before. The first round of (c) learns from reference masks alone. Nothing is
-chosen by the test volumes.
+    a  nnU-Net on the labelled volumes
+    b  the few-shot branch alone
+    c  `retrain --method online`, one network on all labelled and unlabelled volumes
+    d  nnU-Net on the unlabelled volumes with their reference masks (and on the labelled ones, where
+       both are of one sequence): the ceiling
+    p  the published procedure: hard pseudo masks, no selection, three rounds
 
+Variants of c, for the ablation, are in `VARIANTS`. All networks are of one narrow preset, begin
+with the same random weights and get the same number of iterations. The few-shot branch is the
+compact SAM2, which was trained on synthetic volumes. Nothing is chosen by the test volumes.
+
+    python benchmarks/semi_supervised.py --proof p1 --draw 0 --arm a --arm c
     python benchmarks/semi_supervised.py --json benchmarks/results/semi_supervised.json
 
-Run again, it goes on in `--work-dir`. `--plot FILE` draws the figures.
+Run again, it goes on in `--work-dir`. Without `--arm` it only sums up what is there.
 """
 
 from __future__ import annotations
@@ -23,206 +32,320 @@ import json
 import random
 import shutil
 import statistics
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common import ROOT, parser, report, require_real_data
 
-N_LABELLED, N_UNLABELLED = 3, 9
-PHANTOMS, PHANTOM_SEED, PHANTOM_EPOCHS = 14, 7000, 12
-FOLDS, ROUNDS = 3, 2
-EPOCHS = 16
-"""Of 50 iterations, a network, in all its rounds together."""
-CONTRAST_PROBABILITY = 0.15
-"""Random contrasts are for other sequences than this one; few leave more of the budget to it."""
+ITERATIONS_PER_EPOCH = 50
+PUBLISHED_ROUNDS = 3
+NARROW = {
+    "spacing_zyx_mm": (8.0, 6.0, 6.0),
+    "patch_zyx": (24, 48, 48),
+    "features": (8, 16, 32, 64),
+    "strides_zyx": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "c": {},
+    # The teacher alone: no few-shot mask counts.
+    "c_teacher": {"hand_over": 0.0},
+    "c_all_voxels": {"sure_above": 0.5},
+    "c_light": {"weight": 0.3},
+}
+"""Changes to the settings of an online training, by arm."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Folders of the real data, and how many volumes of them."""
+
+    labelled: tuple[str, int]
+    unlabelled: tuple[str, int]
+    tests: int
+    contrast_probability: float
+
+    @property
+    def of_one_sequence(self) -> bool:
+        """Whether labelled and unlabelled volumes are alike."""
+        return self.labelled[0] == self.unlabelled[0]
+
+
+T2, CT = "chaos_mr_t2", "btcv_ct"
+PROOFS = {
+    "p0": Proof((T2, 3), (T2, 9), 4, contrast_probability=0.15),
+    "p1": Proof((CT, 5), (T2, 10), 6, contrast_probability=0.7),
+    "p2": Proof((T2, 5), (CT, 12), 6, contrast_probability=0.7),
+    "p3": Proof((T2, 1), (T2, 11), 4, contrast_probability=0.15),
+}
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One split of a proof's volumes, its folders and the length of its trainings."""
+
+    proof: Proof
+    work_dir: Path
+    seed: int
+    iterations: int
+    labelled: tuple[Path, ...]
+    unlabelled: tuple[Path, ...]
+    tests: tuple[Path, ...]
+
+    def folder(self, name: str, cases: Sequence[Path], *, masks: bool) -> Path:
+        """Copy the cases' images, and their masks if these may be known."""
+        folder = self.work_dir / name
+        for case in cases:
+            (folder / case.name).mkdir(parents=True, exist_ok=True)
+            image, mask = image_of(case), mask_of(case)
+            for path in (image, mask) if masks else (image,):
+                shutil.copy(path, folder / case.name / path.name)
+        return folder
+
+
+def image_of(case: Path) -> Path:
+    """Return the one image that has a mask."""
+    return case / mask_of(case).name.removeprefix("mask_")
+
+
+def mask_of(case: Path) -> Path:
+    """Return the reference mask."""
+    (mask,) = case.glob("mask_*.nii.gz")
+    return mask
 
 
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--work-dir", type=Path, default=ROOT / "out" / "semi_supervised")
-    arguments.add_argument("--draws", type=int, default=2)
+    arguments.add_argument("--proof", choices=PROOFS, action="append")
+    arguments.add_argument("--draw", type=int, action="append")
+    arguments.add_argument("--arm", choices=["a", "b", "d", "p", *VARIANTS], action="append")
+    arguments.add_argument("--iterations", type=int, default=3000, help="of each network")
     arguments.add_argument("--plot", type=Path)
     options = arguments.parse_args()
-    cases = sorted(path for path in require_real_data("chaos_mr_t2").iterdir() if path.is_dir())
-    start = phantom_start(options.work_dir)
-    draws = []
-    for seed in range(1, options.draws + 1):
-        draws.append(one_draw(seed, cases, work_dir=options.work_dir / f"draw_{seed}", start=start))
-        report(summary(draws), options.json)
+    for name in options.proof or PROOFS if options.arm else ():
+        for number in options.draw or [0]:
+            draw = drawn(name, number, options.work_dir, iterations=options.iterations)
+            for arm in options.arm:
+                run_arm(draw, arm)
+    figures = summary(options.work_dir)
+    report(figures, options.json)
     if options.plot is not None:
-        plot(draws, options.plot)
+        plot(figures, options.plot)
 
 
-def phantom_start(work_dir: Path) -> Path:
-    """Train the common start on phantoms, which show no patient."""
-    from sslmedsam2.nnunet.training import trained_model_dir
-    from sslmedsam2.phantom.studies import write_training_cases
-    from sslmedsam2.train.pipeline import TrainOptions, train
-
-    data, network = work_dir / "phantoms", work_dir / "start"
-    checkpoint = trained_model_dir(network) / "fold_all" / "checkpoint_final.pth"
-    if not checkpoint.is_file():
-        write_training_cases(data, cases=PHANTOMS, labelled=PHANTOMS, seed=PHANTOM_SEED)
-        train(TrainOptions(data, network, folds=0, final_epochs=PHANTOM_EPOCHS))
-    return checkpoint
-
-
-def one_draw(seed: int, cases: Sequence[Path], *, work_dir: Path, start: Path) -> dict[str, Any]:
-    """Do one draw, or what is left of it."""
-    shuffled = list(cases)
-    random.Random(seed).shuffle(shuffled)
-    labelled = sorted(shuffled[:N_LABELLED])
-    unlabelled = sorted(shuffled[N_LABELLED : N_LABELLED + N_UNLABELLED])
-    tests = sorted(shuffled[N_LABELLED + N_UNLABELLED :])
-    folders = {
-        "labelled": link_cases(labelled, work_dir / "labelled", masks=True),
-        "unlabelled": link_cases(unlabelled, work_dir / "unlabelled", masks=False),
-        "all": link_cases([*labelled, *unlabelled], work_dir / "all", masks=True),
-        "test": link_cases(tests, work_dir / "test", masks=False),
+def drawn(name: str, number: int, work_dir: Path, *, iterations: int) -> Draw:
+    """Split the volumes of a proof; the same number gives the same split."""
+    proof = PROOFS[name]
+    chance = random.Random(number)
+    shuffled = {
+        folder: chance.sample(cases, len(cases))
+        for folder in sorted({proof.labelled[0], proof.unlabelled[0]})
+        if (cases := sorted(p for p in require_real_data(folder).iterdir() if p.is_dir()))
     }
-    figures: dict[str, Any] = {
-        "seed": seed,
-        "labelled": [case.name for case in labelled],
-        "test": [case.name for case in tests],
+
+    def take(folder: str, count: int) -> tuple[Path, ...]:
+        return tuple(sorted(shuffled[folder].pop() for _ in range(count)))
+
+    return Draw(
+        proof,
+        work_dir / name / f"draw_{number}",
+        seed=20260 + number,
+        iterations=iterations,
+        labelled=take(*proof.labelled),
+        unlabelled=take(*proof.unlabelled),
+        tests=take(proof.unlabelled[0], proof.tests),
+    )
+
+
+def run_arm(draw: Draw, arm: str) -> None:
+    """Do an arm, or what is left of it, and write its figures beside those of the others."""
+    done = draw.work_dir / "figures.json"
+    figures = json.loads(done.read_text()) if done.is_file() else {}
+    figures |= {
+        "iterations": draw.iterations,
+        **{part: [c.name for c in getattr(draw, part)] for part in ("labelled", "tests")},
     }
-    done = work_dir / "figures.json"
-    if done.is_file():
-        figures = json.loads(done.read_text())
-    for name, work in (
-        ("fewshot", lambda: fewshot(folders, tests, work_dir)),
-        ("supervised_few", lambda: supervised(folders["labelled"], tests, work_dir / "a", start)),
-        ("ssl", lambda: ssl(folders, tests, unlabelled, work_dir, start)),
-        ("supervised_all", lambda: supervised(folders["all"], tests, work_dir / "d", start)),
-    ):
-        if name not in figures:
-            figures[name] = work()
-            done.write_text(json.dumps(figures, indent=1))
-    return figures
+    if arm in figures:
+        return
+    start = time.time()
+    if arm == "b":
+        found = fewshot(draw)
+    elif arm == "p":
+        found = published(draw)
+    else:
+        folders = {"a": partial(supervised, cases=draw.labelled), "d": supervised_all}
+        train = folders.get(arm, partial(online, arm=arm))
+        found = tested(train(draw, work_dir=draw.work_dir / arm), draw, arm)
+    figures[arm] = {**found, "hours": round((time.time() - start) / 3600, 2)}
+    done.parent.mkdir(parents=True, exist_ok=True)
+    done.write_text(json.dumps(figures, indent=1))
 
 
-def link_cases(cases: Sequence[Path], folder: Path, *, masks: bool) -> Path:
-    """Copy the cases' images, and their masks if these may be known."""
-    for case in cases:
-        (folder / case.name).mkdir(parents=True, exist_ok=True)
-        for name in ("T2.nii.gz", *(["mask_T2.nii.gz"] if masks else [])):
-            shutil.copy(case / name, folder / case.name / name)
-    return folder
+def settings(draw: Draw, *, share: float = 1.0) -> Any:
+    """Return what all trainings of a draw have in common; ``share`` of the iterations is done."""
+    from sslmedsam2.nnunet.trainer import TrainingSettings
 
-
-def fewshot(folders: Mapping[str, Path], tests: Sequence[Path], work_dir: Path) -> Any:
-    """(b): label the test volumes by the few-shot branch."""
-    from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
-
-    output = work_dir / "b"
-    pseudo_label(
-        PseudoLabelOptions(
-            folders["labelled"], folders["test"], output, sam2="compact", resume=True
-        )
+    return TrainingSettings(
+        epochs=round(share * draw.iterations / ITERATIONS_PER_EPOCH),
+        iterations_per_epoch=ITERATIONS_PER_EPOCH,
+        contrast_probability=draw.proof.contrast_probability,
+        measure_cpu=True,
+        seed=draw.seed,
     )
-    return scored({case.name: output / case.name / "T2_pred.nii.gz" for case in tests}, tests)
 
 
-def supervised(data: Path, tests: Sequence[Path], work_dir: Path, start: Path) -> Any:
-    """(a) and (d): one network on all labelled volumes of a folder."""
-    model = trained(data, work_dir, epochs=EPOCHS, start=start)
-    return predicted(model, ("all",), tests, work_dir / "predicted")
+def preset() -> Any:
+    """Return the size of all networks."""
+    from sslmedsam2.nnunet.plans import CompactPreset
+
+    return CompactPreset(**NARROW)  # type: ignore[arg-type]
 
 
-def trained(data: Path, work_dir: Path, *, epochs: int, start: Path | None) -> Path:
-    """Train one network on all labelled volumes of a folder and return its model folder."""
-    from sslmedsam2.nnunet.training import trained_model_dir
-    from sslmedsam2.train.pipeline import TrainOptions, train
+def supervised_all(draw: Draw, *, work_dir: Path) -> Path:
+    """(d): the ceiling."""
+    also = draw.labelled if draw.proof.of_one_sequence else ()
+    return supervised(draw, cases=(*also, *draw.unlabelled), work_dir=work_dir)
 
-    train(
-        TrainOptions(
-            data,
-            work_dir,
-            folds=0,
-            final_epochs=epochs,
-            start=start,
-            contrast_probability=CONTRAST_PROBABILITY,
-        )
-    )
+
+def supervised(draw: Draw, *, cases: Sequence[Path], work_dir: Path) -> Path:
+    """(a) and (d): one network on reference masks; returns its model folder."""
+    from sslmedsam2.contract.labelled import find_labelled_series
+    from sslmedsam2.nnunet.dataset import build_dataset
+    from sslmedsam2.nnunet.training import preprocessed_dir
+
+    folder = draw.folder(f"{work_dir.name}_data", cases, masks=True)
+    if len(cases) == 1:
+        # A training wants two images: the only one is given twice.
+        shutil.copytree(folder / cases[0].name, folder / "again", dirs_exist_ok=True)
+    images = find_labelled_series(folder)
+    build_dataset(images, preprocessed_dir=preprocessed_dir(work_dir), preset=preset())
+    return trained(work_dir, settings(draw))
+
+
+def trained(work_dir: Path, how: Any, *, start: Path | None = None) -> Path:
+    """Train a network on the data set of a work directory and return its model folder."""
+    from sslmedsam2.nnunet.training import train_fold, trained_model_dir
+
+    train_fold(work_dir, fold="all", settings=how, device="cpu", warm_start=start)
     return trained_model_dir(work_dir)
 
 
-def ssl(
-    folders: Mapping[str, Path],
-    tests: Sequence[Path],
-    unlabelled: Sequence[Path],
-    work_dir: Path,
-    start: Path,
-) -> Any:
-    """(c): the whole loop, and each round's networks on the test volumes."""
-    from sslmedsam2.nnunet.training import trained_model_dir
-    from sslmedsam2.retrain.pipeline import retrain
+def fewshot_masks(draw: Draw) -> Path:
+    """Label the unlabelled and the test volumes by the few-shot branch; returns the folder."""
+    from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 
-    options = ssl_options(folders, work_dir / "c", start)
-    summary = retrain(options)
-    assert summary.decision is not None
-    rounds = []
-    masks = options.work_dir / "pseudo_labels"
-    pseudo = [scored({c.name: masks / c.name / "T2_pred.nii.gz" for c in unlabelled}, unlabelled)]
-    folds = tuple(str(fold) for fold in range(FOLDS))
-    for figures in summary.rounds:
-        step = options.work_dir / f"round_{figures.number}"
-        output = work_dir / f"predicted_round_{figures.number}"
-        rounds.append(predicted(trained_model_dir(step), folds, tests, output))
-        masks = step / "relabelled"
-        pseudo.append(
-            scored({c.name: masks / c.name / "T2_pred.nii.gz" for c in unlabelled}, unlabelled)
-        )
-    selection = [
-        json.loads((options.work_dir / f"round_{n + 1}" / "selection.json").read_text())["choices"]
-        for n in range(len(rounds))
-    ]
-    return {
-        "rounds": rounds,
-        "pseudo_labels": pseudo,
-        "trained_on": [sum(choice["trains"] for choice in choices) for choices in selection],
-        "validation_dice": [figures.validation_dice for figures in summary.rounds],
-        "change_dice": [figures.change_dice for figures in summary.rounds],
-        "picked_round": summary.decision.best_round,
-    }
+    supports = draw.folder("labelled", draw.labelled, masks=True)
+    queries = draw.folder("queries", (*draw.unlabelled, *draw.tests), masks=False)
+    output = draw.work_dir / "fewshot"
+    pseudo_label(PseudoLabelOptions(supports, queries, output, sam2="compact", resume=True))
+    return output
 
 
-def ssl_options(folders: Mapping[str, Path], work_dir: Path, start: Path) -> Any:
-    """Return the options of (c)."""
+def fewshot(draw: Draw) -> dict[str, Any]:
+    """(b): score the few-shot branch; on the unlabelled volumes too."""
+    folder = fewshot_masks(draw)
+
+    def masks(cases: Sequence[Path]) -> dict[str, Path]:
+        return {case.name: folder / case.name / predicted_name(case) for case in cases}
+
+    pseudo = scored(masks(draw.unlabelled), draw.unlabelled)
+    return {**scored(masks(draw.tests), draw.tests), "unlabelled": pseudo}
+
+
+def predicted_name(case: Path) -> str:
+    """Return the name of a predicted mask of the case."""
+    return image_of(case).name.replace(".nii.gz", "_pred.nii.gz")
+
+
+def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
+    """(c): train as ``retrain --method online`` does, one network on all volumes."""
+    from sslmedsam2.contract.labelled import find_labelled_series
+    from sslmedsam2.contract.queries import find_queries
+    from sslmedsam2.nnunet.training import preprocessed_dir
+    from sslmedsam2.retrain.index import Index
     from sslmedsam2.retrain.options import RetrainOptions
-    from sslmedsam2.retrain.selection import StoppingRule
+    from sslmedsam2.retrain.select import fewshot_labels, select
+    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.train_round import online_settings, prepare_training
 
-    return RetrainOptions(
-        folders["labelled"],
-        folders["unlabelled"],
-        work_dir,
-        folds=FOLDS,
-        epochs=EPOCHS // ROUNDS,
-        start=start,
-        contrast_probability=CONTRAST_PROBABILITY,
-        reference_masks_first=True,
-        rule=replace(StoppingRule(), most_rounds=ROUNDS, fixed=True),
+    labelled = draw.folder("labelled", draw.labelled, masks=True)
+    unlabelled = draw.folder("unlabelled", draw.unlabelled, masks=False)
+    work = WorkDir(work_dir)
+    if not work.pseudo_labels.is_dir():
+        shutil.copytree(fewshot_masks(draw), work.pseudo_labels)
+    options = RetrainOptions(
+        labelled, unlabelled, work_dir, method="online", folds=2, preset=preset()
     )
+    images = find_labelled_series(labelled)
+    queries = find_queries(unlabelled, labelled=images).series
+    index = Index(tuple(images), tuple(queries), (), None)
+    round_dir = work.round(1)
+    if not preprocessed_dir(round_dir.path).is_dir():
+        labels = fewshot_labels(work, index.queries)
+        prepare_training(round_dir, index, select(round_dir, labels, options), options)
+    how = replace(online_settings(index), **VARIANTS[arm])
+    return trained(round_dir.path, replace(settings(draw), online=how))
 
 
-def predicted(model: Path, folds: tuple[str, ...], tests: Sequence[Path], output: Path) -> Any:
-    """Segment the test volumes and score the masks."""
+def published(draw: Draw) -> dict[str, Any]:
+    """(p): three rounds on all hard masks; each goes on from the network before and relabels."""
+    from sslmedsam2.contract.labelled import find_labelled_series
+    from sslmedsam2.contract.queries import find_queries
+    from sslmedsam2.nnunet.dataset import build_dataset, make_plans
+    from sslmedsam2.nnunet.training import preprocessed_dir
+
+    images = find_labelled_series(draw.folder("labelled", draw.labelled, masks=True))
+    unlabelled = draw.folder("unlabelled", draw.unlabelled, masks=False)
+    queries = find_queries(unlabelled, labelled=images).series
+    plans = make_plans(images, preset())
+    masks, start, rounds = fewshot_masks(draw), None, []
+    for number in range(1, PUBLISHED_ROUNDS + 1):
+        work_dir = draw.work_dir / "p" / f"round_{number}"
+        pseudo = [
+            replace(query, mask=masks / query.case / f"{query.sequence}_pred.nii.gz", pseudo=True)
+            for query in queries
+        ]
+        build_dataset(
+            [*images, *pseudo],
+            preprocessed_dir=preprocessed_dir(work_dir),
+            preset=preset(),
+            plans=plans,
+        )
+        model = trained(work_dir, settings(draw, share=1 / PUBLISHED_ROUNDS), start=start)
+        start = model / "fold_all" / "checkpoint_final.pth"
+        masks = work_dir / "relabelled"
+        segmented(model, draw.unlabelled, masks)
+        rounds.append(tested(model, draw, f"p_{number}"))
+    return {**rounds[-1], "rounds": rounds}
+
+
+def tested(model: Path, draw: Draw, name: str) -> dict[str, Any]:
+    """Segment the test volumes by a network and score the masks."""
+    return scored(segmented(model, draw.tests, draw.work_dir / f"{name}_test"), draw.tests)
+
+
+def segmented(model: Path, cases: Sequence[Path], output: Path) -> dict[str, Path]:
+    """Segment volumes by a network as ``predict`` does; returns the masks by case."""
     from sslmedsam2.imaging.reading import read_volume
     from sslmedsam2.imaging.writing import write_mask
     from sslmedsam2.inference.masks import judge, make_ready
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
-    segmenter = CanonicalSegmenter(read_model_spec(model, folds=folds), EngineOptions(device="cpu"))
+    spec = read_model_spec(model, folds=("all",))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
     masks = {}
-    for case in tests:
-        ready = make_ready(read_volume(case / "T2.nii.gz"))
+    for case in cases:
+        ready = make_ready(read_volume(image_of(case)))
         found = segmenter.segment(ready.canonical)
-        masks[case.name] = output / case.name / "T2_pred.nii.gz"
+        masks[case.name] = output / case.name / predicted_name(case)
         mask = judge(found.mask_zyx, ready, found).mask_zyx
         write_mask(mask, like=ready.volume, path=masks[case.name])
-    return scored(masks, tests)
+    return masks
 
 
 def scored(masks: Mapping[str, Path], cases: Sequence[Path]) -> dict[str, Any]:
@@ -232,77 +355,99 @@ def scored(masks: Mapping[str, Path], cases: Sequence[Path]) -> dict[str, Any]:
 
     rows = {}
     for case in cases:
-        truth, found = read_mask(case / "mask_T2.nii.gz"), read_mask(masks[case.name])
+        truth = read_mask(mask_of(case))
         spacing = truth.geometry.spacing_zyx_mm
-        metrics = measure(found.array_zyx, truth.array_zyx > 0, spacing_zyx_mm=spacing)
-        distances = [metrics.hausdorff_mm, metrics.hausdorff95_mm]
-        if not found.array_zyx.any():
-            distances = [diagonal_mm(truth.array_zyx.shape, spacing_zyx_mm=spacing)] * 2
-        rows[case.name] = [round(metrics.dice, 4), *(round(d, 2) for d in distances)]
+        diagonal = diagonal_mm(truth.array_zyx.shape, spacing_zyx_mm=spacing)
+        dice, distances = 0.0, [diagonal, diagonal]
+        # The few-shot branch may have failed on it.
+        found = read_mask(masks[case.name]).array_zyx if masks[case.name].is_file() else None
+        if found is not None and found.any():
+            metrics = measure(found, truth.array_zyx > 0, spacing_zyx_mm=spacing)
+            dice, distances = metrics.dice, [metrics.hausdorff_mm, metrics.hausdorff95_mm]
+        rows[case.name] = [round(dice, 4), *(round(d, 2) for d in distances)]
     means = [round(statistics.mean(column), 4) for column in zip(*rows.values(), strict=True)]
-    return {"dice": means[0], "hausdorff_mm": means[1], "hausdorff95_mm": means[2], "cases": rows}
+    return {"dice": means[0], "hd_mm": means[1], "hd95_mm": means[2], "cases": rows}
 
 
-def summary(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means over draws, and the draws themselves."""
-    picked = [draw["ssl"]["rounds"][draw["ssl"]["picked_round"] - 1] for draw in draws]
-    arms = {
-        "supervised_few": [draw["supervised_few"] for draw in draws],
-        "fewshot": [draw["fewshot"] for draw in draws],
-        "ssl": picked,
-        "supervised_all": [draw["supervised_all"] for draw in draws],
-    }
-    means = {
-        f"{arm}_{metric}": round(statistics.mean(figures[metric] for figures in of_draws), 4)
-        for arm, of_draws in arms.items()
-        for metric in ("dice", "hausdorff_mm", "hausdorff95_mm")
-    }
+NAMES = {"a": "supervised_few", "b": "fewshot", "c": "ssl", "d": "supervised_all"}
+
+
+def summary(work_dir: Path) -> dict[str, Any]:
+    """Sum up what is done: means over draws and paired differences, by proof."""
+    found = {}
+    for name in PROOFS:
+        paths = sorted((work_dir / name).glob("draw_*/figures.json"))
+        draws = {path.parent.name: json.loads(path.read_text()) for path in paths}
+        if draws:
+            found[name] = {**means(draws), **gains(draws), "draws": draws}
+    return found
+
+
+def means(draws: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return each arm's means over the draws that have it."""
+    arms = {arm: NAMES.get(arm, arm) for arm in ("a", "b", "d", "p", *VARIANTS)}
     return {
-        **means,
-        "gain_over_supervised_few": round(means["ssl_dice"] - means["supervised_few_dice"], 4),
-        "below_supervised_all": round(means["supervised_all_dice"] - means["ssl_dice"], 4),
-        "iterations": EPOCHS * 50,
-        "draws": list(draws),
+        f"{name}_{metric}": round(statistics.mean(values), 4)
+        for arm, name in arms.items()
+        for metric in ("dice", "hd_mm", "hd95_mm")
+        if (values := [draw[arm][metric] for draw in draws.values() if arm in draw])
     }
 
 
-def plot(draws: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw Dice of every arm, one line a draw, the dashed line for the pseudo masks themselves."""
+def gains(draws: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the paired gains of (c) over (a) in Dice, with their 95 % t intervals.
+
+    Over draws, which is what counts, and over all test volumes, which come from few trainings.
+    """
+    both = [draw for draw in draws.values() if "a" in draw and "c" in draw]
+    if not both:
+        return {}
+    volumes = [
+        row[0] - draw["a"]["cases"][case][0]
+        for draw in both
+        for case, row in draw["c"]["cases"].items()
+    ]
+    of_draws = [draw["c"]["dice"] - draw["a"]["dice"] for draw in both]
+    return {
+        "gain": round(statistics.mean(of_draws), 4),
+        "gain_interval": interval(of_draws),
+        "gain_interval_of_volumes": interval(volumes),
+    }
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    """Return the 95 % interval of the mean by Student's t; None for a single value."""
+    from scipy import stats
+
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / len(values) ** 0.5
+    mean = statistics.mean(values)
+    return [round(mean - half, 4), round(mean + half, 4)]
+
+
+def plot(figures: Mapping[str, Any], path: Path) -> None:
+    """Draw Dice of the arms a to d, one panel a proof, one line a draw."""
     import matplotlib
     from matplotlib import pyplot as plt
 
     # nnU-Net's own plots leave huge letters behind.
     matplotlib.rcdefaults()
     matplotlib.use("Agg")
-    figure, axes = plt.subplots(figsize=(8, 4.5))
-    for draw in draws:
-        ssl_rounds = [one["dice"] for one in draw["ssl"]["rounds"]]
-        values = [
-            draw["supervised_few"]["dice"],
-            draw["fewshot"]["dice"],
-            *ssl_rounds,
-            draw["supervised_all"]["dice"],
-        ]
-        names = [
-            "nnU-Net, 3 labelled",
-            "few-shot",
-            *(f"SSL round {number}" for number in range(1, len(ssl_rounds) + 1)),
-            "nnU-Net, 12 labelled",
-        ]
-        (line,) = axes.plot(names, values, "o-", label=f"draw {draw['seed']}, test volumes")
-        pseudo = [one["dice"] for one in draw["ssl"]["pseudo_labels"]]
-        axes.plot(
-            names[1 : 1 + len(pseudo)],
-            pseudo,
-            "s--",
-            color=line.get_color(),
-            alpha=0.6,
-            label=f"draw {draw['seed']}, pseudo masks",
-        )
-    axes.set_ylabel("Dice")
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    figure.autofmt_xdate(rotation=15)
+    figure, panels = plt.subplots(1, len(figures), figsize=(4 * len(figures), 4), squeeze=False)
+    for (name, of_proof), axes in zip(figures.items(), panels[0], strict=True):
+        for draw, found in of_proof["draws"].items():
+            arms = [arm for arm in NAMES if arm in found]
+            axes.plot(
+                [NAMES[arm].replace("_", "\n") for arm in arms],
+                [found[arm]["dice"] for arm in arms],
+                "o-",
+                label=draw.replace("_", " "),
+            )
+        axes.set_title(name.upper())
+        axes.set_ylabel("Dice")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
