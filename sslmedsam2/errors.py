@@ -7,6 +7,7 @@ Every error that a user can meet has a *subject* (a file, a case, an option), a 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, ClassVar
@@ -49,9 +50,16 @@ class SslMedSam2Error(Exception):
 
     def about(self, subject: object) -> SslMedSam2Error:
         """Return the same error with ``subject`` before its own, which is a part of it."""
-        whole = f"{subject}, {self.subject}"
-        message = f"{whole}: {self.reason}. {self.remedy}."
-        return _remade(type(self), message, {**self.__dict__, "subject": whole})
+        return self._changed(subject=f"{subject}, {self.subject}")
+
+    def reworded(self, change: Callable[[str], str]) -> SslMedSam2Error:
+        """Return the same error with another subject and reason."""
+        return self._changed(subject=change(self.subject), reason=change(self.reason))
+
+    def _changed(self, **parts: str) -> SslMedSam2Error:
+        known = {**self.__dict__, **parts}
+        message = f"{known['subject']}: {known['reason']}. {known['remedy']}."
+        return _remade(type(self), message, known)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let errors travel between processes: an exception is usually made anew from its text."""

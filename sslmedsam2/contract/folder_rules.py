@@ -148,18 +148,32 @@ def is_mask(path: Path) -> bool:
 
 
 def folder_name(path: Path) -> str:
-    """Return a folder's own name, also where the path ends in ``.`` or ``..``."""
-    return Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
+    """Return a folder's own name, also where the path ends in ``.`` or ``..``.
+
+    One that was an archive is called as it was, without the suffix.
+    """
+    name = Path(os.path.abspath(path)).name or _NAMELESS_FOLDER  # noqa: PTH100 (resolve() would follow a link and lose the name)
+    return _without_zip(name)
+
+
+def folder_names(folder: Path, *, root: Path) -> list[str]:
+    """Return the names of the folders from below ``root`` to ``folder``."""
+    return [_without_zip(part) for part in folder.relative_to(root).parts]
+
+
+def _without_zip(name: str) -> str:
+    is_archive = name.lower().endswith(".zip") and len(name) > len(".zip")
+    return name[: -len(".zip")] if is_archive else name
 
 
 def is_in_sequence_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> bool:
     """Whether a folder, or one between it and ``root``, is named as a sequence."""
-    return any(map(sequences.parse, folder.relative_to(root).parts))
+    return any(map(sequences.parse, folder_names(folder, root=root)))
 
 
 def case_of_volume(folder: Path, stem: str, *, root: Path) -> str:
     """Return the case name of a volume outside the challenge's layout, by its place."""
-    return "_".join((*folder.relative_to(root).parts, stem))
+    return "_".join((*folder_names(folder, root=root), stem))
 
 
 def find_vendor(case: str, folder: Path, *, root: Path) -> tuple[str | None, str | None]:
@@ -254,8 +268,9 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 def _is_named_as_case(path: Path) -> bool:
     below_vendor = names.vendor_of_folder(folder_name(path.parent)) is not None
-    named = names.parse_case_name(path.name) is not None or below_vendor
-    return named and names.vendor_of_folder(path.name) is None
+    name = folder_name(path)
+    named = names.parse_case_name(name) is not None or below_vendor
+    return named and names.vendor_of_folder(name) is None
 
 
 def _empty_case(folder: Folder, images: list[Path], *, tree: Tree) -> tuple[InputError, ...]:

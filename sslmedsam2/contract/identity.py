@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import find_vendor, folder_name, volume_stem
+from sslmedsam2.contract.folder_rules import find_vendor, folder_name, folder_names, volume_stem
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.imaging.image_file import ImageFile
@@ -141,7 +141,7 @@ def spelling_rank(image: ImageFile, *, root: Path, sequences: SequenceMap) -> in
     """Return the best rank of the names, file and folders, that give an image its sequence."""
     stem = volume_stem(image.path)
     split = sequences.split(stem)
-    folders = image.path.parent.relative_to(root).parts
+    folders = folder_names(image.path.parent, root=root)
     found = [sequences.parse(stem), split[1] if split else None, *map(sequences.parse, folders)]
     ranks = [one.rank for one in found if one and one.sequence == image.sequence]
     return min(ranks, default=names.WORST_RANK)

@@ -86,7 +86,7 @@ def unread_image(path: Path) -> str | None:
             return f"it holds voxels without a header ({' or '.join(headers)})"
     kind = next((kind for end, kind in _OTHER_IMAGES.items() if name.endswith(end)), None)
     if kind == "an archive":
-        return "it is an archive; unpack it"
+        return "it is an archive that is not opened here; unpack it"
     if kind is not None:
         return f"it is {kind}, a format that is not read; convert it to .nii.gz"
     content = _content(path)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import SequenceMap, parse_sequence_map
@@ -97,6 +99,29 @@ def find_inputs(
     return found
 
 
+def with_archives(found: Inputs, opened: OpenedInput) -> Inputs:
+    """Add the archives that cannot be used, and those without an image."""
+    studies = found.studies
+    images = [
+        *(image.path for study in studies.studies for image in study.series),
+        *(one.path for one in studies.left_out),
+        *(Path(problem.subject) for problem in studies.problems),
+    ]
+    places = [one.place for one in found.dicom.identities.values()] if found.dicom else []
+    left_out = [
+        LeftOut(archive, "it is an archive without an image")
+        for archive in opened.unpacked
+        if not any(path.is_relative_to(archive) for path in images)
+        and not any(archive.relative_to(opened.path).as_posix() in place for place in places)
+    ]
+    studies = replace(
+        studies,
+        problems=(*studies.problems, *opened.problems),
+        left_out=(*studies.left_out, *left_out),
+    )
+    return replace(found, studies=studies)
+
+
 def _find(
     input_path: Path,
     only: Sequence[Path],
@@ -151,6 +176,19 @@ def list_dicom(
             reason="there is no such folder or file",
             remedy="Give a folder of DICOM files",
         )
+    with open_archives(input_path) as opened:
+        found = _list_dicom(opened.path, sequences, mapping)
+        identities = {
+            key: replace(one, place=opened.shown(one.place))
+            for key, one in found.identities.items()
+        }
+        problems = [str(problem) for problem in opened.problems]
+        return replace(found, identities=identities, notes=(*found.notes, *problems))
+
+
+def _list_dicom(
+    input_path: Path, sequences: tuple[str, ...] | None, mapping: SequenceMap
+) -> DicomDiscovery:
     files = find_dicom_files(input_path)
     if not files.files:
         named = f" ({_impostors(files)})" if files.impostors else ""
@@ -195,6 +233,8 @@ class InputImages:
         """Remember the folder; nothing is read yet."""
         self._input_dir = input_dir
         self._dicom: dict[str, DicomVolume] | None = None
+        self._archives: AbstractContextManager[OpenedInput] | None = None
+        self._unpacked: Path | None = None
 
     def read(self, input_name: str) -> Volume:
         """Read an image.
@@ -207,7 +247,10 @@ class InputImages:
             It is DICOM, and the packages that read it are not installed.
         """
         if not input_name.startswith(DICOM_SCHEME):
-            return read_volume(self._input_dir / input_name)
+            path = self._input_dir / input_name
+            # A file in an archive has none of its own.
+            in_archive = path.parent != self._input_dir and not path.parent.is_dir()
+            return read_volume(self._with_archives() / input_name if in_archive else path)
         name = input_name.removeprefix(DICOM_SCHEME)
         volume = self._volumes().get(name)
         if volume is None:
@@ -226,8 +269,15 @@ class InputImages:
             require_dicom()
             from sslmedsam2.dicom.discovery import find_volumes
 
-            self._dicom = find_volumes(find_dicom_files(self._input_dir))
+            self._dicom = find_volumes(find_dicom_files(self._with_archives()))
         return self._dicom
+
+    def _with_archives(self) -> Path:
+        """Return the folder with its archives unpacked, as long as this object lives."""
+        if self._unpacked is None:
+            self._archives = open_archives(self._input_dir)
+            self._unpacked = self._archives.__enter__().path
+        return self._unpacked
 
 
 def _impostors(files: DicomFiles) -> str:

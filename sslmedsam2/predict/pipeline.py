@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
@@ -53,6 +54,7 @@ from sslmedsam2.predict.inputs import (
     dicom_series,
     find_inputs,
     input_name,
+    with_archives,
 )
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
@@ -169,14 +171,30 @@ def predict(
     OutputError
         The output folder cannot be written.
     """
-    inputs = find_inputs(
+    # The workers of a cluster see the output folder, and may not see another one.
+    is_here = executor is None or isinstance(executor, ThisProcess)
+    temporary = None if is_here else options.output_dir
+    with open_archives(options.input_path, only=options.only, temporary=temporary) as opened:
+        options = replace(options, input_path=opened.path, only=opened.only)
+        return _predict(opened, options, on_result=on_result, executor=executor)
+
+
+def _predict(
+    opened: OpenedInput,
+    options: PredictOptions,
+    *,
+    on_result: OnResult | None,
+    executor: Executor | None,
+) -> RunReport:
+    found = find_inputs(
         options.input_path,
         only=options.only,
         sequences=options.sequences,
         sequence_map=options.sequence_map,
     )
+    inputs = with_archives(found, opened)
     for note in inputs.notes:
-        logger.info(note)
+        logger.info(opened.shown(note))
     models = locate_models(options.model_dir)
     plan = _plan(inputs, options, models)
     if options.mask_file is not None and len(plan.targets) != 1:
@@ -199,7 +217,14 @@ def predict(
         previous = _previous_report(options)
         resumes = previous is not None
         recorder = _start(
-            inputs, plan, options, models, about=about, listener=on_result, held=resumes
+            inputs,
+            plan,
+            options,
+            models,
+            about=about,
+            listener=on_result,
+            held=resumes,
+            shown=opened.shown,
         )
         if not plan.targets:
             recorder.end(ExitCode.NO_VALID_INPUT)
@@ -225,6 +250,7 @@ def _start(
     about: EngineAbout,
     listener: OnResult | None,
     held: bool,
+    shown: Callable[[str], str],
 ) -> _Recorder:
     """Begin the report with what cannot be segmented; ``held`` keeps the one on disk for now."""
     report = start_report(
@@ -244,6 +270,7 @@ def _start(
         total=total,
         listener=listener,
         held=held,
+        shown=shown,
     )
     for problem in problems:
         recorder.add(problem)
@@ -260,9 +287,11 @@ class _Recorder:
         *,
         total: int,
         listener: OnResult | None,
-        held: bool = False,
+        held: bool,
+        shown: Callable[[str], str],
     ) -> None:
         self.report = report
+        self._shown = shown
         self._path = path
         self._total = total
         self._listener = listener
@@ -272,6 +301,11 @@ class _Recorder:
 
     def add(self, result: SeriesResult) -> None:
         """Add one result, write the report, log a line."""
+        result = replace(
+            result,
+            error=result.error and self._shown(result.error),
+            warnings=tuple(map(self._shown, result.warnings)),
+        )
         self.report = self.report.with_series(result)
         if not self._held:
             write_report(self.report, self._path)

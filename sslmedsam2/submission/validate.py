@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.contract import names
+from sslmedsam2.contract.archives import open_archives
 from sslmedsam2.contract.folder_rules import Study
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
 from sslmedsam2.contract.studies import Discovery, find_studies
@@ -190,6 +191,11 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
     """
     if not output_dir.is_dir():
         raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
+    with open_archives(input_path) as opened:
+        return _validate(opened.path, output_dir)
+
+
+def _validate(input_path: Path, output_dir: Path) -> Validation:
     discovery = find_studies(input_path)
     if not discovery.studies:
         causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import stat
+import zipfile
 from pathlib import Path
 
 import dicom_samples
@@ -23,6 +24,7 @@ from sslmedsam2.dicom.segmentation import read_dicom_seg
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.predict.inputs import InputImages
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.manifest import ModelCard
@@ -69,6 +71,22 @@ class Place:
 @pytest.fixture
 def place(tmp_path, bright_model):
     return Place(tmp_path, bright_model)
+
+
+def test_dicom_in_an_archive_is_read_as_in_a_folder(place, tmp_path, capsys):
+    write_series(tmp_path / "series", ARRAY, **GED4)
+    with zipfile.ZipFile(place.input / "export.zip", "w") as file:
+        for path in sorted((tmp_path / "series").iterdir()):
+            file.write(path, f"DICOM/{path.name}")
+
+    assert main(["dicom", "--input", str(place.input), "--identify"]) == ExitCode.OK
+    assert "export.zip/DICOM/" in capsys.readouterr().out
+    assert place.predict() == ExitCode.OK
+    [result] = place.report.series
+    assert result.sequence == "GED4"
+    assert (place.output / result.dicom_seg_path).is_file()
+    assert not place.report.left_out
+    assert InputImages(place.input).read(result.input_path).geometry.shape_zyx == ARRAY.shape
 
 
 def assert_round_trip(place, result):

@@ -1,0 +1,264 @@
+"""Zip archives of an input, opened as folders of the same name.
+
+They are unpacked into a temporary folder that mirrors the input: everything else there is a link to
+it, so that all rules of this package see one tree in which ``scan.zip`` is a folder. An archive is
+data from outside: what could harm is refused as a whole, before anything of it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import lzma
+import shutil
+import stat
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
+
+from sslmedsam2.contract.folder_rules import folder_name
+from sslmedsam2.contract.names import is_hidden
+from sslmedsam2.contract.walk import walk
+from sslmedsam2.errors import InputError, SslMedSam2Error
+from sslmedsam2.imaging.atomic import output_error
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE_SUFFIX: Final = ".zip"
+_MOST_MEMBERS: Final = 100_000
+_MOST_BYTES: Final = 64 * 10**9
+"""Of all archives of an input together, unpacked."""
+_LARGEST_RATIO: Final = 250
+"""Of unpacked to packed bytes, for archives that unpack to more than `_SMALL_BYTES`."""
+_SMALL_BYTES: Final = 10**9
+_ENCRYPTED: Final = 0x1
+
+
+@dataclass(frozen=True)
+class OpenedInput:
+    """An input whose archives are folders.
+
+    Attributes
+    ----------
+    path, only
+        To be read in place of what was given; the same where there is no archive.
+    unpacked
+        The folders that archives have become.
+    problems
+        An error for each archive that cannot be used.
+    """
+
+    path: Path
+    only: tuple[Path, ...] = ()
+    unpacked: tuple[Path, ...] = ()
+    problems: tuple[InputError, ...] = ()
+    given: Path | None = None
+
+    def shown(self, text: str) -> str:
+        """Return a message with the paths that the user knows."""
+        return text if self.given is None else text.replace(str(self.path), str(self.given))
+
+
+@contextmanager
+def open_archives(
+    input_path: Path, *, only: Sequence[Path] = (), temporary: Path | None = None
+) -> Iterator[OpenedInput]:
+    """Unpack the zip archives below an input, or that it is, until the context ends.
+
+    Archives in archives stay closed. Errors that leave the context name the paths that the user
+    knows.
+
+    Parameters
+    ----------
+    only
+        The files and folders of the input to look at; none for all.
+    temporary
+        Where the temporary folder is made; None for the system's place.
+
+    Raises
+    ------
+    OutputError
+        The temporary folder cannot be written.
+    """
+    if input_path.is_file() and _is_archive(input_path):
+        root, only = input_path.parent, (input_path,)
+    else:
+        root = input_path
+    archives = _find(root, only)
+    if not archives:
+        yield OpenedInput(input_path, tuple(only))
+        return
+    if temporary is not None:
+        temporary.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=temporary) as folder:
+        copy = Path(folder) / folder_name(root)
+        try:
+            sizes, problems = _checked(archives, free=shutil.disk_usage(folder).free)
+            _mirror(root, copy, archives, only=only)
+            unpacked = []
+            for archive, size in sizes.items():
+                logger.info("unpacking %s (%.1f MB)", archive, size / 1e6)
+                target = copy / archive.relative_to(root)
+                try:
+                    _unpack(archive, target)
+                except InputError as error:
+                    problems.append(error)
+                    shutil.rmtree(target)
+                else:
+                    unpacked.append(target)
+        except OSError as error:
+            raise output_error(Path(folder), error) from error
+        opened = OpenedInput(
+            path=copy,
+            only=tuple(copy / one.relative_to(root) for one in only),
+            unpacked=tuple(unpacked),
+            problems=tuple(_moved(problem, root, copy) for problem in problems),
+            given=root,
+        )
+        try:
+            yield opened
+        except SslMedSam2Error as error:
+            raise error.reworded(opened.shown) from error
+
+
+def _moved(problem: InputError, root: Path, copy: Path) -> InputError:
+    """Return a problem of an archive with its place in the copy, as all paths have."""
+    moved = problem.reworded(lambda text: text.replace(str(root), str(copy)))
+    assert isinstance(moved, InputError)
+    return moved
+
+
+def _is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(ARCHIVE_SUFFIX)
+
+
+def _find(root: Path, only: Sequence[Path]) -> list[Path]:
+    if not root.is_dir():
+        return []
+    folders = walk(root, only=only).folders
+    return [path for folder in folders for path in folder.others if _is_archive(path)]
+
+
+def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:
+    """Make ``copy`` a folder of links to what lies in ``real``, without the archives."""
+    copy.mkdir()
+    inside = {archive.relative_to(real).parts for archive in archives if archive != real}
+    wanted = [one.relative_to(real).parts for one in only if one != real]
+    for entry in real.iterdir():
+        name = entry.name
+        if wanted and not any(parts[0] == name for parts in wanted):
+            continue
+        below = [entry.joinpath(*parts[1:]) for parts in inside if parts[0] == name]
+        if below == [entry]:
+            continue
+        if below:
+            deeper = [entry.joinpath(*parts[1:]) for parts in wanted if parts[0] == name]
+            _mirror(entry, copy / name, below, only=[] if entry in deeper else deeper)
+        else:
+            (copy / name).symlink_to(entry.absolute())
+
+
+def _checked(archives: Sequence[Path], *, free: int) -> tuple[Mapping[Path, int], list[InputError]]:
+    """Return the unpacked size of each archive that may be unpacked, and the errors."""
+    sizes: dict[Path, int] = {}
+    problems = []
+    for archive in archives:
+        try:
+            sizes[archive] = _check(archive, room=min(free, _MOST_BYTES) - sum(sizes.values()))
+        except InputError as error:
+            problems.append(error)
+    return sizes, problems
+
+
+def _check(archive: Path, *, room: int) -> int:
+    """Return how many bytes an archive holds; raise InputError if it cannot or must not be used."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            members = file.infolist()
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise _damaged(archive, error) from error
+    if len(members) > _MOST_MEMBERS:
+        raise _refused(archive, "large_archive", f"it holds more than {_MOST_MEMBERS} files")
+    places: set[PurePosixPath] = set()
+    for member in members:
+        place = _place(member)
+        if place.is_absolute() or ".." in place.parts or ":" in str(place)[:2]:
+            reason = f"it holds a file that would be written elsewhere ({member.filename[:60]!r})"
+            raise _refused(archive, "unsafe_archive", reason)
+        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            reason = f"it holds a link or a device ({member.filename[:60]!r})"
+            raise _refused(archive, "unsafe_archive", reason)
+        if place in places and not member.is_dir():
+            reason = f"it holds two files of one name ({member.filename[:60]!r})"
+            raise _refused(archive, "unsafe_archive", reason)
+        places.add(place)
+    if any(member.flag_bits & _ENCRYPTED for member in members):
+        raise _refused(archive, "encrypted_archive", "it is encrypted")
+    size = sum(member.file_size for member in members)
+    packed = archive.stat().st_size
+    if sum(member.compress_size for member in members) > packed or (
+        size > max(_SMALL_BYTES, _LARGEST_RATIO * packed)
+    ):
+        reason = f"{packed / 1e6:.1f} MB would become {size / 1e6:.0f} MB: no scan is packed so"
+        raise _refused(archive, "unsafe_archive", reason)
+    if size > room:
+        reason = f"unpacked it needs {size / 1e9:.1f} GB, and there is room for {room / 1e9:.1f} GB"
+        raise _refused(archive, "large_archive", reason)
+    return size
+
+
+def _place(member: zipfile.ZipInfo) -> PurePosixPath:
+    """Return where a member goes; some programs write the separator of Windows."""
+    return PurePosixPath(member.filename.replace("\\", "/"))
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    """Write what is not hidden of a checked archive into a new folder.
+
+    A damaged member is an InputError, a full disk an OSError.
+    """
+    target.mkdir()
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            place = _place(member)
+            if member.is_dir() or any(map(is_hidden, place.parts)):
+                continue
+            path = target / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as to:
+                try:
+                    source = file.open(member)
+                except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                    raise _damaged(archive, error) from error
+                with source:
+                    _copy(source, to, archive)
+
+
+def _copy(source: IO[bytes], to: IO[bytes], archive: Path) -> None:
+    while True:
+        try:
+            part = source.read(2**20)
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+            raise _damaged(archive, error) from error
+        if not part:
+            return
+        to.write(part)
+
+
+def _damaged(archive: Path, error: Exception) -> InputError:
+    return InputError(
+        archive,
+        kind="damaged_archive",
+        reason=f"the archive cannot be read ({' '.join(str(error).split())[:100]})",
+        remedy="Copy it again, or unpack it and give the folder",
+    )
+
+
+def _refused(archive: Path, kind: str, reason: str) -> InputError:
+    return InputError(
+        archive, kind=kind, reason=reason, remedy="Unpack it yourself and give the folder"
+    )

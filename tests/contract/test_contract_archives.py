@@ -1,0 +1,205 @@
+"""Zip archives: opened as folders, and what is refused of those that could harm."""
+
+import zipfile
+
+import pytest
+
+from sslmedsam2.contract import archives
+from sslmedsam2.contract.archives import open_archives
+from sslmedsam2.contract.studies import find_studies
+from sslmedsam2.errors import InputError, NoInputError
+
+
+def write_zip(path, *names, content=b"scan", method=zipfile.ZIP_STORED):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name in names:
+            file.writestr(name, content)
+    return path
+
+
+def found(root, **options):
+    """List cases and sequences of an input, with the places that the user would be told."""
+    with open_archives(root, **options) as opened:
+        studies = find_studies(opened.path, only=opened.only).studies
+        return {
+            (image.case, image.sequence): image.path.relative_to(opened.path).as_posix()
+            for study in studies
+            for image in study.series
+        }
+
+
+def refusal(path):
+    with open_archives(path) as opened:
+        assert not opened.unpacked
+        [problem] = opened.problems
+        message = opened.shown(str(problem))
+        assert not any(part.is_file() for part in opened.path.rglob("*"))
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return problem.kind
+
+
+def test_an_input_without_archives_is_used_as_it_is(tmp_path):
+    (tmp_path / "P1").mkdir()
+
+    with open_archives(tmp_path, only=[tmp_path / "P1"]) as opened:
+        assert opened.path == tmp_path
+        assert opened.only == (tmp_path / "P1",)
+        assert opened.shown(f"{tmp_path}: reason") == f"{tmp_path}: reason"
+
+
+def test_an_archive_is_a_folder_of_its_name(tmp_path):
+    write_zip(tmp_path / "in" / "P1.zip", "T1.nii.gz", "T2.nii.gz")
+    write_zip(tmp_path / "in" / "Vendor_A" / "more.ZIP", "P2/T2.nii.gz", "P2/mask_T2.nii.gz")
+    (tmp_path / "in" / "P3").mkdir()
+    (tmp_path / "in" / "P3" / "T2.nii.gz").write_bytes(b"scan")
+
+    assert found(tmp_path / "in") == {
+        ("P1", "T1"): "P1.zip/T1.nii.gz",
+        ("P1", "T2"): "P1.zip/T2.nii.gz",
+        ("P2", "T2"): "Vendor_A/more.ZIP/P2/T2.nii.gz",
+        ("P3", "T2"): "P3/T2.nii.gz",
+    }
+
+
+def test_an_input_may_be_an_archive_or_several(tmp_path):
+    one = write_zip(tmp_path / "in" / "study.zip", "P1/T2.nii.gz", "scan.mha")
+    two = write_zip(tmp_path / "in" / "P2.zip", "T2.nii.gz")
+    write_zip(tmp_path / "in" / "P3.zip", "T2.nii.gz")
+
+    expected = {
+        ("P1", "T2"): "study.zip/P1/T2.nii.gz",
+        ("study_scan", None): "study.zip/scan.mha",
+    }
+    assert found(one) == expected
+    assert found(tmp_path / "in", only=[one, two]) == {
+        **expected,
+        ("P2", "T2"): "P2.zip/T2.nii.gz",
+    }
+
+
+def test_nothing_is_left_when_the_context_ends_and_the_input_is_untouched(tmp_path):
+    archive = write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    before = archive.read_bytes()
+
+    with open_archives(archive, temporary=tmp_path / "out") as opened:
+        [scan] = opened.path.rglob("T2.nii.gz")
+        assert scan.read_bytes() == b"scan"
+        assert scan.is_relative_to(tmp_path / "out")
+
+    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "in").iterdir()) == [archive]
+    assert archive.read_bytes() == before
+
+
+def test_an_error_that_leaves_the_context_names_the_path_that_was_given(tmp_path):
+    archive = write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+
+    def fail():
+        with open_archives(archive) as opened:
+            path = opened.path / "P1.zip" / "T2.nii.gz"
+            raise InputError(path, kind="some", reason="it is bad", remedy="Mend it")
+
+    with pytest.raises(InputError) as caught:
+        fail()
+    assert str(caught.value) == f"{archive}/T2.nii.gz: it is bad. Mend it."
+    assert caught.value.kind == "some"
+
+
+def test_hidden_members_are_not_unpacked(tmp_path):
+    names = ("__MACOSX/P1/._T2.nii.gz", "P1/.DS_Store", "P1/T2.nii.gz")
+    with open_archives(write_zip(tmp_path / "a.zip", *names)) as opened:
+        files = [path.name for path in opened.path.rglob("*") if path.is_file()]
+    assert files == ["T2.nii.gz"]
+
+
+def test_an_archive_in_an_archive_stays_closed_and_is_told(tmp_path):
+    inner = write_zip(tmp_path / "inner.zip", "T2.nii.gz").read_bytes()
+    outer = write_zip(tmp_path / "in" / "outer.zip", "inner.zip", content=inner)
+
+    with open_archives(outer) as opened:
+        discovery = find_studies(opened.path)
+        [left_out] = discovery.left_out
+        assert left_out.path.relative_to(opened.path).as_posix() == "outer.zip/inner.zip"
+    assert "archive that is not opened" in left_out.reason
+    assert discovery.studies == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.nii.gz", "P1/../../out.nii.gz", "/etc/out.nii.gz", "..\\out.nii.gz", "C:\\out.nii.gz"],
+)
+def test_an_archive_whose_members_leave_it_is_refused_as_a_whole(tmp_path, name):
+    archive = write_zip(tmp_path / "in" / "bad.zip", "P1/T2.nii.gz", name)
+
+    assert refusal(archive) == "unsafe_archive"
+    assert not list(tmp_path.rglob("out.nii.gz"))
+
+
+def test_an_archive_with_a_link_or_two_files_of_one_name_is_refused(tmp_path):
+    link = zipfile.ZipInfo("P1/T2.nii.gz")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "link.zip", "w") as file:
+        file.writestr(link, "/etc/passwd")
+    with pytest.warns(UserWarning, match="Duplicate name"):
+        write_zip(tmp_path / "twice.zip", "P1/T2.nii.gz", "P1/T2.nii.gz")
+
+    assert refusal(tmp_path / "link.zip") == "unsafe_archive"
+    assert refusal(tmp_path / "twice.zip") == "unsafe_archive"
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    archive = write_zip(tmp_path / "locked.zip", "P1/T2.nii.gz")
+    content = bytearray(archive.read_bytes())
+    # The flags of the local header, and of the central directory.
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    archive.write_bytes(content)
+
+    assert refusal(archive) == "encrypted_archive"
+
+
+def test_a_damaged_archive_is_refused(tmp_path):
+    cut = write_zip(tmp_path / "cut.zip", "P1/T2.nii.gz")
+    cut.write_bytes(cut.read_bytes()[:-30])
+    wrong = write_zip(tmp_path / "wrong.zip", "P1/T2.nii.gz")
+    wrong.write_bytes(wrong.read_bytes().replace(b"scan", b"scam"))
+    (tmp_path / "empty.zip").write_bytes(b"")
+
+    for name in ("cut", "wrong", "empty"):
+        assert refusal(tmp_path / f"{name}.zip") == "damaged_archive"
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    bomb = write_zip(
+        tmp_path / "bomb.zip", "T2.nii.gz", content=bytes(10**7), method=zipfile.ZIP_DEFLATED
+    )
+    monkeypatch.setattr(archives, "_SMALL_BYTES", 10**6)
+    assert refusal(bomb) == "unsafe_archive"
+
+    many = write_zip(tmp_path / "many.zip", "a", "b", "c")
+    monkeypatch.setattr(archives, "_MOST_MEMBERS", 2)
+    assert refusal(many) == "large_archive"
+
+    large = write_zip(tmp_path / "large.zip", "T2.nii.gz", content=bytes(2000))
+    monkeypatch.setattr(archives, "_MOST_BYTES", 1000)
+    assert refusal(large) == "large_archive"
+
+
+def test_the_limit_is_for_all_archives_of_an_input_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_MOST_BYTES", 1000)
+    for name in ("P1", "P2", "P3"):
+        write_zip(tmp_path / "in" / f"{name}.zip", "T2.nii.gz", content=bytes(400))
+
+    with open_archives(tmp_path / "in") as opened:
+        assert [path.name for path in opened.unpacked] == ["P1.zip", "P2.zip"]
+        assert [problem.kind for problem in opened.problems] == ["large_archive"]
+
+
+def test_a_missing_input_is_left_to_whoever_looks_for_studies(tmp_path):
+    with (
+        pytest.raises(NoInputError, match="does not exist"),
+        open_archives(tmp_path / "no") as opened,
+    ):
+        find_studies(opened.path)
