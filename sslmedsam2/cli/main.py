@@ -70,6 +70,9 @@ _COMMANDS = {
         "sslmedsam2.cli.serve:serve", "Keep a model loaded and segment over HTTP."
     ),
     "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Write synthetic test studies."),
+    "info": _LazyCommand(
+        "sslmedsam2.cli.info:info", "Describe models, sequences, formats and exit codes."
+    ),
     "doctor": _LazyCommand(
         "sslmedsam2.cli.doctor:doctor", "Check device, libraries, weights and folders."
     ),
@@ -86,7 +89,9 @@ class _LazyGroup(click.Group):
         """Parse, after naming the default command where the caller named none."""
         first = next((i for i, arg in enumerate(args) if arg not in _VERBOSITY_FLAGS), len(args))
         rest = args[first:]
-        if not rest or (rest[0].startswith("-") and rest[0] not in _GROUP_ONLY_OPTIONS):
+        takes_default = not rest or (rest[0].startswith("-") and rest[0] not in _GROUP_ONLY_OPTIONS)
+        # A shell that completes a line asks for the names of the commands.
+        if takes_default and not ctx.resilient_parsing:
             args = [*args[:first], _DEFAULT_COMMAND, *rest]
         return super().parse_args(ctx, args)
 

@@ -41,6 +41,7 @@ _MASK_ALONE = re.compile(
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
+_BIDS = re.compile(r"sub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*_[0-9A-Za-z]+")
 WORST_RANK = 2
 NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests")
 NNUNET_LABEL_FOLDERS = ("labelstr", "labelsts")
@@ -80,6 +81,11 @@ def split_volume_name(name: str) -> tuple[str, str] | None:
         if lowered.endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)], suffix
     return None
+
+
+def is_bids_stem(stem: str) -> bool:
+    """Whether a name is one of BIDS, such as ``sub-01_ses-1_T2w``."""
+    return _BIDS.fullmatch(stem) is not None
 
 
 def is_hidden(name: str) -> bool:

@@ -165,7 +165,7 @@ def _named_by_folders(
         for image in study.series:
             folder, named = image.path.parent, image
             if is_in_sequence_folder(folder, root=root, sequences=sequences) or (
-                image.sequence is None and sequences.names_a_part_of(volume_stem(image.path))
+                image.sequence is None and _names_sequence(volume_stem(image.path), sequences)
             ):
                 named = identified(image, root=root, sequences=sequences)
                 folder = above_sequences(folder, root=root, sequences=sequences)
@@ -186,6 +186,11 @@ def _named_by_folders(
         found.sort(key=lambda one: names.sequence_order(one.sequence))
         kept.append(Study(case, found[0].vendor, tuple(found), stages[case]))
     return kept, left_out
+
+
+def _names_sequence(stem: str, sequences: SequenceMap) -> bool:
+    """Whether the end of a name is in the user's map, or the suffix of a name after BIDS."""
+    return names.is_bids_stem(stem) or sequences.names_a_part_of(stem)
 
 
 def _split_duplicates(studies: list[Study]) -> tuple[list[Study], list[InputError]]:

@@ -95,7 +95,8 @@ def find_inputs(
     """
     mapping = parse_sequence_map(sequence_map or {})
     found = _find(input_path, only, sequences=sequences, mapping=mapping)
-    mapping.warn_of_unused(input_path, used=found.dicom.used_keys if found.dicom else None)
+    used = found.dicom.used_keys if found.dicom else None
+    mapping.warn_of_unused(*(only or (input_path,)), used=used)
     return found
 
 

@@ -399,6 +399,11 @@ def test_masks_are_named_as_bids_derivatives_on_request(folders, bright_model, t
         "sub-0930B/anat/sub-0930B_label-liver_desc-GED4_mask.nii.gz",
     }
     assert files_in(folders[1]) - RECORDS == masks
+    report = load_report(folders[1] / "run_report.json")
+    assert [(result.case, result.sequence) for result in report.series] == [
+        ("0930-B", "GED4"),
+        ("sub-01_ses-1_run-2", "T2"),
+    ]
     # A second run replaces them.
     assert command(folders, bright_model, tmp_path / "bids", "--layout", "bids") == ExitCode.OK
     assert {n for n in files_in(folders[1]) if ".replaced-" not in n} == masks | RECORDS

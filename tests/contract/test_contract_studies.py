@@ -448,3 +448,34 @@ def test_the_voxels_of_a_header_beside_them_are_no_image_of_their_own(make):
 
     assert len(discovery.studies) == 4
     assert discovery.left_out == ()
+
+
+def test_names_after_bids_give_subject_session_and_sequence(make):
+    root = make(
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        "sub-01/anat/sub-01_T2w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-1_T2w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_run-2_T2w.nii.gz",
+        "sub-02/ses-a/anat/sub-02_ses-a_PDw.nii.gz",
+        "derivatives/x/sub-01/anat/sub-01_label-liver_desc-T2w_mask.nii.gz",
+    )
+
+    discovery = find_studies(root)
+
+    assert listed(discovery) == {
+        "sub-01": {"T1": "sub-01_T1w.nii.gz", "T2": "sub-01_T2w.nii.gz"},
+        "sub-02_ses-a_run-1": {"T2": "sub-02_ses-a_run-1_T2w.nii.gz"},
+        "sub-02_ses-a_run-2": {"T2": "sub-02_ses-a_run-2_T2w.nii.gz"},
+        "sub-02_ses-a_anat_sub-02_ses-a_PDw": {None: "sub-02_ses-a_PDw.nii.gz"},
+    }
+    assert discovery.problems == ()
+
+
+def test_only_some_files_and_folders_of_an_input_are_looked_at(make):
+    root = make("a/x.nii.gz", "a/y.nii.gz", "b/0930-A/T1.nii.gz", "b/0931-A/T1.nii.gz", "c/x.mha")
+
+    given = [root / "a" / "x.nii.gz", root / "b" / "0931-A", root / "b" / "0931-A" / "T1.nii.gz"]
+    discovery = find_studies(root, only=given)
+
+    assert listed(discovery) == {"a_x": {None: "x.nii.gz"}, "0931-A": {"T1": "T1.nii.gz"}}
+    assert discovery.problems == ()
