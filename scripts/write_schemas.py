@@ -23,6 +23,7 @@ PUBLISHED = {
     "retrain_options": (RetrainOptions, "options.json of retrain"),
     "retrain_index": (Index, "index.json of retrain"),
     "retrain_selection": (Selection, "round_N/selection.json of retrain"),
+    "cross_validation": (tuple[FoldScore, ...], "cross_validation.json of train"),
     "retrain_validation": (tuple[FoldScore, ...], "round_N/validation.json of retrain"),
     "retrain_relabelled": (RelabelRecord, "round_N/relabelled/.../<SEQ>_pseudo.json of retrain"),
     "retrain_outcome": (RoundFigures, "round_N/outcome.json of retrain"),

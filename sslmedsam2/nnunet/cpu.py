@@ -9,20 +9,19 @@ and whether compiling helps, differs between CPUs, so it is measured when a trai
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import shutil
 import sysconfig
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from sslmedsam2.imaging.atomic import write_text_atomic
+from sslmedsam2.imaging.records import read_record_or_none, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +69,12 @@ def arithmetic_of_fold(folder: Path, network: nn.Module, *, patch: Tensor) -> Cp
     """
     path = folder / _ARITHMETIC_FILE
     cpu = _cpu_name()
-    if path.is_file():
-        noted = CpuArithmetic(**json.loads(path.read_text(encoding="utf-8")))
-        if noted.cpu == cpu:
-            return noted
+    noted = read_record_or_none(path, CpuArithmetic)
+    if noted is not None and noted.cpu == cpu:
+        return noted
     chosen = _measure_arithmetic(network, patch=patch, cpu=cpu)
     logger.info("seconds a step on this CPU: %s", chosen.seconds)
-    write_text_atomic(path, json.dumps(asdict(chosen), indent=2) + "\n")
+    write_record(path, chosen)
     return chosen
 
 

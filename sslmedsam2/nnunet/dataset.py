@@ -6,7 +6,6 @@ sees one orientation only.
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -20,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import OutputError, UsageError
-from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.records import key_of, read_record, write_record
 from sslmedsam2.nnunet.labels import AUXILIARY_OFFSET, LIVER, TRAINED_LABELS
 from sslmedsam2.nnunet.plans import (
     CONFIGURATION,
@@ -141,7 +140,7 @@ def build_dataset(
             plans=dict(plans) if plans is not None else make_plans(series, preset),
             meta=dataset_json(n_cases=len(series), labels=dict(labels)),
         )
-        _write_json(building / _INPUTS_NAME, inputs)
+        write_record(building / _INPUTS_NAME, inputs)
         try:
             building.rename(folder)
         except OSError:
@@ -158,8 +157,8 @@ def _write_cases(
 ) -> None:
     data_folder = folder / f"{PLANS_NAME}_{CONFIGURATION}"
     data_folder.mkdir(parents=True)
-    _write_json(folder / "dataset.json", meta)
-    write_plans(folder / f"{PLANS_NAME}.json", plans)
+    write_record(folder / "dataset.json", meta)
+    write_record(folder / f"{PLANS_NAME}.json", plans)
     fingerprint: dict[str, list[Any]] = {"spacings": [], "shapes_before_crop": []}
     # One at a time: a release does not fit into memory.
     for item in series:
@@ -168,7 +167,7 @@ def _write_cases(
         fingerprint["shapes_before_crop"].append(labelled.image_zyx.shape)
         _preprocess(labelled, plans=plans, meta=meta, target=data_folder / key)
         logger.info("preprocessed %s", key)
-    _write_json(folder / "dataset_fingerprint.json", fingerprint)
+    write_record(folder / "dataset_fingerprint.json", fingerprint)
 
 
 def _clear_abandoned(preprocessed_dir: Path) -> None:
@@ -189,14 +188,8 @@ def make_plans(series: Sequence[ImageFile], preset: Preset) -> dict[str, Any]:
 
 
 def read_plans(path: Path) -> dict[str, Any]:
-    """Read nnU-Net's plans."""
-    plans: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return plans
-
-
-def write_plans(path: Path, plans: Mapping[str, Any]) -> None:
-    """Write nnU-Net's plans; raises OutputError."""
-    _write_json(path, dict(plans))
+    """Read nnU-Net's plans; raises InputError."""
+    return read_record(path, dict[str, Any])
 
 
 def _inputs(
@@ -206,21 +199,20 @@ def _inputs(
     labels: Mapping[str, int],
     plans: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return what decides a data set's content, as JSON reads it back."""
+    """Return what decides a data set's content."""
     cases = {}
     for item in series:
         hashes = {role: sha256_file(path) for role, path in item.files.items()}
         label = {} if item.label is None else {"label": item.label}
         cases[case_key(item)] = {**hashes, **label}
-    decisive = {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
-    return json.loads(json.dumps(decisive))
+    return {"preset": asdict(preset), "labels": labels, "plans": plans, "sha256": cases}
 
 
 def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
     path = folder / _INPUTS_NAME
     if not path.is_file():
         return False
-    if json.loads(path.read_text(encoding="utf-8")) == inputs:
+    if key_of(read_record(path, dict[str, Any])) == key_of(inputs):
         return True
     raise UsageError(
         folder,
@@ -308,13 +300,13 @@ def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -
         would now be scored on.
     """
     path = dataset_folder / _SPLITS_NAME
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != list(splits):
+    if path.is_file() and read_record(path, list[dict[str, list[str]]]) != list(splits):
         raise UsageError(
             path,
             reason="the work directory is split into other folds",
             remedy="Use as many folds as before, or another work directory",
         )
-    _write_json(path, list(splits))
+    write_record(path, list(splits))
 
 
 def split_cases(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], ...]:
@@ -360,13 +352,13 @@ def repeats_for_share(
 
 def write_repeats(dataset_folder: Path, repeats: Mapping[str, int]) -> None:
     """Write how often each training case is listed, which decides how often it is drawn."""
-    _write_json(dataset_folder / _REPEATS_NAME, dict(repeats))
+    write_record(dataset_folder / _REPEATS_NAME, dict(repeats))
 
 
 def read_repeats(dataset_folder: Path) -> dict[str, int]:
     """Return what :func:`write_repeats` wrote; empty if it did not."""
     path = dataset_folder / _REPEATS_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_record(path, dict[str, int]) if path.is_file() else {}
 
 
 @dataclass(frozen=True)
@@ -388,16 +380,10 @@ class UnlabelledCase:
 
 def write_unlabelled(dataset_folder: Path, cases: Mapping[str, UnlabelledCase]) -> None:
     """Write which cases of the data set have no reference mask."""
-    content = {key: asdict(case) for key, case in cases.items()}
-    _write_json(dataset_folder / _UNLABELLED_NAME, content)
+    write_record(dataset_folder / _UNLABELLED_NAME, dict(cases))
 
 
 def read_unlabelled(dataset_folder: Path) -> dict[str, UnlabelledCase]:
     """Return what :func:`write_unlabelled` wrote; empty if it did not."""
     path = dataset_folder / _UNLABELLED_NAME
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: UnlabelledCase(**case) for key, case in content.items()}
-
-
-def _write_json(path: Path, content: object) -> None:
-    write_text_atomic(path, json.dumps(content, indent=2) + "\n")
+    return read_record(path, dict[str, UnlabelledCase]) if path.is_file() else {}

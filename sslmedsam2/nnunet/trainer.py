@@ -648,13 +648,22 @@ class LiverTrainer(nnUNetTrainer):
         self._saved_at = time.monotonic()
         if self.local_rank != 0:
             return
+        newest = self._bare_network.state_dict()
+        # What nnU-Net's own trainer writes, and one entry more.
+        content = {
+            "network_weights": self._averaged(newest),
+            _TRAINING_WEIGHTS: newest,
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": self.grad_scaler.state_dict() if self.grad_scaler else None,
+            "logging": self.logger.get_checkpoint(),
+            "_best_ema": self._best_ema,
+            "current_epoch": self.current_epoch + 1,
+            "init_args": self.my_init_kwargs,
+            "trainer_name": type(self).__name__,
+            "inference_allowed_mirroring_axes": self.inference_allowed_mirroring_axes,
+        }
         with atomic_path(Path(filename)) as path:
             try:
-                super().save_checkpoint(str(path))
-                content = torch.load(path, weights_only=False)
-                newest = content["network_weights"]
-                content[_TRAINING_WEIGHTS] = newest
-                content["network_weights"] = self._averaged(newest)
                 torch.save(content, path)
             except RuntimeError as error:
                 # So torch says that a file cannot be written.

@@ -8,7 +8,6 @@ Layout of the work directory::
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -23,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.execution.host import keep_freed_memory
 from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.imaging.records import read_record
+from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
@@ -383,9 +384,8 @@ def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
     from sslmedsam2.nnunet.trainer import LiverTrainer
 
     folder = preprocessed_dir(work_dir) / DATASET_NAME
-    plans = json.loads((folder / f"{PLANS_NAME}.json").read_text(encoding="utf-8"))
-    plans["continue_training"] = False
-    meta = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    plans = {**read_plans(folder / f"{PLANS_NAME}.json"), "continue_training": False}
+    meta = read_record(folder / "dataset.json", dict[str, Any])
     trainer = LiverTrainer(plans, CONFIGURATION, fold, meta, device=torch.device(device))
     if device.startswith("cuda:"):
         # nnU-Net takes the first GPU, whichever it is given.

@@ -22,7 +22,6 @@ from sslmedsam2.nnunet.dataset import (
     read_plans,
     repeats_for_share,
     split_cases,
-    write_plans,
     write_repeats,
     write_splits,
     write_unlabelled,
@@ -133,7 +132,7 @@ def prepare_training(
     plans_path = WorkDir(options.work_dir).plans
     images = [*index.labelled, *pseudo]
     if not plans_path.is_file():
-        write_plans(plans_path, make_plans(images, options.preset))
+        write_record(plans_path, make_plans(images, options.preset))
     folder = build_dataset(
         images,
         preprocessed_dir=preprocessed_dir(round_dir.path),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +14,10 @@ from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_liver_mask
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import MaskVolume
 from sslmedsam2.submission.metrics import diagonal_mm, measure
-from sslmedsam2.submission.tables import GroupMeans, ScoreRow, as_json_data, rows_as_csv, summarise
+from sslmedsam2.submission.tables import GroupMeans, ScoreRow, rows_as_csv, summarise
 
 _LOG = logging.getLogger(__name__)
 _VENDOR_GROUPS = {
@@ -99,10 +99,13 @@ def write_results(
 ) -> None:
     """Write the scores as JSON (rows and means) and as CSV (rows); raises OutputError."""
     if json_path:
-        data = as_json_data(evaluation.rows, evaluation.summaries)
-        data["unmatched"] = [str(path) for path in evaluation.unmatched]
-        data["problems"] = [str(problem) for problem in evaluation.problems]
-        write_text_atomic(json_path, json.dumps(data, indent=2, allow_nan=False) + "\n")
+        data = {
+            "rows": evaluation.rows,
+            "summary": evaluation.summaries,
+            "unmatched": evaluation.unmatched,
+            "problems": [str(problem) for problem in evaluation.problems],
+        }
+        write_record(json_path, data)
     if csv_path:
         write_text_atomic(csv_path, rows_as_csv(evaluation.rows))
 

@@ -16,7 +16,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 from sslmedsam2.submission.metrics import MaskMetrics
 
@@ -195,18 +195,11 @@ def rows_as_csv(rows: Iterable[ScoreRow]) -> str:
     writer = csv.DictWriter(text, [*names, *metric_names], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        flat = _without_nan(asdict(row))
-        metrics = flat.pop("metrics") or {}
-        writer.writerow({**flat, **metrics})
+        flat = asdict(row)
+        flat |= flat.pop("metrics") or {}
+        # NaN, which alone differs from itself, is no figure.
+        writer.writerow({name: "" if value != value else value for name, value in flat.items()})
     return text.getvalue()
-
-
-def as_json_data(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> dict[str, Any]:
-    """Return rows and means for a JSON file; figures that are not defined are null."""
-    return {
-        "rows": [_without_nan(asdict(row)) for row in rows],
-        "summary": [_without_nan(asdict(summary)) for summary in summaries],
-    }
 
 
 def _row_cells(row: ScoreRow) -> tuple[str, ...]:
@@ -257,10 +250,3 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def _without_nan(value: Any) -> Any:
-    """Replace NaN, which JSON does not know, by None, at any depth."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

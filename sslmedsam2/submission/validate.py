@@ -6,11 +6,10 @@ File names are checked first, then every mask against its image.
 from __future__ import annotations
 
 import gzip
-import json
 import logging
 import zlib
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +23,12 @@ from sslmedsam2.contract.folder_rules import Study
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
-from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, nifti_struct
 from sslmedsam2.imaging.reading import read_stored
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.stored import StoredImage
 from sslmedsam2.submission.package import guessed_masks
 
@@ -217,11 +216,7 @@ def _validate(input_path: Path, output_dir: Path) -> Validation:
 
 def write_json(validation: Validation, path: Path) -> None:
     """Write the lines and the count of failures; raises OutputError."""
-    data = {
-        "failures": validation.failures,
-        "checks": [asdict(check) for check in validation.checks],
-    }
-    write_text_atomic(path, json.dumps(data, indent=2) + "\n")
+    write_record(path, {"failures": validation.failures, "checks": validation.checks})
 
 
 def _check_mask(pair: MaskPair) -> list[Check]:

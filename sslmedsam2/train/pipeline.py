@@ -7,10 +7,9 @@ those of the folds: the final network has no unseen case.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,9 +21,9 @@ from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.execution.interrupt import stop_on_signals
-from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.nnunet.dataset import (
     alternating_splits,
@@ -252,8 +251,7 @@ def _cross_validate(
         segmenter = load_fold(trained_model_dir(options.work_dir), fold=fold, device=options.device)
         held_out = [by_key[key] for key in split["val"]]
         scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
-    text = json.dumps([asdict(score) for score in scores], indent=1)
-    write_text_atomic(options.work_dir / "cross_validation.json", text + "\n")
+    write_record(options.work_dir / "cross_validation.json", scores)
     return tuple(scores)
 
 

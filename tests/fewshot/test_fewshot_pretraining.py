@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 SETTINGS = PretrainSettings(
     architecture=TINY,
     task=SyntheticTask(image_size=64),
-    steps=3,
-    slices_per_step=5,
+    steps=2,
+    slices_per_step=3,
     save_every_s=0.0,
     seed=3,
 )
@@ -77,13 +77,10 @@ def test_shown_one_episode_again_and_again_the_loss_falls(monkeypatch, tmp_path)
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_the_seed_decides_the_result(tmp_path):
-    one_step = replace(SETTINGS, steps=1)
-    first = pretrain(one_step, work_dir=tmp_path / "first", device=CPU)
-    _assert_same(pretrain(one_step, work_dir=tmp_path / "again", device=CPU), first)
-    other = pretrain(replace(one_step, seed=4), work_dir=tmp_path / "other", device=CPU)
+def test_another_seed_gives_other_weights(uninterrupted, tmp_path):
+    other = pretrain(replace(SETTINGS, seed=4), work_dir=tmp_path, device=CPU)
     name = "sam_mask_decoder.mask_tokens.weight"
-    assert not torch.equal(other.state_dict()[name], first.state_dict()[name])
+    assert not torch.equal(other.state_dict()[name], uninterrupted[0].state_dict()[name])
 
 
 def test_a_stopped_training_goes_on_to_the_same_weights(uninterrupted, tmp_path, monkeypatch):
@@ -91,8 +88,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(uninterrupted, tmp_path,
     step = pretraining._train_step
 
     def stopping(*args, **kwargs):
-        if kwargs["step"] == 2 and 2 not in steps:
-            steps.append(2)
+        if kwargs["step"] == 1 and 1 not in steps:
+            steps.append(1)
             raise KeyboardInterrupt
         steps.append(kwargs["step"])
         return step(*args, **kwargs)
@@ -100,10 +97,10 @@ def test_a_stopped_training_goes_on_to_the_same_weights(uninterrupted, tmp_path,
     monkeypatch.setattr(pretraining, "_train_step", stopping)
     with pytest.raises(KeyboardInterrupt):
         pretrain(SETTINGS, work_dir=tmp_path, device=CPU)
-    assert _checkpoint(tmp_path)["step"] == 2
+    assert _checkpoint(tmp_path)["step"] == 1
     steps_before = len(steps)
     resumed = pretrain(SETTINGS, work_dir=tmp_path, device=CPU)
-    assert steps[steps_before:] == [2]
+    assert steps[steps_before:] == [1]
     _assert_same(resumed, uninterrupted[0])
 
 

@@ -155,7 +155,9 @@ def test_results_are_written_as_json_and_csv(write, tmp_path):
 
     write_results(result, json_path=tmp_path / "a" / "s.json", csv_path=tmp_path / "s.csv")
 
-    data = json.loads((tmp_path / "a" / "s.json").read_text())
+    text = (tmp_path / "a" / "s.json").read_text()
+    assert "NaN" not in text
+    data = json.loads(text)
     assert data["rows"][0]["metrics"]["hausdorff_mm"] is None
     assert data["summary"][0]["empty"] == 1
     assert data["problems"] == []

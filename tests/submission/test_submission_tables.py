@@ -1,6 +1,5 @@
 import csv
 import io
-import json
 import math
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 from sslmedsam2.submission.metrics import measure
 from sslmedsam2.submission.tables import (
     ScoreRow,
-    as_json_data,
     format_tables,
     rows_as_csv,
     summarise,
@@ -151,12 +149,3 @@ def test_csv_has_a_line_a_row_and_empty_cells_for_what_is_not_defined():
     assert float(lines[0]["dice"]) == pytest.approx(20 / 22)
     assert (lines[1]["dice"], lines[1]["hausdorff_mm"]) == ("0.0", "")
     assert lines[2]["dice"] == ""
-
-
-def test_json_data_holds_no_nan():
-    rows = [row("1", status="empty", extra=-10), row("2", status="missing")]
-
-    data = as_json_data(rows, summarise(rows, vendor_groups=GROUPS))
-
-    text = json.dumps(data, allow_nan=False)
-    assert json.loads(text)["rows"][0]["metrics"]["hausdorff_mm"] is None
