@@ -28,6 +28,7 @@ from sslmedsam2.reporting.run_report import (
     start_report,
     write_report,
 )
+from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, volume_table
 
 if TYPE_CHECKING:
     from headless_chromium import Browser
@@ -137,7 +138,8 @@ def repeat_page(folder: Path, one_case: RunReport, *, n_cases: int) -> int:
             )
             entries.append(PageEntry(series_id, result, shown="volumes"))
     many = replace(one_case, series=tuple(entry.result for entry in entries))
-    write_page(folder, page_data(many, worst_first(entries), notes=[]), title="many cases")
+    data = page_data(many, worst_first(entries), notes=[])
+    write_page(folder, data, title="many cases", downloads={VOLUME_TABLE_NAME: volume_table(many)})
     return len(entries)
 
 

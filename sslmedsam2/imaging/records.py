@@ -68,8 +68,13 @@ def write_record(path: Path, record: object) -> None:
     TypeError
         The record holds what JSON cannot.
     """
+    write_bytes_atomic(path, record_text(record).encode("utf-8"))
+
+
+def record_text(record: object) -> str:
+    """Return a record as `write_record` writes it; raises TypeError as that does."""
     content = msgspec.json.encode(record, enc_hook=_to_plain)
-    write_bytes_atomic(path, msgspec.json.format(content, indent=1) + b"\n")
+    return msgspec.json.format(content, indent=1).decode("utf-8") + "\n"
 
 
 def schema_of(kind: Any, *, title: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.labelled import read_liver_mask
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.records import record_text
 from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.predict.inputs import InputImages, dicom_input_name
 from sslmedsam2.reporting.page import (
@@ -33,8 +34,13 @@ from sslmedsam2.reporting.page import (
 )
 from sslmedsam2.reporting.page_data import PageEntry, PageScore, page_data, worst_first
 from sslmedsam2.reporting.page_volumes import ViewVolumes, reduce_for_view
-from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report, write_report
-from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, write_volume_table
+from sslmedsam2.reporting.run_report import (
+    RunReport,
+    SeriesResult,
+    SeriesStatus,
+    load_report,
+)
+from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, volume_table
 from sslmedsam2.submission.evaluate import evaluate
 from sslmedsam2.submission.tables import ScoreRow
 
@@ -124,11 +130,11 @@ def report(options: ReportOptions) -> WrittenPage:
         _LOG.info("%d/%d %s %s", number, len(results), result.case, result.sequence)
     ordered = worst_first(entries)
     notes = (*notes, *_left_over(references))
-    # Beside the page, so that it can be moved with them.
-    write_report(run, folder / REPORT_NAME)
-    write_volume_table(run, folder / VOLUME_TABLE_NAME)
     index = write_page(
-        folder, page_data(run, ordered, notes=notes), title=options.run_dir.resolve().name
+        folder,
+        page_data(run, ordered, notes=notes),
+        title=options.run_dir.resolve().name,
+        downloads={VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)},
     )
     return WrittenPage(index_path=index, entries=tuple(ordered))
 
@@ -161,10 +167,11 @@ class _ViewWriter:
         try:
             mask = read_mask(self._run_dir / result.output_path) if result.output_path else None
             if self._images is not None:
-                image = _as_seen(self._images.read(result.input_path))
-                volumes = _volumes(image, mask, reference_path=reference_path)
+                image, unread = self._image(result, mask)
+                volumes = _volumes(image, mask, result=result, reference_path=reference_path)
                 write_volumes_case(self._folder, entry.series_id, volumes)
-                return replace(entry, shown="volumes", view_note=volumes.note)
+                note = unread or volumes.note
+                return replace(entry, shown="volumes", view_note=note)
         except InputError as error:
             # That a series without a mask cannot be read is what the run itself reports.
             reason = _without_folders(str(error), self._folders)
@@ -182,8 +189,26 @@ class _ViewWriter:
         write_preview_case(self._folder, entry.series_id, png)
         return replace(entry, shown="preview")
 
+    def _image(self, result: SeriesResult, mask: MaskVolume | None) -> tuple[Volume, str]:
+        """Return the image, or a black one for a guess whose image is unreadable, and why."""
+        assert self._images is not None
+        try:
+            return _as_seen(self._images.read(result.input_path)), ""
+        except InputError as error:
+            if mask is None or result.status is not SeriesStatus.FALLBACK:
+                raise
+            black = np.zeros(mask.array_zyx.shape, np.float32)
+            reason = _without_folders(str(error), self._folders)
+            return Volume(black, mask.geometry, mask.source), f"The guess alone is shown: {reason}"
 
-def _volumes(image: Volume, mask: MaskVolume | None, *, reference_path: Path | None) -> ViewVolumes:
+
+def _volumes(
+    image: Volume,
+    mask: MaskVolume | None,
+    *,
+    result: SeriesResult,
+    reference_path: Path | None,
+) -> ViewVolumes:
     if mask is not None:
         _check_grid(mask, image)
     reference_zyx = None
@@ -194,6 +219,7 @@ def _volumes(image: Volume, mask: MaskVolume | None, *, reference_path: Path | N
         np.zeros_like(image.array_zyx, np.uint8) if mask is None else mask.array_zyx,
         reference_zyx=reference_zyx,
         budget_bytes=VIEW_BUDGET_BYTES,
+        focus_lps_mm=result.most_doubtful_lps_mm,
     )
 
 

@@ -21,14 +21,14 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import MaskVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import MaskDtype, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.postprocessing import typical_liver
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
 from sslmedsam2.reporting.previews import draw_preview
-from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus
+from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
@@ -299,16 +299,20 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
         return _failed(work, cause)
     turn = reorientation_of(grid.geometry)
     z, y, x = (grid.geometry.shape_zyx[axis] for axis in turn.axes)
-    mask = to_native(typical_liver((z, y, x)), turn)
+    guess = typical_liver((z, y, x))
+    mask = to_native(guess, turn)
     target = work.loaded.target
     write_mask(mask, like=grid, path=target.mask_path, dtype=target.mask_dtype)
     seg = write_seg(target.dicom, mask, is_guess=True)
     voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
     outcome = f"{cause} A liver of typical place and size was written instead."
     result = _result(work, status=SeriesStatus.FALLBACK, error=outcome)
+    previewing: tuple[str, ...] = ()
+    if ready is not None:
+        previewing = _preview(target, ready, guess, status=result.status, warnings=(outcome,))
     return replace(
         result,
-        warnings=(*result.warnings, *seg.warnings),
+        warnings=(*result.warnings, *seg.warnings, *previewing),
         output_path=target.output_name,
         verdict="check",
         liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
@@ -336,8 +340,7 @@ def _write(
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     is_guess = status is SeriesStatus.FALLBACK
     seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
-    flags = ("FALLBACK",) if is_guess else ()
-    previewing = _preview(target, ready.canonical, mask_zyx, flags=flags)
+    previewing = _preview(target, ready, mask_zyx, status=status, warnings=judged.warnings)
     return replace(
         _result(work, status=status, error=reason),
         output_path=target.output_name,
@@ -355,13 +358,24 @@ def _write(
 
 
 def _preview(
-    target: SeriesTarget, canonical: CanonicalVolume, mask_zyx: MaskZYX, *, flags: tuple[str, ...]
+    target: SeriesTarget,
+    ready: ReadyVolume,
+    mask_zyx: MaskZYX,
+    *,
+    status: SeriesStatus,
+    warnings: tuple[str, ...],
 ) -> tuple[str, ...]:
-    """Draw the preview if one is wanted."""
+    """Draw the preview of a canonical mask if one is wanted."""
     if target.preview_path is None:
         return ()
-    title = " ".join(filter(None, (target.series.case, target.series.sequence)))
-    return draw_preview(canonical, mask_zyx, path=target.preview_path, title=title, flags=flags)
+    return draw_preview(
+        ready.canonical,
+        mask_zyx,
+        path=target.preview_path,
+        title=" ".join(filter(None, (target.series.case, target.series.sequence))),
+        flags=() if status is SeriesStatus.OK else (status.value.upper(),),
+        warnings=tuple(one for one in warnings if one.partition(":")[0] not in NOTES),
+    )
 
 
 def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:

@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 _MOST: Final = 3
 """Previews at either end."""
-_MAX_WIDTH: Final = 900
+_MAX_WIDTH: Final = 1000
 """Pixels; previews are as wide as this."""
 _COLOURS: Final = 128
 

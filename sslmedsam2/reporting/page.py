@@ -8,6 +8,7 @@ not fetch data. So each series is a small script of its own, loaded when the ser
     index.html           the table, and the data of each series, as JSON
     assets/              style, script, and NiiVue with its licence
     cases/0001.js        image and masks of one series, at most ``MAX_CASE_BYTES``
+    cases/0001.png       its picture in the table
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import functools
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -43,19 +45,22 @@ _COPIED_ASSETS = (
 )
 _STYLES: Final = ("page.css", "retrain.css")
 _SCRIPTS: Final = ("tables.js", "retrain.js")
-_CASE_NAME = re.compile(r"\d{4,}\.js")
+_CASE_NAME = re.compile(r"\d{4,}\.(js|png)")
 
 
 def write_volumes_case(folder: Path, series_id: str, volumes: ViewVolumes) -> None:
-    """Write a series' script with its image and masks; raises OutputError."""
+    """Write a series' script with its image and masks, and its thumbnail; raises OutputError."""
     content = {
         "image": _base64(volumes.image_nifti),
         "labels": _base64(volumes.labels_nifti),
         "focus": volumes.focus_ras_mm,
+        "slices": volumes.slices_xyz,
+        "block": volumes.block_xyz,
         "greyRange": volumes.grey_range,
         "window": volumes.window,
     }
     _write_case(folder, series_id, content)
+    write_bytes_atomic(folder / _CASES_FOLDER / f"{series_id}.png", volumes.thumbnail_png)
 
 
 def write_preview_case(folder: Path, series_id: str, png: bytes) -> None:
@@ -63,10 +68,11 @@ def write_preview_case(folder: Path, series_id: str, png: bytes) -> None:
     _write_case(folder, series_id, {"preview": "data:image/png;base64," + _base64(png)})
 
 
-def write_page(folder: Path, data: Any, *, title: str) -> Path:
+def write_page(folder: Path, data: Any, *, title: str, downloads: Mapping[str, str]) -> Path:
     """Write the assets and, last, the page itself; return the page's path.
 
-    Scripts of series that an earlier page had more of are removed.
+    ``downloads`` are text files by their names, for which the page has buttons. Files of series
+    that an earlier page had more of are removed.
 
     Raises
     ------
@@ -75,9 +81,12 @@ def write_page(folder: Path, data: Any, *, title: str) -> Path:
     """
     for name in _COPIED_ASSETS:
         write_bytes_atomic(folder / _ASSETS_FOLDER / name, _asset(name))
+    for name, text in downloads.items():
+        write_text_atomic(folder / name, text)
     index = folder / INDEX_NAME
-    write_text_atomic(index, _render("run.html", title=title, page=data))
-    _remove_other_cases(folder / _CASES_FOLDER, kept=_with_script(data))
+    content = _render("run.html", title=title, page=data, downloads=list(downloads))
+    write_text_atomic(index, content)
+    _remove_other_cases(folder / _CASES_FOLDER, kept=_files_of_cases(data))
     return index
 
 
@@ -132,8 +141,10 @@ def _write_case(folder: Path, series_id: str, content: dict[str, Any]) -> None:
     write_text_atomic(folder / _CASES_FOLDER / f"{series_id}.js", script)
 
 
-def _with_script(data: Any) -> set[str]:
-    return {f"{row['id']}.js" for row in data["series"] if row["shown"] != "nothing"}
+def _files_of_cases(data: Any) -> set[str]:
+    shown = {row["id"]: row["shown"] for row in data["series"]}
+    scripts = {f"{name}.js" for name, what in shown.items() if what != "nothing"}
+    return scripts | {f"{name}.png" for name, what in shown.items() if what == "volumes"}
 
 
 def _remove_other_cases(folder: Path, *, kept: set[str]) -> None:

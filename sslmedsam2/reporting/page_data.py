@@ -3,8 +3,9 @@
 Order
 -----
 Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
-within a status by the Dice with the reference, or without one by the mean confidence, less 0.1
-for each flag. What the page itself could not read counts as failed.
+within a status by the Dice with the reference, or without one by the estimated Dice, or without
+that by the mean probability less 0.1 for each warning that asks for a look. What the page itself
+could not read counts as failed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sslmedsam2.reporting.run_report import InputGeometry, RunReport, SeriesResult, SeriesStatus
+from sslmedsam2.reporting.run_report import (
+    NOTES,
+    InputGeometry,
+    RunReport,
+    SeriesResult,
+    SeriesStatus,
+)
 
 Shown = Literal["volumes", "preview", "nothing"]
 
@@ -100,6 +107,7 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
         "counts": {status: count for status, count in run.counts.items() if count},
         "notes": list(notes),
         "scored": any(entry.score is not None for entry in rows),
+        "estimated": any(entry.result.estimated_dice is not None for entry in rows),
         "series": [_row(entry) for entry in rows],
         "left_out": _left_out(run),
         "volumes": _volume_summary(run),
@@ -109,9 +117,13 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
 def _badness(entry: PageEntry) -> tuple[int, float, tuple[str, str, str]]:
     result = entry.result
     rank = 0 if entry.problem else _STATUS_RANKS[result.status]
-    dice = entry.score.dice if entry.score else None
-    trust = dice if dice is not None else result.mean_foreground_confidence
-    quality = (1.0 if trust is None else trust) - _DOUBT_OF_A_FLAG * len(entry.flags)
+    quality = entry.score.dice if entry.score else None
+    if quality is None:
+        quality = result.estimated_dice
+    if quality is None:
+        mean = result.mean_foreground_confidence
+        doubts = len(set(entry.flags) - NOTES)
+        quality = (1.0 if mean is None else mean) - _DOUBT_OF_A_FLAG * doubts
     return rank, quality, result.key
 
 
@@ -123,6 +135,7 @@ def _row(entry: PageEntry) -> dict[str, Any]:
         "id": entry.series_id,
         "status": result.status.value,
         "flags": list(entry.flags),
+        "notes": [flag for flag in entry.flags if flag in NOTES],
         "warnings": list(result.warnings),
         "stages": dict(result.seconds),
         "seconds": round(sum(result.seconds.values()), 2) if result.seconds else None,

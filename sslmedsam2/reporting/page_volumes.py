@@ -17,11 +17,15 @@ import numpy.typing as npt
 from sslmedsam2.imaging.geometry import affine_lps, affine_ras
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.volume import CanonicalVolume, Geometry, MaskZYX, Reorientation, Volume
+from sslmedsam2.reporting.previews import thumbnail
 
 Block = tuple[int, int, int]
 
 AGREED, PREDICTION_ONLY, REFERENCE_ONLY = 1, 2, 3
 """The labels of the map; without a reference every voxel of the prediction is ``AGREED``."""
+
+THUMBNAIL_SIZE = (104, 78)
+"""Width and height in pixels."""
 
 _GREY_RANGE_PERCENTILES = (0.1, 99.9)
 _WINDOW_PERCENTILES = (1.0, 99.5)
@@ -42,21 +46,31 @@ class ViewVolumes:
     image_nifti, labels_nifti
         Compressed NIfTI files on one grid; the labels are those of this module.
     focus_ras_mm
-        The middle of the masks, or of the image where there is no mask.
+        Where the view opens: where the masks differ most, else the given place, else the middle of
+        the mask, or of the image where there is no mask.
+    slices_xyz
+        Number of slices of the scan along x, y and z.
+    block_xyz
+        How many of them were averaged to one along each axis.
     grey_range
         Intensities of the darkest and the brightest grey level.
     window
         Intensities between which the image is first shown.
     note
         How the image was reduced, in words.
+    thumbnail_png
+        The axial slice with most of the mask, with its outline.
     """
 
     image_nifti: bytes
     labels_nifti: bytes
     focus_ras_mm: tuple[float, float, float]
+    slices_xyz: tuple[int, ...]
+    block_xyz: tuple[int, ...]
     grey_range: tuple[float, float]
     window: tuple[float, float]
     note: str
+    thumbnail_png: bytes
 
 
 def reduce_for_view(
@@ -65,6 +79,7 @@ def reduce_for_view(
     *,
     reference_zyx: MaskZYX | None,
     budget_bytes: int,
+    focus_lps_mm: tuple[float, float, float] | None = None,
 ) -> ViewVolumes:
     """Reduce an image and its masks until both files together fit the budget.
 
@@ -76,6 +91,8 @@ def reduce_for_view(
         Prediction and reference (foreground > 0) on the image's grid and in its orientation.
     budget_bytes
         Largest size of both compressed files together.
+    focus_lps_mm
+        Where to open the view if there is no reference; None for the middle of the mask.
     """
     canonical = to_canonical(image)
     turn = canonical.reorientation
@@ -97,10 +114,22 @@ def reduce_for_view(
     return ViewVolumes(
         image_nifti=image_nifti,
         labels_nifti=labels_nifti,
-        focus_ras_mm=_focus_ras_mm(labels, reduced),
+        focus_ras_mm=_focus_ras_mm(labels, reduced, given_lps_mm=focus_lps_mm),
+        slices_xyz=grid.shape_zyx[::-1],
+        block_xyz=block[::-1],
         grey_range=grey_range,
         window=_percentiles(canonical, _WINDOW_PERCENTILES),
         note=_note(grid, reduced, block, grey_range=grey_range),
+        thumbnail_png=_thumbnail(canonical, mask),
+    )
+
+
+def _thumbnail(canonical: CanonicalVolume, mask_zyx: MaskZYX) -> bytes:
+    filled = np.count_nonzero(mask_zyx, axis=(1, 2))
+    index = int(filled.argmax()) if filled.any() else len(filled) // 2
+    _, y, x = canonical.spacing_zyx_mm
+    return thumbnail(
+        canonical.array_zyx[index], mask_zyx[index], spacing_yx_mm=(y, x), size=THUMBNAIL_SIZE
     )
 
 
@@ -194,12 +223,39 @@ def _label_map(
 
 
 def _focus_ras_mm(
-    labels_zyx: npt.NDArray[np.uint8], geometry: Geometry
+    labels_zyx: npt.NDArray[np.uint8],
+    geometry: Geometry,
+    *,
+    given_lps_mm: tuple[float, float, float] | None,
 ) -> tuple[float, float, float]:
-    inside = np.argwhere(labels_zyx)
-    middle_zyx = inside.mean(axis=0) if len(inside) else (np.array(labels_zyx.shape) - 1) / 2
-    x, y, z = (affine_ras(geometry) @ [*middle_zyx[::-1], 1.0])[:3].tolist()
+    place_zyx = _farthest_apart(labels_zyx, spacing_zyx_mm=geometry.spacing_zyx_mm)
+    if place_zyx is None and given_lps_mm is not None:
+        x, y, z = given_lps_mm
+        return -x, -y, z
+    if place_zyx is None:
+        inside = np.argwhere(labels_zyx)
+        place_zyx = inside.mean(axis=0) if len(inside) else (np.array(labels_zyx.shape) - 1) / 2
+    x, y, z = (affine_ras(geometry) @ [*place_zyx[::-1], 1.0])[:3].tolist()
     return x, y, z
+
+
+def _farthest_apart(
+    labels_zyx: npt.NDArray[np.uint8], *, spacing_zyx_mm: tuple[float, float, float]
+) -> npt.NDArray[np.intp] | None:
+    """Return the voxel of one mask that is farthest from the other; None without two masks."""
+    from scipy import ndimage
+
+    farthest, place = 0.0, None
+    for alone in (PREDICTION_ONLY, REFERENCE_ONLY):
+        other = (labels_zyx != 0) & (labels_zyx != alone)
+        if not other.any() or not (labels_zyx == alone).any():
+            continue
+        distance = ndimage.distance_transform_edt(~other, sampling=spacing_zyx_mm)
+        distance[labels_zyx != alone] = 0
+        if distance.max() > farthest:
+            farthest = distance.max()
+            place = np.array(np.unravel_index(distance.argmax(), distance.shape))
+    return place
 
 
 def _nifti(

@@ -1,4 +1,4 @@
-"""A preview of every result: the outline of the mask on three axial slices.
+"""A preview of every result: the outline of the mask on three axial slices and a coronal one.
 
 Drawn with Pillow on a small palette (greys, shades of the colours of flags and one outline colour):
 it imports and draws in a fraction of the time that matplotlib needs, and the files stay small.
@@ -6,6 +6,7 @@ it imports and draws in a fraction of the time that matplotlib needs, and the fi
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,15 +25,16 @@ if TYPE_CHECKING:
 _Pixels = npt.NDArray[np.uint8]
 
 _FRACTIONS = (0.25, 0.5, 0.75)
-_TILE_WIDTH, _TILE_HEIGHT = 300, 260
+_TILE_WIDTH, _TILE_HEIGHT = 250, 230
 _HEADER_HEIGHT, _FOOTER_HEIGHT = 26, 18
+_MOST_WARNINGS = 4
 _WINDOW_PERCENTILES = (1.0, 99.5)
 _PERCENTILE_STRIDE = 3
 
 _GREEN_RGB, _AMBER_RGB, _RED_RGB = (70, 220, 110), (255, 190, 60), (255, 70, 60)
 _FLAG_RGB = {
     **{"ACCEPT": _GREEN_RGB, "DOUBTFUL": _AMBER_RGB, "REJECT": _RED_RGB},
-    **{"FALLBACK": _RED_RGB, "EMPTY": _RED_RGB},
+    **{"CHECK": _AMBER_RGB, "FALLBACK": _RED_RGB, "EMPTY": _RED_RGB},
 }
 """Other flags are grey."""
 
@@ -51,11 +53,13 @@ def write_preview(
     path: Path,
     title: str,
     flags: Sequence[str] = (),
+    warnings: Sequence[str] = (),
 ) -> None:
-    """Write a PNG of three slices at 25, 50 and 75 % of the liver's height.
+    """Write a PNG of axial slices at 25, 50 and 75 % of the liver's height, and a coronal one.
 
-    Shown as radiologists look at it: anterior at the top, the patient's left at the right. An
-    empty mask shows slices of the whole volume and says so.
+    The coronal slice is the one with most of the mask. Shown as radiologists look at it: anterior
+    or superior at the top, the patient's left at the right. An empty mask shows slices of the
+    whole volume and says so.
 
     Parameters
     ----------
@@ -69,37 +73,53 @@ def write_preview(
     title
         Case and sequence; the volume in ml is added.
     flags
-        Words after the title: ``ACCEPT`` in green, ``DOUBTFUL`` in amber; ``REJECT``,
+        Words after the title: ``ACCEPT`` in green, ``DOUBTFUL`` and ``CHECK`` in amber; ``REJECT``,
         ``FALLBACK`` and ``EMPTY`` in red; others in grey.
+    warnings
+        Printed below the slices in amber, one line each, cut to the width.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    from PIL import Image
-
-    mask = np.asarray(mask_zyx) > 0
-    indices = _slice_indices(mask)
-    slices = np.asarray(image_zyx)[indices].astype(np.float32)
-    greys = _window(slices)
+    image, mask = np.asarray(image_zyx), np.asarray(mask_zyx) > 0
+    axial = _slice_indices(mask)
+    coronal = _fullest_coronal(mask)
+    slices = [image[index] for index in axial]
+    # The top of the tile is superior.
+    slices.append(image[::-1, coronal])
+    covers = [mask[index] for index in axial] + [mask[::-1, coronal]]
+    z, y, x = spacing_zyx_mm
+    pixels = [(y, x)] * len(axial) + [(z, x)]
+    greys = _window([one.astype(np.float32) for one in slices])
     tiles = [
-        _tile(grey, mask[index], spacing_yx_mm=spacing_zyx_mm[1:])
-        for grey, index in zip(greys, indices, strict=True)
+        _tile(grey, cover, pixel_mm=pixel_mm, size=(_TILE_WIDTH, _TILE_HEIGHT))
+        for grey, cover, pixel_mm in zip(greys, covers, pixels, strict=True)
     ]
+    labels = [f"slice {index + 1} of {len(mask)}" for index in axial]
+    labels.append(f"coronal {coronal + 1} of {mask.shape[1]}")
+    width = _TILE_WIDTH * len(tiles)
     volume_ml = mask_volume_ml(mask, spacing_zyx_mm=spacing_zyx_mm)
     words = [*flags, *([] if mask.any() else ["EMPTY"])]
     canvas = np.concatenate(
         [
-            _header(f"{title}   {volume_ml:.0f} ml", words, width=_TILE_WIDTH * len(tiles)),
+            _header(f"{title}   {volume_ml:.0f} ml", words, width=width),
             np.concatenate(tiles, axis=1),
-            _footer([f"slice {index + 1} of {len(mask)}" for index in indices]),
+            _footer(labels),
+            *(_warning(warning, width=width) for warning in warnings[:_MOST_WARNINGS]),
         ]
     )
+    with atomic_path(path) as partial:
+        _save(canvas, partial)
+
+
+def _save(canvas: _Pixels, target: Path | io.BytesIO) -> None:
+    from PIL import Image
+
     picture = Image.fromarray(canvas, mode="P")
     picture.putpalette(_palette())
-    with atomic_path(path) as partial:
-        picture.save(partial, format="PNG")
+    picture.save(target, format="PNG")
 
 
 def _slice_indices(mask: npt.NDArray[np.bool_]) -> list[int]:
@@ -109,32 +129,61 @@ def _slice_indices(mask: npt.NDArray[np.bool_]) -> list[int]:
     return [round(first + fraction * (last - first)) for fraction in _FRACTIONS]
 
 
-def _window(slices: npt.NDArray[np.float32]) -> _Pixels:
-    """Map the slices to grey levels of the palette, between two percentiles."""
-    sample = slices[:, ::_PERCENTILE_STRIDE, ::_PERCENTILE_STRIDE]
+def _fullest_coronal(mask: npt.NDArray[np.bool_]) -> int:
+    filled = mask.sum(axis=(0, 2))
+    return int(filled.argmax()) if filled.any() else mask.shape[1] // 2
+
+
+def _window(slices: Sequence[npt.NDArray[np.float32]]) -> list[_Pixels]:
+    """Map the slices to grey levels, between two percentiles of them all."""
+    step = _PERCENTILE_STRIDE
+    sample = np.concatenate([one[::step, ::step].ravel() for one in slices])
     low, high = np.percentile(sample, _WINDOW_PERCENTILES)
-    scaled = (slices - low) / max(float(high - low), 1e-6)
-    return (np.clip(scaled, 0.0, 1.0) * 255).astype(np.uint8)
+    span = max(float(high - low), 1e-6)
+    return [(np.clip((one - low) / span, 0.0, 1.0) * 255).astype(np.uint8) for one in slices]
 
 
 def _tile(
-    grey: _Pixels, mask: npt.NDArray[np.bool_], *, spacing_yx_mm: tuple[float, ...]
+    grey: _Pixels,
+    mask: npt.NDArray[np.bool_],
+    *,
+    pixel_mm: tuple[float, float],
+    size: tuple[int, int],
 ) -> _Pixels:
-    """Draw one slice with its outline, scaled to fit the tile with square millimetres."""
+    """Draw one slice with its outline, scaled to fit a tile (width, height) of palette pixels.
+
+    ``pixel_mm`` is the spacing along the slice's two axes; a millimetre is as long along both.
+    """
     from PIL import Image
 
-    extent_y_mm, extent_x_mm = (n * step for n, step in zip(grey.shape, spacing_yx_mm, strict=True))
-    scale = min(_TILE_WIDTH / extent_x_mm, _TILE_HEIGHT / extent_y_mm)
-    size = (max(round(extent_x_mm * scale), 1), max(round(extent_y_mm * scale), 1))
+    width, height = size
+    tall_mm, wide_mm = (n * step for n, step in zip(grey.shape, pixel_mm, strict=True))
+    scale = min(width / wide_mm, height / tall_mm)
+    fitted = (max(round(wide_mm * scale), 1), max(round(tall_mm * scale), 1))
     smooth = Image.Resampling.BILINEAR
-    shown = np.asarray(Image.fromarray(grey).resize(size, smooth))
-    cover = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(size, smooth)) > 127
+    shown = np.asarray(Image.fromarray(grey).resize(fitted, smooth))
+    cover = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(fitted, smooth)) > 127
     drawn = _as_palette_greys(shown)
     drawn[_inner_edge(cover)] = _OUTLINE
-    tile = np.zeros((_TILE_HEIGHT, _TILE_WIDTH), dtype=np.uint8)
-    top, left = (_TILE_HEIGHT - size[1]) // 2, (_TILE_WIDTH - size[0]) // 2
-    tile[top : top + size[1], left : left + size[0]] = drawn
+    tile = np.zeros((height, width), dtype=np.uint8)
+    top, left = (height - fitted[1]) // 2, (width - fitted[0]) // 2
+    tile[top : top + fitted[1], left : left + fitted[0]] = drawn
     return tile
+
+
+def thumbnail(
+    image_yx: npt.NDArray[np.generic],
+    mask_yx: npt.NDArray[np.generic],
+    *,
+    spacing_yx_mm: tuple[float, float],
+    size: tuple[int, int],
+) -> bytes:
+    """Return a PNG of ``size`` (width, height) of one slice with its outline."""
+    [grey] = _window([np.asarray(image_yx, np.float32)])
+    tile = _tile(grey, np.asarray(mask_yx) > 0, pixel_mm=spacing_yx_mm, size=size)
+    written = io.BytesIO()
+    _save(tile, written)
+    return written.getvalue()
 
 
 def _inner_edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -150,13 +199,24 @@ def _header(text: str, flags: Sequence[str], *, width: int) -> _Pixels:
     left = 8 + int(font.getlength(text)) + 20
     for flag in flags:
         ink = _text(flag, font=font, size=(width, _HEADER_HEIGHT), left=left)
-        shades = _as_palette_greys(ink)
-        if flag in _FLAG_RGB:
-            first = _GREYS + _SHADES * _COLOURS.index(_FLAG_RGB[flag])
-            shades = (first + ink // (256 // _SHADES)).astype(np.uint8)
+        colour = _FLAG_RGB.get(flag)
+        shades = _as_palette_greys(ink) if colour is None else _in_colour(ink, colour)
         band = np.where(ink > 0, shades, band)
         left += int(font.getlength(flag)) + 10
     return band
+
+
+def _warning(text: str, *, width: int) -> _Pixels:
+    font = _font(12)
+    while len(text) > 1 and font.getlength(text) > width - 16:
+        text = text[:-2].rstrip(" .,;") + "\N{HORIZONTAL ELLIPSIS}"
+    ink = _text(text, font=font, size=(width, _FOOTER_HEIGHT), left=8)
+    return np.where(ink > 0, _in_colour(ink, _AMBER_RGB), np.uint8(0))
+
+
+def _in_colour(ink: _Pixels, colour: tuple[int, int, int]) -> _Pixels:
+    first = _GREYS + _SHADES * _COLOURS.index(colour)
+    return (first + ink // (256 // _SHADES)).astype(np.uint8)
 
 
 def _footer(labels: Sequence[str]) -> _Pixels:
@@ -207,7 +267,13 @@ def _palette() -> list[int]:
 
 
 def draw_preview(
-    canonical: CanonicalVolume, mask_zyx: MaskZYX, *, path: Path, title: str, flags: tuple[str, ...]
+    canonical: CanonicalVolume,
+    mask_zyx: MaskZYX,
+    *,
+    path: Path,
+    title: str,
+    flags: tuple[str, ...],
+    warnings: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Write the preview of a canonical mask; return a warning if that fails."""
     try:
@@ -218,6 +284,7 @@ def draw_preview(
             path=path,
             title=title,
             flags=flags,
+            warnings=warnings,
         )
     except OutputError as error:
         return (f"no_preview: {error}",)

@@ -30,6 +30,11 @@ Verdict = Literal["ok", "check"]
 SCHEMA_VERSION = 1
 _REMEDY = "Remove it to begin the run anew"
 
+NOTES = frozenset(
+    ("hounsfield_window", "padding", "inverted", "averaged", "trailing_bytes", "gpu_failed")
+)
+"""Warnings after which there is nothing to check."""
+
 _WARNING_NAME = re.compile(r"([a-z0-9_]+): ")
 _REPORTED_PACKAGES = ("torch", "numpy", "nnunetv2", "openvino")
 
@@ -103,6 +108,9 @@ class SeriesResult:
     verdict
         ``check``: a person should look at the mask before it is used; None without a mask, and
         where a person has corrected it.
+    most_doubtful_lps_mm
+        Where the network is least sure of the border: x, y, z in the LPS world coordinates of the
+        scan; None where no mask was found.
     intensity
         ``mean``, ``sd`` and percentiles of the scan inside the mask, in the units of the file;
         None if not asked for.
@@ -135,6 +143,7 @@ class SeriesResult:
     estimated_dice: float | None = None
     estimated_dice_interval: tuple[float, float] | None = None
     verdict: Verdict | None = None
+    most_doubtful_lps_mm: tuple[float, float, float] | None = None
     intensity: Mapping[str, float] | None = None
     warnings: tuple[str, ...] = ()
     error: str | None = None

@@ -50,7 +50,8 @@ _NO_SCAN: Final = SeriesResult("", None, "", "", None, SeriesStatus.FAILED)
 
 def _row(result: SeriesResult) -> dict[str, Any]:
     low, high = result.estimated_dice_interval or (None, None)
-    spacing = result.geometry.spacing_zyx_mm if result.geometry else (None,) * 3
+    spacing = [round(mm, 5) for mm in result.geometry.spacing_zyx_mm] if result.geometry else None
+    spacing_z, spacing_y, spacing_x = spacing or (None, None, None)
     return {
         "case": result.case,
         "sequence": result.sequence,
@@ -61,9 +62,9 @@ def _row(result: SeriesResult) -> dict[str, Any]:
         "verdict": result.verdict,
         "status": result.status.value,
         "is_guess": "yes" if result.status is SeriesStatus.FALLBACK else "no",
-        "spacing_x_mm": spacing[2],
-        "spacing_y_mm": spacing[1],
-        "spacing_z_mm": spacing[0],
+        "spacing_x_mm": spacing_x,
+        "spacing_y_mm": spacing_y,
+        "spacing_z_mm": spacing_z,
         "flags": "; ".join(result.flags),
         "vendor": result.vendor,
         "input": result.input_path,

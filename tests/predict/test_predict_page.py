@@ -36,7 +36,8 @@ def test_every_series_gets_its_volumes(qc):
     assert page.index_path == qc.page / "index.html"
     assert page.exit_code is ExitCode.OK
     assert [entry.shown for entry in page.entries] == ["volumes", "volumes"]
-    assert sorted(path.name for path in (qc.page / "cases").iterdir()) == ["0001.js", "0002.js"]
+    files = sorted(path.name for path in (qc.page / "cases").iterdir())
+    assert files == ["0001.js", "0001.png", "0002.js", "0002.png"]
     assert not list(qc.run.rglob(".*"))
 
 
@@ -126,6 +127,18 @@ def test_a_reference_on_another_grid_is_not_drawn_and_says_so(qc):
     assert entry.score.dice is None
     assert "another grid" in entry.score.note
     assert entry.shown == "volumes"
+
+
+def test_the_guess_for_an_unreadable_image_is_shown_alone(qc):
+    guess = qc.add("0001-A", status=SeriesStatus.FALLBACK, error="the file ends early")
+    (qc.input / guess.input_path).write_bytes(b"\x1f\x8b")
+    page = made(qc)
+    (entry,) = page.entries
+    assert page.exit_code is ExitCode.OK
+    assert entry.shown == "volumes"
+    assert entry.view_note.startswith("The guess alone is shown: ")
+    text = (qc.page / "index.html").read_text(encoding="utf-8")
+    assert 'title="a guess, not a measurement">(1432)</td>' in text
 
 
 def test_a_missing_mask_is_shown_with_its_reason_and_the_others_go_on(qc):

@@ -45,7 +45,7 @@ def only(path):
 
 def test_a_preview_is_taken_as_it_is(tmp_path):
     path = tmp_path / "p.png"
-    path.write_bytes(png(width=900, height=304))
+    path.write_bytes(png(width=1000, height=274))
     assert only(path).png == path.read_bytes()
 
 
@@ -53,8 +53,8 @@ def test_a_large_picture_is_made_smaller_in_its_proportions(tmp_path):
     path = tmp_path / "p.png"
     path.write_bytes(png(width=3600, height=1200))
     shown = Image.open(io.BytesIO(only(path).png))
-    assert (shown.format, shown.size) == ("PNG", (900, 300))
-    assert shown.convert("L").getpixel((450, 150)) == pytest.approx(128, abs=2)
+    assert (shown.format, shown.size) == ("PNG", (1000, 333))
+    assert shown.convert("L").getpixel((500, 166)) == pytest.approx(128, abs=2)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"GIF89a", png()[:60]])

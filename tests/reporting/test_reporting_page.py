@@ -45,7 +45,8 @@ def page(folder, *, rows=(), title="run"):
     report = start_report(models=(), device="cpu", backend="torch", options={})
     data = page_data(report, [PageEntry("0001", result)], notes=[])
     (row,) = data["series"]
-    return write_page(folder, {**data, "series": [row | changes for changes in rows]}, title=title)
+    data = {**data, "series": [row | changes for changes in rows]}
+    return write_page(folder, data, title=title, downloads={"liver_volumes.csv": "case\r\n"})
 
 
 def parsed(path):
@@ -79,7 +80,7 @@ def test_the_title_is_escaped(tmp_path):
 def test_everything_the_page_refers_to_lies_beside_it(tmp_path):
     text = page(tmp_path).read_text(encoding="utf-8")
     references = re.findall(r'(?:src|href)="([^"#]+)"', text)
-    assert len(references) == 4
+    assert len(references) == 5
     assert all((tmp_path / name).is_file() for name in references)
     assert (tmp_path / "assets" / "niivue.umd.js").is_file()
     assert (tmp_path / "assets" / "NIIVUE-LICENSE.txt").is_file()
@@ -119,7 +120,17 @@ def test_the_viewer_is_the_pinned_one_and_the_assets_are_small():
 
 def test_volumes_within_the_budget_make_a_script_within_the_limit(tmp_path):
     halves = bytes(VIEW_BUDGET_BYTES // 2)
-    volumes = ViewVolumes(halves, halves, (1.5, -2.5, 3.5), (0.0, 1.0), (0.0, 1.0), "note")
+    volumes = ViewVolumes(
+        image_nifti=halves,
+        labels_nifti=halves,
+        focus_ras_mm=(1.5, -2.5, 3.5),
+        slices_xyz=(512, 512, 400),
+        block_xyz=(2, 2, 1),
+        grey_range=(0.0, 1.0),
+        window=(0.0, 1.0),
+        note="note",
+        thumbnail_png=b"png",
+    )
     write_volumes_case(tmp_path, "0001", volumes)
     size = (tmp_path / "cases" / "0001.js").stat().st_size
     assert 0.99 * MAX_CASE_BYTES < size <= MAX_CASE_BYTES

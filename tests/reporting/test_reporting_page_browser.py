@@ -1,6 +1,7 @@
 """The page in a real Chromium: opened from a file, clicked, and its pixels looked at."""
 
 import io
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from headless_chromium import (
     ARROW_DOWN,
     ARROW_RIGHT,
+    ARROW_UP,
     ENTER,
     ESCAPE,
     Browser,
@@ -134,6 +136,62 @@ def test_the_opacity_slider_fades_the_mask(browser):
     strong = coloured(stage(browser))
     slide(browser, "opacity", 0)
     assert coloured(stage(browser)) < strong / 4
+
+
+def test_a_key_hides_the_mask_and_another_draws_its_outline(browser):
+    open_case(browser, "0002-A")
+    browser.wait_for(IS_SHOWN)
+    slide(browser, "opacity", 80)
+    filled = coloured(stage(browser))
+    browser.press("o")
+    wait_for_redraw(browser)
+    outlined = coloured(stage(browser))
+    browser.press("m")
+    wait_for_redraw(browser)
+    hidden = coloured(stage(browser))
+    assert hidden < outlined < filled
+    browser.press("m")
+    wait_for_redraw(browser)
+    assert coloured(stage(browser)) == pytest.approx(outlined, rel=0.05)
+
+
+def test_the_readout_names_slices_millimetres_value_and_label(browser):
+    open_case(browser, "0002-A")
+    browser.wait_for(IS_SHOWN)
+    location = "return document.getElementById('location').textContent"
+    before = browser.run(location)
+    found = re.fullmatch(
+        r"axial (\d+) of 26, coronal \d+ of 70, sagittal \d+ of 80 · "
+        r"[LR] \d+, [PA] \d+, [IS] \d+ mm · value \d+ · Both agree",
+        before,
+    )
+    assert found, before
+    browser.press(ARROW_UP)
+    browser.wait_for(f"document.getElementById('location').textContent !== {before!r}")
+    assert f"axial {int(found[1]) + 1} of 26" in browser.run(location)
+
+
+def test_a_case_opens_where_the_masks_differ_most(browser):
+    open_case(browser, "0001-A")
+    browser.wait_for(IS_SHOWN)
+    location = browser.run("return document.getElementById('location').textContent")
+    assert location.endswith("Prediction only") or location.endswith("Reference only")
+
+
+def test_arrows_work_before_a_row_has_the_focus(browser):
+    browser.press(ARROW_DOWN)
+    assert browser.run("return document.activeElement.textContent") == WORST_FIRST[0]
+
+
+def test_columns_that_do_not_fit_are_announced(page, tmp_path):
+    announced = "return !document.getElementById('more-columns').hidden"
+    with Browser(tmp_path, width=600) as narrow:
+        narrow.open(page)
+        assert narrow.run(announced)
+        first = "return document.querySelector('#rows td').getBoundingClientRect().left"
+        left = narrow.run(first)
+        narrow.run("document.querySelector('#rows').closest('.table-frame').scrollLeft = 300")
+        assert narrow.run(first) == left
 
 
 def test_the_contrast_sliders_change_the_image_and_black_stays_below_white(browser):

@@ -13,7 +13,9 @@ from sslmedsam2.reporting.run_report import (
 )
 
 
-def entry(case, *, status="ok", confidence=0.95, warnings=(), dice=None, problem=None):
+def entry(
+    case, *, status="ok", confidence=0.95, warnings=(), dice=None, problem=None, estimate=None
+):
     result = SeriesResult(
         case=case,
         vendor="A",
@@ -23,6 +25,8 @@ def entry(case, *, status="ok", confidence=0.95, warnings=(), dice=None, problem
         status=SeriesStatus(status),
         seconds={"read": 1.25, "network": 2.5},
         mean_foreground_confidence=confidence,
+        estimated_dice=estimate,
+        estimated_dice_interval=None if estimate is None else (estimate - 0.1, estimate),
         warnings=warnings,
     )
     score = None if dice is None else PageScore(dice, 12.5)
@@ -45,6 +49,9 @@ def test_statuses_are_ordered_from_failed_to_ok():
     [
         (entry("z", confidence=0.7), entry("a", confidence=0.9)),
         (entry("z", warnings=("touches_border: it does",)), entry("a")),
+        (entry("z", estimate=0.8, confidence=0.99), entry("a", estimate=0.9, confidence=0.8)),
+        (entry("z", estimate=0.8), entry("a", estimate=0.9, warnings=("touches_border: x",))),
+        (entry("z", dice=0.6, estimate=0.95), entry("a", dice=0.7, estimate=0.5)),
         (entry("z", dice=0.6, confidence=0.99), entry("a", dice=0.9, confidence=0.7)),
         (entry("z", dice=0.6), entry("a", confidence=0.7)),
         (entry("z", problem="the mask is gone"), entry("a", status="empty")),
@@ -53,6 +60,12 @@ def test_statuses_are_ordered_from_failed_to_ok():
 )
 def test_the_more_doubtful_series_comes_first(worse, better):
     assert order(better, worse) == [worse.result.case, better.result.case]
+
+
+def test_a_note_after_which_there_is_nothing_to_check_does_not_weigh():
+    noted = entry("z", warnings=("hounsfield_window: clipped", "padding: set to 0"))
+    assert order(noted, entry("a")) == ["a", "z"]
+    assert order(noted, entry("a", confidence=0.96)) == ["z", "a"]
 
 
 def test_flags_are_the_names_of_the_warnings_each_once():

@@ -1,14 +1,17 @@
 import gzip
+import io
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from sslmedsam2.imaging.volume import Geometry, Source, Volume
 from sslmedsam2.reporting.page_volumes import (
     AGREED,
     PREDICTION_ONLY,
     REFERENCE_ONLY,
+    THUMBNAIL_SIZE,
     block_means,
     next_block,
     reduce_for_view,
@@ -104,6 +107,38 @@ def test_voxels_stay_where_they_are_in_the_patient(tmp_path, budget):
     found_ras = nib.affines.apply_affine(shown.affine, middle)
     assert np.linalg.norm(found_ras - expected_ras) < 3
     assert np.linalg.norm(view.focus_ras_mm - expected_ras) < 3
+
+
+def test_the_view_opens_where_a_mask_is_farthest_from_its_reference(tmp_path):
+    reference = np.zeros((6, 40, 40), np.uint8)
+    reference[1:5, 10:20, 10:20] = 1
+    mask = reference.copy()
+    mask[1:5, 10:20, 20:22] = 1
+    mask[3, 15, 20:35] = 1
+    image = volume(noise(mask.shape), tmp_path)
+    given = {"focus_lps_mm": (1.0, 2.0, 3.0), "budget_bytes": AMPLE}
+    view = reduce_for_view(image, mask, reference_zyx=reference, **given)
+    assert view.focus_ras_mm == pytest.approx((-34 * 2.0, -15 * 2.0, 3 * 4.0))
+
+
+def test_the_view_opens_at_the_given_place_without_a_reference(tmp_path):
+    mask = np.ones((2, 3, 4), np.uint8)
+    image = volume(noise(mask.shape), tmp_path)
+    given = {"focus_lps_mm": (1.0, 2.0, 3.0), "budget_bytes": AMPLE}
+    view = reduce_for_view(image, mask, reference_zyx=None, **given)
+    assert view.focus_ras_mm == (-1.0, -2.0, 3.0)
+    agreeing = reduce_for_view(image, mask, reference_zyx=mask, **given)
+    assert agreeing.focus_ras_mm == (-1.0, -2.0, 3.0)
+
+
+def test_the_thumbnail_is_a_small_picture_with_the_outline(tmp_path):
+    mask = np.zeros((6, 40, 50), np.uint8)
+    mask[2:4, 10:30, 10:30] = 1
+    view = reduced(volume(noise(mask.shape), tmp_path), mask)
+    picture = Image.open(io.BytesIO(view.thumbnail_png)).convert("RGB")
+    assert picture.size == THUMBNAIL_SIZE
+    assert (np.asarray(picture) == (60, 255, 60)).all(axis=-1).sum() > 40
+    assert len(view.thumbnail_png) < 10_000
 
 
 def test_labels_tell_agreement_from_what_only_one_mask_has(tmp_path):

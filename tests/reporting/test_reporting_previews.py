@@ -8,7 +8,7 @@ from PIL import Image
 from sslmedsam2.errors import OutputError
 from sslmedsam2.reporting.previews import write_preview
 
-TILE = 300
+TILE = 250
 HEADER = 26
 OUTLINE = (60, 255, 60)
 
@@ -45,23 +45,47 @@ def test_outline_surrounds_the_mask_in_every_tile(tmp_path, image):
     pixels, _ = draw(tmp_path, image, mask)
     for tile in range(3):
         rows, columns = np.nonzero(outline(pixels, tile))
-        # 80 mm fill the 300 pixel wide tile: 3.75 pixels a millimetre.
-        assert np.ptp(columns) == pytest.approx(40 * 3.75, abs=3)
-        assert np.ptp(rows) == pytest.approx(30 * 3.75, abs=3)
+        # 80 mm fill the 250 pixel wide tile: 3.125 pixels a millimetre.
+        assert np.ptp(columns) == pytest.approx(40 * 3.125, abs=3)
+        assert np.ptp(rows) == pytest.approx(30 * 3.125, abs=3)
 
 
 def test_outline_is_thin(tmp_path, image):
     mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
     pixels, _ = draw(tmp_path, image, mask)
-    assert outline(pixels, 1).sum() < 2.2 * (40 + 30) * 3.75
+    assert outline(pixels, 1).sum() < 2.2 * (40 + 30) * 3.125
 
 
 def test_posterior_is_drawn_below_and_left_at_the_right(tmp_path, image):
     mask = box_mask(image.shape, slice(0, 20), slice(50, 60), slice(70, 80))
     pixels, _ = draw(tmp_path, image, mask)
     rows, columns = np.nonzero(outline(pixels, 0))
-    assert rows.mean() > HEADER + 260 / 2
+    assert rows.mean() > HEADER + 230 / 2
     assert columns.mean() > TILE / 2
+
+
+def test_the_last_tile_is_a_coronal_slice_with_superior_at_the_top(tmp_path, image):
+    # 12 of 20 slices of 5 mm, near the top of the stack.
+    mask = box_mask(image.shape, slice(8, 20), slice(20, 40), slice(20, 60))
+    pixels, _ = draw(tmp_path, image, mask)
+    rows, columns = np.nonzero(outline(pixels, 3))
+    # 100 mm fill the height of 230 pixels.
+    assert np.ptp(rows) == pytest.approx(60 * 2.3, abs=3)
+    assert np.ptp(columns) == pytest.approx(40 * 2.3, abs=3)
+    assert rows.mean() < HEADER + 230 / 2
+
+
+def test_warnings_are_printed_below_the_slices_in_amber(tmp_path, image):
+    mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
+    plain, _ = draw(tmp_path, image, mask)
+    warned, _ = draw(tmp_path, image, mask, warnings=("touches_border: cut off", "x" * 500))
+    assert (warned[: len(plain)] == plain).all()
+    lines = warned[len(plain) :].astype(int)
+    assert len(lines) == 2 * 18
+    for line in (lines[:18], lines[18:]):
+        amber = (line[..., 0] > 180) & (line[..., 1] > 120) & (line[..., 2] < 90)
+        assert amber.sum() > 30
+    assert lines[:, -4:].max() == 0
 
 
 def test_millimetres_are_square_whatever_the_voxels(tmp_path, image):
@@ -120,7 +144,7 @@ def test_constant_image_is_drawn(tmp_path, value):
 def test_odd_shapes_are_drawn(tmp_path, shape):
     image = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     pixels, _ = draw(tmp_path, image, np.ones(shape, dtype=np.uint8))
-    assert pixels.shape == (304, 900, 3)
+    assert pixels.shape == (274, 1000, 3)
 
 
 def test_large_noisy_slices_make_a_small_file(tmp_path):

@@ -47,11 +47,18 @@ const qcTable = (() => {
 
   function moveWithArrows(event) {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-    if (!step || event.target.tagName !== "A") return;
+    // Fields use the arrows themselves, and so does an open case.
+    if (!step || event.target.matches("input, select, textarea") || event.target.closest("dialog")) return;
     const links = visible().map((row) => row.querySelector("a"));
-    const next = links[links.indexOf(event.target) + step];
+    const next = links[links.indexOf(event.target) + step] || (links.includes(event.target) ? null : links[0]);
     if (next) next.focus();
     event.preventDefault();
+  }
+
+  // Columns that do not fit are announced.
+  function tellHiddenColumns() {
+    const frame = rows.closest(".table-frame");
+    element("more-columns").hidden = frame.scrollWidth <= frame.clientWidth + 1;
   }
 
   for (const select of filters) select.addEventListener("change", refresh);
@@ -67,8 +74,10 @@ const qcTable = (() => {
     const row = event.target.closest("tr");
     if (row) location.hash = `series-${row.dataset.id}`;
   });
-  rows.addEventListener("keydown", moveWithArrows);
+  document.addEventListener("keydown", moveWithArrows);
+  window.addEventListener("resize", tellHiddenColumns);
   refresh();
+  tellHiddenColumns();
 
   return {
     element,

@@ -69,7 +69,13 @@ const qcVolumes = (() => {
     const made = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.45, 0.75, 1, 0.8],
-      crosshairWidth: 0.3,
+      // Thinner lines vanish between the pixels of a small screen.
+      crosshairWidth: window.innerWidth < 700 ? 2.5 : 1.2,
+      crosshairWidthUnit: "mm",
+      fontColor: [1, 0.93, 0.6, 1],
+      fontMinPx: 15,
+      showAllOrientationMarkers: true,
+      multiplanarPadPixels: 10,
       dragAndDropEnabled: false,
       isColorbar: false,
       isOrientCube: false,
@@ -90,9 +96,48 @@ const qcVolumes = (() => {
     await made.attachToCanvas(element("viewer"));
     await made.setVolumeRenderIllumination(0.6);
     made.setRenderAzimuthElevation(...FROM_THE_FRONT);
-    made.onLocationChange = (place) => { element("location").textContent = place.string; };
+    made.onLocationChange = tellPlace;
     viewer = made;
     return viewer;
+  }
+
+  // Slices are counted as in the previews: from the feet, the front and the patient's right. The
+  // viewer counts voxels towards right, front and head.
+  function tellPlace({ mm, vox, values }) {
+    const { labels, image, slices, block, area, masks } = current;
+    const [nx, ny] = [1, 2].map((axis) => image.dimsRAS[axis]);
+    const places = [nx - 1 - vox[0], ny - 1 - vox[1], vox[2]];
+    const slice = (axis) => {
+      const middle = places[axis] * block[axis] + Math.ceil(block[axis] / 2);
+      return `${Math.min(Math.max(middle, 1), slices[axis])} of ${slices[axis]}`;
+    };
+    const side = (value, [less, more]) => `${value < 0 ? less : more} ${Math.abs(value).toFixed(0)}`;
+    const shown = labels.img;
+    labels.img = area;
+    const label = labels.getValue(...vox.slice(0, 3));
+    labels.img = shown;
+    const grey = values[0].value;
+    element("location").textContent = [
+      `axial ${slice(2)}, coronal ${slice(1)}, sagittal ${slice(0)}`,
+      `${side(mm[0], "LR")}, ${side(mm[1], "PA")}, ${side(mm[2], "IS")} mm`,
+      `value ${Math.abs(grey) >= 100 ? grey.toFixed(0) : Number(grey.toPrecision(3))}`,
+      label ? (LEGENDS[masks][label - 1] || LEGENDS[masks][0])[1] : "outside the mask",
+    ].join(" \u00b7 ");
+  }
+
+  // A voxel is on the outline if a neighbour in its axial slice has another label.
+  function outlineOf(area, [, nx, ny]) {
+    const found = new Uint8Array(area.length);
+    const steps = [[1, nx], [nx, ny]];
+    for (let at = 0; at < area.length; at += 1) {
+      if (area[at] === 0) continue;
+      found[at] = steps.some(([stride, count]) => {
+        const index = Math.floor(at / stride) % count;
+        return index === 0 || index === count - 1
+          || area[at - stride] !== area[at] || area[at + stride] !== area[at];
+      }) ? area[at] : 0;
+    }
+    return found;
   }
 
   function labelColours(mode) {
@@ -112,17 +157,22 @@ const qcVolumes = (() => {
     });
     const labels = await niivue.NVImage.loadFromBase64({ base64: content.labels, name: "labels.nii.gz" });
     if (!isWanted()) return;
-    current = { image, labels };
+    const area = new Uint8Array(labels.img);
+    current = { image, labels, area, outline: null, masks: display.masks, slices: content.slices, block: content.block };
     nv.volumes = [image];
     nv.scene.crosshairPos = nv.mm2frac(content.focus);
     style(display);
     nv.addVolume(labels);
+    nv.createOnLocationChange();
   }
 
-  function style({ view, cut, masks, opacity, low, high }) {
+  function style({ view, cut, masks, drawn, opacity, low, high }) {
     current.image.cal_min = low;
     current.image.cal_max = high;
-    current.labels.opacity = opacity;
+    current.masks = masks;
+    if (drawn === "outline") current.outline ??= outlineOf(current.area, current.labels.hdr.dims);
+    current.labels.img = drawn === "outline" ? current.outline : current.area;
+    current.labels.opacity = { fill: opacity, outline: 1, hidden: 0 }[drawn];
     current.labels.setColormapLabel(labelColours(masks));
     viewer.opts.sliceType = {
       all: viewer.sliceTypeMultiplanar, axial: viewer.sliceTypeAxial, coronal: viewer.sliceTypeCoronal,
@@ -148,7 +198,9 @@ const qcVolumes = (() => {
     }));
   }
 
-  return { show, restyle, state: () => ({ viewer, current }) };
+  const moveSlice = (by) => viewer.moveCrosshairInVox(0, 0, by);
+
+  return { show, restyle, moveSlice, state: () => ({ viewer, current }) };
 })();
 
 const qcCaseView = (() => {
@@ -158,6 +210,7 @@ const qcCaseView = (() => {
   let open = null;
 
   const chosenMasks = () => document.querySelector('input[name="compare"]:checked').value;
+  const drawn = () => document.querySelector('input[name="drawn"]:checked').value;
   const hasReference = (series) => series.dice !== null;
 
   // Sliders fire faster than a large volume is redrawn: one redraw a frame.
@@ -193,6 +246,7 @@ const qcCaseView = (() => {
       view: element("view").value,
       cut: element("cut").checked,
       masks: hasReference(open.series) ? chosenMasks() : "prediction",
+      drawn: drawn(),
       opacity: Number(element("opacity").value) / 100,
       low: intensity("low"),
       high: intensity("high"),
@@ -224,9 +278,24 @@ const qcCaseView = (() => {
     element("opacity").value = 45;
     element("view").value = "all";
     element("cut").checked = true;
+    draw("fill");
     document.querySelector('input[name="compare"][value="both"]').checked = true;
     resetWindow();
     restyle();
+  }
+
+  function draw(as) {
+    document.querySelector(`input[name="drawn"][value="${as}"]`).checked = true;
+    restyle();
+  }
+
+  // Each key goes back to what was shown before it.
+  let shownBefore = "fill";
+  function toggle(as) {
+    const now = drawn();
+    if (now !== "hidden") shownBefore = now;
+    if (as === "hidden") draw(now === "hidden" ? shownBefore : "hidden");
+    else draw(now === as ? "fill" : as);
   }
 
   function say(message, alone) {
@@ -256,7 +325,7 @@ const qcCaseView = (() => {
 
   function showPreview(content) {
     element("preview").src = content.preview;
-    element("preview").alt = `Three slices of ${open.series.case} ${open.series.sequence} with the mask's outline`;
+    element("preview").alt = `Slices of ${open.series.case} ${open.series.sequence} with the mask's outline`;
     element("preview").hidden = false;
     say(open.series.problem || open.series.view_note, false);
   }
@@ -281,14 +350,26 @@ const qcCaseView = (() => {
     }
   }
 
+  function estimate({ estimated_dice: dice, estimated_dice_interval: interval }) {
+    if (dice === null) return null;
+    return `${figure(dice, 2)} (90 % interval ${interval.map((end) => figure(end, 2)).join(" to ")})`;
+  }
+
+  function components(count) {
+    if (count === null) return null;
+    return count > 1 ? `${count} found by the network, 1 kept` : String(count);
+  }
+
   function facts(series) {
     const stages = Object.entries(series.stages).map(([name, seconds]) => `${name} ${seconds.toFixed(1)}`);
     const all = [
       ["Vendor", series.vendor],
       ["Sequence", series.sequence_reason && `${series.sequence}: ${series.sequence_reason}`],
-      ["Liver", series.liver_volume_ml === null ? null : `${figure(series.liver_volume_ml, 0)} ml`],
-      ["Confidence", figure(series.mean_foreground_confidence, 3)],
-      ["Components", series.components === null ? null : String(series.components)],
+      ["Liver", series.liver_volume_ml === null ? null
+        : `${figure(series.liver_volume_ml, 0)} ml${series.status === "fallback" ? " (a guess, not a measurement)" : ""}`],
+      ["Estimated Dice", estimate(series)],
+      ["Mean probability", figure(series.mean_foreground_confidence, 3)],
+      ["Components", components(series.components)],
       ["Dice", figure(series.dice, 4)],
       ["Hausdorff", series.hausdorff_mm === null ? null : `${figure(series.hausdorff_mm, 1)} mm`],
       ["Seconds", series.seconds === null ? null : `${figure(series.seconds, 1)} (${stages.join(", ")})`],
@@ -352,25 +433,36 @@ const qcCaseView = (() => {
     qcTable.focus(id);
   }
 
+  const KEYS = {
+    ArrowLeft: () => step(-1),
+    ArrowRight: () => step(1),
+    ArrowUp: () => open.isReady && qcVolumes.moveSlice(1),
+    ArrowDown: () => open.isReady && qcVolumes.moveSlice(-1),
+    m: () => toggle("hidden"),
+    o: () => toggle("outline"),
+  };
+
+  // Caught on the way down, before the viewer takes the arrows.
   function onKey(event) {
-    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const takesArrows = event.target.matches("input, select, canvas");
-    if (by && !takesArrows && !event.altKey && !event.ctrlKey && !event.metaKey) {
-      step(by);
-      event.preventDefault();
-    }
+    const act = KEYS[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    const takesArrows = event.key.startsWith("Arrow") && event.target.matches("input, select");
+    if (!act || takesArrows || event.altKey || event.ctrlKey || event.metaKey) return;
+    act();
+    event.preventDefault();
+    event.stopPropagation();
   }
 
   element("opacity").addEventListener("input", () => { tellSliders(); restyle(); });
   element("low").addEventListener("input", () => moveWindow("low"));
   element("high").addEventListener("input", () => moveWindow("high"));
   for (const choice of ["view", "cut", "compare"]) element(choice).addEventListener("change", restyle);
+  for (const choice of document.querySelectorAll('input[name="drawn"]')) choice.addEventListener("change", restyle);
   element("reset-view").addEventListener("click", resetDisplay);
   element("case-previous").addEventListener("click", () => step(-1));
   element("case-next").addEventListener("click", () => step(1));
   element("case-close").addEventListener("click", () => dialog.close());
   dialog.addEventListener("close", onClosed);
-  dialog.addEventListener("keydown", onKey);
+  dialog.addEventListener("keydown", onKey, true);
   window.addEventListener("hashchange", followAddress);
   followAddress();
 })();
