@@ -241,7 +241,7 @@ def _focus_ras_mm(
 
 def _farthest_apart(
     labels_zyx: npt.NDArray[np.uint8], *, spacing_zyx_mm: tuple[float, float, float]
-) -> npt.NDArray[np.intp] | None:
+) -> npt.NDArray[np.float64] | None:
     """Return the voxel of one mask that is farthest from the other; None without two masks."""
     from scipy import ndimage
 
@@ -253,8 +253,8 @@ def _farthest_apart(
         distance = ndimage.distance_transform_edt(~other, sampling=spacing_zyx_mm)
         distance[labels_zyx != alone] = 0
         if distance.max() > farthest:
-            farthest = distance.max()
-            place = np.array(np.unravel_index(distance.argmax(), distance.shape))
+            farthest = float(distance.max())
+            place = np.array(np.unravel_index(distance.argmax(), distance.shape), np.float64)
     return place
 
 
