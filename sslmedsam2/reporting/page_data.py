@@ -4,8 +4,8 @@ Order
 -----
 Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
 within a status by the Dice with the reference, or without one by the estimated Dice, or without
-that by the mean probability less 0.1 for each warning that asks for a look. What the page itself
-could not read counts as failed.
+that by the mean probability less 0.1 for each warning that asks for a look; of equal ones, the one
+with more such warnings. What the page itself could not read counts as failed.
 """
 
 from __future__ import annotations
@@ -114,17 +114,17 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
     }
 
 
-def _badness(entry: PageEntry) -> tuple[int, float, tuple[str, str, str]]:
+def _badness(entry: PageEntry) -> tuple[int, float, int, tuple[str, str, str]]:
     result = entry.result
     rank = 0 if entry.problem else _STATUS_RANKS[result.status]
+    doubts = len(set(entry.flags) - NOTES)
     quality = entry.score.dice if entry.score else None
     if quality is None:
         quality = result.estimated_dice
     if quality is None:
         mean = result.mean_foreground_confidence
-        doubts = len(set(entry.flags) - NOTES)
         quality = (1.0 if mean is None else mean) - _DOUBT_OF_A_FLAG * doubts
-    return rank, quality, result.key
+    return rank, quality, -doubts, result.key
 
 
 def _row(entry: PageEntry) -> dict[str, Any]:
