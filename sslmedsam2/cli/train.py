@@ -72,6 +72,13 @@ from sslmedsam2.cli.shared_options import (
     "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact 50, others 250]"
 )
 @contrast_option
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 0.1, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="At the start; it falls to zero. Lower it, to 5e-4 or so, to go on from a warm start.",
+)
 @deterministic_option
 @gpus_option
 @click.option("--device", type=DEVICE, default="cpu", show_default=True)

@@ -80,6 +80,9 @@ class TrainOptions:
     contrast_probability
         Share of the patches that are repainted with a random contrast: high for a network that
         has to serve contrasts without labels, low to be precise on those that have some.
+    learning_rate
+        At the start; it falls to zero over the training. A network that goes on from a warm start
+        keeps more of it with a lower one.
     deterministic
         Train deterministically on a GPU too, which is slower; on a CPU it always is.
     gpus
@@ -101,6 +104,7 @@ class TrainOptions:
     final_epochs: int = 18
     iterations_per_epoch: int = 50
     contrast_probability: float = 0.7
+    learning_rate: float = 1e-3
     device: Device = "cpu"
     deterministic: bool = False
     gpus: int = 1
@@ -234,6 +238,7 @@ def _settings(options: TrainOptions) -> TrainingSettings:
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
         contrast_probability=options.contrast_probability,
+        learning_rate=options.learning_rate,
         measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
     )
