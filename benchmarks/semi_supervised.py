@@ -32,6 +32,7 @@ import json
 import random
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -241,7 +242,9 @@ def fewshot_masks(draw: Draw) -> Path:
     supports = draw.folder("labelled", draw.labelled, masks=True)
     queries = draw.folder("queries", (*draw.unlabelled, *draw.tests), masks=False)
     output = draw.work_dir / "fewshot"
-    pseudo_label(PseudoLabelOptions(supports, queries, output, sam2="compact", resume=True))
+    options = PseudoLabelOptions(supports, queries, output, sam2="compact", resume=True)
+    if pseudo_label(options).interrupted:
+        sys.exit("stopped; run the same command again to go on")
     return output
 
 
