@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,8 +22,12 @@ from sslmedsam2.inference.postprocessing import keep_largest
 _GAUSSIAN_SIGMA = 1 / 8
 """Width of nnU-Net's importance weighting, as a share of the patch."""
 
-_WORTHWHILE_SHARE = 0.005
-"""A window is not run while less than this share of its cell is liver."""
+_RIM = 5 / 32
+"""Share of the patch, on either side, in which a window has seen too little around a voxel to be
+relied on alone; below a quarter, or overlapping by half would leave gaps between the cores."""
+
+_WORTHWHILE_SHARE = 0.0005
+"""A window is not run for less liver than this share of the patch."""
 
 SURELY_BACKGROUND = np.float32(-20.0)
 
@@ -100,10 +103,10 @@ def slide_from(
     """Return the margin near the liver only, running no window that is not needed for it.
 
     Only one connected liver is kept afterwards, so windows are run outwards from it: first the
-    one nearest to ``start`` (shares of the volume's axes), then each window into whose own cell,
-    the part of the volume it weighs most in, the liver seen so far reaches by more than a trifle.
-    Until ``enough_voxels`` of liver are found the windows go on in order of distance: a small piece
-    may be a stray one. Voxels that no window covered count as background for sure.
+    one nearest to ``start`` (shares of the volume's axes), then the one whose core (the window
+    without its rim) holds most of the liver that is in no core yet, as long as that is more than a
+    trifle. Until ``enough_voxels`` of liver are found the windows go on in order of distance: a
+    small piece may be a stray one. Voxels that no window covered count as background for sure.
 
     Raises
     ------
@@ -113,23 +116,30 @@ def slide_from(
     canvas = _canvas(volume, networks, plan)
     target = [share * size for share, size in zip(start, canvas.shape, strict=True)]
     waiting = sorted(canvas.windows, key=lambda window: window.distance_to(target))
+    relied_on = np.zeros(canvas.shape, bool)
+    trifle = _WORTHWHILE_SHARE * float(np.prod(plan.patch_size))
     while waiting:
         liver = canvas.liver()
-        reached = [w for w in waiting if liver[w.cell].mean() > _WORTHWHILE_SHARE]
-        if liver.sum() >= enough_voxels and not reached:
-            break
-        group = reached or waiting[:1]
-        canvas.run(group)
-        waiting = [window for window in waiting if window not in group]
+        found = int(liver.sum())
+        liver[relied_on] = 0
+        gains = [int(liver[window.core].sum()) for window in waiting]
+        best = int(np.argmax(gains))
+        if gains[best] <= trifle:
+            if found >= enough_voxels:
+                break
+            best = 0
+        window = waiting.pop(best)
+        canvas.run([window])
+        relied_on[window.core] = True
     return canvas.margin()
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Where a patch lies, and its cell: the box in which no other window weighs more."""
+    """Where a patch lies, and its core: without the rim, but up to the volume's border."""
 
     place: Box
-    cell: Box
+    core: Box
 
     def distance_to(self, target: Sequence[float]) -> float:
         centre = [(side.start + side.stop) / 2 for side in self.place]
@@ -262,15 +272,18 @@ def _windows(
 ) -> Iterator[_Window]:
     sides = []
     for size, patch in zip(shape, patch_size, strict=True):
-        starts = window_starts(size, patch=patch, step=step)
-        # Neighbours of one size weigh the same half-way between their centres.
-        borders = [0, *((a + b + patch) // 2 for a, b in pairwise(starts)), size]
-        cells = [slice(a, b) for a, b in pairwise(borders)]
+        rim = round(patch * _RIM)
         sides.append(
-            [(slice(at, at + patch), cell) for at, cell in zip(starts, cells, strict=True)]
+            [
+                (
+                    slice(at, at + patch),
+                    slice(at + rim if at else 0, at + patch - (rim if at + patch < size else 0)),
+                )
+                for at in window_starts(size, patch=patch, step=step)
+            ]
         )
-    for (z, cell_z), (y, cell_y), (x, cell_x) in itertools.product(*sides):
-        yield _Window(place=(z, y, x), cell=(cell_z, cell_y, cell_x))
+    for (z, core_z), (y, core_y), (x, core_x) in itertools.product(*sides):
+        yield _Window(place=(z, y, x), core=(core_z, core_y, core_x))
 
 
 def padding(
