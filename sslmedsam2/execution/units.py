@@ -92,6 +92,11 @@ class Executor(Protocol):
         """Call a function where the units are computed."""
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in words: ``12 min`` or ``2.3 h``."""
+    return f"{max(1, round(seconds / 60))} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def map_units(
     work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest, executor: Executor
 ) -> list[tuple[Unit, Result]]:

@@ -8,13 +8,22 @@ with a dot, so that listings without hidden files skip them.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
-from sslmedsam2.errors import OutputError
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from sslmedsam2.errors import OutputError, UsageError
+
+logger = logging.getLogger(__name__)
 
 _REMEDIES = {
     errno.EACCES: "Make the output folder writable for the user that runs the program",
@@ -54,6 +63,69 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise output_error(path, error) from error
     finally:
         _remove_quietly(partial)
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock", *, what: str = "writing there") -> Iterator[None]:
+    """Keep other processes, also on other machines, from doing ``what`` in ``folder``.
+
+    The lock is one of the process, so it ends with it, and processes that it has forked and that
+    outlive it do not inherit it. It is not kept from other threads of this process. Its file goes
+    at the end.
+
+    Raises
+    ------
+    UsageError
+        Another process has the lock.
+    OutputError
+        The folder cannot be written.
+    """
+    path = folder / name
+    if fcntl is None:
+        logger.debug("there are no file locks on this system")
+        yield
+        return
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = _lock(path, what)
+        # Whoever held it before has removed the file that was opened here.
+        while not _is_same_file(stream, path):
+            stream.close()
+            stream = _lock(path, what)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    with stream:
+        try:
+            yield
+        finally:
+            _remove_quietly(path)
+            if is_new:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _lock(path: Path, what: str) -> TextIO:
+    stream = path.open("a", encoding="utf-8")
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        stream.close()
+        raise UsageError(
+            path.parent,
+            reason=f"another process is {what}",
+            remedy="Wait until it ends, or stop it; then run the same command again",
+        ) from error
+    except OSError as error:
+        logger.warning("%s: no file locks here (%s)", path.parent, error.strerror)
+    return stream
+
+
+def _is_same_file(stream: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.execution.host import keep_freed_memory
 from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.records import read_record
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
@@ -246,7 +247,7 @@ def train_fold(
         "warm_start": warm_start,
         "stop": stop,
     }
-    with _locked(final.parent):
+    with locked(final.parent, "training.lock", what="training this fold"):
         if stop:
             return None
         if gpus == 1:
@@ -254,35 +255,6 @@ def train_fold(
         else:
             train_on_several_gpus(work_dir, gpus=gpus, **common)
     return final if final.is_file() else None
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes, also on other machines, from training in ``folder``.
-
-    The lock is one of the process, so it ends with it, and nnU-Net's loader processes, which may
-    outlive it, do not inherit it. It is not kept from other threads of this process.
-    """
-    path = folder / "training.lock"
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ModuleNotFoundError:
-        logger.debug("there are no file locks on this system")
-        yield
-        return
-    with path.open("a", encoding="utf-8") as stream:
-        try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise UsageError(
-                folder,
-                reason="another process is training this fold",
-                remedy="Wait until it ends, or stop it; then run the same command again",
-            ) from error
-        except OSError as error:
-            logger.warning("%s: no file locks here (%s)", folder, error.strerror)
-        yield
 
 
 def run_fold(

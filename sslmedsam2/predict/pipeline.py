@@ -42,6 +42,7 @@ from sslmedsam2.errors import (
 from sslmedsam2.execution.host import in_container
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
+from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import move_aside
@@ -211,7 +212,7 @@ def _predict(
         shared_dir=options.output_dir,
     )
     executor = executor or ThisProcess()
-    with executor.open(work) as about:
+    with executor.open(work) as about, locked(options.output_dir):
         if not options.resume and plan.targets:
             _set_aside(options.output_dir)
         previous = _previous_report(options)

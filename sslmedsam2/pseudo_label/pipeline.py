@@ -30,9 +30,10 @@ from sslmedsam2.contract.queries import Queries, find_queries
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
-from sslmedsam2.execution.units import Executor, ThisProcess, all_or_error
+from sslmedsam2.execution.units import Executor, ThisProcess, all_or_error, duration
 from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
+from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import Device
@@ -61,6 +62,10 @@ logger = logging.getLogger(__name__)
 
 _WITHOUT_EFFECT: Final = ("memory_limit_mb",)
 """Settings that change no pseudo label."""
+
+_MEASURED_S: Final = 10.0
+_MEASURED_UNITS: Final = 2
+"""After either, the time that is left is estimated."""
 
 OnRecord = Callable[[PseudoLabelRecord, int, int], None]
 """Called with each query's record, how many are done and how many there are."""
@@ -194,7 +199,8 @@ def pseudo_label(
     )
     part = targets if options.shard is None else options.shard.of(targets)
     executor = executor or ThisProcess()
-    with executor.open(work) as device:
+    lock_name = f".{run_record_path(options.output_dir, options.shard).stem}.lock"
+    with executor.open(work) as device, locked(options.output_dir, lock_name):
         run = _Run(
             options, work, checked, queries, device=device, executor=executor, listener=on_record
         )
@@ -228,6 +234,7 @@ class _Run:
         self._n_queries = 0
         self._kept = 0
         self._seconds: dict[str, float] = {}
+        self._pace = _Pace(n_units=0)
 
     def label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
         """Label the targets, until done or stopped, and sum up."""
@@ -262,6 +269,7 @@ class _Run:
         """Calibrate, then label the queries, until done or stopped."""
         with self._timed("supports"):
             all_or_error(self._map([EncodeUnit()], stop))
+        self._pace = _Pace(n_units=len(targets))
         with self._timed("calibration"):
             calibrated = self._calibrate(stop)
         if calibrated is None:
@@ -273,6 +281,7 @@ class _Run:
                 record = given_up(unit.target, record)
             assert isinstance(record, PseudoLabelRecord)
             self._add(record)
+            self._pace.unit_done()
 
     def _map(
         self, units: Sequence[LabelUnit], stop: StopRequest
@@ -309,12 +318,14 @@ class _Run:
                         one.dice,
                     )
                     write_record(path, calibrated())
+                self._pace.unit_done()
                 yield unit, one
 
         def calibrated() -> CalibrationRun:
             return calibrate_on((found[name] for name in names if name in found), key=key)
 
         pending = [SupportUnit(index) for index, name in enumerate(names) if name not in found]
+        self._pace.n_units += len(pending)
         all_or_error(kept(self._map(pending, stop)))
         if stop:
             return None
@@ -357,6 +368,33 @@ class _Run:
                 "seconds": self._seconds,
             }
         write_record(run_record_path(self._options.output_dir, self._options.shard), content)
+
+
+class _Pace:
+    """Tells once how long the rest will take, from the pace of the first units.
+
+    Supports and queries take the same time, save the first, during which libraries warm up.
+    """
+
+    def __init__(self, n_units: int) -> None:
+        self.n_units = n_units
+        self._done = 0
+        self._start = 0.0
+        self._is_told = False
+
+    def unit_done(self) -> None:
+        """Count a unit."""
+        if self._done == 0:
+            self._start = time.perf_counter()
+        self._done += 1
+        seconds, measured = time.perf_counter() - self._start, self._done - 1
+        left = self.n_units - self._done
+        is_enough = measured >= _MEASURED_UNITS or (measured and seconds >= _MEASURED_S)
+        if is_enough and left and not self._is_told:
+            self._is_told = True
+            logger.info(
+                "estimate: %s for the other %d scans", duration(left * seconds / measured), left
+            )
 
 
 def _check_output_dir(options: PseudoLabelOptions) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
-from sslmedsam2.execution.units import Executor, ThisProcess
+from sslmedsam2.execution.units import Executor, ThisProcess, duration
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
@@ -33,7 +33,12 @@ from sslmedsam2.nnunet.plans import (
     planned_network,
 )
 from sslmedsam2.retrain.options import RetrainOptions, as_stored, changed_options
-from sslmedsam2.retrain.plan_cluster import PlanOptions, UnitCosts, plan_cluster
+from sslmedsam2.retrain.plan_cluster import (
+    PlanOptions,
+    UnitCosts,
+    measured_speedup,
+    plan_cluster,
+)
 from sslmedsam2.retrain.state import WorkDir, options_of, read_state
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.freeze import check_freezable
@@ -103,7 +108,7 @@ def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> 
         executor = executor or ThisProcess()
         device = executor.call(choose_device, options.device)
         grids = _check_machine(index, options, executor, device=device)
-        _estimate_time(grids, len(index.labelled), options, device=device)
+        _estimate_time(grids, len(index.labelled), options, device=device, executor=executor)
     elif _identity(read_index(work)) != _identity(index):
         raise UsageError(
             work.path,
@@ -302,11 +307,17 @@ def _grid(path: Path) -> Grid:
 
 
 def _estimate_time(
-    grids: Sequence[Grid], n_labelled: int, options: RetrainOptions, *, device: str
+    grids: Sequence[Grid],
+    n_labelled: int,
+    options: RetrainOptions,
+    *,
+    device: str,
+    executor: Executor,
 ) -> None:
     """Log how long the labelling, its calibration included, and a round will probably take.
 
-    By the measured costs of a worker with two CPU cores; a GPU's were not measured.
+    By the measured costs of two CPU cores, and how fast those here are at present; a GPU's were not
+    measured.
     """
     folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
     if not isinstance(options.preset, CompactPreset) or device != "cpu":
@@ -325,6 +336,7 @@ def _estimate_time(
         predict_s=costs.predict_s * slices,
         iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
     )
+    speedup = executor.call(measured_speedup)
     plan = plan_cluster(
         PlanOptions(
             labelled=n_labelled,
@@ -333,14 +345,15 @@ def _estimate_time(
             epochs=options.epochs,
             iterations_per_epoch=options.iterations_per_epoch,
             rounds=1,
+            speedup=speedup,
             costs=costs,
         )
     )
     labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
-    a_round = folds * _FOLD_START_S + sum(stage.work_s for stage in plan.stages[2:])
+    a_round = folds * _FOLD_START_S / speedup + sum(stage.work_s for stage in plan.stages[2:])
     logger.info(
-        "estimate, on two CPU cores: %s to label %d images and to calibrate on %d, then %s a "
-        "round, at most %d rounds",
+        "estimate, at the present pace of the CPU: %s to label %d images and to calibrate on %d, "
+        "then %s a round, at most %d rounds",
         duration(labelling),
         len(grids) - n_labelled,
         n_labelled,
@@ -356,8 +369,3 @@ def _iteration_s() -> float:
     except OSError:
         has_matrix_units = False
     return _MATRIX_UNITS_ITERATION_S if has_matrix_units else UnitCosts().iteration_s
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in words: ``12 min`` or ``2.3 h``."""
-    return f"{max(1, round(seconds / 60))} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -15,6 +15,7 @@ from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
+from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 from sslmedsam2.pseudo_label.records import read_pseudo_label
@@ -113,7 +114,7 @@ def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> Ret
     SslMedSam2Error
         Nearly all images failed.
     """
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, locked(options.work_dir):
         labels = plan(options, stop, executor=executor)
         if labels is None or not _retry_failures(options, stop, executor):
             return _summary(options, interrupted=True)

@@ -7,6 +7,8 @@ of a batch system and copying of data are not included.
 from __future__ import annotations
 
 import math
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -57,6 +59,27 @@ class UnitCosts:
 
 
 _SUPPORTS_MEASURED = 5
+_PASS_S = 0.04
+"""Seconds that a pass of `measured_speedup` takes on the measured worker."""
+_LONGEST_MEASUREMENT_S = 10.0
+
+
+def measured_speedup() -> float:
+    """Return how many times as fast as the measured worker this process is at present.
+
+    By passes of a small network over at most ten seconds, so that other work on the machine counts.
+    """
+    import torch
+
+    layers = [torch.nn.Conv3d(8, 8, 3, padding=1), torch.nn.InstanceNorm3d(8), torch.nn.LeakyReLU()]
+    network, patch = torch.nn.Sequential(*layers, *layers), torch.ones(1, 8, 16, 32, 32)
+    seconds: list[float] = []
+    while len(seconds) < 6 and sum(seconds) < _LONGEST_MEASUREMENT_S:
+        start = time.perf_counter()
+        network(patch).sum().backward()
+        seconds.append(time.perf_counter() - start)
+    # The first pass prepares.
+    return _PASS_S / statistics.median(seconds[1:] or seconds)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from held_locks import held_elsewhere
 
-from sslmedsam2.errors import OutputError
-from sslmedsam2.imaging.atomic import atomic_path, write_bytes_atomic, write_text_atomic
+from sslmedsam2.errors import OutputError, UsageError
+from sslmedsam2.imaging.atomic import atomic_path, locked, write_bytes_atomic, write_text_atomic
 
 
 @contextmanager
@@ -81,3 +82,34 @@ def test_refused_by_the_system_half_way(tmp_path: Path) -> None:
         write_bytes_atomic(tmp_path / "mask.nii.gz", bytes(limit + 1))
     assert "raise the limit" in caught.value.remedy
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_has_locked_is_refused_until_that_ends(tmp_path):
+    with (
+        held_elsewhere(tmp_path),
+        pytest.raises(UsageError, match=f"{tmp_path}: another process is writing there"),
+        locked(tmp_path),
+    ):
+        pass
+
+    # It was killed, and left its file.
+    assert (tmp_path / ".lock").is_file()
+    with locked(tmp_path):
+        assert (tmp_path / ".lock").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_made_for_a_lock_goes_with_it_if_it_is_empty(tmp_path):
+    with locked(tmp_path / "empty"):
+        pass
+    with locked(tmp_path / "used"):
+        (tmp_path / "used" / "file").touch()
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["used", "file"]
+
+
+def test_a_folder_that_cannot_be_locked_for_want_of_rights_is_an_output_error(tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(OutputError, match="cannot be written"), locked(tmp_path / "file" / "out"):
+        pass

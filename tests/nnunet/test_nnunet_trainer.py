@@ -1,17 +1,16 @@
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from held_locks import held_elsewhere
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from tiny_models import make_plans
 from tiny_scans import abdomen
@@ -363,25 +362,13 @@ def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_wei
         assert torch.equal(weights, whole[name]), name
 
 
-def _hold_lock(folder, held):
-    with training._locked(folder):
-        held.set()
-        time.sleep(600)
-
-
 def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir):
     fold = trained_model_dir(work_dir) / "fold_0"
-    processes = multiprocessing.get_context("fork")
-    held = processes.Event()
-    other = processes.Process(target=_hold_lock, args=(fold, held))
-    other.start()
-    try:
-        assert held.wait(timeout=60)
-        with pytest.raises(UsageError, match="another process is training this fold"):
-            _train(work_dir)
-    finally:
-        other.kill()
-        other.join()
+    with (
+        held_elsewhere(fold, name="training.lock"),
+        pytest.raises(UsageError, match="another process is training this fold"),
+    ):
+        _train(work_dir)
 
     # A lock ends with its process, however that ends.
     assert train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu").is_file()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import tiny_scans
+from held_locks import held_elsewhere
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from predict_samples import assert_valid_mask, liver_dice
 from tiny_models import bright_tissue_model
@@ -613,3 +614,16 @@ def test_output_that_is_not_finite_names_the_case_and_the_patch(workplace, monke
     assert ended.of("0001-A", "GED4").error.startswith(f"{CASE}, patch [0 to ")
     assert "not finite" in ended.of("0001-A", "GED4").error
     assert ended.of("0002-A", "GED4").output_path is not None
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_and_left_alone(workplace):
+    workplace.add(CASE)
+    workplace.run()
+    before = (workplace.output / "run_report.json").read_bytes()
+
+    with held_elsewhere(workplace.output):
+        refused = workplace.run()
+
+    assert refused.exit_code == ExitCode.USAGE
+    assert "another process is writing there" in str(refused.error)
+    assert (workplace.output / "run_report.json").read_bytes() == before

@@ -5,9 +5,11 @@ import logging
 
 import numpy as np
 import pytest
+from held_locks import held_elsewhere
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, Workplace
 from tiny_scans import write_scan
 
+from sslmedsam2.contract.outputs import Shard
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, UsageError
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pseudo_label.pipeline import pseudo_label
@@ -203,3 +205,16 @@ def test_a_bad_checkpoint_is_refused_before_anything_is_written(workplace, name,
 def test_the_output_may_not_lie_among_the_queries(workplace, inside):
     with pytest.raises(UsageError, match="among the queries"):
         pseudo_label(workplace.options(output_dir=workplace.query / inside))
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_but_not_another_shards(workplace):
+    with (
+        held_elsewhere(workplace.output, name=".run.lock"),
+        pytest.raises(UsageError, match="another process is writing there"),
+    ):
+        pseudo_label(workplace.options())
+
+    with held_elsewhere(workplace.output, name=".run_1_of_2.lock"):
+        pseudo_label(workplace.options(shard=Shard(2, 2)))
+        with pytest.raises(UsageError, match="another process is writing there"):
+            pseudo_label(workplace.options(shard=Shard(1, 2)))

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from held_locks import held_elsewhere
 from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import LABELLED, UNLABELLED, options, write_labelled, write_unlabelled
 from tiny_scans import write_scan
@@ -21,6 +22,7 @@ from sslmedsam2.errors import (
     SslMedSam2Error,
     UsageError,
 )
+from sslmedsam2.execution.units import duration
 from sslmedsam2.nnunet.plans import PRESETS
 from sslmedsam2.retrain import index as module
 from sslmedsam2.retrain import pipeline as retrain_pipeline
@@ -314,17 +316,37 @@ def test_labelled_image_of_the_wrong_kind_is_named(root):
     _refused(InputError, rf"{LABELLED[0]}.T2\.nii\.gz", options(root))
 
 
-def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(root, caplog):
+def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(
+    root, caplog, monkeypatch
+):
+    monkeypatch.setattr(module, "measured_speedup", lambda: 1.0)
     caplog.set_level("INFO")
     index_data(options(root, epochs=30, iterations_per_epoch=50))
 
-    (line,) = [text for text in caplog.messages if text.startswith("estimate, on")]
-    wanted = r"estimate, on two CPU cores: 1 min to label 1 images and to calibrate on 2, then "
+    (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
+    wanted = r"estimate, .*: 1 min to label 1 images and to calibrate on 2, then "
     assert re.fullmatch(rf"{wanted}(10|3\d) min a round, at most 2 rounds", line), line
+
+
+def test_estimate_follows_the_pace_that_was_measured(root, caplog, monkeypatch):
+    monkeypatch.setattr(module, "measured_speedup", lambda: 0.05)
+    caplog.set_level("INFO")
+    index_data(options(root, epochs=30, iterations_per_epoch=50))
+
+    (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
+    assert re.search(r"then (3|1\d)\.\d h a round", line), line
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"), [(4, "1 min"), (327, "5 min"), (5390, "90 min"), (9000, "2.5 h")]
 )
 def test_durations_are_in_minutes_or_hours(seconds, words):
-    assert module.duration(seconds) == words
+    assert duration(seconds) == words
+
+
+def test_work_directory_of_another_run(root):
+    with (
+        held_elsewhere(root / "work"),
+        pytest.raises(UsageError, match="another process is writing there"),
+    ):
+        retrain(options(root))
