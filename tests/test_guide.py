@@ -220,12 +220,14 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_guide_builds_strictly_with_pages_from_docstrings(site):
     page = (site / "api" / "segmenter.html").read_text(encoding="utf-8")
     assert "segment_many" in page
     assert "The next image is read while the network works on this one" in page
 
 
+@pytest.mark.slow
 def test_nothing_of_the_guide_is_loaded_from_elsewhere(site):
     loading = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"?(?:https?:)?//")
     for page in site.rglob("*.html"):

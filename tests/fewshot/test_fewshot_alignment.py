@@ -35,8 +35,20 @@ GRIDS = {
 }
 
 
-@pytest.mark.parametrize("query_grid", ["same", "LAS", "coronal", "finer", "oblique"])
-@pytest.mark.parametrize("support_grid", ["LAS", "upside down", "coronal", "finer", "shifted"])
+@pytest.mark.parametrize(
+    ("support_grid", "query_grid"),
+    [
+        ("LAS", "same"),
+        ("LAS", "coronal"),
+        ("upside down", "LAS"),
+        ("upside down", "oblique"),
+        ("coronal", "same"),
+        ("coronal", "LAS"),
+        ("finer", "coronal"),
+        ("shifted", "finer"),
+        ("shifted", "oblique"),
+    ],
+)
 def test_a_support_lands_where_the_patient_is(support_grid, query_grid):
     support = make_support("p/GED4", seed=3, geometry=GRIDS[support_grid])
     query = make_query("p/T2", seed=3, geometry=GRIDS[query_grid])

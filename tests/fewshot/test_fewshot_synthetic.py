@@ -81,7 +81,7 @@ def test_the_target_is_in_a_support_and_never_everywhere(episodes):
 
 def test_the_target_is_in_most_queries_and_absent_from_some():
     present = torch.stack(
-        [_draw(seed, n_support=1, n_query=2).query_masks.amax((1, 2, 3)) for seed in range(40)]
+        [_draw(seed, n_support=1, n_query=2).query_masks.amax((1, 2, 3)) for seed in range(24)]
     )
     assert 0.5 < present.mean() < 1
 

@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from sslmedsam2.imaging.geometry import affine_ras
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical, to_native
 from sslmedsam2.imaging.reading import read_mask, read_volume
+from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.imaging.writing import write_mask
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -23,10 +24,16 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("path", IMAGES, ids=[path.parent.name for path in IMAGES])
-def test_reference_mask_survives_turning_and_writing(tmp_path: Path, path: Path) -> None:
-    image = read_volume(path)
-    reference = read_mask(path.with_name(f"mask_{path.name}"))
+@pytest.fixture(scope="module", params=IMAGES, ids=[path.parent.name for path in IMAGES])
+def labelled(request: pytest.FixtureRequest) -> tuple[Path, Volume, MaskVolume]:
+    path: Path = request.param
+    return path, read_volume(path), read_mask(path.with_name(f"mask_{path.name}"))
+
+
+def test_reference_mask_survives_turning_and_writing(
+    tmp_path: Path, labelled: tuple[Path, Volume, MaskVolume]
+) -> None:
+    path, image, reference = labelled
     assert image.repairs == ()
     assert image.geometry.shape_zyx == reference.geometry.shape_zyx
     stored = nib.load(path)
@@ -47,10 +54,10 @@ def test_reference_mask_survives_turning_and_writing(tmp_path: Path, path: Path)
     np.testing.assert_array_equal(sitk.GetArrayFromImage(second), reference.array_zyx)
 
 
-@pytest.mark.parametrize("path", IMAGES, ids=[path.parent.name for path in IMAGES])
-def test_liver_lies_to_the_patients_right_and_spine_to_posterior(path: Path) -> None:
-    image = read_volume(path)
-    reference = read_mask(path.with_name(f"mask_{path.name}"))
+def test_liver_lies_to_the_patients_right_and_spine_to_posterior(
+    labelled: tuple[Path, Volume, MaskVolume],
+) -> None:
+    _, image, reference = labelled
     canonical = to_canonical(image)
     liver = apply_reorientation(reference.array_zyx, canonical.reorientation)
     body = canonical.array_zyx > np.quantile(canonical.array_zyx, 0.5)

@@ -9,7 +9,7 @@ BOX = {
     LIVER: (slice(None), slice(4, 12), slice(22, 38), slice(16, 32)),
     SPLEEN: (slice(None), slice(4, 12), slice(22, 38), slice(38, 50)),
 }
-SEEDS = range(25)
+SEEDS = range(12)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_any_patch_stays_finite_and_keeps_its_shape(image, segmentation, transfo
         segmentation = torch.zeros_like(segmentation)
     elif kind == "outside":
         segmentation = torch.full_like(segmentation, -1)
-    for seed in range(12):
+    for seed in range(6):
         torch.manual_seed(seed)
         result = transform(**_sample(image, segmentation))
         assert result["image"].shape == image.shape
