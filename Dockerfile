@@ -49,7 +49,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     && unset PIP_EXTRA_INDEX_URL \
     && pip install --no-deps --no-build-isolation --require-hashes \
         --requirement requirements-sam2.txt \
-    && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dicom"], sep="\n")' \
+    && python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; e = p["optional-dependencies"]; print(*p["dependencies"], *e["dicom"], *e["sam2"], *e["serve"], sep="\n")' \
         > /tmp/requirements.txt \
     && pip install --requirement /tmp/requirements.txt
 

@@ -16,6 +16,14 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 _LINK = re.compile(r"\]\(\.\./([^)#]+)")
 
 
+def on_config(config: Any) -> Any:
+    """Name the version in the footer of every page."""
+    text = (REPOSITORY / "sslmedsam2" / "__init__.py").read_text(encoding="utf-8")
+    [version] = re.findall(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    config.copyright = f"SSL-MedSAM2 {version}"
+    return config
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add existing link targets outside ``docs/``; mkdocs reports missing ones."""
     pages = [page for page in files.documentation_pages() if "/" not in page.src_uri]

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Makes the project's own Python environment in .venv, with the exact packages of constraints.txt.
+#   scripts/setup.sh           with the developers' tools too: tests, type checks, the guide
+#   scripts/setup.sh --user    all that the commands need
 # Safe to call at any time: it returns at once when nothing changed, updates when the pins or
 # pyproject.toml changed, and rebuilds an environment that is broken, moved or half-made.
 set -euo pipefail
@@ -12,6 +14,15 @@ readonly VENV=.venv
 readonly STAMP=$VENV/setup-stamp
 readonly LOG=$VENV/setup.log
 
+case ${1:-} in
+    '') kind=dev ;;
+    --user) kind=user ;;
+    *)
+        sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+        exit 2
+        ;;
+esac
+
 say() { printf 'setup: %s\n' "$*"; }
 
 fail() {
@@ -19,10 +30,17 @@ fail() {
     exit 1
 }
 
-# Two lines: what the environment was made from, and where (its scripts hold absolute paths).
+# Three lines: what the environment was made from, for whom, and where (its scripts hold absolute
+# paths).
 wanted_stamp() {
     cat constraints.txt requirements-sam2.txt pyproject.toml scripts/setup.sh | cksum
+    printf '%s\n' "$1"
     pwd -P
+}
+
+is_up_to_date() {
+    # One with the developers' tools serves a user too.
+    [ "$(cat $STAMP)" = "$(wanted_stamp $kind)" ] || [ "$(cat $STAMP)" = "$(wanted_stamp dev)" ]
 }
 
 venv_works() {
@@ -72,8 +90,17 @@ install() {
         "the whole story is in $LOG"
 }
 
+# What pip is doing goes to the log; the size says how far it is.
+step() {
+    local text=$1 start=$SECONDS
+    shift
+    say "$text"
+    "$@"
+    say "    done in $((SECONDS - start)) s; $VENV has $(du -sh $VENV | cut -f1) now"
+}
+
 if venv_works && same_place; then
-    if [ "$(cat $STAMP)" = "$(wanted_stamp)" ]; then
+    if is_up_to_date; then
         say "$VENV is up to date"
         exit 0
     fi
@@ -83,13 +110,18 @@ else
     make_venv
 fi
 
-say "installing PyTorch and the other packages (1 to 5 minutes the first time)"
+extra=all also=''
+if [ $kind = dev ]; then
+    extra=dev also=" and the developers' tools (without them: scripts/setup.sh --user)"
+fi
+say "1 to 5 minutes; details in $LOG"
 # torch first and alone: with it in place no other package's needs can choose another build of it.
-install "$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"
+step "1/3 PyTorch: a download of 0.2 GB for a CPU, of 3 GB where pip finds a build for CUDA" \
+    install "$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)"
 # Then sam2, built beside that torch and held to its hash; its CUDA extension is not used.
-SAM2_BUILD_CUDA=0 install --no-deps --no-build-isolation --require-hashes \
-    --requirement requirements-sam2.txt
-install --editable '.[dev]'
+SAM2_BUILD_CUDA=0 step "2/3 SAM2, built from source" install --no-deps --no-build-isolation \
+    --require-hashes --requirement requirements-sam2.txt
+step "3/3 the other packages, a download of 0.5 GB$also" install --editable ".[$extra]"
 
-wanted_stamp >$STAMP
+wanted_stamp $kind >$STAMP
 say "$VENV is ready"

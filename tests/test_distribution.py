@@ -1,6 +1,8 @@
 """The source distribution and the wheel: what they hold, and that an installed wheel works."""
 
 import email
+import importlib.metadata
+import json
 import os
 import subprocess
 import sys
@@ -106,3 +108,21 @@ def test_the_installed_wheel_segments_a_scan_from_any_folder(installed, tmp_path
     )
     assert done.returncode in (0, 1), done.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"scan.nii.gz", "mask.nii.gz"}
+
+
+def test_the_bill_of_materials_lists_packages_and_models(tmp_path):
+    path = tmp_path / "sbom.json"
+    script = [sys.executable, str(REPOSITORY / "scripts" / "write_sbom.py")]
+    subprocess.run([*script, "--output", str(path)], check=True)
+    bill = json.loads(path.read_text())
+
+    assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    assert len(parts) == len(bill["components"])
+    version = importlib.metadata.version("click")
+    assert parts[f"pkg:pypi/click@{version}"]["licenses"] == [{"expression": "BSD-3-Clause"}]
+    checkpoint = parts["weights/liver/fold_all/checkpoint_final.pth"]
+    manifest = read_manifest(REPOSITORY / "weights/manifest.json").models[0]
+    hashes = {file.path: file.sha256 for file in manifest.files}
+    assert checkpoint["hashes"][0]["content"] == hashes["fold_all/checkpoint_final.pth"]
+    assert {need for one in bill["dependencies"] for need in one["dependsOn"]} <= parts.keys()

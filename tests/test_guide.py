@@ -78,6 +78,9 @@ def check_command(words: list[str]) -> None:
     match words:
         case [".venv/bin/python", "entrypoint.py", *args] | ["sslmedsam2", *args]:
             parse(cli, args)
+        case ["docker", "run", "--rm", "--entrypoint", "python", *args]:
+            [script] = [word for word in args if word.startswith("/scripts/")]
+            assert (REPOSITORY / script.lstrip("/")).is_file(), script
         case ["docker", "run", *args]:
             image = next(word for word in args if re.fullmatch("sslmedsam2(:cpu)?", word))
             parse(cli, args[args.index(image) + 1 :])
@@ -91,7 +94,11 @@ def check_command(words: list[str]) -> None:
             assert f'title="{script}"' in CONTAINER_PAGE, script
         case ["docker", "build" | "buildx" | "save" | "load", *_] | ["apptainer", "build", *_]:
             pass
-        case ["echo" | "curl", *_] | [".venv/bin/pip", "install", *_]:
+        case ["echo" | "curl", *_] | [".venv/bin/pip" | "liver/bin/pip", "install", *_]:
+            pass
+        case ["liver/bin/sslmedsam2", *args]:
+            parse(cli, args)
+        case ["python3", "-m", "venv", _] | ["eval", _]:
             pass
         case _:
             raise AssertionError(f"no check for {words[0]}: add a case for it here")
@@ -171,7 +178,8 @@ def clone(tmp_path_factory):
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     (root / "scripts").mkdir()
-    shutil.copy(REPOSITORY / "scripts" / "demo.sh", root / "scripts")
+    for name in ("demo.sh", "write_sbom.py"):
+        shutil.copy(REPOSITORY / "scripts" / name, root / "scripts")
     for name in ("setup.sh", "test.sh"):
         (root / "scripts" / name).write_text("exit 0\n")
     inputs = REPOSITORY / "test_inputs"
