@@ -41,6 +41,7 @@ _MASK_ALONE = re.compile(
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
+_MOVED_ASIDE = re.compile(r"\.replaced-\d{8}T\d{6}Z(-\d+)?$")
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*_[0-9A-Za-z]+")
 WORST_RANK = 2
 NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests")
@@ -89,8 +90,11 @@ def is_bids_stem(stem: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is a system's or a program's own (``.DS_Store``, ``._T1.nii.gz``)."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether an entry is a system's or a program's own (``.DS_Store``, ``._T1.nii.gz``).
+
+    So is what this program has moved aside, such as the folder of an earlier run's masks.
+    """
+    return name.startswith(".") or name == "__MACOSX" or _MOVED_ASIDE.search(name) is not None
 
 
 def parse_mask_stem(stem: str) -> MaskName | None:

@@ -125,6 +125,7 @@ def test_masks_and_hidden_files_are_never_images(make):
         "c/.DS_Store",
         "__MACOSX/c/GED4.nii.gz",
         ".cache/d/GED4.nii.gz",
+        "c.replaced-20261128T195023Z/GED4.nii.gz",
     )
 
     discovery = find_studies(root)

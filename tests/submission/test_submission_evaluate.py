@@ -54,6 +54,19 @@ def test_predictions_meet_their_references_across_layouts(write, tmp_path):
     assert result.unmatched == ()
 
 
+def test_masks_of_an_earlier_run_that_were_moved_aside_are_not_scored(write, tmp_path):
+    write("ref/0930-A/mask_GED4.nii.gz", ball())
+    write("pred/LiSeg_pred/0930-A/GED4_pred.nii.gz", ball())
+    write("pred/LiSeg_pred.replaced-20261128T195023Z/0930-A/GED4_pred.nii.gz", ball(4))
+    write("pred/LiSeg_pred.replaced-20261128T195023Z-2/0931-A/GED4_pred.nii.gz", ball(4))
+
+    result = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref")
+
+    assert statuses(result) == {("0930-A", "GED4"): "scored"}
+    assert result.rows[0].metrics.dice == 1
+    assert result.unmatched == ()
+
+
 def test_bad_pairs_are_named_and_the_others_go_on(write, tmp_path):
     shifted = AFFINE.copy()
     shifted[0, 3] = 3.0
