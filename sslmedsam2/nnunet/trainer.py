@@ -35,6 +35,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
 from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.execution.units import duration
 from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.nnunet.contrast import (
     BiasFieldTransform,
@@ -628,13 +629,18 @@ class LiverTrainer(nnUNetTrainer):
         assert self.curves is not None
         newest = {name: self.logger.get_value(key, step=-1) for name, key in _CURVES.items()}
         self.curves.add(epoch, newest)
+        start, end = (
+            self.logger.get_value(f"epoch_{when}_timestamps", step=-1) for when in ("start", "end")
+        )
+        left = (self.num_epochs - epoch - 1) * (end - start)
         logger.info(
-            "fold %s, epoch %d of %d: loss %.3f, validation Dice of patches %.3f",
+            "fold %s, epoch %d of %d: loss %.3f, validation Dice of patches %.3f%s",
             self.fold,
             epoch + 1,
             self.num_epochs,
             newest["loss/train"],
             newest["pseudo_dice"],
+            f", about {duration(left)} left" if left else "",
         )
 
     def save_checkpoint(self, filename: str) -> None:

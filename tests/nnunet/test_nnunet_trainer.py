@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -346,8 +347,9 @@ def test_gpu_that_is_not_there_is_refused():
 
 
 def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_weights(
-    work_dir, trained
+    work_dir, trained, caplog
 ):
+    caplog.set_level("INFO", "sslmedsam2")
     whole = _weights(trained[1])
     looks = iter([False, True])
     stop = StopRequest(lambda: next(looks, True))
@@ -360,6 +362,9 @@ def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_wei
     assert not (fold / "checkpoint_final.pth").exists()
     for name, weights in _weights(_train(work_dir)).items():
         assert torch.equal(weights, whole[name]), name
+    told = [line for line in caplog.messages if "epoch" in line]
+    assert re.search(r"epoch 1 of \d: .*, about 1 min left$", told[0]), told
+    assert "left" not in told[-1]
 
 
 def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir):
