@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool3d
 
 from sslmedsam2.nnunet.dataset import UnlabelledCase
 from sslmedsam2.nnunet.labels import IGNORE, LIVER
@@ -156,6 +157,34 @@ def unlabelled_loss(
     sizes = (voxel_weight * (liver.exp().square() + target.square())).sum(axes)
     dice = 1 - (2 * overlap + 1) / (sizes + 1)
     return (patch_weight * ((voxel_weight * cross_entropy).mean(axes) + dice)).mean()
+
+
+def deep_unlabelled_loss(
+    outputs: Sequence[Tensor], target: Tensor, *, sure_above: float, patch_weight: Tensor
+) -> Tensor:
+    """Return the loss of all outputs of deep supervision, each coarser one by half the weight.
+
+    All have a part in it: several GPUs wait for a gradient of each.
+
+    Parameters
+    ----------
+    outputs
+        ``(batch, 2, z, y, x)`` each, the finest first.
+    target
+        Of the finest, ``(batch, 1, z, y, x)``; coarser ones learn its mean over their voxels.
+    """
+    total = torch.zeros((), device=target.device)
+    for level, logits in enumerate(outputs):
+        z, y, x = logits.shape[2:]
+        coarse = adaptive_avg_pool3d(target, (z, y, x))
+        loss = unlabelled_loss(
+            logits,
+            coarse,
+            voxel_weight=certainty(coarse, sure_above=sure_above),
+            patch_weight=patch_weight,
+        )
+        total = total + 0.5**level * loss
+    return total / (2 - 0.5 ** (len(outputs) - 1))
 
 
 @dataclass(frozen=True)

@@ -56,10 +56,9 @@ from sslmedsam2.nnunet.online import (
     OnlineSettings,
     TwoViewsTransform,
     UnlabelledPatches,
-    certainty,
+    deep_unlabelled_loss,
     fewshot_weights,
     mixed_target,
-    unlabelled_loss,
 )
 
 logger = logging.getLogger(__name__)
@@ -572,10 +571,10 @@ class LiverTrainer(nnUNetTrainer):
         with torch.no_grad():
             teacher = self._outputs(self._teacher, patches.weak)[0].softmax(dim=1)[:, 1:2]
             target = mixed_target(teacher, patches.fewshot, weight)
-        return unlabelled_loss(
-            self._outputs(self.network, patches.strong)[0],
+        return deep_unlabelled_loss(
+            self._outputs(self.network, patches.strong),
             target,
-            voxel_weight=certainty(target, sure_above=settings.sure_above),
+            sure_above=settings.sure_above,
             patch_weight=settings.weight * weight.clamp_min(settings.teacher_share(self._progress)),
         )
 

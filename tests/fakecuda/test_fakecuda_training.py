@@ -12,7 +12,15 @@ import fakecuda
 from sslmedsam2.errors import SslMedSam2Error, UsageError
 from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
-from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.nnunet.dataset import (
+    UnlabelledCase,
+    alternating_splits,
+    build_dataset,
+    case_key,
+    write_splits,
+    write_unlabelled,
+)
+from sslmedsam2.nnunet.online import OnlineSettings
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import (
     check_gpus,
@@ -71,6 +79,33 @@ def test_training_on_a_gpu_steps_in_mixed_precision_and_stays_near_the_cpu(data,
     operations = fakecuda.native.ops()
     assert any(kinds.startswith("Half,Half") for kinds in operations["aten::convolution"])
     assert any("AdamW" in name or "adamw" in name for name in operations)
+
+
+def test_training_on_a_gpu_learns_from_unlabelled_patches_and_stays_near_the_cpu(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "data"
+    images = write_labelled_cases(folder / "data", count=3)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
+    keys = [case_key(image) for image in images]
+    write_splits(dataset, [{"train": keys[:1] + keys[2:], "val": keys[1:2]}])
+    write_unlabelled(dataset, {keys[2]: UnlabelledCase(0.8)})
+    settings = replace(SETTINGS, online=OnlineSettings(warm_up=0.0, ramp=0.0, sure_above=0.5))
+    losses = []
+    loss = trainer_module.deep_unlabelled_loss
+
+    def noting(*args, **kwargs):
+        losses.append(loss(*args, **kwargs))
+        return losses[-1]
+
+    monkeypatch.setattr(trainer_module, "deep_unlabelled_loss", noting)
+    seen, expected = (
+        trained(folder, tmp_path / device, device=device, settings=settings)
+        for device in ("cuda", "cpu")
+    )
+    assert furthest(seen, expected) < 0.05
+    assert [one.device.type for one in losses] == ["cuda"] * 2 + ["cpu"] * 2
+    assert seen["grad_scaler_state"]["scale"] > 0
 
 
 def test_deterministic_training_on_a_gpu_repeats_to_the_bit(data, tmp_path):

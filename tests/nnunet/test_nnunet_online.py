@@ -22,6 +22,7 @@ from sslmedsam2.nnunet.online import (
     OnlineSettings,
     TwoViewsTransform,
     certainty,
+    deep_unlabelled_loss,
     fewshot_weights,
     mixed_target,
     unlabelled_loss,
@@ -94,17 +95,23 @@ def test_labelled_and_unlabelled_cases_keep_to_their_own_patches(trained):
         assert batch["unlabelled_target"].shape == (1, 1, *PRESET.patch_zyx)
 
 
-def test_unlabelled_patches_change_the_weights_after_the_warm_up_only(trained, data, tmp_path):
-    weights, _ = trained
-    supervised, warming = (
-        _trained(
-            shutil.copytree(data, tmp_path / name), replace(SETTINGS, online=replace(ONLINE, **how))
-        )
-        for name, how in (("none", {"weight": 0.0}), ("late", {"warm_up": 1.0}))
-    )
+def test_unlabelled_patches_change_the_weights_after_the_warm_up_only(data, tmp_path, monkeypatch):
+    weights, step = {}, LiverTrainer.train_step
 
-    assert not _differ(supervised, warming)
-    assert _differ(weights, supervised)
+    def noting(self, batch):
+        result = step(self, batch)
+        weights[self.settings.online.warm_up, self._steps] = copy.deepcopy(
+            self.network.state_dict()
+        )
+        return result
+
+    monkeypatch.setattr(LiverTrainer, "train_step", noting)
+    for warm_up in (0.25, 1.0):
+        settings = replace(SETTINGS, online=replace(ONLINE, warm_up=warm_up))
+        _trained(shutil.copytree(data, tmp_path / str(warm_up)), settings)
+
+    assert not _differ(weights[0.25, 2], weights[1.0, 2])
+    assert _differ(weights[0.25, 3], weights[1.0, 3])
 
 
 def test_interrupted_and_resumed_training_ends_like_an_uninterrupted_one(
@@ -200,6 +207,20 @@ def test_patch_that_does_not_count_has_no_gradient():
 
     assert logits.grad[0].any()
     assert not logits.grad[1].any()
+
+
+def test_coarse_outputs_learn_the_mean_of_the_target():
+    target = torch.zeros(1, 1, 4, 4, 4)
+    target[..., :2] = 1
+    fine, coarse = torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 2, 2, 2, 2)
+    outputs = [fine.requires_grad_(), coarse.requires_grad_()]
+
+    deep_unlabelled_loss(outputs, target, sure_above=0.75, patch_weight=torch.ones(1)).backward()
+
+    for output in outputs:
+        towards_liver, width = -output.grad[0, 1], output.shape[-1] // 2
+        assert (towards_liver[..., :width] > 0).all()
+        assert (towards_liver[..., width:] < 0).all()
 
 
 def test_target_is_handed_over_from_fewshot_mask_to_teacher():

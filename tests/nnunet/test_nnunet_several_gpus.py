@@ -10,7 +10,15 @@ from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
-from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.nnunet.dataset import (
+    UnlabelledCase,
+    alternating_splits,
+    build_dataset,
+    case_key,
+    write_splits,
+    write_unlabelled,
+)
+from sslmedsam2.nnunet.online import OnlineSettings
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
     SharedTraining,
@@ -80,6 +88,27 @@ def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, 
     warm = torch.load(other_fold, weights_only=False)["network_weights"]
     for name, weights in written["network_weights"].items():
         torch.testing.assert_close(warm[name], weights, atol=0.01, rtol=0)
+
+
+@pytest.mark.slow
+def test_processes_share_gradients_of_unlabelled_patches(tmp_path):
+    images = write_labelled_cases(tmp_path / "data", count=4)
+    folder = tmp_path / "work"
+    preset = replace(PRESET, batch_size=2)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=preset)
+    keys = [case_key(image) for image in images]
+    write_splits(dataset, [{"train": keys[:3], "val": keys[3:]}])
+    write_unlabelled(dataset, {key: UnlabelledCase(0.8) for key in keys[1:3]})
+    online = OnlineSettings(warm_up=0.25, ramp=0.0, sure_above=0.5)
+    shared = _shared(
+        folder, tmp_path / "meeting", settings=replace(SETTINGS, seed=1, online=online)
+    )
+    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+
+    first, second = (torch.load(tmp_path / f"{rank}.pt")["weights"] for rank in (0, 1))
+    assert not torch.equal(*(torch.load(tmp_path / f"{rank}.pt")["drawn"][0] for rank in (0, 1)))
+    for name, weights in first.items():
+        assert torch.equal(weights, second[name]), name
 
 
 @pytest.mark.slow
