@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import device_option
 from sslmedsam2.weights.catalogue import FETCHED_DIR, OFFICIAL
 
 if TYPE_CHECKING:
@@ -65,6 +66,37 @@ def verify_models(model_dir: Path | None) -> None:
                 remedy="Verify a folder that has a manifest.json",
             )
         click.echo(f"{model.name}: {len(model.files)} files unchanged ({_size(model)})")
+
+
+@weights.command("calibrate", cls=ConfiguredCommand)
+@click.option(
+    "--model",
+    "model_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Model folder, or folder of one model with manifest.json.",
+)
+@click.option(
+    "--labelled",
+    "labelled_dir",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder of scans with reference masks, of patients that the model was not trained on.",
+)
+@device_option
+def calibrate(model_dir: Path, labelled_dir: Path, device: str) -> None:
+    """Fit how a model's certainty relates to Dice, so that predict can estimate it.
+
+    Segments each labelled scan and three degraded copies of it, and writes confidence.json into
+    the model folder.
+    """
+    from sslmedsam2.train.calibration import calibrate_model
+
+    found = calibrate_model(model_dir, labelled_dir, device=device)
+    click.echo(
+        f"{found.volumes} volumes of {found.patients} patients: Spearman {found.spearman:.2f}, "
+        f"the 90 % interval holds {found.coverage:.0%}"
+    )
 
 
 @weights.command("fetch", cls=ConfiguredCommand)

@@ -9,6 +9,7 @@ import numpy as np
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.inference.confidence import DiceEstimate
 from sslmedsam2.inference.plausibility import implausible_traits, is_implausible, liver_traits
 from sslmedsam2.inference.segmenter import CanonicalSegmentation
 
@@ -44,7 +45,9 @@ class JudgedMask:
         Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
         the mask.
     is_to_check
-        Whether it looks like no liver of an abdominal scan.
+        Whether it looks like no liver of an abdominal scan, or is probably poor.
+    estimate
+        Of its Dice; None for another mask than the network's own, and without calibration.
     """
 
     mask_zyx: MaskZYX
@@ -52,6 +55,7 @@ class JudgedMask:
     touches_border: bool
     warnings: tuple[str, ...]
     is_to_check: bool = False
+    estimate: DiceEstimate | None = None
 
 
 def make_ready(volume: Volume) -> ReadyVolume:
@@ -72,6 +76,9 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
+    estimate = found.estimate if mask_zyx is found.mask_zyx else None
+    if estimate is not None and estimate.is_to_check:
+        doubts += (f"low_estimate: estimated Dice {estimate.dice:.2f}; check the outline",)
     if unlike:
         doubts += (f"no_typical_liver: {', '.join(unlike)}; check that it is an abdominal scan",)
     return JudgedMask(
@@ -79,7 +86,8 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
         volume_ml=volume_ml,
         touches_border=touches,
         warnings=(*ready.notes, *found.warnings, *doubts),
-        is_to_check=bool(unlike),
+        is_to_check=bool(unlike) or (estimate is not None and estimate.is_to_check),
+        estimate=estimate,
     )
 
 

@@ -118,6 +118,18 @@ def probability_from_margin(margin: Array, prepared: Prepared) -> npt.NDArray[np
     return _uncropped(special.expit(resampled, out=resampled), prepared)
 
 
+def canonical_place(
+    shares: tuple[float, float, float], prepared: Prepared
+) -> tuple[float, float, float]:
+    """Return the voxel of the original ``[z, y, x]`` grid at these shares of the model's axes."""
+    places = [
+        side.start + share * (side.stop - side.start) - 0.5
+        for side, share in zip(prepared.crop, shares, strict=True)
+    ]
+    z, y, x = (places[axis] for axis in np.argsort(prepared.transpose_forward))
+    return z, y, x
+
+
 def _uncropped(array: npt.NDArray[_Voxel], prepared: Prepared) -> npt.NDArray[_Voxel]:
     """Put a cropped array on the model's axes back into the original grid, amid zeros."""
     permuted = np.zeros(prepared.permuted_shape, array.dtype)

@@ -15,10 +15,18 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import first_line
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
+from sslmedsam2.inference.confidence import (
+    DiceEstimate,
+    Evidence,
+    evidence_of,
+    most_doubtful,
+    read_calibration,
+)
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
+    canonical_place,
     mask_from_margin,
     prepare,
     probability_from_margin,
@@ -86,6 +94,12 @@ class CanonicalSegmentation:
         How many the network gave before clean-up.
     mean_confidence
         Mean foreground probability over the voxels the network calls liver; None if it calls none.
+    estimate
+        Of the mask's Dice; None without a mask, or if the model has no calibration.
+    evidence
+        What the estimate is made from; None without a mask.
+    doubtful_zyx
+        The voxel of the canonical grid about which the network is least sure; None without a mask.
     relaxed_mask_zyx
         Only where ``mask_zyx`` is empty: the likeliest region of a plausible size.
     probability_zyx
@@ -98,6 +112,9 @@ class CanonicalSegmentation:
     mask_zyx: MaskZYX
     n_components: int
     mean_confidence: float | None
+    estimate: DiceEstimate | None
+    evidence: Evidence | None
+    doubtful_zyx: tuple[float, float, float] | None
     relaxed_mask_zyx: MaskZYX | None
     probability_zyx: ArrayZYX | None
     warnings: tuple[str, ...]
@@ -123,6 +140,7 @@ class CanonicalSegmenter:
         checkpoints = [load_checkpoint(spec, fold) for fold in spec.folds]
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
         self._notes: list[str] = []
+        self._calibration = read_calibration(spec)
         self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
 
     @property
@@ -183,12 +201,20 @@ class CanonicalSegmenter:
             if liver.n_components == 0:
                 likeliest = _relaxed_margin(_as_numpy(margin), voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
+            on_host = _as_numpy(margin)
+            evidence = evidence_of(on_host, liver.mask_zyx)
+            doubtful = most_doubtful(on_host, spacing_mm=self._spec.spacing_mm)
             if with_probability:
                 probability = probability_from_margin(margin, prepared)
         return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
             mean_confidence=_mean_confidence(margin),
+            estimate=self._calibration.estimate(evidence)
+            if self._calibration and evidence
+            else None,
+            evidence=evidence,
+            doubtful_zyx=None if doubtful is None else canonical_place(doubtful, prepared),
             relaxed_mask_zyx=relaxed,
             probability_zyx=probability,
             warnings=self._drain_degradations(),

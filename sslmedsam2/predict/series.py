@@ -17,6 +17,7 @@ from sslmedsam2.dicom.model import Algorithm, DicomVolume
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
+from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
@@ -27,6 +28,7 @@ from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.postprocessing import typical_liver
 from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
+from sslmedsam2.reporting.page_volumes import canonical_geometry
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
@@ -348,13 +350,27 @@ def _write(
         components=found.n_components,
         touches_border=judged.touches_border,
         mean_foreground_confidence=_rounded(found.mean_confidence),
+        estimated_dice=judged.estimate.dice if judged.estimate else None,
+        estimated_dice_interval=judged.estimate.interval if judged.estimate else None,
         verdict="ok" if status is SeriesStatus.OK else "check",
+        most_doubtful_lps_mm=_world_place(found.doubtful_zyx, ready),
         intensity=intensity_statistics(ready.volume.array_zyx, judged.mask_zyx)
         if target.statistics
         else None,
         warnings=(*judged.warnings, *seg.warnings, *previewing),
         dicom_seg_path=seg.name,
     )
+
+
+def _world_place(
+    canonical_zyx: tuple[float, float, float] | None, ready: ReadyVolume
+) -> tuple[float, float, float] | None:
+    """Return a voxel of the canonical grid as LPS millimetres."""
+    if canonical_zyx is None:
+        return None
+    grid = canonical_geometry(ready.volume.geometry, ready.canonical.reorientation)
+    x, y, z = (affine_lps(grid) @ [*canonical_zyx[::-1], 1.0])[:3].tolist()
+    return round(x, 1), round(y, 1), round(z, 1)
 
 
 def _preview(

@@ -41,6 +41,13 @@ from sslmedsam2.nnunet.training import (
     trained_model_dir,
     worth_measuring,
 )
+from sslmedsam2.train.calibration import (
+    LEAST_PATIENTS,
+    Observation,
+    add_calibration,
+    fit,
+    observe_images,
+)
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.weights.freeze import check_freezable, freeze_model
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE
@@ -167,11 +174,16 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
 
         if not all(is_trained(fold, settings, options.start) for fold in range(options.folds)):
             return None
-        scores = _cross_validate(images, splits=splits, options=options)
+        scores, observations = _cross_validate(images, splits=splits, options=options)
         if stop or not is_trained(FINAL_FOLD, final_settings, _start_of_final(options)):
             return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
+        if len({one.patient for one in observations}) >= LEAST_PATIENTS:
+            model_dir = options.weights_dir / options.name
+            add_calibration(model_dir, fit(observations), folds=(FINAL_FOLD,))
+        else:
+            logger.info("too few patients were left out to calibrate the estimated Dice")
     return scores
 
 
@@ -249,15 +261,21 @@ def _cross_validate(
     *,
     splits: Sequence[dict[str, list[str]]],
     options: TrainOptions,
-) -> tuple[FoldScore, ...]:
+) -> tuple[tuple[FoldScore, ...], list[Observation]]:
+    """Score each fold, and observe it on degraded copies if that is enough to calibrate."""
+    n_patients = len({image.case for image in images})
+    is_calibrated = options.weights_dir is not None and n_patients >= LEAST_PATIENTS
     by_key = {case_key(image): image for image in images}
     scores: list[FoldScore] = []
+    observations: list[Observation] = []
     for fold, split in enumerate(splits):
         segmenter = load_fold(trained_model_dir(options.work_dir), fold=fold, device=options.device)
         held_out = [by_key[key] for key in split["val"]]
         scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
+        if is_calibrated:
+            observations += observe_images(held_out, segmenter=segmenter)
     write_record(options.work_dir / "cross_validation.json", scores)
-    return tuple(scores)
+    return tuple(scores), observations
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:

@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 DATASET_FILE: Final = "dataset.json"
 PLANS_FILE: Final = "plans.json"
 CHECKPOINT_NAME: Final = "checkpoint_final.pth"
+CONFIDENCE_FILE: Final = "confidence.json"
+"""How the model's certainty relates to Dice; not every model has one."""
 BEST_CHECKPOINT_NAME: Final = "checkpoint_best.pth"
 _LFS_POINTER: Final = b"version https://git-lfs"
 _FOLD_PREFIX: Final = "fold_"
@@ -51,7 +53,10 @@ def checkpoint_file(fold: str, model_dir: Path | None = None) -> str:
 
 def model_files(folds: tuple[str, ...], model_dir: Path | None = None) -> tuple[str, ...]:
     """Return the files of a model with these folds, relative to its folder."""
-    return (DATASET_FILE, PLANS_FILE, *(checkpoint_file(fold, model_dir) for fold in folds))
+    has_confidence = model_dir is not None and (model_dir / CONFIDENCE_FILE).is_file()
+    optional = (CONFIDENCE_FILE,) if has_confidence else ()
+    checkpoints = (checkpoint_file(fold, model_dir) for fold in folds)
+    return (DATASET_FILE, PLANS_FILE, *checkpoints, *optional)
 
 
 def find_folds(model_dir: Path) -> tuple[str, ...]:

@@ -1,0 +1,182 @@
+"""The Dice that a mask probably has, from how sure the network is of it.
+
+The evidence costs nothing: it comes from the margin that decides the mask. Its relation to Dice is
+fitted on scans with reference masks (:mod:`sslmedsam2.train.calibration`) and lies beside the
+weights as ``confidence.json``. It holds for these weights only, and is not used with others.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.imaging.records import read_record_or_none
+from sslmedsam2.imaging.volume import MaskZYX
+from sslmedsam2.inference.postprocessing import keep_largest
+from sslmedsam2.weights.manifest import CONFIDENCE_FILE, checkpoint_file, sha256_file
+
+if TYPE_CHECKING:
+    from sslmedsam2.inference.model_folder import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+FEATURES: Final = ("promised", "kept", "side")
+"""The names in the order of `Evidence.features`."""
+
+_FAR_BACKGROUND: Final = -6.0
+"""Margins below this add nothing; without them ``exact`` and ``fast`` see the same."""
+_LEAST, _MOST = 0.01, 0.995
+_DOUBT_SIGMA_MM: Final = 8.0
+_NEAR_VOXELS: Final = 3
+_CHECKED_BELOW: Final = 0.8
+"""Estimated Dice below which a person should look at the mask."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a margin and its mask say of the mask.
+
+    Attributes
+    ----------
+    promised_dice
+        The Dice that the mask would have on average if each voxel were liver with the probability
+        that the network gives it: twice the sum of probabilities in the mask, over the sum of all
+        plus the size of the mask. Before small components are removed.
+    kept_share
+        Part of the foreground, on the model's grid, that its largest component holds.
+    side_share
+        Part of the mask's voxels that lie on a side, first or last slice of the volume.
+    """
+
+    promised_dice: float
+    kept_share: float
+    side_share: float
+
+    def features(self) -> npt.NDArray[np.float64]:
+        """Return what the fit is linear in; all but the last rise with Dice."""
+        return np.array([logit(self.promised_dice), self.kept_share, self.side_share])
+
+
+@dataclass(frozen=True)
+class DiceEstimate:
+    """An estimated Dice with the interval that holds the true one in 90 % of scans."""
+
+    dice: float
+    interval: tuple[float, float]
+
+    @property
+    def is_to_check(self) -> bool:
+        """Whether a person should look at the mask."""
+        return self.dice < _CHECKED_BELOW
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """``confidence.json``: how the evidence of one model relates to Dice.
+
+    Attributes
+    ----------
+    checkpoints
+        SHA-256 of the checkpoints that it was made for, by their names in the model folder.
+    intercept, weights
+        Of the linear fit of the logit of Dice; one weight for each of ``features``.
+    levels
+        Fitted logits that part the calibration scans, rising; one fewer than ``offsets``.
+    offsets
+        For each level, what to add to the fitted logit for the ends of the interval.
+    volumes, patients
+        How many the fit was made from; a degraded copy of a volume is one.
+    spearman, coverage
+        Of the estimate with the true Dice, and of the interval, by patients that were left out.
+    """
+
+    checkpoints: Mapping[str, str]
+    features: tuple[str, ...]
+    intercept: float
+    weights: tuple[float, ...]
+    levels: tuple[float, ...]
+    offsets: tuple[tuple[float, float], ...]
+    volumes: int
+    patients: int
+    spearman: float
+    coverage: float
+
+    def estimate(self, evidence: Evidence) -> DiceEstimate:
+        """Return the estimate, to two digits and more only near 1."""
+        fitted = self.intercept + float(np.dot(self.weights, evidence.features()))
+        below, above = self.offsets[bisect.bisect(self.levels, fitted)]
+        low, middle, high = (expit(fitted + offset) for offset in (below, 0.0, above))
+        return DiceEstimate(round(middle, 3), (round(low, 3), round(high, 3)))
+
+
+def read_calibration(spec: ModelSpec) -> Calibration | None:
+    """Return the calibration beside a model; None without one, or if it is of other weights."""
+    found = read_record_or_none(spec.path / CONFIDENCE_FILE, Calibration)
+    if found is None:
+        return None
+    names = [checkpoint_file(fold, spec.path) for fold in spec.folds]
+    present = {name: spec.sha256.get(name) or sha256_file(spec.path / name) for name in names}
+    if dict(found.checkpoints) != present or found.features != FEATURES:
+        logger.warning("%s: %s is of other weights; not used", spec.path.name, CONFIDENCE_FILE)
+        return None
+    return found
+
+
+def evidence_of(margin: npt.NDArray[np.float32], mask_zyx: MaskZYX) -> Evidence | None:
+    """Measure a margin on the model's grid, and its mask after clean-up; None without a mask."""
+    near = margin[margin > _FAR_BACKGROUND]
+    inside = near[near > 0]
+    n = int(np.count_nonzero(mask_zyx))
+    if not inside.size or not n:
+        return None
+    promised = 2 * float(_expit(inside).sum()) / (float(_expit(near).sum()) + inside.size)
+    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
+    kept = int(np.count_nonzero(keep_largest((margin > 0).view(np.uint8))))
+    return Evidence(
+        promised_dice=promised,
+        kept_share=kept / inside.size,
+        side_share=sum(int(np.count_nonzero(face)) for face in faces) / n,
+    )
+
+
+def most_doubtful(
+    margin: npt.NDArray[np.float32], *, spacing_mm: tuple[float, float, float]
+) -> tuple[float, float, float] | None:
+    """Return where in or near the mask most voxels are undecided, as shares of the margin's axes.
+
+    None if nothing is liver.
+    """
+    from scipy import ndimage
+
+    near = keep_largest((margin > 0).view(np.uint8)) > 0
+    if not near.any():
+        return None
+    near = ndimage.binary_dilation(near, iterations=_NEAR_VOXELS)
+    probability = _expit(np.clip(margin, -30, 30))
+    undecided = probability * (1 - probability)
+    smooth = ndimage.gaussian_filter(undecided, [_DOUBT_SIGMA_MM / mm for mm in spacing_mm])
+    smooth[~near] = 0
+    place = np.unravel_index(int(smooth.argmax()), smooth.shape)
+    a, b, c = ((index + 0.5) / size for index, size in zip(place, smooth.shape, strict=True))
+    return float(a), float(b), float(c)
+
+
+def logit(dice: float) -> float:
+    """Return the logit of a Dice that is held between 0.01 and 0.995."""
+    share = min(max(dice, _LEAST), _MOST)
+    return float(np.log(share / (1 - share)))
+
+
+def expit(value: float) -> float:
+    """Return the inverse of the logit."""
+    return float(1 / (1 + np.exp(-value)))
+
+
+def _expit(margin: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.reciprocal(1 + np.exp(-margin), dtype=np.float32)

@@ -1,0 +1,278 @@
+"""From scans with reference masks to the calibration of a model's estimated Dice.
+
+A network is good on scans like those that it learned from, so each volume is also degraded on
+purpose: in another contrast, faint, blurred, noisy, cut off, unevenly bright, coarse. Fit and
+interval are judged by patients that were left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.errors import UsageError
+from sslmedsam2.fewshot.outcome import mask_dice
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.confidence import (
+    FEATURES,
+    Calibration,
+    Evidence,
+    expit,
+    logit,
+)
+from sslmedsam2.nnunet.dataset import load_labelled
+from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded, random_of
+from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import (
+    CONFIDENCE_FILE,
+    MANIFEST_NAME,
+    checkpoint_file,
+    hash_model,
+    read_manifest,
+    sha256_file,
+    write_manifest,
+)
+
+if TYPE_CHECKING:
+    from sslmedsam2.inference.device import Device
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter
+
+logger = logging.getLogger(__name__)
+
+N_DEGRADED: Final = 3
+"""Degraded copies of each volume; which ones is drawn from its name."""
+LEAST_PATIENTS: Final = 8
+COVERAGE: Final = 0.9
+_RIDGE = 0.3
+_LEVELS = 3
+_LEAST_A_LEVEL = 12
+_AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
+
+Bool = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The evidence of one prediction, and its true Dice. ``kind`` is how the scan was degraded."""
+
+    patient: str
+    name: str
+    kind: str
+    evidence: Evidence
+    dice: float
+
+
+def observe(
+    scan: Scan, *, patient: str, name: str, segmenter: CanonicalSegmenter, n_degraded: int
+) -> Iterator[Observation]:
+    """Segment a scan and some degraded copies; those without a mask are left out."""
+    order = [str(kind) for kind in random_of(patient + name).permutation(list(DEGRADATIONS))]
+    for kind in (ORIGINAL, *order[:n_degraded]):
+        copy = degraded(scan, kind=kind, seed=f"{patient}/{name}/{kind}")
+        found = segmenter.segment(CanonicalVolume(copy.array_zyx, copy.spacing_zyx_mm, _AS_IS))
+        if found.evidence is not None:
+            dice = mask_dice(found.mask_zyx > 0, copy.liver_zyx)
+            yield Observation(patient, name, kind, found.evidence, dice)
+
+
+def observe_images(
+    images: Iterable[ImageFile], *, segmenter: CanonicalSegmenter
+) -> list[Observation]:
+    """Observe labelled images; raises InputError and ModelError."""
+    found: list[Observation] = []
+    for image in images:
+        truth = load_labelled(image)
+        scan = Scan(truth.image_zyx, truth.labels_zyx == LIVER, truth.spacing_zyx_mm)
+        name = image.sequence_or_volume
+        found += observe(
+            scan, patient=image.case, name=name, segmenter=segmenter, n_degraded=N_DEGRADED
+        )
+        logger.info("calibration: %s %s", image.case, name)
+    return found
+
+
+def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calibration:
+    """Calibrate the one model of a folder on labelled scans, and write ``confidence.json``.
+
+    Raises
+    ------
+    UsageError
+        There are several models, or fewer than `LEAST_PATIENTS` patients.
+    InputError, ModelError, OutputError
+        A scan, the model or the model's folder cannot be used.
+    """
+    from sslmedsam2.inference.model_folder import read_model_spec
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+
+    located = locate_models(model)
+    if len(located) != 1:
+        raise UsageError(
+            model,
+            reason=f"it holds {len(located)} models",
+            remedy="Give the folder of one of them",
+        )
+    images = find_labelled_series(labelled_dir)
+    _check_patients({image.case for image in images})
+    only = located[0]
+    spec = read_model_spec(only.path, folds=only.folds, sha256=only.sha256)
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device=device))
+    found = fit(observe_images(images, segmenter=segmenter))
+    add_calibration(only.path, found, folds=only.folds)
+    return found
+
+
+def fit(observations: Sequence[Observation]) -> Calibration:
+    """Fit the estimate and its interval; the calibration is of no checkpoint yet.
+
+    Raises
+    ------
+    UsageError
+        There are fewer than `LEAST_PATIENTS` patients.
+    """
+    from scipy import stats
+
+    features, wanted, patients = _arrays(observations)
+    n_patients = _check_patients(set(patients.tolist()))
+    intercept, weights = _linear(features, wanted)
+    left_out = _left_out(features, wanted, patients)
+    levels, offsets = _interval(left_out, wanted)
+    return Calibration(
+        checkpoints={},
+        features=FEATURES,
+        intercept=intercept,
+        weights=tuple(float(weight) for weight in weights),
+        levels=levels,
+        offsets=offsets,
+        volumes=len(observations),
+        patients=n_patients,
+        spearman=round(float(stats.spearmanr(left_out, wanted)[0]), 3),
+        coverage=round(float(_covered(left_out, wanted, patients).mean()), 3),
+    )
+
+
+def patients_left_out(
+    observations: Sequence[Observation],
+) -> tuple[npt.NDArray[np.float64], Bool]:
+    """Return the estimate of each observation, and whether its interval holds the true Dice.
+
+    Both are made without the observation's own patient.
+    """
+    features, wanted, patients = _arrays(observations)
+    left_out = _left_out(features, wanted, patients)
+    estimates = np.array([expit(value) for value in left_out])
+    return estimates, _covered(left_out, wanted, patients)
+
+
+def _arrays(observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features, logits of the true Dice, and patients."""
+    return (
+        np.stack([one.evidence.features() for one in observations]),
+        np.array([logit(one.dice) for one in observations]),
+        np.array([one.patient for one in observations]),
+    )
+
+
+def _left_out(features: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> np.ndarray:
+    """Return for each observation what a fit to the other patients says."""
+    said = np.empty(len(wanted))
+    for patient in set(patients.tolist()):
+        held = patients == patient
+        intercept, weights = _linear(features[~held], wanted[~held])
+        said[held] = intercept + features[held] @ weights
+    return said
+
+
+def add_calibration(model_dir: Path, calibration: Calibration, *, folds: Sequence[str]) -> None:
+    """Write ``confidence.json`` into a model folder, and list it in the manifest beside that.
+
+    Raises
+    ------
+    ModelError
+        The manifest cannot be used.
+    OutputError
+        A file cannot be written.
+    """
+    names = [checkpoint_file(fold, model_dir) for fold in folds]
+    hashes = {name: sha256_file(model_dir / name) for name in names}
+    write_record(model_dir / CONFIDENCE_FILE, replace(calibration, checkpoints=hashes))
+    path = model_dir.parent / MANIFEST_NAME
+    manifest = read_manifest(path) if path.is_file() else None
+    entry = manifest.entry(model_dir.name) if manifest else None
+    if manifest is None or entry is None:
+        return
+    renewed = replace(entry, files=hash_model(model_dir, entry.folds))
+    models = tuple(renewed if one is entry else one for one in manifest.models)
+    write_manifest(replace(manifest, models=models), path)
+
+
+def _check_patients(patients: Collection[str]) -> int:
+    if len(patients) < LEAST_PATIENTS:
+        raise UsageError(
+            "calibration",
+            reason=f"{len(patients)} labelled patient(s) are too few for an interval",
+            remedy=f"Give at least {LEAST_PATIENTS}",
+        )
+    return len(patients)
+
+
+def _linear(features: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray]:
+    """Fit a ridge regression whose weights keep their signs, a few outliers weighing little."""
+    from scipy import optimize
+
+    middle, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
+    scaled = np.column_stack([(features - middle) / spread, np.ones(len(wanted))])
+    n = scaled.shape[1]
+    low = np.array([0.0] * (n - 2) + [-np.inf, -np.inf])
+    high = np.array([np.inf] * (n - 2) + [0.0, np.inf])
+    penalty = np.sqrt(_RIDGE) * np.eye(n)
+    penalty[-1] = 0
+    trust = np.ones(len(wanted))
+    for _ in range(5):
+        rows = np.concatenate([scaled * trust[:, None], penalty])
+        target = np.concatenate([wanted * trust, np.zeros(n)])
+        solution = optimize.lsq_linear(rows, target, bounds=(low, high)).x
+        residuals = np.abs(wanted - scaled @ solution)
+        limit = 1.5 * max(float(np.median(residuals)) / 0.6745, 1e-3)
+        trust = np.sqrt(np.minimum(1.0, limit / np.maximum(residuals, 1e-9)))
+    weights = solution[:-1] / spread
+    return float(solution[-1] - weights @ middle), weights
+
+
+def _interval(
+    fitted: np.ndarray, wanted: np.ndarray
+) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
+    """Return conformal offsets of the interval's ends for a few levels of the fitted value."""
+    n_levels = max(1, min(_LEVELS, len(fitted) // _LEAST_A_LEVEL))
+    levels = np.quantile(fitted, np.arange(1, n_levels) / n_levels)
+    place = np.searchsorted(levels, fitted, side="right")
+    offsets = []
+    for level in range(n_levels):
+        residuals = np.sort((wanted - fitted)[place == level])
+        n = len(residuals)
+        # The (n + 1) in place of n is what makes a quantile conformal.
+        cut = int(np.floor((n + 1) * (1 - COVERAGE) / 2)) - 1
+        cut = min(max(cut, 0), (n - 1) // 2)
+        offsets.append((float(residuals[cut]), float(residuals[n - 1 - cut])))
+    return tuple(float(level) for level in levels), tuple(offsets)
+
+
+def _covered(fitted: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> Bool:
+    """Tell which observations lie in the interval that the other patients give."""
+    covered = np.zeros(len(wanted), bool)
+    for patient in set(patients.tolist()):
+        held = patients == patient
+        levels, offsets = _interval(fitted[~held], wanted[~held])
+        for index in np.flatnonzero(held):
+            low, high = offsets[int(np.searchsorted(levels, fitted[index], side="right"))]
+            covered[index] = low <= wanted[index] - fitted[index] <= high
+    return covered

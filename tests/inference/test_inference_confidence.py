@@ -1,0 +1,144 @@
+"""What a margin says of its mask, and what a calibration makes of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from tiny_models import bright_tissue_model
+from tiny_scans import SPACING_ZYX_MM, abdomen
+
+from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.confidence import (
+    FEATURES,
+    Calibration,
+    Evidence,
+    evidence_of,
+    most_doubtful,
+    read_calibration,
+)
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.weights.manifest import sha256_file
+
+CHECKPOINT = "fold_0/checkpoint_final.pth"
+CALIBRATION = Calibration(
+    checkpoints={},
+    features=FEATURES,
+    intercept=-1.0,
+    weights=(1.0, 1.0, -2.0),
+    levels=(1.0,),
+    offsets=((-1.0, 2.0), (-0.5, 0.25)),
+    volumes=100,
+    patients=20,
+    spearman=0.8,
+    coverage=0.9,
+)
+GOOD = Evidence(promised_dice=0.95, kept_share=1.0, side_share=0.0)
+
+
+def ball(*, sharpness):
+    """Return a margin that is positive in a ball, and its mask."""
+    z, y, x = np.meshgrid(*(np.arange(-16, 16.0),) * 3, indexing="ij")
+    margin = (sharpness * (8 - np.sqrt(z**2 + y**2 + x**2))).astype(np.float32)
+    return margin, (margin > 0).astype(np.uint8)
+
+
+def test_a_sharp_border_promises_a_higher_dice():
+    blurred, sharp = (evidence_of(*ball(sharpness=s)).promised_dice for s in (0.5, 4.0))
+    assert 0.5 < blurred < sharp - 0.05
+    assert sharp > 0.9
+
+
+def test_background_that_was_not_computed_changes_nothing():
+    margin, mask = ball(sharpness=2.0)
+    skipped = np.where(margin < -6, -20, margin).astype(np.float32)
+    assert evidence_of(skipped, mask) == evidence_of(margin, mask)
+
+
+def test_dropped_components_and_cut_off_masks_are_evidence():
+    margin, mask = ball(sharpness=2.0)
+    whole = evidence_of(margin, mask)
+    assert (whole.kept_share, whole.side_share) == (1.0, 0.0)
+    margin[1:3, 1:3, 1:3] = 5
+    assert evidence_of(margin, mask).kept_share == pytest.approx(
+        mask.sum() / (mask.sum() + 8), rel=1e-3
+    )
+    assert evidence_of(margin[16:], mask[16:]).side_share > 0.05
+
+
+def test_without_a_mask_there_is_no_evidence():
+    margin, mask = ball(sharpness=-1.0)
+    assert evidence_of(np.full_like(margin, -3), np.zeros_like(mask)) is None
+    assert most_doubtful(np.full_like(margin, -3), spacing_mm=(1.0, 1.0, 1.0)) is None
+
+
+def test_the_most_doubtful_place_is_the_blurred_part_of_the_border():
+    margin, _ = ball(sharpness=4.0)
+    blurred, _ = ball(sharpness=0.3)
+    margin[:, :, 22:] = blurred[:, :, 22:]
+    place = most_doubtful(margin, spacing_mm=(3.0, 3.0, 3.0))
+    assert place[2] > 22 / 32
+    assert place[0] == pytest.approx(0.5, abs=0.2)
+
+
+def test_the_estimate_rises_with_the_evidence_and_lies_in_its_interval():
+    poor = replace(GOOD, promised_dice=0.6, kept_share=0.5, side_share=0.2)
+    good_estimate, poor_estimate = CALIBRATION.estimate(GOOD), CALIBRATION.estimate(poor)
+    assert poor_estimate.dice < good_estimate.dice
+    for estimate in (good_estimate, poor_estimate):
+        low, high = estimate.interval
+        assert 0 < low < estimate.dice < high < 1
+    assert poor_estimate.is_to_check
+    assert not good_estimate.is_to_check
+
+
+def test_each_level_has_its_own_interval():
+    # The logit of 0.95 is 2.94; fitted 2.94 and -0.05.
+    above = CALIBRATION.estimate(GOOD)
+    below = CALIBRATION.estimate(replace(GOOD, kept_share=0.0, side_share=1.0))
+    assert above.interval == (0.92, 0.961)
+    assert below.interval == (0.258, 0.875)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return bright_tissue_model(tmp_path / "model")
+
+
+def segmented(model):
+    volume = CanonicalVolume(abdomen()[0], SPACING_ZYX_MM, Reorientation((0, 1, 2), ()))
+    segmenter = CanonicalSegmenter(read_model_spec(model), EngineOptions("cpu", mirror=False))
+    return segmenter.segment(volume)
+
+
+def calibrate(model, *, checkpoints):
+    write_record(model / "confidence.json", replace(CALIBRATION, checkpoints=checkpoints))
+
+
+def test_a_model_without_a_calibration_gives_no_estimate(model):
+    found = segmented(model)
+    assert found.estimate is None
+    assert found.evidence is not None
+
+
+def test_a_calibrated_model_gives_an_estimate(model):
+    calibrate(model, checkpoints={CHECKPOINT: sha256_file(model / CHECKPOINT)})
+    found = segmented(model)
+    low, high = found.estimate.interval
+    assert low < found.estimate.dice < high
+
+
+def test_a_calibration_of_other_weights_is_not_used(model, caplog):
+    calibrate(model, checkpoints={CHECKPOINT: "ab" * 32})
+    assert read_calibration(read_model_spec(model)) is None
+    assert "confidence.json is of other weights; not used" in caplog.text
+
+
+@pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
+def test_the_doubtful_place_is_near_the_liver_whatever_the_axes(tmp_path, transpose):
+    found = segmented(bright_tissue_model(tmp_path / "other", transpose_forward=transpose))
+    near = ndimage.binary_dilation(found.mask_zyx, iterations=8)
+    assert near[tuple(round(place) for place in found.doubtful_zyx)]
+    assert not near.all()
