@@ -22,6 +22,7 @@ from sslmedsam2.imaging.orientation import to_native
 from sslmedsam2.imaging.reading import read_volume, volume_from_itk
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 from sslmedsam2.imaging.writing import to_itk, write_map, write_mask
+from sslmedsam2.inference.confidence import DiceEstimate
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -50,6 +51,10 @@ class Segmentation:
         Of the mask.
     mean_confidence
         Mean probability over the voxels that the network calls liver; None if there are none.
+    estimate
+        The Dice that a comparison with a reference mask would probably give (``estimate.dice``),
+        and ``estimate.interval``, which holds it in 90 % of scans; None without a mask or if the
+        model has no calibration.
     warnings
         What was repaired in the image, and what to look at before trusting the mask; each as
         ``name: sentence``.
@@ -61,6 +66,7 @@ class Segmentation:
     probability_zyx: ArrayZYX
     volume_ml: float
     mean_confidence: float | None
+    estimate: DiceEstimate | None
     warnings: tuple[str, ...]
     geometry: Geometry
     source: Source
@@ -221,6 +227,7 @@ class LiverSegmenter:
             probability_zyx=to_native(found.probability_zyx, ready.canonical.reorientation),
             volume_ml=judged.volume_ml,
             mean_confidence=found.mean_confidence,
+            estimate=judged.estimate,
             warnings=judged.warnings,
             geometry=ready.volume.geometry,
             source=ready.volume.source,

@@ -119,6 +119,11 @@ if TYPE_CHECKING:
     help="Add mean, standard deviation and percentiles of each scan inside its mask to"
     " liver_volumes.csv.",
 )
+@click.option(
+    "--maps",
+    is_flag=True,
+    help="Write maps of probability and uncertainty (entropy in bits) to the folder maps.",
+)
 @click.option("--strict", is_flag=True, help="Exit code 1 also if the mask of a scan is to check.")
 @click.option(
     "--progress",
@@ -276,19 +281,30 @@ class _ProgressPrinter:
                 input_path=result.input_path,
                 output_path=result.output_path,
                 liver_volume_ml=result.liver_volume_ml,
+                estimated_dice=result.estimated_dice,
+                estimated_dice_interval=result.estimated_dice_interval,
+                verdict=result.verdict,
                 error=result.error,
             )
             return
         logging.getLogger(__name__).info(
-            "%d/%d %s %s: %s%s, %.1f s",
+            "%d/%d %s %s: %s%s%s, %.1f s",
             done,
             total,
             result.case,
             result.sequence,
             result.status.value,
             "" if result.liver_volume_ml is None else f", {result.liver_volume_ml:.0f} ml",
+            _estimate(result),
             sum(result.seconds.values()),
         )
+
+
+def _estimate(result: SeriesResult) -> str:
+    if result.estimated_dice is None or result.estimated_dice_interval is None:
+        return ""
+    low, high = result.estimated_dice_interval
+    return f", estimated Dice {result.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _make_page(options: dict[str, Any]) -> None:

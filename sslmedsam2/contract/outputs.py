@@ -22,6 +22,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 
 PREDICTION_FOLDER = "LiSeg_pred"
 PREVIEW_FOLDER = "previews"
+MAP_FOLDER = "maps"
 REPORT_NAME = "run_report.json"
 PREDICTION_SUFFIX = "_pred"
 GENERIC_SUFFIX = "_liver"
@@ -130,6 +131,18 @@ def preview_path(output_dir: Path, series: NamedSeries) -> Path:
     """
     suffix = GENERIC_SUFFIX if series.sequence is None else f"_{series.sequence}"
     return output_dir / PREVIEW_FOLDER / f"{_checked(series.case)}{suffix}.png"
+
+
+def map_path(output_dir: Path, series: NamedSeries, *, kind: str) -> Path:
+    """Return ``maps/<kind>_<Case>_<MOD>.nii.gz``; ``kind`` is probability or uncertainty.
+
+    Raises
+    ------
+    OutputError
+        As for `mask_path`.
+    """
+    stem = preview_path(output_dir, series).stem
+    return output_dir / MAP_FOLDER / f"{kind}_{stem}{MASK_EXTENSION}"
 
 
 def report_path(output_dir: Path) -> Path:

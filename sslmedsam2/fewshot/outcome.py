@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from sslmedsam2.fewshot.slices import SliceStack, paste
 from sslmedsam2.fewshot.strategy import Evidence, FewShotResult, SupportScore
+from sslmedsam2.imaging.intensity import entropy_bits
 from sslmedsam2.imaging.volume import MaskZYX, mask_volume_ml
 
 _LIVER_ML: Final = (500.0, 4000.0)
@@ -134,12 +135,6 @@ def largest_piece(mask_zyx: npt.NDArray[np.bool_]) -> tuple[MaskZYX, int]:
     sizes = np.bincount(labels.ravel())[1:]
     mask = (labels == sizes.argmax() + 1).astype(np.uint8)
     return mask, int((sizes >= sizes.max() / 50).sum())
-
-
-def entropy_bits(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the entropy of yes-or-no at each probability, 0 to 1 bit."""
-    p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
-    return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).astype(np.float32)
 
 
 def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:

@@ -178,3 +178,9 @@ def intensity_statistics(
     named = {f"p{n}": value for n, value in zip(_STATISTICS_PERCENTILES, percentiles, strict=True)}
     figures = {"mean": inside.mean(), "sd": inside.std(), **named}
     return {name: float(f"{value:.6g}") for name, value in figures.items()}
+
+
+def entropy_bits(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the entropy of yes-or-no at each probability, 0 to 1 bit."""
+    p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
+    return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).astype(np.float32)

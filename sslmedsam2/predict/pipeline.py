@@ -18,11 +18,13 @@ from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
+    MAP_FOLDER,
     MASK_EXTENSION,
     PREDICTION_FOLDER,
     PREVIEW_FOLDER,
     Layout,
     bids_path,
+    map_path,
     mask_path,
     preview_path,
     report_path,
@@ -59,6 +61,7 @@ from sslmedsam2.predict.inputs import (
 )
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
+    MAP_KINDS,
     NO_SEQUENCE,
     DicomTarget,
     EngineAbout,
@@ -88,7 +91,7 @@ OnResult = Callable[[SeriesResult, int, int], None]
 """Called with a result, how many series are done, and how many there are."""
 
 _GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
-_OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, SEG_FOLDER, "report")
+_OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,8 @@ class PredictOptions:
         Write a DICOM-SEG beside the mask of each DICOM series.
     statistics
         Measure the intensities inside each mask.
+    maps
+        Write maps of probability and uncertainty.
     strict
         Count a mask with status ``check`` as a failure.
     mask_file
@@ -142,6 +147,7 @@ class PredictOptions:
     sequence_map: Mapping[str, Any] | None = None
     dicom_seg: bool = True
     statistics: bool = False
+    maps: bool = False
     strict: bool = False
     mask_file: Path | None = None
     only: tuple[Path, ...] = ()
@@ -451,6 +457,9 @@ def _target(series: ImageFile, input_name: str, options: PredictOptions) -> Seri
         mask_dtype=options.mask_dtype,
         fallback=_is_fallback(series, options),
         statistics=options.statistics,
+        map_paths={kind: map_path(options.output_dir, series, kind=kind) for kind in MAP_KINDS}
+        if options.maps
+        else {},
     )
 
 
@@ -536,7 +545,7 @@ def _recorded_options(options: PredictOptions) -> dict[str, object]:
     recorded = asdict(options)
     folders = ("input_path", "output_dir", "model_dir", "mask_file", "only")
     names = ("mask_format", "layout", "slug")
-    others = ("resume", "sequence_map", "dicom_seg", "statistics", "strict")
+    others = ("resume", "sequence_map", "dicom_seg", "statistics", "maps", "strict")
     for name in (*folders, *names, *others):
         del recorded[name]
     if recorded["sequence"] is None:

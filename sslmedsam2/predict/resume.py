@@ -54,10 +54,11 @@ def reusable_result(
             earlier = replace(earlier, intensity=measured if target.statistics else None)
         if corrected:
             return _corrected(target, earlier)
-        if not _lacks_seg(target, earlier):
+        missing = _missing_beside(target, earlier)
+        if missing is None:
             is_doubtful = earlier.status is SeriesStatus.CHECK
             return earlier if is_doubtful else replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
-        logger.info("done again: %s has no DICOM-SEG", target.output_name)
+        logger.info("done again: %s has no %s", target.output_name, missing)
     if earlier is None or earlier.mask_sha256 != made:
         move_aside(target.mask_path, why="it is not as this program wrote it")
     return None
@@ -120,7 +121,9 @@ def _corrected(target: SeriesTarget, result: SeriesResult) -> SeriesResult:
     )
 
 
-def _lacks_seg(target: SeriesTarget, result: SeriesResult) -> bool:
-    """Tell whether a DICOM-SEG is wanted that an earlier run has not written."""
+def _missing_beside(target: SeriesTarget, result: SeriesResult) -> str | None:
+    """Name what is wanted beside the mask and an earlier run has not written; None if nothing."""
     path = target.dicom.seg_path if target.dicom else None
-    return path is not None and not (result.dicom_seg_path and path.is_file())
+    if path is not None and not (result.dicom_seg_path and path.is_file()):
+        return "DICOM-SEG"
+    return None if all(one.is_file() for one in target.map_paths.values()) else "maps"

@@ -7,7 +7,7 @@ of the step before; an error is passed along as data, so that it stays with its 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,11 +19,11 @@ from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.intensity import intensity_statistics
+from sslmedsam2.imaging.intensity import entropy_bits, intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import MaskVolume, MaskZYX, Volume
-from sslmedsam2.imaging.writing import MaskDtype, write_mask
+from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.postprocessing import typical_liver
@@ -34,6 +34,7 @@ from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, 
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
+MAP_KINDS = ("probability", "uncertainty")
 NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
 
 
@@ -97,6 +98,8 @@ class SeriesTarget:
     ----------
     preview_path
         None without previews.
+    map_paths
+        Where the maps of `MAP_KINDS` go; empty without maps.
     statistics
         Whether to measure the scan inside its mask.
     dicom
@@ -111,6 +114,7 @@ class SeriesTarget:
     mask_dtype: MaskDtype
     fallback: bool
     statistics: bool = False
+    map_paths: Mapping[str, Path] = field(default_factory=dict)
     dicom: DicomTarget | None = None
 
 
@@ -215,7 +219,9 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
             return Segmented(loaded, None, loaded.error)
         try:
             segmenter = self._by_sequence[loaded.target.series.sequence]
-            return Segmented(loaded, segmenter.segment(loaded.ready.canonical), None)
+            with_maps = bool(loaded.target.map_paths)
+            found = segmenter.segment(loaded.ready.canonical, with_probability=with_maps)
+            return Segmented(loaded, found, None)
         except SslMedSam2Error as error:
             return Segmented(loaded, None, error.about(loaded.target.input_name))
         except Exception as error:
@@ -340,6 +346,7 @@ def _write(
     if status is SeriesStatus.OK and judged.is_to_check:
         status = SeriesStatus.CHECK
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
+    _write_maps(target, ready, found)
     is_guess = status is SeriesStatus.FALLBACK
     seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
     previewing = _preview(target, ready, mask_zyx, status=status, warnings=judged.warnings)
@@ -360,6 +367,14 @@ def _write(
         warnings=(*judged.warnings, *seg.warnings, *previewing),
         dicom_seg_path=seg.name,
     )
+
+
+def _write_maps(target: SeriesTarget, ready: ReadyVolume, found: CanonicalSegmentation) -> None:
+    if not target.map_paths or found.probability_zyx is None:
+        return
+    native = to_native(found.probability_zyx, ready.canonical.reorientation)
+    for kind, array in zip(MAP_KINDS, (native, entropy_bits(native)), strict=True):
+        write_map(array, like=ready.volume, path=target.map_paths[kind])
 
 
 def _world_place(

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -19,13 +20,15 @@ from tiny_models import bright_tissue_model
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.inference.confidence import FEATURES
 from sslmedsam2.inference.device import has_matrix_units
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.predict.pipeline import PredictOptions, predict
+from sslmedsam2.predict.series import MAP_KINDS
 from sslmedsam2.reporting.run_report import SeriesStatus
 from sslmedsam2.submission.validate import validate
 from sslmedsam2.weights.freeze import freeze_model
-from sslmedsam2.weights.manifest import ModelCard
+from sslmedsam2.weights.manifest import ModelCard, sha256_file
 
 CASE = "Vendor-A/0001-A/GED4.nii.gz"
 
@@ -140,6 +143,86 @@ def test_statistics_of_a_kept_mask_are_added(workplace):
 
     assert kept.status is SeriesStatus.SKIPPED_RESUME
     assert kept.intensity["mean"] > 0
+
+
+def calibrated(model, folder, *, intercept):
+    """Copy a model and give it a calibration of its weights."""
+    shutil.copytree(model, folder)
+    checkpoint = "fold_0/checkpoint_final.pth"
+    record = {
+        "checkpoints": {checkpoint: sha256_file(folder / checkpoint)},
+        "features": FEATURES,
+        "intercept": intercept,
+        "weights": [1.0, 0.0, 0.0],
+        "levels": [],
+        "offsets": [[-0.5, 0.5]],
+        "volumes": 100,
+        "patients": 20,
+        "spearman": 0.8,
+        "coverage": 0.9,
+    }
+    (folder / "confidence.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_calibrated_model_gives_an_estimated_dice_with_its_interval(workplace, tmp_path):
+    workplace.add(CASE)
+    model = calibrated(workplace.model, tmp_path / "sure", intercept=4.0)
+
+    result = workplace.run(model_dir=model).of("0001-A")
+
+    low, high = result.estimated_dice_interval
+    assert 0.5 < low < result.estimated_dice < high < 1
+    assert (result.status, result.verdict) == (SeriesStatus.OK, "ok")
+    [row] = volume_rows(workplace)
+    assert float(row["estimated_dice"]) == result.estimated_dice
+    assert (float(row["estimated_dice_low"]), float(row["estimated_dice_high"])) == (low, high)
+    x, y, z = result.most_doubtful_lps_mm
+    mask = nib.load(workplace.mask_of(result))
+    inside = nib.affines.apply_affine(mask.affine, np.argwhere(mask.get_fdata() > 0))
+    assert np.linalg.norm(inside - (-x, -y, z), axis=1).min() < 40
+
+
+def test_a_low_estimate_asks_for_a_look_at_the_mask(workplace, tmp_path):
+    workplace.add(CASE)
+    model = calibrated(workplace.model, tmp_path / "unsure", intercept=-3.0)
+
+    result = workplace.run(model_dir=model).of("0001-A")
+
+    assert result.estimated_dice < 0.8
+    assert (result.status, result.verdict) == (SeriesStatus.CHECK, "check")
+    assert "low_estimate" in result.flags
+
+
+def test_without_a_calibration_the_estimate_is_withheld(workplace):
+    workplace.add(CASE)
+    result = workplace.run().of("0001-A")
+    assert (result.estimated_dice, result.estimated_dice_interval) == (None, None)
+    assert result.verdict == "ok"
+    assert (
+        json.loads((workplace.output / "run_report.json").read_text())["series"][0][
+            "estimated_dice"
+        ]
+        is None
+    )
+
+
+def test_maps_lie_on_the_grid_of_the_scan_and_are_made_again_if_missing(workplace):
+    scan = nib.load(workplace.add(CASE))
+
+    result = workplace.run(maps=True).of("0001-A")
+
+    paths = [workplace.output / f"maps/{kind}_0001-A_GED4.nii.gz" for kind in MAP_KINDS]
+    probability, uncertainty = (nib.load(path) for path in paths)
+    assert np.array_equal(probability.affine, scan.affine)
+    p, bits = probability.get_fdata(), uncertainty.get_fdata()
+    mask = nib.load(workplace.mask_of(result)).get_fdata() > 0
+    assert np.mean(p[mask] > 0.5) > 0.99
+    assert 0 <= bits.min() < bits.max() <= 1
+    assert bits[np.abs(p - 0.5) < 0.05].min() > 0.95
+    paths[1].unlink()
+    assert workplace.run(maps=True, resume=True).of("0001-A").status is SeriesStatus.OK
+    assert paths[1].is_file()
 
 
 def test_previews_are_drawn_unless_not_wanted(workplace):
