@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from sslmedsam2 import __version__
 from sslmedsam2.errors import ExitCode, SslMedSam2Error
-from sslmedsam2.execution.host import Limits, read_limits
+from sslmedsam2.execution.host import Limits, processor_count, read_limits
 from sslmedsam2.inference.device import Device, driver_version, gpu_fault
 
 logger = logging.getLogger(__name__)
@@ -304,7 +304,7 @@ _TRAINING_NEEDS_GB: Final = 2.0
 
 def check_program() -> Finding:
     """Which version runs, on which Python, as which user."""
-    user = f"{os.getuid()}:{os.getgid()}"
+    user = f"{os.getuid()}:{os.getgid()}" if hasattr(os, "getuid") else "unknown"
     text = (
         f"sslmedsam2 {__version__}, Python {platform.python_version()},"
         f" {platform.system()} {platform.machine()}, user {user}"
@@ -315,7 +315,7 @@ def check_program() -> Finding:
 
 def check_processors(limits: Limits) -> Finding:
     """On how many processors the run computes."""
-    used, present = len(os.sched_getaffinity(0)), os.cpu_count() or 1
+    used, present = processor_count(), os.cpu_count() or 1
     quota = "" if limits.processors is None else f", a limit of {limits.processors:g}"
     return Finding(
         "processors",

@@ -92,6 +92,13 @@ def usable_processors(limits: Limits, *, allowed: int) -> int:
     return max(1, min(bounds))
 
 
+def processor_count() -> int:
+    """Return on how many processors this process may run."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def in_container() -> bool:
     """Tell whether this is the challenge's container: both of its folders are there."""
     return Path("/input").is_dir() and Path("/output").is_dir()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
-from sslmedsam2.execution.host import keep_freed_memory
+from sslmedsam2.execution.host import keep_freed_memory, processor_count
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.records import read_record
@@ -322,7 +322,7 @@ def _n_workers() -> int:
     from torch import distributed
 
     sharing = distributed.get_world_size() if distributed.is_initialized() else 1
-    return max(1, min(_MOST_WORKERS, len(os.sched_getaffinity(0)) // sharing - 1))
+    return max(1, min(_MOST_WORKERS, processor_count() // sharing - 1))
 
 
 @contextmanager

@@ -417,3 +417,30 @@ def test_two_scans_of_one_name_in_a_layout_are_refused(folders, bright_model, tm
 
     assert "2 scans would be written to sub-p1/anat" in one_error(capsys)
     assert not folders[1].exists()
+
+
+def test_a_system_without_posix_modules_and_calls_can_predict_and_be_checked(
+    bright_model, tmp_path
+):
+    """As far as that shows on Linux: what macOS or Windows lack is taken away first."""
+    scan, mask = write_scan(tmp_path / "a" / "scan.nii.gz"), tmp_path / "mask.nii.gz"
+    predict = ["predict", str(scan), "-o", str(mask), "--device", "cpu", "--no-mirror"]
+    predict += ["--model", str(bright_model)]
+    doctor = ["doctor", "--no-inference", "--device", "cpu", "--model", str(bright_model)]
+    code = (
+        "import os, signal, sys\n"
+        "for name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'pty'):\n"
+        "    sys.modules[name] = None\n"
+        "for name in ('sched_getaffinity', 'sched_setaffinity', 'getuid', 'getgid', 'statvfs'):\n"
+        "    delattr(os, name)\n"
+        "from sslmedsam2.cli.main import main\n"
+        f"assert main({predict!r}) == 0\n"
+        f"main({doctor!r})\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert mask.is_file()
+    assert "processors" in done.stdout
