@@ -68,11 +68,10 @@ class Bench:
         if how == "relative":
             at = (np.arange(query.volume.n_slices) + 0.5) / query.volume.n_slices
             return [(at * s.volume.n_slices).astype(int) for s in supports]
-        centre = np.mean([s.volume.descriptors.mean(0) for s in supports], axis=0)
         pairs = [(s.volume, s.place) for s in supports]
         if how == "one by one":
-            return [align(query.volume, [pair], centre=centre)[0].indices for pair in pairs]
-        return [partners.indices for partners in align(query.volume, pairs, centre=centre)]
+            return [align(query.volume, [pair])[0].indices for pair in pairs]
+        return [partners.indices for partners in align(query.volume, pairs)]
 
     @torch.inference_mode()
     def ask(self, query: Seen, memories: Sequence[Memory]) -> Decoded:

@@ -2,7 +2,8 @@
 
 Single slices of two abdomens are easily confused, and so are whole stacks. The masks of the
 supports show where their organ begins and ends, so all supports are aligned to each other first;
-then one position of the query is searched that fits all of them.
+then one position of the query is searched that fits all of them. What is compared is how the
+slices change along the body: that is alike in CT and MR, where the slices themselves are not.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from sslmedsam2.fewshot.strategy import Query, Support
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskZYX, Reorientation
 
-_LEAST_OVERLAP: Final = 0.6
-"""Share of the shorter stack that must have a partner."""
-_LEAST_VOTERS: Final = 0.5
-"""Share of the supports that must overlap that much."""
+_AROUND_MM: Final = 40.0
+"""How far beyond the organ's ends a support is compared: farther, scans cover different parts of
+the body."""
+_LEAST_SLICES: Final = 3
+"""Pairs of slices that show a change along the body."""
 _STEP_MM: Final = 4.0
 
 
@@ -37,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Partners:
-    """The support slice for each query slice, ``(n_query,)``, and their mean similarity."""
+    """The support slice for each query slice, ``(n_query,)``, and their correlation."""
 
     indices: npt.NDArray[np.int64]
     similarity: float
@@ -49,61 +51,62 @@ def find_place(masks: npt.NDArray[np.float32], z_mm: npt.NDArray[np.floating]) -
     return Place(float(inside[0] + inside[-1]) / 2, max(float(inside[-1] - inside[0]), 1.0))
 
 
-def align(
-    query: EncodedVolume,
-    supports: Sequence[tuple[EncodedVolume, Place]],
-    *,
-    centre: npt.NDArray[np.float32],
-) -> list[Partners]:
+def align(query: EncodedVolume, supports: Sequence[tuple[EncodedVolume, Place]]) -> list[Partners]:
     """Find partners in all supports for one position of the query's organ.
 
-    ``centre`` is what all descriptors have in common. Each support is stretched along z so that
-    its organ has the supports' mean height. Slices beyond a support's ends get its end slices.
+    Each support is stretched along z so that its organ has the supports' mean height. Slices
+    beyond a support's ends get its end slices.
     """
     height_mm = float(np.mean([place.height_mm for _, place in supports]))
-    similarities = [
-        _unit(query.descriptors - centre) @ _unit(support.descriptors - centre).T
-        for support, _ in supports
-    ]
-    best_score, best = (
-        -np.inf,
-        [Partners(np.zeros(query.n_slices, np.int64), -1.0) for _ in supports],
-    )
-    for middle_mm in np.arange(query.z_mm[0], query.z_mm[-1] + _STEP_MM, _STEP_MM):
-        found = [
-            _partners(query, support, place, similarity, middle_mm=middle_mm, height_mm=height_mm)
-            for (support, place), similarity in zip(supports, similarities, strict=True)
-        ]
-        votes = [partners.similarity for partners in found if partners.similarity > -1]
-        if len(votes) < _LEAST_VOTERS * len(supports):
-            continue
-        if np.mean(votes) > best_score:
-            best_score, best = float(np.mean(votes)), found
+    best_score, best = -np.inf, []
+    # A scan may end within the organ, even before its middle.
+    low_mm, high_mm = -height_mm / 2, float(query.z_mm[-1]) + height_mm / 2
+    for middle_mm in np.arange(low_mm, high_mm + _STEP_MM, _STEP_MM):
+        found, scores = [], []
+        for support, place in supports:
+            stretch = place.height_mm / height_mm
+            z_mm = place.middle_mm + (query.z_mm - middle_mm) * stretch
+            partners, covered = _partners(query, support, place, z_mm)
+            found.append(partners)
+            scores.append(partners.similarity * np.sqrt(covered))
+        # Every support counts at every position; one that covers nothing there counts as 0.
+        if np.mean(scores) > best_score:
+            best_score, best = float(np.mean(scores)), found
     return best
 
 
 def _partners(
-    query: EncodedVolume,
-    support: EncodedVolume,
-    place: Place,
-    similarity: npt.NDArray[np.float32],
-    *,
-    middle_mm: float,
-    height_mm: float,
-) -> Partners:
-    """Pair slices as if the query's organ were at ``middle_mm``; similarity -1 for no overlap."""
-    z_mm = place.middle_mm + (query.z_mm - middle_mm) * place.height_mm / height_mm
+    query: EncodedVolume, support: EncodedVolume, place: Place, z_mm: npt.NDArray[np.floating]
+) -> tuple[Partners, float]:
+    """Pair the query slices with those at ``z_mm`` of the support, ``(n_query,)``.
+
+    Also return the share of the compared part of the body, in mm, that both scans show.
+    """
     step_mm = float(support.z_mm[1] - support.z_mm[0]) if support.n_slices > 1 else 1.0
     indices = np.rint(z_mm / step_mm).astype(np.int64)
-    inside = (indices >= 0) & (indices < support.n_slices)
-    mean = -1.0
-    if inside.sum() >= _LEAST_OVERLAP * min(query.n_slices, support.n_slices):
-        mean = float(similarity[np.flatnonzero(inside), indices[inside]].mean())
-    return Partners(indices.clip(0, support.n_slices - 1), mean)
+    reach_mm = place.height_mm / 2 + _AROUND_MM
+    low_mm = max(place.middle_mm - reach_mm, -step_mm / 2)
+    high_mm = min(place.middle_mm + reach_mm, float(support.z_mm[-1]) + step_mm / 2)
+    inside = (z_mm >= low_mm) & (z_mm <= high_mm)
+    query_step_mm = (z_mm[-1] - z_mm[0]) / (query.n_slices - 1) if query.n_slices > 1 else 1.0
+    most = min(query.n_slices, (high_mm - low_mm) / query_step_mm)
+    indices = indices.clip(0, support.n_slices - 1)
+    similarity = 0.0
+    if inside.sum() >= min(_LEAST_SLICES, query.n_slices):
+        similarity = _correlation(query.descriptors[inside], support.descriptors[indices[inside]])
+    return Partners(indices, similarity), min(1.0, float(inside.sum()) / max(most, 1.0))
 
 
-def _unit(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-6)
+def _correlation(one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]) -> float:
+    """Return the correlation of two series of descriptors ``(n, d)``.
+
+    Each loses its mean over these slices, which holds what the two scans differ in everywhere,
+    such as the contrast. Of fewer than three slices, whose mean is all there is, it is the cosine.
+    """
+    if len(one) >= _LEAST_SLICES:
+        one, other = one - one.mean(0), other - other.mean(0)
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float((one * other).sum()) / max(norms, 1e-6)
 
 
 def on_query_grid(support: Support, query: Query) -> tuple[ArrayZYX, MaskZYX]:

@@ -70,7 +70,6 @@ class _StoredSupport:
     index: int
     key: str
     place: Place
-    mean_descriptor: npt.NDArray[np.float32]
     contrast: Quantiles
 
 
@@ -98,6 +97,8 @@ class _Attempt:
     """The predictions for a query in one contrast."""
 
     appearance: str
+    volume: EncodedVolume
+    views: list[_AlignedSupport]
     predictions: list[SupportPrediction]
     probability: npt.NDArray[np.float32]
 
@@ -147,7 +148,7 @@ class Retrieval:
         best = max(attempts, key=lambda attempt: attempt.agreement)
         result = conclude(
             stack,
-            best.predictions,
+            self._reverse_check(best) if self._settings.reverse else best.predictions,
             probability=best.probability,
             encoder_calls=self._encoder.calls - calls_before,
             seconds={"segment": round(time.perf_counter() - start, 3)},
@@ -184,7 +185,6 @@ class Retrieval:
         aligned = align(
             volume,
             [(self._store.get(known.key).volume, known.place) for known in supports],
-            centre=np.mean([known.mean_descriptor for known in supports], axis=0),
         )
         others = len(supports) - 1
         views = [
@@ -197,9 +197,7 @@ class Retrieval:
         probability = _enlarge(probability, self._encoder.sam2.image_size)
         if self._settings.refine:
             probability = refine_by_intensity(probability, stack.slices)
-        if self._settings.reverse:
-            predictions = self._reverse_check(volume, views, predictions, probability)
-        return _Attempt(appearance, predictions, probability)
+        return _Attempt(appearance, volume, views, predictions, probability)
 
     def _know(self, index: int, support: Support) -> _StoredSupport:
         stack = self._cut(support.image)
@@ -211,7 +209,6 @@ class Retrieval:
             index=index,
             key=key,
             place=find_place(encoded.masks, encoded.volume.z_mm),
-            mean_descriptor=encoded.volume.descriptors.mean(0),
             contrast=body_quantiles(stack.slices),
         )
 
@@ -265,20 +262,15 @@ class Retrieval:
         best = sorted(views, key=lambda view: -view.similarity)[:_TOGETHER_AT_MOST]
         return self._segment(volume, [view.memory() for view in best])[0]
 
-    def _reverse_check(
-        self,
-        volume: EncodedVolume,
-        views: Sequence[_AlignedSupport],
-        predictions: Sequence[SupportPrediction],
-        probability: npt.NDArray[np.float32],
-    ) -> list[SupportPrediction]:
+    def _reverse_check(self, best: _Attempt) -> list[SupportPrediction]:
         """Segment each support with the result as prompt, and add its Dice to the prediction.
 
         Reverse classification accuracy: a wrong mask does not reproduce the reference masks.
         """
-        result = self._encoder.remember(volume, (probability > 0.5).astype(np.float32))
+        found_masks = (best.probability > 0.5).astype(np.float32)
+        result = self._encoder.remember(best.volume, found_masks)
         checked = []
-        for view, prediction in zip(views, predictions, strict=True):
+        for view, prediction in zip(best.views, best.predictions, strict=True):
             support = view.support()
             back = _inverse(view.partners, support.volume.n_slices)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])

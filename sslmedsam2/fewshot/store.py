@@ -29,7 +29,8 @@ _BATCH: Final = 16
 """How many slices go through the network at once, at first."""
 
 _DESCRIPTOR_CELLS: Final = 4
-"""A slice's descriptor keeps where things are, on a grid of this many cells a side."""
+"""A slice's descriptor keeps where things are, on a grid of this many cells a side. It is made of
+the features at stride 8: those at stride 16 differ more between CT and MR than along the body."""
 
 
 Part = TypeVar("Part")
@@ -143,7 +144,7 @@ class Encoder:
 
 
 def _descriptors(features: Features) -> npt.NDArray[np.float32]:
-    pooled = nnf.adaptive_avg_pool2d(features.coarse.float(), _DESCRIPTOR_CELLS)
+    pooled = nnf.adaptive_avg_pool2d(features.middle.float(), _DESCRIPTOR_CELLS)
     return pooled.flatten(1).cpu().numpy()
 
 

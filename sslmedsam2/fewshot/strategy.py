@@ -54,7 +54,7 @@ class SupportScore:
     weight
         Share of the support in the result; the shares sum to 1.
     similarity
-        Mean cosine of the aligned slices' descriptors.
+        Correlation of the aligned slices' descriptors along the body.
     agreement
         Dice of its own mask with the result.
     reverse_dice

@@ -109,11 +109,7 @@ def _partners(whole, *, query, supports):
         find_place(masks[np.asarray(indices)].astype(np.float32), scan.z_mm)
         for indices, scan in zip(supports, scans, strict=True)
     ]
-    return align(
-        _some(volume, query),
-        list(zip(scans, places, strict=True)),
-        centre=volume.descriptors.mean(0),
-    )
+    return align(_some(volume, query), list(zip(scans, places, strict=True)))
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3, 5])
@@ -141,6 +137,37 @@ def test_each_of_several_supports_is_found_where_it_lies(whole):
 def test_slices_twice_as_thick_are_paired_by_millimetres(whole):
     (found,) = _partners(whole, query=range(0, N, 2), supports=[range(N)])
     assert np.abs(found.indices - np.arange(0, N, 2)).max() <= 1
+
+
+def test_an_offset_of_all_descriptors_moves_nothing(whole):
+    """What another modality adds to every slice says nothing of the height."""
+    volume, masks = whole
+    offset = 5 * np.abs(volume.descriptors).max() * np.sign(volume.descriptors[0])
+    other = replace(volume, descriptors=volume.descriptors + offset)
+    place = find_place(masks.astype(np.float32), volume.z_mm)
+    (found,) = align(_some(other, range(3, N)), [(volume, place)])
+    assert found.indices.tolist() == list(range(3, N))
+    assert found.similarity > 0.99
+
+
+def test_a_query_cut_in_its_organ_finds_its_slices(whole):
+    """The organ's middle is above the query's highest slice."""
+    _, masks = whole
+    filled = np.flatnonzero(masks.any((1, 2)))
+    query = range(filled[0] - 3, (filled[0] + filled[-1]) // 2)
+    (found,) = _partners(whole, query=query, supports=[range(N)])
+    assert found.indices.tolist() == list(query)
+
+
+def test_a_support_that_shows_other_parts_of_the_body_does_not_move_the_query(whole):
+    """One support has no slice above its organ, another none below it."""
+    _, masks = whole
+    filled = np.flatnonzero(masks.any((1, 2)))
+    scans = [range(filled[-1] + 1), range(filled[0], N), range(N)]
+    found = _partners(whole, query=range(2, N), supports=scans)
+    for scan, partners in zip(scans, found, strict=True):
+        expected = (np.arange(2, N) - scan[0]).clip(0, len(scan) - 1)
+        assert np.abs(partners.indices - expected).max() <= 1
 
 
 def test_a_single_query_slice_has_a_partner(whole):
