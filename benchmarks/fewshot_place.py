@@ -32,7 +32,7 @@ from sslmedsam2.fewshot.alignment import Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import load_sam2
 from sslmedsam2.fewshot.harmonise import appearances, body_quantiles
 from sslmedsam2.fewshot.outcome import mask_dice
-from sslmedsam2.fewshot.reliability import calibrate, judge, score
+from sslmedsam2.fewshot.reliability import Reliability, calibrate, judge, score
 from sslmedsam2.fewshot.retrieval import Retrieval
 from sslmedsam2.fewshot.slices import cut_masks, cut_slices
 from sslmedsam2.fewshot.store import EncodedVolume, Encoder
@@ -54,6 +54,9 @@ def main() -> None:
     arguments.add_argument("--sets", type=int, default=20)
     arguments.add_argument("--kinds", nargs="+", default=["CT-T2", "T2-CT", "T2-T2", "CT-CT"])
     arguments.add_argument("--dice", action="store_true")
+    arguments.add_argument(
+        "--calibrated-sets", type=int, default=1000, help="of the rest, Dice only"
+    )
     arguments.add_argument("--rows", type=Path, help="with --dice: what is done already")
     options = arguments.parse_args()
     cases = {
@@ -163,7 +166,8 @@ def propagated(options: Any, supports: Sequence[Case], queries: Sequence[Case], 
             names = {case.name for case in chosen}
             seen = copy.copy(strategy)
             seen._known = [known for known in strategy._known if known.name in names]
-            for case in (*chosen, *asked):
+            calibrated = chosen if number < options.calibrated_sets else []
+            for case in (*calibrated, *asked):
                 row = done.get((kinds, number, case.name))
                 if row is None:
                     result = seen.segment(
@@ -196,32 +200,42 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     by_set: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
         by_set.setdefault(row["set"], []).append(row)
-    judged, means = [], []
+    judged, plain, means = [], [], []
     for group in by_set.values():
         known = [(Evidence(**r["evidence"]), r["dice"]) for r in group if r["role"] == "support"]
-        calibration = calibrate(known)
         asked = [row for row in group if row["role"] == "query"]
         means.append(statistics.mean(row["dice"] for row in asked))
-        for row in asked:
-            evidence = Evidence(**row["evidence"])
-            judged.append((row["dice"], judge(evidence, calibration), score(evidence)))
-    accepted = [dice for dice, verdict, _ in judged if verdict.verdict == "accept"]
-    inside = [one.interval[0] <= dice <= one.interval[1] for dice, one, _ in judged]
-    dice = [one for one, _, _ in judged]
-    estimates = [one.estimated_dice for _, one, _ in judged]
-    return {
-        "n": len(judged),
+        plain += [(row["dice"], score(Evidence(**row["evidence"]))) for row in asked]
+        if known:
+            calibration = calibrate(known)
+            judged += [(r["dice"], judge(Evidence(**r["evidence"]), calibration)) for r in asked]
+    dice = [one for one, _ in plain]
+    figures = {
+        "n": len(dice),
+        "sets": len(means),
         "mean_dice": round(statistics.mean(dice), 4),
         "lowest_mean_of_a_set": round(min(means), 4),
         "first_set": round(means[0], 4),
         "lowest": sorted(dice)[:8],
-        "below_0.4_not_rejected": sum(d < 0.4 and one.verdict != "reject" for d, one, _ in judged),
+        "spearman_score": round(float(stats.spearmanr(*zip(*plain, strict=True)).statistic), 3),
+    }
+    return figures if not judged else figures | {"calibrated": _verdicts(judged)}
+
+
+def _verdicts(judged: Sequence[tuple[float, Reliability]]) -> dict[str, Any]:
+    """Compare estimates, intervals and verdicts with the true Dice."""
+    dice, found = zip(*judged, strict=True)
+    accepted = [one for one, verdict in judged if verdict.verdict == "accept"]
+    inside = [verdict.interval[0] <= one <= verdict.interval[1] for one, verdict in judged]
+    estimates = [verdict.estimated_dice for verdict in found]
+    return {
+        "n": len(judged),
+        "below_0.4_not_rejected": sum(one < 0.4 and v.verdict != "reject" for one, v in judged),
         "spearman": round(float(stats.spearmanr(estimates, dice).statistic), 3),
-        "spearman_score": round(float(stats.spearmanr([s for *_, s in judged], dice).statistic), 3),
         "interval_coverage": round(statistics.mean(inside), 3),
         "accepted": len(accepted),
-        "accepted_of_0.80": sum(d >= 0.80 for d in accepted),
-        "rejected": sum(one.verdict == "reject" for _, one, _ in judged),
+        "accepted_of_0.80": sum(one >= 0.80 for one in accepted),
+        "rejected": sum(v.verdict == "reject" for v in found),
     }
 
 

@@ -29,6 +29,8 @@ _ACCEPT_ABOVE: Final = 0.80
 _SAME_CONTRAST: Final = 0.06
 """Contrast distance that any calibration covers: see `sslmedsam2.fewshot.harmonise`."""
 _REJECT_BELOW: Final = 0.60
+_LEAST_SIMILARITY: Final = 0.05
+"""Below this, and where it is negative, a query has nothing in common with the supports."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Calibration:
     """A straight line from score to Dice, with its residual standard deviation.
 
     ``n_cases`` is 0 where there was nothing to calibrate on; then the estimate is a guess and no
-    case is accepted. ``contrast_reach`` is the largest contrast distance among the cases: the line
-    was not tried beyond it.
+    case is accepted. ``contrast_reach`` is the largest contrast distance among the cases, and
+    ``least_similarity`` the lowest similarity: the line was not tried beyond them.
     """
 
     slope: float
@@ -57,6 +59,7 @@ class Calibration:
     residual: float
     n_cases: int
     contrast_reach: float = _SAME_CONTRAST
+    least_similarity: float = 0.0
 
 
 def score(evidence: Evidence) -> float:
@@ -86,22 +89,30 @@ def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
     squares = float(((y - slope * x - intercept) ** 2).sum()) + _PRIOR_COUNT * _UNTRIED_SPREAD**2
     residual = float(np.sqrt(squares / (len(cases) + _PRIOR_COUNT)))
     contrast_reach = max(_SAME_CONTRAST, *(one.contrast_distance for one, _ in cases))
-    return Calibration(slope, intercept, residual, len(cases), contrast_reach)
+    least_similarity = max(0.0, min(one.similarity for one, _ in cases))
+    return Calibration(
+        slope, intercept, residual, len(cases), contrast_reach, least_similarity=least_similarity
+    )
 
 
 def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
     """Estimate the Dice of a pseudo label and return its verdict.
 
     Accepted is what is probably good; rejected what is probably bad, or where nothing was found.
-    A query of a contrast that no calibration case had gets a wider interval, in proportion to its
-    distance, and is not accepted where that interval reaches down to what is rejected.
+    A query of a contrast that no calibration case had, or less similar to the supports than any of
+    them, gets a wider interval, in proportion to its distance, and is not accepted where that
+    interval reaches down to what is rejected.
     """
     if evidence.confidence == 0:
         # Supports that find nothing agree perfectly; no line may make anything of that.
         return Reliability(0.0, (0.0, 0.0), "reject")
     estimate = calibration.slope * score(evidence) + calibration.intercept
     degrees = max(1, calibration.n_cases + _PRIOR_COUNT - 1)
-    beyond = max(1.0, evidence.contrast_distance / calibration.contrast_reach)
+    beyond = max(
+        1.0,
+        evidence.contrast_distance / calibration.contrast_reach,
+        calibration.least_similarity / max(evidence.similarity, _LEAST_SIMILARITY),
+    )
     reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, degrees)) * calibration.residual * beyond
     low, high = np.clip([estimate - reach, estimate + reach], 0, 1)
     estimate = float(np.clip(estimate, 0, 1))

@@ -154,7 +154,11 @@ class Retrieval:
             seconds={"segment": round(time.perf_counter() - start, 3)},
         )
         distance = contrast_distance(body_quantiles(stack.slices), reference)
-        evidence = replace(result.evidence, contrast_distance=round(distance, 4))
+        evidence = replace(
+            result.evidence,
+            contrast_distance=round(distance, 4),
+            similarity=round(float(np.mean([view.similarity for view in best.views])), 4),
+        )
         result = replace(result, evidence=evidence)
         if best.appearance != AS_IS:
             note = (

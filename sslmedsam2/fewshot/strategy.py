@@ -88,6 +88,9 @@ class Evidence:
     contrast_distance
         Between the query as it came and the supports: the mean difference of their intensity
         quantiles. 0 for the same contrast; also where it was not measured.
+    similarity
+        Mean over supports of how alike the slices change along the body. 1 also where it was not
+        measured.
     """
 
     reverse_dice: float
@@ -96,6 +99,7 @@ class Evidence:
     confidence: float
     plausibility: float
     contrast_distance: float = 0.0
+    similarity: float = 1.0
 
 
 @dataclass(frozen=True)

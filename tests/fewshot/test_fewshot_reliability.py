@@ -155,3 +155,19 @@ def test_a_calibration_covers_the_contrasts_of_its_own_cases():
     )
     assert near.verdict == "accept"
     assert near.interval[0] > far.interval[0]
+
+
+def test_a_query_less_similar_than_the_calibrations_cases_widens_the_interval():
+    cases = [
+        (dataclasses.replace(evidence, similarity=0.6 + 0.01 * k), dice)
+        for k, (evidence, dice) in enumerate(_cases(8, seed=5, noise=0.06))
+    ]
+    calibration = calibrate(cases)
+    found = [
+        judge(dataclasses.replace(GOOD, similarity=similarity), calibration)
+        for similarity in (0.9, 0.6, 0.4, -0.2)
+    ]
+    widths = [one.interval[1] - one.interval[0] for one in found]
+
+    assert widths[0] == widths[1] < widths[2] < widths[3]
+    assert [found[k].verdict for k in (0, 1, 3)] == ["accept", "accept", "doubtful"]
