@@ -278,6 +278,8 @@ class LiverTrainer(nnUNetTrainer):
     stop: StopRequest = StopRequest()
     unlabelled: Mapping[str, UnlabelledCase]
     _teacher: nn.Module
+    """The average of the last steps' weights, which is what serves."""
+    _call_teacher: Any
     _steps: int = 0
     _saved_at: float = 0.0
 
@@ -302,6 +304,11 @@ class LiverTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             self._arrange_for_cpu()
         self._teacher = copy.deepcopy(self._bare_network).requires_grad_(False).eval()
+        self._call_teacher = torch.compile(self._teacher) if self._is_compiled else self._teacher
+
+    @property
+    def _is_compiled(self) -> bool:
+        return hasattr(getattr(self.network, "module", self.network), "_orig_mod")
 
     @property
     def _bare_network(self) -> torch.nn.Module:
@@ -569,7 +576,7 @@ class LiverTrainer(nnUNetTrainer):
             network_dice=self._dice_after(settings.warm_up),
         ).to(self.device)
         with torch.no_grad():
-            teacher = self._outputs(self._teacher, patches.weak)[0].softmax(dim=1)[:, 1:2]
+            teacher = self._outputs(self._call_teacher, patches.weak)[0].softmax(dim=1)[:, 1:2]
             target = mixed_target(teacher, patches.fewshot, weight)
         return deep_unlabelled_loss(
             self._outputs(self.network, patches.strong),
