@@ -79,4 +79,7 @@ def _handler() -> logging.Handler:
         return plain
     from rich.logging import RichHandler
 
-    return RichHandler(console=console, show_path=False, markup=False)
+    handler = RichHandler(console=console, show_path=False, markup=False)
+    # Without a format of its own, basicConfig gives it one that repeats level and logger.
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler

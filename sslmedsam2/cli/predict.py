@@ -241,7 +241,6 @@ def _progress(kind: str) -> AbstractContextManager[Progress | None]:
         Progress,
         TextColumn,
         TimeElapsedColumn,
-        TimeRemainingColumn,
     )
 
     return Progress(
@@ -249,8 +248,7 @@ def _progress(kind: str) -> AbstractContextManager[Progress | None]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         console=console,
     )
 
@@ -260,21 +258,24 @@ class _ProgressPrinter:
 
     def __init__(self, progress: Progress | None, *, as_json: bool) -> None:
         self._progress, self._as_json = progress, as_json
-        self._task = None if progress is None else progress.add_task("segmenting", total=None)
+        self._task = None
+        if progress is not None:
+            self._task = progress.add_task("segmenting", total=None, left="")
         self._start = time.monotonic()
 
     def __call__(self, result: SeriesResult, done: int, total: int) -> None:
         import logging
 
+        seconds_left = (time.monotonic() - self._start) / done * (total - done)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+            left = f"about {_duration(seconds_left)} left" if done < total else ""
+            self._progress.update(self._task, completed=done, total=total, left=left)
         if self._as_json:
-            seconds = time.monotonic() - self._start
             write_json_line(
                 event="scan",
                 done=done,
                 total=total,
-                seconds_left=round(seconds / done * (total - done), 1),
+                seconds_left=round(seconds_left, 1),
                 case=result.case,
                 sequence=result.sequence,
                 status=result.status.value,
@@ -305,6 +306,12 @@ def _estimate(result: SeriesResult) -> str:
         return ""
     low, high = result.estimated_dice_interval
     return f", estimated Dice {result.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _make_page(options: dict[str, Any]) -> None:

@@ -1,12 +1,15 @@
 """The command ``predict``: options in, exit code and one summary line out."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from rich.console import Console
 from tiny_models import bright_tissue_model
 from tiny_scans import write_scan
 
@@ -444,3 +447,17 @@ def test_a_system_without_posix_modules_and_calls_can_predict_and_be_checked(
     assert done.returncode == 0, done.stderr
     assert mask.is_file()
     assert "processors" in done.stdout
+
+
+def test_a_terminal_shows_one_bar_with_the_time_left(folders, bright_model, monkeypatch):
+    write_scan(folders[0] / "Vendor-A" / "0002-A" / "GED4.nii.gz")
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+    for module in ("predict", "logging_setup"):
+        monkeypatch.setattr(f"sslmedsam2.cli.{module}.terminal_console", lambda: console)
+
+    assert command(folders, bright_model, folders[0]) == ExitCode.OK
+
+    shown = console.file.getvalue()
+    assert re.search(r"1/2 0:00:\d\d about \d+ s left", shown)
+    assert "2/2 0002-A GED4: ok" in shown
+    assert "INFO:" not in shown
