@@ -51,7 +51,7 @@ def disturbed(library: Path, command: str, scratch: Path, *, step: int) -> dict:
 @pytest.mark.parametrize(
     ("command", "step"),
     [
-        ("predict", 16),
+        ("predict", 40),
         pytest.param("predict", 1, marks=pytest.mark.slow),
         pytest.param("pseudo-label", 1, marks=pytest.mark.slow),
         pytest.param("retrain", 1, marks=pytest.mark.slow),

@@ -113,7 +113,7 @@ def pretrain(settings: PretrainSettings, *, work_dir: Path, device: torch.device
     A training that was stopped goes on from its last checkpoint in ``work_dir``.
     """
     if settings.processes == 1:
-        _train(0, settings, work_dir, device, None)
+        average = _train(0, settings, work_dir, device, None)
     else:
         # Small tensors leave threads of one process waiting for each other; processes with a
         # thread each do half as much again.
@@ -123,9 +123,10 @@ def pretrain(settings: PretrainSettings, *, work_dir: Path, device: torch.device
                 args=(settings, work_dir, device, Path(meeting) / "rendezvous"),
                 nprocs=settings.processes,
             )
+        written = torch.load(work_dir / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
+        average = written["average"]
     model = build_compact(settings.architecture)
-    state = torch.load(work_dir / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
-    model.load_state_dict(state["average"])
+    model.load_state_dict(average)
     return model.eval()
 
 
@@ -135,8 +136,11 @@ def _train(
     work_dir: Path,
     device: torch.device,
     meeting: Path | None,
-) -> None:
-    """Train in one of ``settings.processes`` processes; the first writes the checkpoint."""
+) -> dict[str, Tensor]:
+    """Train in one of ``settings.processes`` processes, and return the averaged weights.
+
+    The first process writes the checkpoint, and it alone averages.
+    """
     if meeting is not None:
         torch.set_num_threads(1)
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
@@ -194,6 +198,7 @@ def _train(
             saved = time.monotonic()
     if meeting is not None:
         dist.destroy_process_group()
+    return average
 
 
 def _n_workers(device: torch.device) -> int:

@@ -38,7 +38,8 @@ def _checkpoint(folder):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uninterrupted")
-    return pretrain(SETTINGS, work_dir=folder, device=CPU), folder
+    settings = replace(SETTINGS, save_every_s=1e9)
+    return pretrain(settings, work_dir=folder, device=CPU), folder
 
 
 def test_a_few_steps_move_the_weights_and_keep_them_finite(uninterrupted):
@@ -78,7 +79,7 @@ def test_shown_one_episode_again_and_again_the_loss_falls(monkeypatch, tmp_path)
 
 
 def test_another_seed_gives_other_weights(uninterrupted, tmp_path):
-    other = pretrain(replace(SETTINGS, seed=4), work_dir=tmp_path, device=CPU)
+    other = pretrain(replace(SETTINGS, seed=4, save_every_s=1e9), work_dir=tmp_path, device=CPU)
     name = "sam_mask_decoder.mask_tokens.weight"
     assert not torch.equal(other.state_dict()[name], uninterrupted[0].state_dict()[name])
 

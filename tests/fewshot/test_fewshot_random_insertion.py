@@ -14,7 +14,7 @@ from tiny_sam2 import ABSENT, leaning_towards, make_query
 from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.random_insertion import N_PLACES
 
-N_SUPPORT, N_QUERY = 3, 2
+N_SUPPORT, N_QUERY = 2, 1
 GRID = short_grid(N_SUPPORT)
 QUERY = make_query("q/T2", seed=9, geometry=short_grid(N_QUERY))
 

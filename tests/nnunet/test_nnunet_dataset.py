@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -92,15 +93,31 @@ def test_one_image_is_too_few(tmp_path):
     assert not (tmp_path / "p").exists()
 
 
-@pytest.fixture
-def built(tmp_path):
-    """Images of two cases, and the data set made from them."""
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("built")
     images = [
-        write_labelled_case(tmp_path / "data" / "one", seed=1, with_organs=True),
-        write_labelled_case(tmp_path / "data" / "two", seed=2),
+        write_labelled_case(root / "data" / "one", seed=1, with_organs=True),
+        write_labelled_case(root / "data" / "two", seed=2),
     ]
-    folder = build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
-    return images, folder
+    folder = build_dataset(images, preprocessed_dir=root / "p", preset=PRESET)
+    return root, images, folder
+
+
+@pytest.fixture
+def built(built_once, tmp_path):
+    """Images of two cases, and the data set made from them."""
+    root, images, folder = built_once
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+
+    def here(path):
+        return None if path is None else tmp_path / path.relative_to(root)
+
+    images = [
+        replace(one, path=here(one.path), mask=here(one.mask), organs=here(one.organs))
+        for one in images
+    ]
+    return images, here(folder)
 
 
 def _content(folder):

@@ -12,7 +12,7 @@ from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_s
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import _make_trainer, preprocessed_dir, set_environment
 
-N_LOADERS = 3
+N_LOADERS = 2
 SETTINGS = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
 
 pytestmark = pytest.mark.usefixtures("no_progress_png")

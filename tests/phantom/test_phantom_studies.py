@@ -64,7 +64,7 @@ def test_shipped_inputs_stay_small():
 
 def test_regenerating_gives_the_shipped_voxels(tmp_path):
     whole = example_cases()[3]
-    case = replace(whole, scans=whole.scans[:1])
+    case = replace(whole, scans=(min(whole.scans, key=lambda scan: np.prod(scan.shape_zyx)),))
     write_case(case, image_folder=tmp_path / "images", mask_folder=tmp_path / "masks")
     for scan in case.scans:
         image = nib.load(tmp_path / "images" / f"{scan.sequence}.nii.gz")
