@@ -16,6 +16,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -33,6 +34,11 @@ ERRORS = {"ENOSPC": True, "EIO": False, "EACCES": False}
 """Whether all later calls fail as well."""
 _MASKS_AND_WEIGHTS = (".nii.gz", ".pth", ".csv", "outcome.json", "selection.json")
 _LIBRARY = ctypes.CDLL(None)
+_IMPORTED = {
+    "predict": ("sslmedsam2.cli.main", "sslmedsam2.predict.pipeline", "openvino", "PIL.Image"),
+    "pseudo-label": ("sslmedsam2.cli.main", "sslmedsam2.pseudo_label.pipeline"),
+    "retrain": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "sslmedsam2.retrain.pipeline"),
+}
 _SETTLED_CODES = {"predict": {1, 3}, "pseudo-label": {1}, "retrain": {1, 2, 4}}
 
 
@@ -165,11 +171,9 @@ def main() -> None:
     """Disturb a command at each call, and write what came of it."""
     kind, scratch, result = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3])
     step = int(sys.argv[4]) if len(sys.argv) > 4 else 1
-    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer  # noqa: F401  (once, before all forks)
-
-    import sslmedsam2.cli.main
-    import sslmedsam2.predict.pipeline
-    import sslmedsam2.retrain.pipeline  # noqa: F401
+    # Once, before all forks.
+    for name in _IMPORTED[kind]:
+        importlib.import_module(name)
 
     command = make_inputs(kind, scratch / "inputs")
     whole = scratch / "whole"

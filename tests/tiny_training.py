@@ -10,7 +10,6 @@ from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.plans import CompactPreset
-from sslmedsam2.nnunet.trainer import FOLDER_NAME
 
 PRESET = CompactPreset(
     spacing_zyx_mm=(14.0, 8.0, 8.0),
@@ -64,6 +63,9 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         "tensorboard.backend.event_processing.event_accumulator",
         reason="needs the extra [tensorboard]",
     )
+    # Takes seconds, and not all that use this module train.
+    from sslmedsam2.nnunet.trainer import FOLDER_NAME
+
     events = accumulator.EventAccumulator(str(folder / FOLDER_NAME))
     events.Reload()
     return {

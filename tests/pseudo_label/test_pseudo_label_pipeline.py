@@ -32,7 +32,6 @@ def finished(tmp_path_factory, small_sam2):
     place.add_support("1002-A-S2", seed=2)
     place.add_query("0001-A/T2.nii.gz")
     place.add_query("0001-A/DWI_800.nii.gz", seed=11, n_slices=3)
-    place.add_query("0001-A/GED1.nii.gz", n_slices=3)
     place.add_query("Vendor-B1/0003-B1/T2.nii.gz", left_handed=True)
     # A copy of a support.
     place.add_query("1001-A-S1/GED4.nii.gz", seed=1)
@@ -136,6 +135,7 @@ def test_a_copy_of_a_support_is_labelled_without_it(finished):
 
 def test_sequences_choose_the_queries(copy):
     (copy.query / "scan.nii.gz").unlink()
+    copy.add_query("0001-A/GED1.nii.gz", n_slices=3)
 
     summary = copy.run(sequences=("GED1",), resume=True)
 
