@@ -25,10 +25,10 @@ from sslmedsam2.contract.names import is_hidden
 from sslmedsam2.contract.walk import walk
 from sslmedsam2.errors import InputError, SslMedSam2Error
 from sslmedsam2.imaging.atomic import output_error
+from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
 
 logger = logging.getLogger(__name__)
 
-ARCHIVE_SUFFIX: Final = ".zip"
 _MOST_MEMBERS: Final = 100_000
 _MOST_BYTES: Final = 64 * 10**9
 """Of all archives of an input together, unpacked."""

@@ -23,10 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import info_csv, names
+from sslmedsam2.contract.outputs import REPORT_NAME
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.formats import unread_image
+from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX, unread_image
 from sslmedsam2.imaging.image_file import ImageFile
 
 _NAMELESS_FOLDER = "case"
@@ -100,7 +101,9 @@ def read_folder(
     else:
         part = _read_volumes(folder, named, root=tree.root)
     left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
-    for path in folder.others:
+    # The pictures of a results page lie in its folder ``cases``.
+    is_page = folder.path.name == "cases" and (folder.path.parent / REPORT_NAME).is_file()
+    for path in () if is_page else folder.others:
         reason = None if info_csv.is_info_table(path) else unread_image(path)
         if reason:
             left_out.append(LeftOut(path, reason))
@@ -162,8 +165,8 @@ def folder_names(folder: Path, *, root: Path) -> list[str]:
 
 
 def _without_zip(name: str) -> str:
-    is_archive = name.lower().endswith(".zip") and len(name) > len(".zip")
-    return name[: -len(".zip")] if is_archive else name
+    is_archive = name.lower().endswith(ARCHIVE_SUFFIX) and name.lower() != ARCHIVE_SUFFIX
+    return name[: -len(ARCHIVE_SUFFIX)] if is_archive else name
 
 
 def is_in_sequence_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> bool:

@@ -6,6 +6,7 @@ wrong mask, would be found too late.
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,10 @@ from sslmedsam2.contract.identity import (
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX, unread_image
 from sslmedsam2.imaging.image_file import ImageFile
+
+logger = logging.getLogger(__name__)
 
 _REFERENCE_KINDS: Final = ("mask", "seg")
 """``X_pred`` is what a program wrote."""
@@ -69,6 +73,9 @@ def find_labelled_series(
     tree = walk(root)
     if tree.problems:
         raise tree.problems[0]
+    for path in (path for folder in tree.folders for path in folder.others):
+        if path.name.lower().endswith(ARCHIVE_SUFFIX):
+            logger.warning("%s is left out: %s", path, unread_image(path))
     sequences = sequence_map or SequenceMap()
     found = [
         image

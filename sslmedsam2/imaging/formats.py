@@ -14,6 +14,7 @@ NIFTI_EXTENSIONS = (".nii.gz", ".nii.bz2", ".nii")
 ITK_EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
 NIBABEL_EXTENSIONS = (".hdr", ".mgz", ".mgh", ".par")
 IMAGE_EXTENSIONS = NIFTI_EXTENSIONS + ITK_EXTENSIONS + NIBABEL_EXTENSIONS
+ARCHIVE_SUFFIX = ".zip"
 WRITTEN_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".nrrd")
 DETACHED_EXTENSIONS = (".mhd", ".nhdr", ".hdr", ".par")
 """Headers whose voxels lie in another file."""

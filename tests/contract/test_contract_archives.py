@@ -6,6 +6,7 @@ import pytest
 
 from sslmedsam2.contract import archives
 from sslmedsam2.contract.archives import open_archives
+from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import InputError, NoInputError
 
@@ -203,3 +204,23 @@ def test_a_missing_input_is_left_to_whoever_looks_for_studies(tmp_path):
         open_archives(tmp_path / "no") as opened,
     ):
         find_studies(opened.path)
+
+
+def test_an_archive_among_labelled_images_is_told(tmp_path, caplog):
+    for name in ("T2.nii.gz", "mask_T2.nii.gz"):
+        (tmp_path / "P1").mkdir(exist_ok=True)
+        (tmp_path / "P1" / name).touch()
+    archive = write_zip(tmp_path / "P2.zip", "T2.nii.gz", "mask_T2.nii.gz")
+
+    assert [image.case for image in find_labelled_series(tmp_path)] == ["P1"]
+    assert [record.message for record in caplog.records] == [
+        f"{archive} is left out: it is an archive that is not opened here; unpack it"
+    ]
+
+
+def test_pictures_of_a_results_page_are_not_left_out_images(tmp_path):
+    for name in ("P1/T2.nii.gz", "out/report/run_report.json", "out/report/cases/0001.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+
+    assert find_studies(tmp_path).left_out == ()
