@@ -193,7 +193,7 @@ def _inputs(paths: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
     for path in paths:
         if not path.exists():
             raise NoInputError(path, reason="does not exist", remedy="Check the path")
-    only = tuple(path.absolute() for path in paths)
+    only = tuple(Path(os.path.abspath(path)) for path in paths)  # noqa: PTH100 (resolve() would follow links)
     folders = [path if path.is_dir() else path.parent for path in only]
     return Path(os.path.commonpath(folders)), only
 

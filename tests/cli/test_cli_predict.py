@@ -269,12 +269,13 @@ def command(folders, model, *args):
     return main(["predict", *options, *map(str, args), "-o", str(folders[1])])
 
 
-def test_several_scans_and_folders_are_one_run(folders, bright_model, tmp_path):
+def test_several_scans_and_folders_are_one_run(folders, bright_model, tmp_path, monkeypatch):
     write_scan(tmp_path / "a" / "scan.nii.gz")
     write_scan(tmp_path / "b" / "scan.nii.gz")
     write_scan(tmp_path / "b" / "other.nii.gz")
 
-    given = (tmp_path / "a" / "scan.nii.gz", tmp_path / "b" / "scan.nii.gz", "-i", folders[0])
+    monkeypatch.chdir(tmp_path / "b")
+    given = ("../a/scan.nii.gz", "scan.nii.gz", "scan.nii.gz", "-i", folders[0])
     assert command(folders, bright_model, *given) == ExitCode.OK
 
     assert files_in(folders[1]) - RECORDS == {
