@@ -189,7 +189,7 @@ class _UNet:
         for stage, n in enumerate(self._each("n_conv_per_stage_decoder", n=len(skips))):
             features, stride = self._features[-stage - 2], self._strides[-stage - 1]
             name = f"decoder.transpconvs.{stage}"
-            weight = self._weight(f"{name}.weight", x.shape[1], features, *stride)
+            weight = ops.constant(self._weight(f"{name}.weight", x.shape[1], features, *stride))
             x = ops.convolution_backprop_data(x, weight, strides=stride, dilations=_three(1))
             x = self._with_bias(x, name, features) if self._bias else x
             x = ops.concat([x, skips.pop()], 1)
@@ -255,11 +255,12 @@ def _is_alias(name: str) -> bool:
 
 def _convolved(x: Any, weight: npt.NDArray[np.float32], stride: list[int]) -> Any:
     padding = [(size - 1) // 2 for size in weight.shape[2:]]
-    return ops.convolution(x, weight, stride, padding, padding, _three(1))
+    # As an array, OpenVINO would take it apart number by number.
+    return ops.convolution(x, ops.constant(weight), stride, padding, padding, _three(1))
 
 
-def _per_channel(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return vector.reshape(1, -1, 1, 1, 1)
+def _per_channel(vector: npt.NDArray[np.float32]) -> Any:
+    return ops.constant(vector.reshape(1, -1, 1, 1, 1))
 
 
 def _three(value: Any) -> list[int]:
