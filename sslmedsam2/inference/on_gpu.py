@@ -1,6 +1,6 @@
-"""A volume that stays on a GPU from its normalised voxels to its mask.
+"""A volume that stays on a GPU from its normalised voxels to its margin.
 
-It goes in once and the mask comes out, where otherwise each patch would go in and its margin come
+It goes in once and the margin comes out, where otherwise each patch would go in and its margin come
 out. The results are those of :mod:`resampling` and :mod:`sliding_window` to rounding.
 """
 
@@ -54,10 +54,15 @@ class GpuCanvas(Canvas):
 
 
 def resample(
-    volume: npt.NDArray[np.float32], resampler: Resampler, *, device: str | torch.device
+    volume: npt.NDArray[np.float32], resampler: Resampler | None, *, device: str | torch.device
 ) -> Tensor:
-    """Take a float32 volume to the GPU and resample it there, as ``resampling.resample`` does."""
+    """Take a float32 volume to the GPU and resample it there, as ``resampling.resample`` does.
+
+    None leaves it on its grid.
+    """
     there = torch.from_numpy(volume).to(device)
+    if resampler is None:
+        return there
     if resampler.order <= 1:
         return _apply(there, resampler.matrices)
     thick = resampler.thick_axis
@@ -68,16 +73,6 @@ def resample(
     in_plane = _apply(there, [m if a != thick else None for a, m in enumerate(resampler.matrices)])
     along = [m if a == thick else None for a, m in enumerate(resampler.matrices)]
     return _apply(in_plane.clamp(least, most), along)
-
-
-def above_zero(margin: Tensor, resampler: Resampler) -> npt.NDArray[np.uint8]:
-    """Return where the resampled ``margin`` is positive, from the GPU."""
-    return (_apply(margin, resampler.matrices) > 0).to(torch.uint8).cpu().numpy()
-
-
-def resampled_margin(margin: Tensor, resampler: Resampler) -> npt.NDArray[np.float32]:
-    """Return the resampled ``margin`` from the GPU."""
-    return _apply(margin, resampler.matrices).cpu().numpy()
 
 
 def _apply(volume: Tensor, matrices: Iterable[Matrix | None]) -> Tensor:

@@ -31,7 +31,9 @@ class Prepared:
     Attributes
     ----------
     patchable
-        float32 voxels at the model's spacing, axes in the model's order; a tensor on a GPU.
+        float32 voxels, axes in the model's order, at the model's spacing once ``forward`` is None.
+    forward
+        To the model's grid, where that is left to the GPU.
     crop
         The non-zero box within the permuted volume.
     back
@@ -40,7 +42,8 @@ class Prepared:
         Shape before cropping.
     """
 
-    patchable: Array
+    patchable: npt.NDArray[np.float32]
+    forward: Resampler | None
     crop: Box
     back: Resampler
     permuted_shape: tuple[int, int, int]
@@ -52,9 +55,9 @@ def prepare(
     *,
     spacing_zyx_mm: tuple[float, float, float],
     spec: ModelSpec,
-    device: str = "cpu",
+    resampled: bool = True,
 ) -> Prepared:
-    """Bring a volume to what the network was trained on."""
+    """Bring a volume to what the network was trained on; ``resampled=False`` leaves its grid."""
     permuted = array_zyx.transpose(spec.transpose_forward)
     a, b, c = (spacing_zyx_mm[axis] for axis in spec.transpose_forward)
     spacing_mm = (a, b, c)
@@ -80,7 +83,8 @@ def prepare(
         rule=spec.logit_resampling,
     )
     return Prepared(
-        patchable=_resampled(cropped, forward, device=device),
+        patchable=resample(cropped, forward) if resampled else cropped,
+        forward=None if resampled else forward,
         crop=crop,
         back=back,
         permuted_shape=_shape3(permuted.shape),
@@ -88,33 +92,28 @@ def prepare(
     )
 
 
-def _resampled(cropped: npt.NDArray[np.float32], forward: Resampler, *, device: str) -> Array:
+def on_model_grid(prepared: Prepared, *, device: str) -> Array:
+    """Return the voxels on the model's grid: an array for ``cpu``, else a tensor there."""
     if device == "cpu":
-        return resample(cropped, forward)
+        forward = prepared.forward
+        return prepared.patchable if forward is None else resample(prepared.patchable, forward)
     from sslmedsam2.inference import on_gpu
 
-    return on_gpu.resample(cropped, forward, device=device)
+    return on_gpu.resample(prepared.patchable, prepared.forward, device=device)
 
 
-def mask_from_margin(margin: Array, prepared: Prepared) -> npt.NDArray[np.uint8]:
+def mask_from_margin(margin: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.uint8]:
     """Take a margin on the model's grid back to the original one; 1 where it is positive."""
-    if isinstance(margin, np.ndarray):
-        return _uncropped(resample_above_zero(margin, prepared.back), prepared)
-    from sslmedsam2.inference import on_gpu
-
-    return _uncropped(on_gpu.above_zero(margin, prepared.back), prepared)
+    return _uncropped(resample_above_zero(margin, prepared.back), prepared)
 
 
-def probability_from_margin(margin: Array, prepared: Prepared) -> npt.NDArray[np.float32]:
+def probability_from_margin(
+    margin: npt.NDArray[np.float32], prepared: Prepared
+) -> npt.NDArray[np.float32]:
     """Take a margin back to the original grid as a probability; 0 where the image was cropped."""
     from scipy import special
 
-    if isinstance(margin, np.ndarray):
-        resampled = resample_margin(margin, prepared.back)
-    else:
-        from sslmedsam2.inference import on_gpu
-
-        resampled = on_gpu.resampled_margin(margin, prepared.back)
+    resampled = resample_margin(margin, prepared.back)
     return _uncropped(special.expit(resampled, out=resampled), prepared)
 
 

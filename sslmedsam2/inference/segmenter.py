@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -26,8 +26,10 @@ from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
+    Prepared,
     canonical_place,
     mask_from_margin,
+    on_model_grid,
     prepare,
     probability_from_margin,
 )
@@ -121,8 +123,30 @@ class CanonicalSegmentation:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Inferred:
+    """What the network says of a volume, before post-processing; nothing of it is on a GPU.
+
+    Attributes
+    ----------
+    prepared
+        Without its voxels.
+    margin
+        On the model's grid.
+    """
+
+    prepared: Prepared
+    margin: npt.NDArray[np.float32]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+
 class CanonicalSegmenter:
-    """One loaded model. Not for use by several threads at once."""
+    """One loaded model.
+
+    ``segment`` is ``prepare``, ``infer`` and ``finish``. These may run in three threads, each on
+    another volume: only ``infer`` uses the networks and the GPU.
+    """
 
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         """Load every fold of the model onto the device.
@@ -151,7 +175,30 @@ class CanonicalSegmenter:
     def segment(
         self, volume: CanonicalVolume, *, with_probability: bool = False
     ) -> CanonicalSegmentation:
-        """Segment one volume; on a GPU it stays there until its mask is found.
+        """Segment one volume.
+
+        Raises
+        ------
+        ModelError
+            The network gives values that are not finite.
+        """
+        start = time.perf_counter()
+        prepared = self.prepare(volume)
+        seconds = {"prepare": round(time.perf_counter() - start, 4)}
+        found = self.finish(self.infer(prepared), with_probability=with_probability)
+        return replace(found, seconds={**seconds, **found.seconds})
+
+    def prepare(self, volume: CanonicalVolume) -> Prepared:
+        """Normalise a volume, and resample it unless the GPU is to do that."""
+        return prepare(
+            volume.array_zyx,
+            spacing_zyx_mm=volume.spacing_zyx_mm,
+            spec=self._spec,
+            resampled=not self._computes_on_gpu(),
+        )
+
+    def infer(self, prepared: Prepared) -> Inferred:
+        """Run the networks; on a GPU the volume stays there until its margin is found.
 
         Raises
         ------
@@ -160,10 +207,41 @@ class CanonicalSegmenter:
         """
         if self._computes_on_gpu():
             try:
-                return self._segment(volume, device=self.device, with_probability=with_probability)
+                return self._infer(prepared, device=self.device)
             except RuntimeError as error:
                 self._give_up_gpu(error)
-        return self._segment(volume, device="cpu", with_probability=with_probability)
+        return self._infer(prepared, device="cpu")
+
+    def finish(
+        self, inferred: Inferred, *, with_probability: bool = False
+    ) -> CanonicalSegmentation:
+        """Take the network's margin back to the volume's grid and clean the mask."""
+        seconds = dict(inferred.seconds)
+        prepared, margin = inferred.prepared, inferred.margin
+        relaxed = probability = None
+        with _timed(seconds, "finish"):
+            liver = keep_liver(mask_from_margin(margin, prepared))
+            if liver.n_components == 0:
+                likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
+                relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
+            evidence = evidence_of(margin, liver.mask_zyx)
+            doubtful = most_doubtful(margin, spacing_mm=self._spec.spacing_mm)
+            if with_probability:
+                probability = probability_from_margin(margin, prepared)
+        return CanonicalSegmentation(
+            mask_zyx=liver.mask_zyx,
+            n_components=liver.n_components,
+            mean_confidence=_mean_confidence(margin),
+            estimate=self._calibration.estimate(evidence)
+            if self._calibration and evidence
+            else None,
+            evidence=evidence,
+            doubtful_zyx=None if doubtful is None else canonical_place(doubtful, prepared),
+            relaxed_mask_zyx=relaxed,
+            probability_zyx=probability,
+            warnings=inferred.warnings,
+            seconds=seconds,
+        )
 
     def _computes_on_gpu(self) -> bool:
         return all(getattr(network, "on_gpu", False) for network in self._networks)
@@ -180,46 +258,15 @@ class CanonicalSegmenter:
             if hasattr(network, "leave_gpu"):
                 network.leave_gpu(first_line(error))
 
-    def _segment(
-        self, volume: CanonicalVolume, *, device: str, with_probability: bool
-    ) -> CanonicalSegmentation:
-        """Segment with the volume on ``device``, wherever the networks are."""
+    def _infer(self, prepared: Prepared, *, device: str) -> Inferred:
+        """Run the networks, wherever they are, with the volume on ``device``."""
         seconds: dict[str, float] = {}
-        with _timed(seconds, "prepare"):
-            prepared = prepare(
-                volume.array_zyx,
-                spacing_zyx_mm=volume.spacing_zyx_mm,
-                spec=self._spec,
-                device=device,
-            )
         with _timed(seconds, "network"):
-            margin = self._margin(prepared.patchable)
-        with _timed(seconds, "finish"):
-            raw = mask_from_margin(margin, prepared)
-            liver = keep_liver(raw)
-            relaxed = probability = None
-            if liver.n_components == 0:
-                likeliest = _relaxed_margin(_as_numpy(margin), voxel_mm=self._spec.spacing_mm)
-                relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
-            on_host = _as_numpy(margin)
-            evidence = evidence_of(on_host, liver.mask_zyx)
-            doubtful = most_doubtful(on_host, spacing_mm=self._spec.spacing_mm)
-            if with_probability:
-                probability = probability_from_margin(margin, prepared)
-        return CanonicalSegmentation(
-            mask_zyx=liver.mask_zyx,
-            n_components=liver.n_components,
-            mean_confidence=_mean_confidence(margin),
-            estimate=self._calibration.estimate(evidence)
-            if self._calibration and evidence
-            else None,
-            evidence=evidence,
-            doubtful_zyx=None if doubtful is None else canonical_place(doubtful, prepared),
-            relaxed_mask_zyx=relaxed,
-            probability_zyx=probability,
-            warnings=self._drain_degradations(),
-            seconds=seconds,
-        )
+            margin = self._margin(on_model_grid(prepared, device=device))
+            if not isinstance(margin, np.ndarray):
+                margin = margin.cpu().numpy()
+        without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
+        return Inferred(without_voxels, margin, self._drain_degradations(), seconds)
 
     def _margin(self, patchable: Array) -> Array:
         plan = WindowPlan(
@@ -309,14 +356,8 @@ def _relaxed_margin(
     return smooth - threshold
 
 
-def _as_numpy(margin: Array) -> npt.NDArray[np.float32]:
-    return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
-
-
-def _mean_confidence(margin: Array) -> float | None:
+def _mean_confidence(margin: npt.NDArray[np.float32]) -> float | None:
     positive = margin[margin > 0]
-    if not isinstance(margin, np.ndarray):
-        return float(positive.sigmoid().mean()) if len(positive) else None
     return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else None
 
 

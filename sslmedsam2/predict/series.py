@@ -27,7 +27,13 @@ from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.postprocessing import typical_liver
-from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter, EngineOptions
+from sslmedsam2.inference.preprocessing import Prepared
+from sslmedsam2.inference.segmenter import (
+    CanonicalSegmentation,
+    CanonicalSegmenter,
+    EngineOptions,
+    Inferred,
+)
 from sslmedsam2.reporting.page_volumes import canonical_geometry
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, SeriesStatus
@@ -120,12 +126,25 @@ class SeriesTarget:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A series as read, or the error that prevented it."""
+    """A series as read and as its network takes it, or the error that prevented it.
+
+    ``prepared`` is gone once the network has taken it.
+    """
 
     target: SeriesTarget
     ready: ReadyVolume | None
     error: SslMedSam2Error | None
     seconds: dict[str, float] = field(default_factory=dict)
+    prepared: Prepared | None = None
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A loaded series with what its network says, or the error that prevented it."""
+
+    loaded: Loaded
+    inferred: Inferred | None
+    error: SslMedSam2Error | None
 
 
 @dataclass(frozen=True)
@@ -202,33 +221,32 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         return EngineAbout(first.device, first.backend)
 
     def load(self, target: SeriesTarget) -> Loaded:
-        """Read a series and turn it to the canonical orientation."""
+        """Read a series, turn it to the canonical orientation and prepare it for its network."""
         start = time.perf_counter()
-        path = target.series.path
+        seconds: dict[str, float] = {}
+        ready = None
         try:
             ready = make_ready(read_image(target))
-        except SslMedSam2Error as error:
-            return Loaded(target, None, error)
+            seconds["read"] = round(time.perf_counter() - start, 4)
+            prepared = self._segmenter(target).prepare(ready.canonical)
+            seconds["prepare"] = round(time.perf_counter() - start - seconds["read"], 4)
         except Exception as error:
-            return Loaded(target, None, unforeseen(path, error))
-        return Loaded(target, ready, None, {"read": round(time.perf_counter() - start, 4)})
+            return Loaded(target, ready, _about(error, target, ready), seconds)
+        return Loaded(target, ready, None, seconds, prepared)
 
-    def compute(self, loaded: Loaded, _stop: StopRequest) -> Segmented:
+    def compute(self, loaded: Loaded, _stop: StopRequest) -> Computed:
         """Run the network; an unforeseen failure becomes this series' error."""
-        if loaded.ready is None:
-            return Segmented(loaded, None, loaded.error)
+        prepared, rest = loaded.prepared, replace(loaded, prepared=None)
+        if prepared is None:
+            return Computed(rest, None, loaded.error)
         try:
-            segmenter = self._by_sequence[loaded.target.series.sequence]
-            with_maps = bool(loaded.target.map_paths)
-            found = segmenter.segment(loaded.ready.canonical, with_probability=with_maps)
-            return Segmented(loaded, found, None)
-        except SslMedSam2Error as error:
-            return Segmented(loaded, None, error.about(loaded.target.input_name))
+            return Computed(rest, self._segmenter(loaded.target).infer(prepared), None)
         except Exception as error:
-            return Segmented(loaded, None, unforeseen(loaded.target.series.path, error))
+            return Computed(rest, None, _about(error, loaded.target, loaded.ready))
 
-    def finish(self, work: Segmented) -> SeriesResult:
-        """Decide what to write, write it, and say how it went."""
+    def finish(self, computed: Computed) -> SeriesResult:
+        """Clean the mask, decide what to write, write it, and say how it went."""
+        work = self._segmented(computed)
         start = time.perf_counter()
         target = work.loaded.target
         try:
@@ -242,9 +260,30 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         mask_sha256 = sha256_file(target.mask_path) if result.output_path is not None else None
         return replace(result, seconds=seconds, mask_sha256=mask_sha256)
 
+    def _segmented(self, computed: Computed) -> Segmented:
+        loaded, inferred = computed.loaded, computed.inferred
+        if inferred is None:
+            return Segmented(loaded, None, computed.error)
+        try:
+            with_maps = bool(loaded.target.map_paths)
+            found = self._segmenter(loaded.target).finish(inferred, with_probability=with_maps)
+            return Segmented(loaded, found, None)
+        except Exception as error:
+            return Segmented(loaded, None, _about(error, loaded.target, loaded.ready))
+
+    def _segmenter(self, target: SeriesTarget) -> CanonicalSegmenter:
+        return self._by_sequence[target.series.sequence]
+
     def close(self) -> None:
         """Free the networks."""
         self._by_sequence.clear()
+
+
+def _about(error: Exception, target: SeriesTarget, ready: ReadyVolume | None) -> SslMedSam2Error:
+    """Return an error as one of this series; once it was read, it is named as in the report."""
+    if not isinstance(error, SslMedSam2Error):
+        return unforeseen(target.series.path, error)
+    return error if ready is None else error.about(target.input_name)
 
 
 def read_image(target: SeriesTarget) -> Volume:

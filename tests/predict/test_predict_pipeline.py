@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import nibabel as nib
 import numpy as np
@@ -442,18 +443,19 @@ def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, 
 @pytest.mark.parametrize(
     "error", [RuntimeError("a tensor\nof two lines"), MemoryError(), ValueError("odd")]
 )
-def test_a_failure_inside_the_network_stays_with_its_series(workplace, monkeypatch, error):
+@pytest.mark.parametrize("step", ["prepare", "infer", "finish"])
+def test_a_failure_around_the_network_stays_with_its_series(workplace, monkeypatch, error, step):
     for case in ("0001-A", "0002-A", "0003-A"):
         workplace.add(f"{case}/GED4.nii.gz")
-    whole, calls = CanonicalSegmenter.segment, []
+    whole, calls = getattr(CanonicalSegmenter, step), []
 
-    def failing_second(self, volume):
-        calls.append(volume)
+    def failing_second(self, given, **options):
+        calls.append(given)
         if len(calls) == 2:
             raise error
-        return whole(self, volume)
+        return whole(self, given, **options)
 
-    monkeypatch.setattr(CanonicalSegmenter, "segment", failing_second)
+    monkeypatch.setattr(CanonicalSegmenter, step, failing_second)
 
     ended = workplace.run()
 
@@ -465,6 +467,30 @@ def test_a_failure_inside_the_network_stays_with_its_series(workplace, monkeypat
     for number in (1, 2, 3):
         name = f"000{number}-A"
         assert_valid_mask(workplace.mask_of(ended.of(name)), workplace.input / name / "GED4.nii.gz")
+
+
+def test_a_volume_is_prepared_and_another_finished_while_the_network_works(workplace, monkeypatch):
+    for case in ("0001-A", "0002-A", "0003-A"):
+        workplace.add(f"{case}/GED4.nii.gz")
+    threads = {"prepare": set(), "infer": set(), "finish": set()}
+
+    def noting(step, whole):
+        def noted(self, given, **options):
+            threads[step].add(threading.current_thread())
+            return whole(self, given, **options)
+
+        return noted
+
+    for step in threads:
+        monkeypatch.setattr(
+            CanonicalSegmenter, step, noting(step, getattr(CanonicalSegmenter, step))
+        )
+
+    workplace.run()
+
+    assert threads["infer"] == {threading.current_thread()}
+    assert not threads["infer"] & (threads["prepare"] | threads["finish"])
+    assert not threads["prepare"] & threads["finish"]
 
 
 def test_a_mask_that_cannot_be_written_stays_with_its_series(workplace):

@@ -45,7 +45,7 @@ def statuses(ended):
 def test_what_is_complete_is_kept_without_the_network(finished, monkeypatch):
     before = {case: mask_path(finished, case).stat().st_mtime_ns for case in CASES}
     first = {case: finished.run(resume=True).of(case) for case in CASES}
-    monkeypatch.delattr(CanonicalSegmenter, "segment")
+    monkeypatch.delattr(CanonicalSegmenter, "infer")
 
     ended = finished.run(resume=True)
 
