@@ -7,6 +7,7 @@ data from outside: what could harm is refused as a whole, before anything of it 
 
 from __future__ import annotations
 
+import errno
 import logging
 import lzma
 import shutil
@@ -36,6 +37,7 @@ _LARGEST_RATIO: Final = 250
 """Of unpacked to packed bytes, for archives that unpack to more than `_SMALL_BYTES`."""
 _SMALL_BYTES: Final = 10**9
 _ENCRYPTED: Final = 0x1
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -228,8 +230,17 @@ def _unpack(archive: Path, target: Path) -> None:
             if member.is_dir() or any(map(is_hidden, place.parts)):
                 continue
             path = target / place
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as to:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                to = path.open("xb")
+            except OSError as error:
+                if error.errno in _FULL:
+                    raise
+                reason = (
+                    f"a file of it cannot be written ({member.filename[:60]!r}: {error.strerror})"
+                )
+                raise _refused(archive, "unsafe_archive", reason) from error
+            with to:
                 try:
                     source = file.open(member)
                 except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:

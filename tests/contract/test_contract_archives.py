@@ -150,6 +150,18 @@ def test_an_archive_with_a_link_or_two_files_of_one_name_is_refused(tmp_path):
     assert refusal(tmp_path / "twice.zip") == "unsafe_archive"
 
 
+@pytest.mark.parametrize(
+    "names", [("P1", "P1/T2.nii.gz"), ("P1/T2.nii.gz", "P1"), ("x" * 300,), (".",)]
+)
+def test_an_archive_whose_files_cannot_be_written_harms_no_other(tmp_path, names):
+    write_zip(tmp_path / "in" / "bad.zip", *names)
+    write_zip(tmp_path / "in" / "good.zip", "T2.nii.gz")
+
+    with open_archives(tmp_path / "in") as opened:
+        assert [path.name for path in opened.unpacked] == ["good.zip"]
+        assert [problem.kind for problem in opened.problems] == ["unsafe_archive"]
+
+
 def test_an_encrypted_archive_is_refused(tmp_path):
     archive = write_zip(tmp_path / "locked.zip", "P1/T2.nii.gz")
     content = bytearray(archive.read_bytes())
