@@ -14,6 +14,9 @@ from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX
 _TOO_MANY = 2
 """A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
 
+_THICK = 1.5
+"""Slices are thicker than pixels are wide by at least this factor."""
+
 _LEAST_RANGE = 0.15
 """The interquartile range of a body counts as at least this part of the whole range, or the noise
 of a body of one grey would count as structure."""
@@ -39,7 +42,8 @@ class LiverTraits:
     share
         Part of the body, in the slices of the mask, that the mask fills.
     border
-        Part of the mask's slices and columns that lie on a side face of the volume.
+        Part of the mask's slices and columns that lie on a side face of the volume. The first and
+        the last slice are no side faces.
     spread
         Interquartile range of the image in the mask, over the same in the body (the scale of the
         next two as well): small where the mask is one tissue of several.
@@ -52,6 +56,9 @@ class LiverTraits:
         Mean foreground probability of what the network calls liver; 0 where it is not known.
     components
         How many pieces the network gave.
+    slice_axis
+        Along which the slices are stacked: 0 axial (or no clear one), 1 coronal, 2 sagittal. A
+        stack may begin and end anywhere in the liver.
     """
 
     volume_ml: float
@@ -66,6 +73,7 @@ class LiverTraits:
     roughness: float
     confidence: float
     components: int
+    slice_axis: int = 0
 
 
 def liver_traits(
@@ -98,7 +106,13 @@ def liver_traits(
     rest = array_zyx[thinned][body[thinned] & ~inside[thinned]]
     steps = np.abs(np.diff(array_near, axis=2))[near[:, :, 1:] & near[:, :, :-1]]
     n = int(inside.sum())
-    side = sum(int(inside[:, i].sum()) + int(inside[:, :, i].sum()) for i in (0, -1))
+    slice_axis = _slice_axis(spacing_zyx_mm)
+    side = sum(
+        int(inside.take(i, axis=axis).sum())
+        for axis in (1, 2)
+        if axis != slice_axis
+        for i in (0, -1)
+    )
     lengths = [(s.stop - s.start) * mm for s, mm in zip(box, spacing_zyx_mm, strict=True)]
     return LiverTraits(
         volume_ml=n * float(np.prod(spacing_zyx_mm)) / 1000,
@@ -115,7 +129,14 @@ def liver_traits(
         roughness=float(np.median(steps)) / scale if steps.size else 0.0,
         confidence=confidence or 0.0,
         components=components,
+        slice_axis=slice_axis,
     )
+
+
+def _slice_axis(spacing_zyx_mm: tuple[float, float, float]) -> int:
+    """Return the axis of far larger spacing than the others, which is that of the slices."""
+    axis = int(np.argmax(spacing_zyx_mm))
+    return axis if spacing_zyx_mm[axis] > _THICK * sorted(spacing_zyx_mm)[1] else 0
 
 
 def _body(array_zyx: ArrayZYX) -> np.ndarray:
@@ -126,16 +147,18 @@ def _body(array_zyx: ArrayZYX) -> np.ndarray:
 
 def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
     """Say in a few words what is unlike a liver; `is_implausible` counts them."""
+    stack = traits.slice_axis
+    whole_mm = [mm for axis, mm in enumerate(traits.extent_mm) if axis == 0 or axis != stack]
     found = {
         f"mean foreground probability {traits.confidence:.2f}": traits.confidence < 0.94,
         f"{traits.volume_ml:.0f} ml": not 300 <= traits.volume_ml <= 4000,
-        "not on the patient's right": not 0.15 <= traits.centre_x <= 0.42,
-        "far in front or behind": not 0.3 <= traits.centre_y <= 0.62,
+        "not on the patient's right": stack != 2 and not 0.15 <= traits.centre_x <= 0.42,
+        "far in front or behind": stack != 1 and not 0.3 <= traits.centre_y <= 0.62,
         "too large a part of the body": traits.share > 0.45,
         "not one tissue": traits.spread > 0.7,
         "no smooth tissue": traits.roughness > 0.2,
         "another shape": not 0.18 <= traits.fill <= 0.55,
-        "too short on one axis": min(traits.extent_mm) < 70,
+        "too short on one axis": min(whole_mm) < 70,
         "cut off at the side": traits.border > 0.01,
         f"{traits.components} pieces": traits.components > 5,
     }

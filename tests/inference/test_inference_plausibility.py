@@ -64,3 +64,19 @@ def test_a_single_voxel_is_measured():
     speck[12, 35, 26] = 1
 
     assert is_implausible(implausible_traits(traits(array, speck)))
+
+
+def test_a_coronal_stack_may_begin_and_end_in_the_liver():
+    array, liver = abdomen()
+    z, y, x = SPACING_ZYX_MM
+    y_of_liver = np.flatnonzero(liver.any(axis=(0, 2)))
+    stack = slice(y_of_liver[0] + 6, y_of_liver[-1] - 3, 3)
+    coronal = {"array": array[:, stack], "mask": liver[:, stack]}
+
+    found = traits(**coronal, spacing=(z, 3 * y, x))
+
+    assert found.slice_axis == 1
+    assert found.border == 0
+    assert not is_implausible(implausible_traits(found))
+    # Without slices of another axis its first and last planes are side faces.
+    assert traits(**coronal, spacing=(z, z, z)).border > 0.01
