@@ -126,3 +126,32 @@ def test_the_bill_of_materials_lists_packages_and_models(tmp_path):
     hashes = {file.path: file.sha256 for file in manifest.files}
     assert checkpoint["hashes"][0]["content"] == hashes["fold_all/checkpoint_final.pth"]
     assert {need for one in bill["dependencies"] for need in one["dependsOn"]} <= parts.keys()
+
+
+@pytest.mark.parametrize(
+    ("made_for", "asked", "up_to_date"),
+    [("user", "--user", True), ("dev", "--user", True), ("dev", "", True), ("user", "", False)],
+)
+def test_an_environment_for_developers_serves_users_and_not_the_reverse(
+    made_for, asked, up_to_date, tmp_path
+):
+    for name in ("constraints.txt", "requirements-sam2.txt", "pyproject.toml"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    (tmp_path / "scripts").mkdir()
+    script = (REPOSITORY / "scripts" / "setup.sh").read_text()
+    (tmp_path / "scripts" / "setup.sh").write_text(script)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # It answers, and installs nothing.
+    python.write_text('#!/bin/sh\n[ "$1" = -c ]\n')
+    python.chmod(0o755)
+    stamped = f"source <(sed -n '/^wanted_stamp/,/^}}/p' scripts/setup.sh); wanted_stamp {made_for}"
+    stamp = subprocess.run(["bash", "-c", stamped], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / ".venv" / "setup-stamp").write_bytes(stamp.stdout)
+
+    call = ["bash", "scripts/setup.sh", *filter(None, [asked])]
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert ("is up to date" in done.stdout) == up_to_date
+    assert ("1/3 PyTorch: a download of" in done.stdout) != up_to_date
+    assert (done.returncode == 0) == up_to_date

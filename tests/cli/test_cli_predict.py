@@ -276,9 +276,13 @@ def test_several_scans_and_folders_are_one_run(folders, bright_model, tmp_path, 
 
     monkeypatch.chdir(tmp_path / "b")
     given = ("../a/scan.nii.gz", "scan.nii.gz", "scan.nii.gz", "-i", folders[0])
-    assert command(folders, bright_model, *given) == ExitCode.OK
+    assert command(folders, bright_model, *given, "--report") == ExitCode.OK
 
-    assert files_in(folders[1]) - RECORDS == {
+    files = files_in(folders[1])
+    shown = {name for name in files if re.fullmatch(r"report/cases/\d+\.js", name)}
+    assert {(folders[1] / name).stat().st_size > 10_000 for name in shown} == {True}
+    assert len(shown) == 3
+    assert {name for name in files if not name.startswith("report/")} - RECORDS == {
         "a_scan_liver.nii.gz",
         "b_scan_liver.nii.gz",
         "LiSeg_pred/0001-A/GED4_pred.nii.gz",
