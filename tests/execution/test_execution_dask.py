@@ -32,7 +32,9 @@ from sslmedsam2.execution.dask_cluster import (
 from sslmedsam2.execution.dask_executor import DaskExecutor
 
 UNITS = list(range(12))
-PATIENCE_S = 60
+PATIENCE_S = 300
+"""As usual: on a loaded machine a lost worker takes half a minute to come back, and units that
+wait for it in vain for longer than this are given up for another reason than their own."""
 TESTS = Path(__file__).parents[1]
 PYTHON_PATH = os.pathsep.join(map(str, (TESTS, TESTS.parent)))
 
