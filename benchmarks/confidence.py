@@ -46,12 +46,15 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--work-dir", type=Path, required=True, help="keeps the predictions")
     options.add_argument("--write", type=Path, help="model folder to write the calibration into")
+    options.add_argument("--plot", type=Path, help="write a picture of estimate and true Dice")
     options.add_argument("--only-kept", action="store_true", help="predict nothing")
     given = options.parse_args()
     observations = list(kept(given.work_dir) if given.only_kept else observed(given.work_dir))
     calibration = fit(observations)
     if given.write:
         add_calibration(given.write, calibration, folds=("all",))
+    if given.plot:
+        plot(observations, given.plot)
     report(figures(observations, calibration), given.json)
 
 
@@ -137,6 +140,32 @@ def group(left_out: np.ndarray, true: np.ndarray, covered: np.ndarray) -> dict[s
         "mean_error": round(float(np.abs(left_out - true).mean()), 4),
         "coverage": round(float(covered.mean()), 3),
     }
+
+
+def plot(observations: list[Observation], path: Path) -> None:
+    """Draw the estimate of each prediction, made without its patient, against its true Dice."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    left_out, covered = patients_left_out(observations)
+    true = np.array([one.dice for one in observations])
+    undisturbed = np.array([one.kind == ORIGINAL for one in observations])
+    axes = plt.subplots(figsize=(5.2, 4.6), layout="constrained")[1]
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    for chosen, marker, words in (
+        (~undisturbed, "o", "degraded copy"),
+        (undisturbed, "^", "undisturbed volume"),
+    ):
+        axes.scatter(true[chosen], left_out[chosen], s=22, marker=marker, alpha=0.75, label=words)
+    outside = ~covered
+    axes.scatter(true[outside], left_out[outside], s=70, facecolors="none", edgecolors="crimson",
+                 label="true Dice outside the interval")  # fmt: skip
+    axes.set(xlabel="true Dice", ylabel="estimated Dice, patient left out", xlim=(0, 1),
+             ylim=(0, 1))  # fmt: skip
+    axes.legend(loc="upper left", fontsize=8)
+    axes.figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

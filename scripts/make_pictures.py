@@ -1,11 +1,14 @@
-"""Takes the guide's pictures of a result page: `python scripts/make_pictures.py PAGE`.
+"""Makes the pictures of results for the guide: `python scripts/make_pictures.py`.
 
-PAGE is an index.html made from phantoms, such as the demo's, never from patients. Needs Chromium.
+Segments the phantoms of test_inputs with the shipped weights, so no picture is of a patient.
+`docs/images/pictures.json` says which weights the pictures are of; a test compares them with the
+shipped ones. Needs Chromium.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -13,20 +16,43 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from sslmedsam2.predict.page import ReportOptions, report
+from sslmedsam2.predict.pipeline import PredictOptions, predict
+from sslmedsam2.weights.manifest import MANIFEST_NAME, read_manifest
+
 REPOSITORY = Path(__file__).parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
+RECORD = IMAGES / "pictures.json"
+INPUTS = REPOSITORY / "test_inputs"
 PREVIEWS = ("0001-A_GED4.png", "0003-B2_T1.png", "0002-B1_T2.png")
 _FIRST_CASE = "0001-A"
 
 
 def main() -> None:
-    """Take a picture of the table and one of a case, and put previews one below the other."""
+    """Segment, make the page, and take pictures of the table, of a case and of previews."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "results"
+        predict(PredictOptions(INPUTS / "images", run, REPOSITORY / "weights", device="cpu"))
+        options = ReportOptions(run, INPUTS / "images", INPUTS / "references")
+        take_pictures(report(options).index_path, profile=Path(folder) / "profile")
+        save_previews(run / "previews")
+    RECORD.write_text(json.dumps({"checkpoints": shipped_checkpoints()}, indent=1) + "\n")
+
+
+def shipped_checkpoints() -> dict[str, str]:
+    """Return the SHA-256 of the liver model's checkpoints."""
+    entry = read_manifest(REPOSITORY / "weights" / MANIFEST_NAME).entry("liver")
+    assert entry is not None
+    return {file.path: file.sha256 for file in entry.files if file.path.endswith(".pth")}
+
+
+def take_pictures(page: Path, *, profile: Path) -> None:
+    """Take a picture of the table and one of a case, as a browser shows them."""
     sys.path.insert(0, str(REPOSITORY / "tests"))
     from headless_chromium import Browser
     from result_page import IS_SHOWN, open_case
 
-    page = Path(sys.argv[1])
-    with tempfile.TemporaryDirectory() as profile, Browser(Path(profile), height=760) as browser:
+    with Browser(profile, height=760) as browser:
         browser.open(page)
         save(browser.screenshot(), "report_table.png")
         open_case(browser, _FIRST_CASE)
@@ -34,7 +60,6 @@ def main() -> None:
         browser.wait_for("qcVolumes.state().viewer.volumes.length === 2")
         browser.run("return new Promise((done) => setTimeout(done, 1000))")
         save(browser.screenshot(), "report_case.png")
-    save_previews(page.parents[1] / "previews")
 
 
 def save(png: bytes, name: str) -> None:

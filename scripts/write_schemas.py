@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from sslmedsam2.imaging.records import schema_of
+from sslmedsam2.inference.confidence import Calibration as DiceCalibration
 from sslmedsam2.pseudo_label.calibration import CalibrationRun
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.run_report import RunReport
@@ -27,6 +28,7 @@ PUBLISHED = {
     "retrain_validation": (tuple[FoldScore, ...], "round_N/validation.json of retrain"),
     "retrain_relabelled": (RelabelRecord, "round_N/relabelled/.../<SEQ>_pseudo.json of retrain"),
     "retrain_outcome": (RoundFigures, "round_N/outcome.json of retrain"),
+    "confidence": (DiceCalibration, "confidence.json of a model folder"),
     "manifest": (StoredManifest, "manifest.json of a folder of weights"),
 }
 

@@ -87,7 +87,7 @@ def test_the_installed_wheel_verifies_its_own_weights(installed, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "sam2-compact.safetensors: unchanged" in done.stdout
-    assert "liver: 3 files unchanged" in done.stdout
+    assert "liver: 4 files unchanged" in done.stdout
     where = "from sslmedsam2.weights.locate import SHIPPED_DIR; print(SHIPPED_DIR)"
     done = subprocess.run(
         [sys.executable, "-c", where],

@@ -15,13 +15,13 @@ from sslmedsam2.cli.config import ConfiguredCommand
     "run_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="The output folder of predict.",
+    help="The output folder of predict or of pseudo-label.",
 )
 @click.option(
     "--input",
     "input_path",
     type=click.Path(path_type=Path),
-    help="The input of predict; without it the page shows previews only.",
+    help="The input of predict, the queries of pseudo-label; without it only previews are shown.",
 )
 @click.option(
     "--references",
@@ -48,10 +48,14 @@ def report(
     a server. Exit code 0: all masks and images were read; 1: some were not (the page says which);
     3: there is no run.
     """
-    from sslmedsam2.predict.page import ReportOptions
-    from sslmedsam2.predict.page import report as run
+    from sslmedsam2.contract.outputs import find_records, report_path
+    from sslmedsam2.predict import page as of_predict
+    from sslmedsam2.pseudo_label import page as of_pseudo_label
 
-    page = run(ReportOptions(run_dir, input_path, references, output_dir))
+    is_pseudo = not report_path(run_dir).exists() and bool(find_records(run_dir))
+    command = of_pseudo_label if is_pseudo else of_predict
+    options = of_predict.ReportOptions(run_dir, input_path, references, output_dir)
+    page = command.report(options)
     shown = sum(entry.shown == "volumes" for entry in page.entries)
     click.echo(f"{page.index_path}: {len(page.entries)} series, {shown} with volumes to look at")
     ctx.exit(int(page.exit_code))

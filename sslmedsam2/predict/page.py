@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,6 +87,14 @@ class WrittenPage:
 
 
 @dataclass(frozen=True)
+class PageFiles:
+    """Where the preview of a result lies, and the text files that the page offers, by name."""
+
+    preview_of: Callable[[SeriesResult], Path]
+    downloads: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class _Reference:
     """A reference's score, and where it lies if it is on the prediction's grid."""
 
@@ -106,10 +114,20 @@ def report(options: ReportOptions) -> WrittenPage:
         The page cannot be written.
     """
     run = _load_run(options.run_dir)
+
+    def preview_of(result: SeriesResult) -> Path:
+        return preview_path(options.run_dir, _named(result))
+
+    downloads = {VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)}
+    return write_results_page(run, options, PageFiles(preview_of, downloads))
+
+
+def write_results_page(run: RunReport, options: ReportOptions, files: PageFiles) -> WrittenPage:
+    """Write the page of any run that left masks; raises as `report` does."""
     input_dir = _input_dir(options.input_path)
     references, notes = _references(options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
-    views = _ViewWriter(options.run_dir, input_dir, folder)
+    views = _ViewWriter(options.run_dir, input_dir, folder, preview_of=files.preview_of)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
@@ -134,7 +152,7 @@ def report(options: ReportOptions) -> WrittenPage:
         folder,
         page_data(run, ordered, notes=notes),
         title=options.run_dir.resolve().name,
-        downloads={VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)},
+        downloads=files.downloads,
     )
     return WrittenPage(index_path=index, entries=tuple(ordered))
 
@@ -155,8 +173,15 @@ def report_or_none(options: ReportOptions) -> WrittenPage | None:
 class _ViewWriter:
     """Writes what the viewer shows of each series: volumes, else the preview, else nothing."""
 
-    def __init__(self, run_dir: Path, input_dir: Path | None, folder: Path) -> None:
-        self._run_dir = run_dir
+    def __init__(
+        self,
+        run_dir: Path,
+        input_dir: Path | None,
+        folder: Path,
+        *,
+        preview_of: Callable[[SeriesResult], Path],
+    ) -> None:
+        self._run_dir, self._preview_of = run_dir, preview_of
         self._images = None if input_dir is None else InputImages(input_dir)
         self._folder = folder
         self._folders = (run_dir, input_dir)
@@ -183,7 +208,7 @@ class _ViewWriter:
             if result.output_path:
                 entry = replace(entry, view_note="Give --input to see the volumes.")
         try:
-            png = preview_path(self._run_dir, _named(result)).read_bytes()
+            png = self._preview_of(result).read_bytes()
         except (OSError, OutputError):
             return entry
         write_preview_case(self._folder, entry.series_id, png)
@@ -229,7 +254,7 @@ def _load_run(run_dir: Path) -> RunReport:
         raise NoInputError(
             run_dir,
             reason=f"it holds no {path.name}" if run_dir.is_dir() else "there is no such folder",
-            remedy="Give the output folder of predict",
+            remedy="Give the output folder of predict or of pseudo-label",
         )
     try:
         return load_report(path)

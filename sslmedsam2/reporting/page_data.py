@@ -182,10 +182,10 @@ def _run_facts(run: RunReport) -> list[tuple[str, str]]:
     """Return names and values for the summary, in the order in which they are shown."""
     facts = [("Model", f"{model.name} ({_fingerprint(model.sha256)})") for model in run.models]
     facts += [
-        ("Device", f"{run.device}, {run.backend}"),
+        ("Device", ", ".join(filter(None, (run.device, run.backend)))),
         ("Options", ", ".join(f"{k} {v}" for k, v in run.options.items() if v is not None)),
         ("Started", run.started),
-        ("Ended", _ending(run)),
+        ("Ended", _ending(run) if run.started else ""),
         ("Software", f"{run.tool} {run.tool_version}"),
         ("With", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
     ]

@@ -54,8 +54,9 @@ N_DEGRADED: Final = 3
 LEAST_PATIENTS: Final = 8
 COVERAGE: Final = 0.9
 _RIDGE = 0.3
-_LEVELS = 3
-_LEAST_A_LEVEL = 12
+_LEVELS_AT = (0.12, 0.3, 0.6)
+"""Parts of the observations below each level of the interval: poor masks are estimated worse."""
+_LEAST_A_LEVEL = 10
 _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 Bool = npt.NDArray[np.bool_]
@@ -252,11 +253,11 @@ def _interval(
     fitted: np.ndarray, wanted: np.ndarray
 ) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
     """Return conformal offsets of the interval's ends for a few levels of the fitted value."""
-    n_levels = max(1, min(_LEVELS, len(fitted) // _LEAST_A_LEVEL))
-    levels = np.quantile(fitted, np.arange(1, n_levels) / n_levels)
+    enough = [at for at in _LEVELS_AT if at * len(fitted) >= _LEAST_A_LEVEL]
+    levels = np.quantile(fitted, enough)
     place = np.searchsorted(levels, fitted, side="right")
     offsets = []
-    for level in range(n_levels):
+    for level in range(len(levels) + 1):
         residuals = np.sort((wanted - fitted)[place == level])
         n = len(residuals)
         # The (n + 1) in place of n is what makes a quantile conformal.

@@ -1,0 +1,96 @@
+"""``report`` for a folder of pseudo labels: the results page of their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslmedsam2.contract.outputs import TABLE_NAME, find_records, pseudo_label_paths
+from sslmedsam2.errors import NoInputError
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.predict.page import PageFiles, ReportOptions, WrittenPage, write_results_page
+from sslmedsam2.predict.series import NO_SEQUENCE
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
+from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult, SeriesStatus
+
+
+def report(options: ReportOptions) -> WrittenPage:
+    """Write the page of the pseudo labels of a folder.
+
+    Raises
+    ------
+    NoInputError
+        There is no usable record of a pseudo label, no such input folder, or no reference masks.
+    OutputError
+        The page cannot be written.
+    """
+    found = (read_pseudo_label(path) for path in find_records(options.run_dir))
+    records = {record.image: record for record in found if record is not None}
+    if not records:
+        raise NoInputError(
+            options.run_dir,
+            reason="it holds no record of a pseudo label",
+            remedy="Give the output folder of pseudo-label",
+        )
+
+    def preview_of(result: SeriesResult) -> Path:
+        image = _image(records[result.input_path])
+        return pseudo_label_paths(options.run_dir, image).preview
+
+    table = options.run_dir / TABLE_NAME
+    downloads = {TABLE_NAME: table.read_text("utf-8")} if table.is_file() else {}
+    run = _as_run(list(records.values()), options.run_dir)
+    return write_results_page(run, options, PageFiles(preview_of, downloads))
+
+
+def _as_run(records: Sequence[PseudoLabelRecord], run_dir: Path) -> RunReport:
+    made = next((record for record in records if record.provenance is not None), records[0])
+    provenance = made.provenance
+    models: tuple[ModelRecord, ...] = ()
+    if provenance is not None:
+        models = (ModelRecord(provenance.sam2_name, {"checkpoint": provenance.sam2_sha256}),)
+    return RunReport(
+        models=models,
+        device=made.device or "",
+        backend="SAM2",
+        options=provenance.settings if provenance else {},
+        started="",
+        series=tuple(_as_result(record, run_dir) for record in records),
+        tool_version=provenance.tool_version if provenance else "",
+    )
+
+
+def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
+    status = SeriesStatus.FAILED
+    warnings = record.warnings
+    if record.error is None:
+        status = SeriesStatus.OK if record.verdict == "accept" else SeriesStatus.CHECK
+    if status is SeriesStatus.CHECK and record.verdict is not None:
+        warnings = (f"{record.verdict}: the verdict of pseudo-label", *warnings)
+    mask = pseudo_label_paths(run_dir, _image(record)).mask
+    return SeriesResult(
+        case=record.case,
+        vendor=record.vendor,
+        sequence=record.sequence or NO_SEQUENCE,
+        input_path=record.image,
+        output_path=None if record.error else mask.relative_to(run_dir).as_posix(),
+        status=status,
+        seconds=record.seconds,
+        liver_volume_ml=record.volume_ml,
+        estimated_dice=record.estimated_dice,
+        estimated_dice_interval=record.interval,
+        verdict="ok" if status is SeriesStatus.OK else "check",
+        warnings=warnings,
+        error=record.error,
+        image_sha256=record.image_sha256,
+        mask_sha256=record.mask_sha256,
+    )
+
+
+def _image(record: PseudoLabelRecord) -> ImageFile:
+    return ImageFile(
+        case=record.case,
+        vendor=record.vendor,
+        sequence=record.sequence,
+        path=Path(record.image),
+    )
