@@ -55,7 +55,7 @@ def test_studies_become_masks_and_a_report_in_the_contracts_places(workplace):
     assert validate(input_path=workplace.input, output_dir=workplace.output).failures == 0
 
 
-@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("auto", marks=pytest.mark.slow)])
 def test_on_a_cpu_torch_is_not_even_loaded(workplace, device):
     workplace.add(CASE)
     script = f"""

@@ -14,15 +14,21 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CASE = "0001-A"
 
 
-@pytest.fixture
-def labelled(tmp_path, small_sam2):
-    """A folder where two supports have labelled a query."""
-    place = Workplace(tmp_path, small_sam2)
+@pytest.fixture(scope="module")
+def earlier_run(tmp_path_factory, small_sam2):
+    """A folder where two supports have labelled a query; tests get copies."""
+    place = Workplace(tmp_path_factory.mktemp("earlier"), small_sam2)
     place.add_support("1001-A-S1", seed=1)
     place.add_support("1002-A-S2", seed=2)
-    place.add_query(f"{CASE}/T2.nii.gz")
+    place.add_query(f"{CASE}/T2.nii.gz", n_slices=5)
     place.run()
     return place
+
+
+@pytest.fixture
+def labelled(earlier_run, tmp_path):
+    """A folder where two supports have labelled a query."""
+    return earlier_run.copy_to(tmp_path / "labelled")
 
 
 def correct(path):
@@ -62,7 +68,7 @@ def test_another_version_alone_does_nothing_again(labelled, monkeypatch):
 def test_a_correction_of_another_image_is_moved_aside(labelled):
     mask = labelled.paths(CASE).mask
     corrected = correct(mask)
-    labelled.add_query(f"{CASE}/T2.nii.gz", seed=44)
+    labelled.add_query(f"{CASE}/T2.nii.gz", seed=44, n_slices=5)
 
     assert labelled.run(resume=True).kept == 0
     (moved,) = mask.parent.glob("*.replaced-*")
