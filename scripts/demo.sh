@@ -13,7 +13,10 @@ printf '\n== Segmenting test_inputs/images\n'
 .venv/bin/python entrypoint.py predict --input test_inputs/images --output $OUTPUT
 
 printf '\n== Comparing the masks with test_inputs/references\n'
-.venv/bin/python entrypoint.py evaluate --predictions $OUTPUT --references test_inputs/references
+.venv/bin/python entrypoint.py evaluate --predictions $OUTPUT --references test_inputs/references \
+    >$OUTPUT/scores.txt
+# The table of cases; the means by sequence and vendor are in the file.
+sed '/^$/q' $OUTPUT/scores.txt
 
 printf '\n== Writing the results page\n'
 .venv/bin/python entrypoint.py report --run $OUTPUT --input test_inputs/images \
@@ -23,6 +26,8 @@ cat <<TEXT
 
 == Done
    masks      $OUTPUT/LiSeg_pred/<case>/<sequence>_pred.nii.gz
+   volumes    $OUTPUT/liver_volumes.csv
+   scores     $OUTPUT/scores.txt: each mask, and means by sequence and vendor
    record     $OUTPUT/run_report.json
    previews   $OUTPUT/previews/
    page       $PWD/$OUTPUT/report/index.html

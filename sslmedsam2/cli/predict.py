@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -18,6 +19,7 @@ from sslmedsam2.cli.config import ConfiguredCommand, load_table
 from sslmedsam2.cli.logging_setup import set_up_json_lines, terminal_console, write_json_line
 from sslmedsam2.cli.shared_options import device_option, mode_option, model_option, slug_option
 
+_LOG = logging.getLogger(__name__)
 _CONTAINER_INPUT = Path("/input")
 _CONTAINER_OUTPUT = Path("/output")
 
@@ -264,8 +266,6 @@ class _ProgressPrinter:
         self._start = time.monotonic()
 
     def __call__(self, result: SeriesResult, done: int, total: int) -> None:
-        import logging
-
         seconds_left = (time.monotonic() - self._start) / done * (total - done)
         if self._progress is not None and self._task is not None:
             left = f"about {_duration(seconds_left)} left" if done < total else ""
@@ -288,7 +288,7 @@ class _ProgressPrinter:
                 error=result.error,
             )
             return
-        logging.getLogger(__name__).info(
+        _LOG.info(
             "%d/%d %s %s: %s%s%s, %.1f s",
             done,
             total,
@@ -317,6 +317,7 @@ def _duration(seconds: float) -> str:
 def _make_page(options: dict[str, Any]) -> None:
     from sslmedsam2.predict.page import ReportOptions, report_or_none
 
+    _LOG.info("writing the results page")
     page = report_or_none(ReportOptions(options["output_dir"], options["input_path"]))
     if page is not None:
         click.echo(f"open {page.index_path} in a browser")
