@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tiny_scans import abdomen, write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.imaging.image_file import ImageFile
@@ -18,19 +18,10 @@ from sslmedsam2.pseudo_label.pipeline import (
     pseudo_label,
 )
 
-CANONICAL_AFFINE_RAS = np.array(
-    [[-8.0, 0, 0, 150], [0, -8.0, 0, 130], [0, 0, 21.0, -90], [0, 0, 0, 1]]
-)
-LEFT_HANDED_AFFINE_RAS = CANONICAL_AFFINE_RAS @ np.array(
+LEFT_HANDED_AFFINE_RAS = SMALL_AFFINE_RAS @ np.array(
     [[1, 0, 0, 0], [0, -1, 0, 34], [0, 0, 1, 0], [0, 0, 0, 1.0]]
 )
 """That of the same abdomen, its y axis stored the other way round."""
-
-
-def small_abdomen(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``(9, 35, 40)`` canonical voxels and the liver's mask."""
-    image, mask = abdomen(seed=seed)
-    return image[::3, ::2, ::2], mask[::3, ::2, ::2]
 
 
 class Workplace:
@@ -53,12 +44,12 @@ class Workplace:
         """Write a labelled volume and return its folder."""
         image, mask = small_abdomen(seed)
         folder = self.support / case
-        write_scan(folder / f"{sequence}.nii.gz", image, affine_ras=CANONICAL_AFFINE_RAS)
+        write_scan(folder / f"{sequence}.nii.gz", image, affine_ras=SMALL_AFFINE_RAS)
         write_scan(
             folder / f"mask_{sequence}.nii.gz",
             mask,
             dtype=np.uint8,
-            affine_ras=CANONICAL_AFFINE_RAS,
+            affine_ras=SMALL_AFFINE_RAS,
         )
         return folder
 
@@ -71,7 +62,7 @@ class Workplace:
             return write_scan(
                 self.query / relative, image[:, ::-1], affine_ras=LEFT_HANDED_AFFINE_RAS
             )
-        return write_scan(self.query / relative, image, affine_ras=CANONICAL_AFFINE_RAS)
+        return write_scan(self.query / relative, image, affine_ras=SMALL_AFFINE_RAS)
 
     def options(self, **changes: Any) -> PseudoLabelOptions:
         """Return the options of a run."""

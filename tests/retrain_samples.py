@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 from tiny_training import PRESET
 
 from sslmedsam2.retrain.options import RetrainOptions
@@ -35,16 +34,16 @@ NOISE = "0014-B1"
 def write_labelled(folder: Path, *, sequence: str = "T2", seed: int) -> None:
     """Write a small abdomen with its mask."""
     image, mask = small_abdomen(seed)
-    write_scan(folder / f"{sequence}.nii.gz", image, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(folder / f"{sequence}.nii.gz", image, affine_ras=SMALL_AFFINE_RAS)
     write_scan(
-        folder / f"mask_{sequence}.nii.gz", mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS
+        folder / f"mask_{sequence}.nii.gz", mask, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS
     )
 
 
 def write_unlabelled(folder: Path, *, sequence: str = "T2", seed: int) -> Path:
     """Write a small abdomen without its mask."""
     path = folder / f"{sequence}.nii.gz"
-    return write_scan(path, small_abdomen(seed)[0], affine_ras=CANONICAL_AFFINE_RAS)
+    return write_scan(path, small_abdomen(seed)[0], affine_ras=SMALL_AFFINE_RAS)
 
 
 def write_data(root: Path) -> Path:
@@ -55,7 +54,7 @@ def write_data(root: Path) -> Path:
         write_unlabelled(root / "unlabelled" / case, seed=seed)
     write_unlabelled(root / "unlabelled" / LABELLED[0], sequence="GED4", seed=21)
     noise = np.random.default_rng(0).normal(100, 30, small_abdomen(1)[0].shape)
-    write_scan(root / "unlabelled" / NOISE / "T2.nii.gz", noise, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(root / "unlabelled" / NOISE / "T2.nii.gz", noise, affine_ras=SMALL_AFFINE_RAS)
     return root
 
 

@@ -1,4 +1,4 @@
-"""Tiny SAM2 networks with random weights, and phantom abdomens for the few-shot branch."""
+"""Tiny SAM2 networks with random weights, and supports and queries for them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from sam2.modeling.sam2_base import SAM2Base
+from tiny_scans import centred_grid, render
 
 from sslmedsam2.fewshot.checkpoint import (
     CompactArchitecture,
@@ -26,8 +27,6 @@ from sslmedsam2.imaging.volume import CanonicalVolume, Geometry
 TINY = CompactArchitecture(
     image_size=64, embed_dim=8, stages=(1, 1, 2, 1), d_model=32, mem_dim=16, memory_layers=1
 )
-SPACING_ZYX_MM = (10.0, 5.0, 5.0)
-SHAPE_ZYX = (18, 56, 70)
 PRESENT, ABSENT = 50.0, -50.0
 
 
@@ -108,52 +107,6 @@ def leaning_towards(model: SAM2Base, bias: float) -> Iterator[None]:
         last.fill_(bias)
         yield
         last.copy_(before)
-
-
-def centred_grid(
-    shape_zyx: tuple[int, int, int] = SHAPE_ZYX,
-    *,
-    spacing_zyx_mm: tuple[float, float, float] = SPACING_ZYX_MM,
-    centre_xyz_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
-    direction_xyz: np.ndarray | None = None,
-) -> Geometry:
-    """Place a grid by its centre; by default it is canonical and about the phantom."""
-    direction = np.eye(3) if direction_xyz is None else direction_xyz
-    extent = (np.array(shape_zyx[::-1]) - 1) * np.array(spacing_zyx_mm[::-1])
-    x, y, z = np.array(centre_xyz_mm) - direction @ extent / 2
-    return Geometry(shape_zyx, spacing_zyx_mm, (float(x), float(y), float(z)), direction)
-
-
-def render(
-    geometry: Geometry, *, seed: int = 0, inverted: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a phantom's image and liver as a scanner of this geometry stores them.
-
-    The patient lies about the origin of LPS millimetres: a body 300 mm wide and 200 mm deep, with
-    a liver on its right, a spleen and a bright spine; ``seed`` makes the patient and the noise.
-    """
-    generator = np.random.default_rng(seed)
-    z, y, x = np.meshgrid(*(np.arange(n) for n in geometry.shape_zyx), indexing="ij")
-    steps_xyz = np.array(geometry.spacing_zyx_mm[::-1])
-    index_xyz = np.stack([x, y, z], -1) * steps_xyz
-    points = index_xyz @ geometry.direction_xyz.T + np.array(geometry.origin_xyz_mm)
-    size = 1 + 0.06 * generator.standard_normal(3)
-
-    def inside(centre: tuple, radii: tuple) -> np.ndarray:
-        return (((points - np.array(centre)) / (np.array(radii) * size)) ** 2).sum(-1) < 1
-
-    body = inside((0, 0, 0), (150, 100, 400))
-    liver = inside((-60, -10, 10), (70, 60, 55))
-    spleen = inside((85, 25, 25), (30, 35, 40))
-    spine = inside((0, 70, 0), (20, 20, 400))
-    image = (
-        90.0 * body + 60 * liver - 40 * spleen + 140 * (spine & body) + 40 * (points[..., 2] / 85)
-    )
-    image = np.where(body, np.clip(image, 20, 300), 0)
-    if inverted:
-        image = np.where(body, 320 - image, 0)
-    noise = generator.normal(0, 3, image.shape)
-    return np.where(body, image + noise, 0).clip(0).astype(np.float32), liver.astype(np.uint8)
 
 
 def canonical(array_zyx: np.ndarray, geometry: Geometry) -> CanonicalVolume:

@@ -4,8 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.cli.main import main
 
@@ -21,7 +20,7 @@ def data(tmp_path_factory):
         for name, array in {"T2": image, "mask_T2": organs}.items():
             path = root / "labelled" / case / f"{name}.nii.gz"
             dtype = np.uint8 if array is organs else np.int16
-            write_scan(path, array, dtype=dtype, affine_ras=CANONICAL_AFFINE_RAS)
+            write_scan(path, array, dtype=dtype, affine_ras=SMALL_AFFINE_RAS)
     write_scan(root / "query" / "0001-A" / "T2.nii.gz", small_abdomen(3)[0])
     return root
 

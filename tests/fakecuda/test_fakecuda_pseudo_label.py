@@ -5,7 +5,8 @@ import pytest
 import torch
 from pseudo_label_samples import Workplace
 from strategy_samples import build, supports_of
-from tiny_sam2 import TINY, centred_grid, make_query, tiny_compact
+from tiny_sam2 import TINY, make_query, tiny_compact
+from tiny_scans import centred_grid
 
 import fakecuda
 from sslmedsam2.errors import UsageError

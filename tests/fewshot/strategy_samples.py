@@ -5,7 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import numpy as np
-from tiny_sam2 import centred_grid, make_query, make_support
+from tiny_sam2 import make_query, make_support
+from tiny_scans import centred_grid
 
 from sslmedsam2.fewshot.outcome import entropy_bits, largest_piece
 from sslmedsam2.fewshot.strategy import FewShotSettings, build_strategy

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_sam2 import centred_grid, make_query, make_support, render
+from tiny_sam2 import make_query, make_support
+from tiny_scans import centred_grid, render
 
 from sslmedsam2.fewshot.alignment import align, find_place, on_query_grid
 from sslmedsam2.fewshot.outcome import mask_dice

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from tiny_sam2 import canonical, centred_grid, render
+from tiny_sam2 import canonical
+from tiny_scans import centred_grid, render
 
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,

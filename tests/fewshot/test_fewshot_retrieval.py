@@ -11,7 +11,8 @@ from strategy_samples import (
     short_grid,
     supports_of,
 )
-from tiny_sam2 import centred_grid, make_query, make_support
+from tiny_sam2 import make_query, make_support
+from tiny_scans import centred_grid
 
 from sslmedsam2.errors import InputError
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from tiny_sam2 import canonical, centred_grid, make_support, render
+from tiny_sam2 import canonical, make_support
+from tiny_scans import centred_grid, render
 
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.slices import (

@@ -6,8 +6,8 @@ import logging
 import numpy as np
 import pytest
 from held_locks import held_elsewhere
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, Workplace
-from tiny_scans import write_scan
+from pseudo_label_samples import Workplace
+from tiny_scans import SMALL_AFFINE_RAS, write_scan
 
 from sslmedsam2.contract.outputs import Shard
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, UsageError
@@ -27,7 +27,7 @@ def workplace(tmp_path, small_sam2):
 
 
 def write_zeros(path):
-    write_scan(path, np.zeros((9, 35, 40), np.float32), affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, np.zeros((9, 35, 40), np.float32), affine_ras=SMALL_AFFINE_RAS)
 
 
 def write_nonsense(path):
@@ -49,17 +49,17 @@ def test_a_query_that_has_become_bad_keeps_no_earlier_mask(workplace):
 
 def empty_mask(folder):
     path = folder / "mask_GED4.nii.gz"
-    write_scan(path, np.zeros((9, 35, 40)), dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, np.zeros((9, 35, 40)), dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
 
 def mask_of_another_shape(folder):
     path = folder / "mask_GED4.nii.gz"
-    write_scan(path, np.ones((8, 35, 40)), dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, np.ones((8, 35, 40)), dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
 
 def mask_elsewhere(folder):
     path = folder / "mask_GED4.nii.gz"
-    elsewhere = CANONICAL_AFFINE_RAS.copy()
+    elsewhere = SMALL_AFFINE_RAS.copy()
     elsewhere[2, 3] += 42
     write_scan(path, read_mask(path).array_zyx, dtype=np.uint8, affine_ras=elsewhere)
 
@@ -67,7 +67,7 @@ def mask_elsewhere(folder):
 def mask_flipped_against_its_image(folder):
     path = folder / "mask_GED4.nii.gz"
     mask = read_mask(path).array_zyx
-    flipped = CANONICAL_AFFINE_RAS.copy()
+    flipped = SMALL_AFFINE_RAS.copy()
     flipped[:3, 3] += flipped[:3, 1] * (mask.shape[1] - 1)
     flipped[:3, 1] *= -1
     write_scan(path, mask[:, ::-1], dtype=np.uint8, affine_ras=flipped)
@@ -77,7 +77,7 @@ def mask_of_several_organs(folder):
     path = folder / "mask_GED4.nii.gz"
     organs = read_mask(path).array_zyx * 63
     organs[0, :5] = 252
-    write_scan(path, organs, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, organs, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
 
 def unreadable_mask(folder):

@@ -3,7 +3,6 @@
 import nibabel as nib
 import numpy as np
 import pytest
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import (
     LABELLED,
     UNLABELLED,
@@ -13,7 +12,7 @@ from retrain_samples import (
     write_labelled,
     write_unlabelled,
 )
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
@@ -55,7 +54,7 @@ def done(asked):
     """The options and the summary of a run in which a pseudo label was corrected by hand."""
     assert plan(asked, StopRequest()) is not None
     corrected = asked.work_dir / "pseudo_labels" / CORRECTED / "T2_pred.nii.gz"
-    write_scan(corrected, small_abdomen(11)[1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(corrected, small_abdomen(11)[1], dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     return asked, retrain(asked)
 
 

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import LABELLED, UNLABELLED, options, read, write_labelled, write_unlabelled
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
@@ -43,7 +42,7 @@ def done(tmp_path_factory, small_sam2):
     )
     assert plan(asked, StopRequest()) is not None
     corrected = asked.work_dir / "pseudo_labels" / CORRECTED / "T2_pred.nii.gz"
-    write_scan(corrected, small_abdomen(11)[1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(corrected, small_abdomen(11)[1], dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     record = asked.work_dir / "pseudo_labels" / REJECTED / "T2_pseudo.json"
     record.write_text(json.dumps({**read(record), "verdict": "reject"}))
     batches, step = [], LiverTrainer.train_step

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from held_locks import held_elsewhere
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import LABELLED, UNLABELLED, options, write_labelled, write_unlabelled
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import (
@@ -96,7 +95,7 @@ def test_one_fold(root):
 
 def test_mask_of_another_shape(root):
     mask = root / "labelled" / LABELLED[1] / "mask_T2.nii.gz"
-    write_scan(mask, small_abdomen(2)[1][:-1], dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(mask, small_abdomen(2)[1][:-1], dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
     error = _refused(
         InputError, rf"{LABELLED[1]}.mask_T2\.nii\.gz: the mask has shape", options(root)
@@ -106,7 +105,7 @@ def test_mask_of_another_shape(root):
 
 def _mask_flipped_against_its_image(path, *, seed):
     mask = small_abdomen(seed)[1]
-    flipped = CANONICAL_AFFINE_RAS.copy()
+    flipped = SMALL_AFFINE_RAS.copy()
     flipped[:3, 3] += flipped[:3, 1] * (mask.shape[1] - 1)
     flipped[:3, 1] *= -1
     write_scan(path, mask[:, ::-1], dtype=np.uint8, affine_ras=flipped)
@@ -115,7 +114,7 @@ def _mask_flipped_against_its_image(path, *, seed):
 def _mask_of_several_organs(path, *, seed):
     organs = small_abdomen(seed)[1].astype(np.uint8) * 63
     organs[0, :5] = 252
-    write_scan(path, organs, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, organs, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
 
 def test_mask_flipped_against_its_image(root):
@@ -167,7 +166,7 @@ def test_supports_are_the_images_that_train(root, monkeypatch, sequences):
 def test_empty_reference_mask(root):
     mask = root / "labelled" / LABELLED[1] / "mask_T2.nii.gz"
     empty = np.zeros(small_abdomen(2)[1].shape)
-    write_scan(mask, empty, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(mask, empty, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
 
     _refused(InputError, r"mask_T2\.nii\.gz: the mask holds no liver", options(root))
 

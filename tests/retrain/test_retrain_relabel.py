@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
@@ -45,7 +44,7 @@ def test_a_full_disk_ends_the_round_and_is_no_images_error(unit, monkeypatch):
 
 def test_a_mask_whose_maps_could_not_be_written_is_not_left_behind(unit, monkeypatch):
     def fails_after_the_mask(*_):
-        write_scan(unit.paths.mask, small_abdomen(1)[1], affine_ras=CANONICAL_AFFINE_RAS)
+        write_scan(unit.paths.mask, small_abdomen(1)[1], affine_ras=SMALL_AFFINE_RAS)
         raise OutputError("map", reason="the disk is full", remedy="Free space")
 
     monkeypatch.setattr(module, "_written", fails_after_the_mask)
@@ -66,7 +65,7 @@ def test_another_error_stays_with_its_image(unit, monkeypatch, error):
 
 def test_an_error_is_never_kept_and_a_finished_mask_is(unit):
     mask = small_abdomen(1)[1]
-    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     write_record(unit.paths.record, RECORD)
     assert module._kept(unit.paths, "key") == RECORD
     assert module._kept(unit.paths, "other networks") is None
@@ -76,7 +75,7 @@ def test_an_error_is_never_kept_and_a_finished_mask_is(unit):
 
 def test_a_corrected_mask_is_kept_whatever_the_networks_are(unit):
     mask = small_abdomen(1)[1]
-    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     record = RelabelRecord(**{**vars(RECORD), "mask_sha256": "of the mask before"})
     write_record(unit.paths.record, record)
 
@@ -85,7 +84,7 @@ def test_a_corrected_mask_is_kept_whatever_the_networks_are(unit):
 
 def test_a_mask_without_its_record_is_moved_aside_and_not_overwritten(unit, monkeypatch):
     mask = small_abdomen(1)[1]
-    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(unit.paths.mask, mask, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     before = unit.paths.mask.read_bytes()
     _fail_with(monkeypatch, ValueError("no matter"))
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pseudo_label_samples import CANONICAL_AFFINE_RAS, small_abdomen
 from retrain_samples import content, options
-from tiny_scans import write_scan
+from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
 from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import InputError
@@ -36,7 +35,7 @@ class Labels:
         ]
         for seed, query in enumerate(self.queries):
             image, mask = small_abdomen(seed)
-            write_scan(query.path, image, affine_ras=CANONICAL_AFFINE_RAS)
+            write_scan(query.path, image, affine_ras=SMALL_AFFINE_RAS)
             self.write(query, mask, np.zeros(mask.shape))
 
     def write(self, query: ImageFile, mask, uncertainty) -> None:
@@ -80,14 +79,14 @@ class Labels:
 
 
 def _write(paths, mask, uncertainty):
-    write_scan(paths.mask, mask, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
-    write_scan(paths.uncertainty, uncertainty, dtype=np.float32, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(paths.mask, mask, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
+    write_scan(paths.uncertainty, uncertainty, dtype=np.float32, affine_ras=SMALL_AFFINE_RAS)
 
 
 def _correct(path: Path) -> np.ndarray:
     """Move a mask, as a person might correct it, and return its new voxels."""
     moved = np.roll(read_mask(path).array_zyx, 1, axis=0)
-    write_scan(path, moved, dtype=np.uint8, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(path, moved, dtype=np.uint8, affine_ras=SMALL_AFFINE_RAS)
     return moved
 
 
@@ -115,7 +114,7 @@ def test_a_label_that_is_uncertain_all_over_waits_and_the_others_train(labels):
 
 
 def _flipped(mask):
-    affine = CANONICAL_AFFINE_RAS.copy()
+    affine = SMALL_AFFINE_RAS.copy()
     affine[:3, 3] += affine[:3, 1] * (mask.shape[1] - 1)
     affine[:3, 1] *= -1
     return mask[:, ::-1], affine
@@ -124,7 +123,7 @@ def _flipped(mask):
 def _with_another_organ(mask):
     organs = mask * np.uint8(2)
     organs[0, :5] = 1
-    return organs, CANONICAL_AFFINE_RAS
+    return organs, SMALL_AFFINE_RAS
 
 
 @pytest.mark.parametrize(
@@ -191,7 +190,7 @@ def test_a_correction_of_a_new_mask_is_certain_and_trains(labels):
     masks = [labels.relabel(1, query, small_abdomen(3)[1]) for query in labels.queries]
     moved = _correct(masks[0])
     uncertainty = pseudo_label_paths(labels.work.round(1).relabelled, labels.queries[0]).uncertainty
-    write_scan(uncertainty, np.ones(moved.shape), dtype=np.float32, affine_ras=CANONICAL_AFFINE_RAS)
+    write_scan(uncertainty, np.ones(moved.shape), dtype=np.float32, affine_ras=SMALL_AFFINE_RAS)
 
     assert labels.select(2) == list(CASES)
     trained_on = next((labels.work.round(2).training_masks / CASES[0]).iterdir())
