@@ -38,6 +38,20 @@ class ConfiguredCommand(click.Command):
                 name = _option_name(option)
                 option.envvar = ENVIRONMENT_PREFIX + name.replace("-", "_").upper()
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse empty paths, which would mean the current folder: a variable was not set."""
+        paths = {
+            name
+            for option in self.params
+            if isinstance(option.type, click.Path)
+            for name in option.opts
+        }
+        for place, word in enumerate(args):
+            name = word.removesuffix("=")
+            if name in paths and (name != word or args[place + 1 : place + 2] == [""]):
+                raise UsageError(name, reason="its value is empty", remedy="Give a path")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command with the log set up as its own switches say."""
         apply_verbosity(ctx)

@@ -221,6 +221,9 @@ def _predict(
     with executor.open(work) as about, locked(options.output_dir):
         if not options.resume and plan.targets:
             _set_aside(options.output_dir)
+            for target in plan.targets:
+                if target.mask_path.exists():
+                    move_aside(target.mask_path, why="this program did not write it in this run")
         previous = _previous_report(options)
         resumes = previous is not None
         recorder = _start(
@@ -339,13 +342,21 @@ class _Recorder:
 
 def _refuse_clashes(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
     """Raise UsageError where two masks would have one name, which `find_inputs` excludes for
-    the challenge's layout only."""
+    the challenge's layout only, or a mask the name of a scan."""
     for name, count in Counter(target.output_name for target in targets).items():
         if count > 1:
             raise UsageError(
                 f"--layout {options.layout}",
                 reason=f"{count} scans would be written to {name}",
                 remedy="Rename the scans, or use --layout challenge",
+            )
+    images = {target.series.path.resolve() for target in targets if target.dicom is None}
+    for target in targets:
+        if target.mask_path.resolve() in images:
+            raise UsageError(
+                target.mask_path,
+                reason="the mask would be written over a scan",
+                remedy="Give another name or folder to --output",
             )
 
 

@@ -39,6 +39,16 @@ def config(tmp_path):
     return write
 
 
+@pytest.mark.parametrize("args", [["--input", ""], ["--input="], ["--mirror", "--input", ""]])
+def test_an_empty_path_is_refused_and_does_not_mean_the_current_folder(probe, args):
+    with pytest.raises(UsageError, match="--input: its value is empty"):
+        probe(*args)
+
+
+def test_an_empty_value_of_another_option_is_for_its_command(probe):
+    assert probe("--sequences", "")["sequences"] == ""
+
+
 def test_file_values_replace_defaults_and_leave_others(probe, config):
     options = probe("--config", config({"mode": "fast", "mirror": True, "input": "/data"}))
 

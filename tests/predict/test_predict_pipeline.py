@@ -18,7 +18,7 @@ from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from predict_samples import assert_valid_mask, liver_dice
 from tiny_models import bright_tissue_model
 
-from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError
+from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError, UsageError
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.inference.confidence import FEATURES
@@ -736,3 +736,31 @@ def test_a_folder_that_another_run_writes_to_is_refused_and_left_alone(workplace
     assert refused.exit_code == ExitCode.USAGE
     assert "another process is writing there" in str(refused.error)
     assert (workplace.output / "run_report.json").read_bytes() == before
+
+
+def test_a_mask_is_never_written_over_a_scan(workplace):
+    scan = workplace.add(CASE)
+    before = scan.read_bytes()
+
+    with pytest.raises(UsageError, match="over a scan"):
+        predict(
+            PredictOptions(
+                scan, workplace.output, model_dir=workplace.model, device="cpu", mask_file=scan
+            )
+        )
+
+    assert scan.read_bytes() == before
+
+
+def test_a_persons_file_under_the_name_of_a_mask_is_moved_aside(workplace):
+    workplace.add("scan.nii.gz")
+    persons = workplace.output / "scan_liver.nii.gz"
+    persons.parent.mkdir()
+    persons.write_bytes(b"by hand")
+
+    ended = workplace.run()
+
+    assert ended.exit_code == ExitCode.OK
+    assert read_mask(persons).array_zyx.any()
+    (moved,) = workplace.output.glob("scan_liver.nii.gz.replaced-*")
+    assert moved.read_bytes() == b"by hand"
