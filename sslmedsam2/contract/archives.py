@@ -142,7 +142,9 @@ def _find(root: Path, only: Sequence[Path]) -> list[Path]:
     if not root.is_dir():
         return []
     folders = walk(root, only=only).folders
-    return [path for folder in folders for path in folder.others if _is_archive(path)]
+    found = [path for folder in folders for path in folder.others if _is_archive(path)]
+    # Of several names of one archive its own comes first.
+    return sorted(found, key=lambda path: (path.is_symlink(), path))
 
 
 def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:
@@ -168,7 +170,12 @@ def _checked(archives: Sequence[Path], *, free: int) -> tuple[Mapping[Path, int]
     """Return the unpacked size of each archive that may be unpacked, and the errors."""
     sizes: dict[Path, int] = {}
     problems = []
+    seen: dict[Path, Path] = {}
     for archive in archives:
+        first = seen.setdefault(archive.resolve(), archive)
+        if first != archive:
+            logger.info("%s: leads to %s, which is opened already; skipped", archive, first)
+            continue
         try:
             sizes[archive] = _check(archive, room=min(free, _MOST_BYTES) - sum(sizes.values()))
         except InputError as error:

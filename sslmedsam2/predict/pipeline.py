@@ -322,7 +322,7 @@ class _Recorder:
         if result.error:
             logger.error("%s: %s", result.status.value, result.error)
         for warning in result.warnings:
-            if warning.startswith("no_dicom_seg: "):
+            if warning.startswith(("no_dicom_seg: ", "no_preview: ")):
                 logger.warning("%s: %s", result.case, warning.partition(": ")[2])
         if self._listener is not None:
             self._listener(result, len(self.report.series), self._total)

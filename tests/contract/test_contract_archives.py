@@ -236,3 +236,10 @@ def test_pictures_of_a_results_page_are_not_left_out_images(tmp_path):
         (tmp_path / name).touch()
 
     assert find_studies(tmp_path).left_out == ()
+
+
+def test_a_link_to_an_archive_is_not_opened_a_second_time(tmp_path):
+    archive = write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    (tmp_path / "in" / "A.zip").symlink_to(archive)
+
+    assert found(tmp_path / "in") == {("P1", "T2"): "P1.zip/T2.nii.gz"}

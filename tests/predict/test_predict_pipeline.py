@@ -236,7 +236,7 @@ def test_previews_are_drawn_unless_not_wanted(workplace):
     assert len(workplace.written()) == 4
 
 
-def test_a_preview_that_cannot_be_written_costs_no_mask(workplace):
+def test_a_preview_that_cannot_be_written_costs_no_mask_and_is_told(workplace, caplog):
     workplace.add(CASE)
     (workplace.output).mkdir()
     (workplace.output / "previews").write_text("in the way")
@@ -247,6 +247,8 @@ def test_a_preview_that_cannot_be_written_costs_no_mask(workplace):
     result = ended.of("0001-A")
     assert result.status is SeriesStatus.OK
     assert any(note.startswith("no_preview:") for note in result.warnings)
+    told = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert any("previews" in line and "cannot be written" in line for line in told)
     assert_valid_mask(workplace.mask_of(result), workplace.input / CASE)
 
 
