@@ -189,12 +189,13 @@ def run_arm(draw: Draw, arm: str) -> None:
 def settings(draw: Draw, *, share: float = 1.0) -> Any:
     """Return what all trainings of a draw have in common; ``share`` of the iterations is done."""
     from sslmedsam2.nnunet.trainer import TrainingSettings
+    from sslmedsam2.nnunet.training import worth_measuring
 
     return TrainingSettings(
-        epochs=round(share * draw.iterations / ITERATIONS_PER_EPOCH),
-        iterations_per_epoch=ITERATIONS_PER_EPOCH,
+        epochs=max(1, round(share * draw.iterations / ITERATIONS_PER_EPOCH)),
+        iterations_per_epoch=min(ITERATIONS_PER_EPOCH, draw.iterations),
         contrast_probability=draw.proof.contrast_probability,
-        measure_cpu=True,
+        measure_cpu=worth_measuring(draw.iterations),
         seed=draw.seed,
     )
 
