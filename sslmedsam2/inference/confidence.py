@@ -7,7 +7,6 @@ weights as ``confidence.json``. It holds for these weights only, and is not used
 
 from __future__ import annotations
 
-import bisect
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,10 +85,12 @@ class Calibration:
         SHA-256 of the checkpoints that it was made for, by their names in the model folder.
     intercept, weights
         Of the linear fit of the logit of Dice; one weight for each of ``features``.
-    levels
-        Fitted logits that part the calibration scans, rising; one fewer than ``offsets``.
+    spread
+        Intercept and slope of the logarithm of the usual error, linear in the fitted logit.
+    fitted_range
+        Fitted logits that the slope was seen in; beyond them the usual error stays the same.
     offsets
-        For each level, what to add to the fitted logit for the ends of the interval.
+        Ends of the interval from the fitted logit, in units of the usual error.
     volumes, patients
         How many the fit was made from; a degraded copy of a volume is one.
     spearman, coverage
@@ -100,8 +101,9 @@ class Calibration:
     features: tuple[str, ...]
     intercept: float
     weights: tuple[float, ...]
-    levels: tuple[float, ...]
-    offsets: tuple[tuple[float, float], ...]
+    spread: tuple[float, float]
+    fitted_range: tuple[float, float]
+    offsets: tuple[float, float]
     volumes: int
     patients: int
     spearman: float
@@ -110,8 +112,10 @@ class Calibration:
     def estimate(self, evidence: Evidence) -> DiceEstimate:
         """Return the estimate, to two digits and more only near 1."""
         fitted = self.intercept + float(np.dot(self.weights, evidence.features()))
-        below, above = self.offsets[bisect.bisect(self.levels, fitted)]
-        low, middle, high = (expit(fitted + offset) for offset in (below, 0.0, above))
+        intercept, slope = self.spread
+        error = float(np.exp(intercept + slope * np.clip(fitted, *self.fitted_range)))
+        below, above = self.offsets
+        low, middle, high = (expit(fitted + error * offset) for offset in (below, 0.0, above))
         return DiceEstimate(round(middle, 3), (round(low, 3), round(high, 3)))
 
 

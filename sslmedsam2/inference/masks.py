@@ -47,7 +47,8 @@ class JudgedMask:
     is_to_check
         Whether it looks like no liver of an abdominal scan, or is probably poor.
     estimate
-        Of its Dice; None for another mask than the network's own, and without calibration.
+        Of its Dice; None for what looks like no liver, for another mask than the network's own, and
+        without calibration.
     """
 
     mask_zyx: MaskZYX
@@ -76,7 +77,8 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
-    estimate = found.estimate if mask_zyx is found.mask_zyx else None
+    # The calibration is of livers: of anything else the network may be just as sure.
+    estimate = found.estimate if mask_zyx is found.mask_zyx and not unlike else None
     if estimate is not None and estimate.is_to_check:
         doubts += (f"low_estimate: estimated Dice {estimate.dice:.2f}; check the outline",)
     if unlike:

@@ -54,9 +54,8 @@ N_DEGRADED: Final = 3
 LEAST_PATIENTS: Final = 8
 COVERAGE: Final = 0.9
 _RIDGE = 0.3
-_LEVELS_AT = (0.12, 0.3, 0.6)
-"""Parts of the observations below each level of the interval: poor masks are estimated worse."""
-_LEAST_A_LEVEL = 10
+_LEAST_ERROR = 0.02
+"""Of a logit; smaller errors are chance."""
 _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 Bool = npt.NDArray[np.bool_]
@@ -146,14 +145,15 @@ def fit(observations: Sequence[Observation]) -> Calibration:
     n_patients = _check_patients(set(patients.tolist()))
     intercept, weights = _linear(features, wanted)
     left_out = _left_out(features, wanted, patients)
-    levels, offsets = _interval(left_out, wanted)
+    interval = _interval(left_out, wanted)
     return Calibration(
         checkpoints={},
         features=FEATURES,
         intercept=intercept,
         weights=tuple(float(weight) for weight in weights),
-        levels=levels,
-        offsets=offsets,
+        spread=interval.spread,
+        fitted_range=interval.fitted_range,
+        offsets=interval.offsets,
         volumes=len(observations),
         patients=n_patients,
         spearman=round(float(stats.spearmanr(left_out, wanted)[0]), 3),
@@ -249,22 +249,36 @@ def _linear(features: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray
     return float(solution[-1] - weights @ middle), weights
 
 
-def _interval(
-    fitted: np.ndarray, wanted: np.ndarray
-) -> tuple[tuple[float, ...], tuple[tuple[float, float], ...]]:
-    """Return conformal offsets of the interval's ends for a few levels of the fitted value."""
-    enough = [at for at in _LEVELS_AT if at * len(fitted) >= _LEAST_A_LEVEL]
-    levels = np.quantile(fitted, enough)
-    place = np.searchsorted(levels, fitted, side="right")
-    offsets = []
-    for level in range(len(levels) + 1):
-        residuals = np.sort((wanted - fitted)[place == level])
-        n = len(residuals)
-        # The (n + 1) in place of n is what makes a quantile conformal.
-        cut = int(np.floor((n + 1) * (1 - COVERAGE) / 2)) - 1
-        cut = min(max(cut, 0), (n - 1) // 2)
-        offsets.append((float(residuals[cut]), float(residuals[n - 1 - cut])))
-    return tuple(float(level) for level in levels), tuple(offsets)
+@dataclass(frozen=True)
+class _Interval:
+    """The interval of a fitted logit; the fields are those of `Calibration`."""
+
+    spread: tuple[float, float]
+    fitted_range: tuple[float, float]
+    offsets: tuple[float, float]
+
+    def error(self, fitted: np.ndarray) -> np.ndarray:
+        intercept, slope = self.spread
+        usual: np.ndarray = np.exp(intercept + slope * np.clip(fitted, *self.fitted_range))
+        return usual
+
+
+def _interval(fitted: np.ndarray, wanted: np.ndarray) -> _Interval:
+    """Return a conformal interval whose width follows the usual error at each fitted value."""
+    residuals = wanted - fitted
+    sizes = np.log(np.maximum(np.abs(residuals), _LEAST_ERROR))
+    design = np.column_stack([np.ones(len(fitted)), fitted])
+    intercept, slope = (float(one) for one in np.linalg.lstsq(design, sizes, rcond=None)[0])
+    # Poor masks are estimated worse, never better.
+    if slope > 0:
+        intercept, slope = float(sizes.mean()), 0.0
+    fitted_range = float(fitted.min()), float(fitted.max())
+    interval = _Interval((intercept, slope), fitted_range, (0.0, 0.0))
+    ratios = np.sort(residuals / interval.error(fitted))
+    n = len(ratios)
+    # The (n + 1) in place of n is what makes a quantile conformal.
+    cut = min(max(int(np.floor((n + 1) * (1 - COVERAGE) / 2)) - 1, 0), (n - 1) // 2)
+    return replace(interval, offsets=(float(ratios[cut]), float(ratios[n - 1 - cut])))
 
 
 def _covered(fitted: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> Bool:
@@ -272,8 +286,8 @@ def _covered(fitted: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> Bo
     covered = np.zeros(len(wanted), bool)
     for patient in set(patients.tolist()):
         held = patients == patient
-        levels, offsets = _interval(fitted[~held], wanted[~held])
-        for index in np.flatnonzero(held):
-            low, high = offsets[int(np.searchsorted(levels, fitted[index], side="right"))]
-            covered[index] = low <= wanted[index] - fitted[index] <= high
+        interval = _interval(fitted[~held], wanted[~held])
+        ratios = (wanted[held] - fitted[held]) / interval.error(fitted[held])
+        low, high = interval.offsets
+        covered[held] = (low <= ratios) & (ratios <= high)
     return covered

@@ -28,8 +28,9 @@ CALIBRATION = Calibration(
     features=FEATURES,
     intercept=-1.0,
     weights=(1.0, 1.0, -2.0),
-    levels=(1.0,),
-    offsets=((-1.0, 2.0), (-0.5, 0.25)),
+    spread=(0.0, -0.5),
+    fitted_range=(0.0, 2.0),
+    offsets=(-1.0, 0.5),
     volumes=100,
     patients=20,
     spearman=0.8,
@@ -94,12 +95,13 @@ def test_the_estimate_rises_with_the_evidence_and_lies_in_its_interval():
     assert not good_estimate.is_to_check
 
 
-def test_each_level_has_its_own_interval():
-    # The logit of 0.95 is 2.94; fitted 2.94 and -0.05.
+def test_the_interval_is_wider_where_the_fit_is_usually_worse():
+    # The logit of 0.95 is 2.94, above the range: the usual error is exp(-1).
     above = CALIBRATION.estimate(GOOD)
+    # Fitted -0.056, below the range: the usual error is 1.
     below = CALIBRATION.estimate(replace(GOOD, kept_share=0.0, side_share=1.0))
-    assert above.interval == (0.92, 0.961)
-    assert below.interval == (0.258, 0.875)
+    assert above.interval == (0.929, 0.958)
+    assert below.interval == (0.258, 0.609)
 
 
 @pytest.fixture
