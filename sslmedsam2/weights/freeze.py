@@ -14,6 +14,7 @@ from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.weights.checkpoint import freeze_checkpoint
 from sslmedsam2.weights.manifest import (
+    CONFIDENCE_FILE,
     DATASET_FILE,
     MANIFEST_NAME,
     PLANS_FILE,
@@ -27,6 +28,7 @@ from sslmedsam2.weights.manifest import (
     hash_model,
     model_files,
     read_manifest,
+    sha256_file,
     verify,
     write_manifest,
 )
@@ -84,6 +86,7 @@ def freeze_model(
         for fold in folds:
             relative = checkpoint_file(fold)
             freeze_checkpoint(training_dir / relative, partial / relative, half=half)
+        _keep_calibration(weights_dir / name, partial, folds=folds)
         files = hash_model(partial, folds)
         entry = ModelEntry(name=name, sequences=sequences, folds=folds, files=files, card=card)
         # The manifest first: it is checked before anything is replaced, and a model folder that
@@ -137,6 +140,16 @@ def _copy_json(source: Path, target: Path, *, without: set[str]) -> None:
         ) from error
     kept = {key: value for key, value in content.items() if key not in without}
     write_text_atomic(target, json.dumps(kept, indent=2) + "\n")
+
+
+def _keep_calibration(present: Path, new: Path, *, folds: tuple[str, ...]) -> None:
+    """Copy the calibration of the model that is there, if the new one has the same weights."""
+    names = [checkpoint_file(fold) for fold in folds]
+    if (present / CONFIDENCE_FILE).is_file() and all(
+        (present / name).is_file() and sha256_file(present / name) == sha256_file(new / name)
+        for name in names
+    ):
+        shutil.copyfile(present / CONFIDENCE_FILE, new / CONFIDENCE_FILE)
 
 
 def _put_in_place(new: Path, target: Path, entry: ModelEntry) -> None:

@@ -122,6 +122,17 @@ def test_a_calibration_joins_the_manifest_and_is_used(frozen):
     assert locate_models(frozen)
 
 
+def test_freezing_the_same_weights_again_keeps_their_calibration(frozen, tmp_path):
+    add_calibration(frozen / "liver", fit(observations()), folds=("0",))
+    card = ModelCard("phantoms", "none", "none", "2026-11-28")
+
+    freeze_model(tmp_path / "training", frozen, name="liver", sequences=("*",), card=card)
+
+    assert sorted(path.name for path in frozen.iterdir()) == ["liver", "manifest.json"]
+    assert read_calibration(read_model_spec(frozen / "liver")) is not None
+    assert locate_models(frozen)
+
+
 def test_the_command_calibrates_a_model_of_ones_own(frozen, tmp_path, capsys):
     for number in range(8):
         array, liver = abdomen(seed=number)
