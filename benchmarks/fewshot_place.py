@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from scipy import stats
 
 from sslmedsam2.fewshot.alignment import Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import load_sam2
-from sslmedsam2.fewshot.harmonise import appearances, body_quantiles
 from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.reliability import Reliability, calibrate, judge, score
 from sslmedsam2.fewshot.retrieval import Retrieval
@@ -87,63 +86,45 @@ def draws(
         yield chosen, [left[k] for k in generator.permutation(len(left))[:N_QUERIES]]
 
 
+@dataclass(frozen=True)
 class Height:
-    """Where a volume's organ is, and how each of its contrasts is encoded."""
+    """Where a volume's organ is along z; of the volume only what the alignment compares."""
 
-    def __init__(self, encoder: Encoder, case: Case) -> None:
-        self.stack = cut_slices(case.image, size=encoder.sam2.image_size)
-        self.masks = cut_masks(case.mask_zyx, self.stack.crop, size=encoder.sam2.image_size)
-        self.volume = self._light(encoder.volume(self.stack))
-        self.place: Place = find_place(self.masks, self.volume.z_mm)
-        self.quantiles = body_quantiles(self.stack.slices)
-        self._encoder = encoder
+    volume: EncodedVolume
+    has_liver: np.ndarray
+    place: Place
 
-    def contrasts(self, reference: np.ndarray) -> Iterator[EncodedVolume]:
-        for slices in appearances(self.stack.slices, reference).values():
-            is_own = slices is self.stack.slices
-            stack = replace(self.stack, slices=slices)
-            yield self.volume if is_own else self._light(self._encoder.volume(stack))
 
-    @staticmethod
-    def _light(volume: EncodedVolume) -> EncodedVolume:
-        """Keep no feature maps: the alignment compares descriptors only."""
-        return replace(volume, features=volume.features[slice(0, 0)])
+def see(encoder: Encoder, case: Case) -> Height:
+    stack = cut_slices(case.image, size=encoder.sam2.image_size)
+    masks = cut_masks(case.mask_zyx, stack.crop, size=encoder.sam2.image_size)
+    volume = encoder.volume(stack)
+    light = replace(volume, features=volume.features[slice(0, 0)])
+    return Height(light, masks.any((1, 2)), find_place(masks, volume.z_mm))
 
 
 def placed(options: Any, supports: Sequence[Case], queries: Sequence[Case], kinds: str) -> Any:
-    """Measure how far the query's liver is from where its partners have it."""
+    """Measure how far the liver of queries as they are is from where their partners have it."""
     encoder = Encoder(load_sam2(options.sam2, device=torch.device("cpu")))
-    every = {case.name: case for case in [*supports, *queries]}
-    known = {name: Height(encoder, case) for name, case in every.items()}
+    every = {case.name: case for case in (*supports, *queries)}
+    known = {name: see(encoder, case) for name, case in every.items()}
     errors, overlaps = [], []
     for chosen, asked in draws(supports, queries, n_sets=options.sets, kinds=kinds):
         given = [known[case.name] for case in chosen]
-        reference = np.mean([one.quantiles for one in given], axis=0)
         for case in asked:
             query = known[case.name]
-            found = [
-                align(volume, [(one.volume, one.place) for one in given])
-                for volume in query.contrasts(reference)
-            ]
-            best = max(found, key=lambda partners: np.mean([one.similarity for one in partners]))
-            shown = np.mean(
-                [
-                    one.masks.any((1, 2))[partners.indices]
-                    for one, partners in zip(given, best, strict=True)
-                ],
-                axis=0,
-            )
-            true = query.masks.any((1, 2))
-            overlaps.append(float((true & (shown > 0.5)).sum() / (true | (shown > 0.5)).sum()))
-            z_mm = query.volume.z_mm
-            errors.append(float(z_mm[shown > 0.5].mean() - z_mm[true].mean()))
+            found = align(query.volume, [(one.volume, one.place) for one in given])
+            pairs = zip(given, found, strict=True)
+            shown = np.mean([one.has_liver[partners.indices] for one, partners in pairs], 0) > 0.5
+            true, z_mm = query.has_liver, query.volume.z_mm
+            overlaps.append(float((true & shown).sum() / (true | shown).sum()))
+            errors.append(float(z_mm[shown].mean() - z_mm[true].mean()) if shown.any() else np.inf)
     distance = np.abs(errors)
     return {
         "n": len(errors),
         "median_error_mm": round(float(np.median(distance)), 1),
-        "over_20_mm": round(float((distance > 20).mean()), 3),
-        "over_40_mm": round(float((distance > 40).mean()), 3),
-        "over_80_mm": round(float((distance > 80).mean()), 3),
+        **{f"over_{mm}_mm": round(float((distance > mm).mean()), 3) for mm in (20, 40, 80)},
+        "largest_error_mm": round(float(distance.max()), 1),
         "overlap": round(statistics.mean(overlaps), 3),
     }
 

@@ -54,8 +54,7 @@ def find_place(masks: npt.NDArray[np.float32], z_mm: npt.NDArray[np.floating]) -
 def align(query: EncodedVolume, supports: Sequence[tuple[EncodedVolume, Place]]) -> list[Partners]:
     """Find partners in all supports for one position of the query's organ.
 
-    Each support is stretched along z so that its organ has the supports' mean height. Slices
-    beyond a support's ends get its end slices.
+    Slices beyond a support's ends get its end slices.
     """
     height_mm = float(np.mean([place.height_mm for _, place in supports]))
     best_score, best = -np.inf, []
@@ -64,8 +63,7 @@ def align(query: EncodedVolume, supports: Sequence[tuple[EncodedVolume, Place]])
     for middle_mm in np.arange(low_mm, high_mm + _STEP_MM, _STEP_MM):
         found, scores = [], []
         for support, place in supports:
-            stretch = place.height_mm / height_mm
-            z_mm = place.middle_mm + (query.z_mm - middle_mm) * stretch
+            z_mm = place.middle_mm + query.z_mm - middle_mm
             partners, covered = _partners(query, support, place, z_mm)
             found.append(partners)
             scores.append(partners.similarity * np.sqrt(covered))
