@@ -22,6 +22,10 @@ _COLUMNS: Final = (
 )
 
 
+METHOD: Final = 2
+"""Number of the few-shot method; raised when the same settings and supports give other masks."""
+
+
 @dataclass(frozen=True)
 class Provenance:
     """All that decides a pseudo label besides its query.
@@ -45,7 +49,7 @@ class Provenance:
     @property
     def key(self) -> str:
         """Equal for two runs that label alike, whatever the files and the version are called."""
-        return key_of([self.sam2_sha256, self.settings, self.supports])
+        return key_of([METHOD, self.sam2_sha256, self.settings, self.supports])
 
     def key_of(self, name: str, image_sha256: str) -> str:
         """Return a key of one query's pseudo label."""
