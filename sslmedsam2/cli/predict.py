@@ -269,7 +269,7 @@ class _ProgressPrinter:
         seconds_left = (time.monotonic() - self._start) / done * (total - done)
         if self._progress is not None and self._task is not None:
             left = f"about {_duration(seconds_left)} left" if done < total else ""
-            self._progress.update(self._task, completed=done, total=total, left=left)
+            self._progress.update(self._task, completed=done, total=total, left=left, refresh=True)
         if self._as_json:
             write_json_line(
                 event="scan",
