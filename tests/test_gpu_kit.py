@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import shutil
 import sys
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 from tiny_training import PRESET, write_labelled_cases
@@ -42,10 +44,6 @@ def kit(work_dir, tmp_path_factory):
 
 
 def test_packed_volumes_differ_by_rounding_and_labels_not_at_all(work_dir, kit, tmp_path):
-    import shutil
-
-    import blosc2
-
     shutil.unpack_archive(kit / "data.tar.xz", tmp_path)
     originals = sorted(preprocessed_dir(work_dir).rglob("*.b2nd"))
     assert len(originals) == 4

@@ -309,9 +309,9 @@ def _estimate(result: SeriesResult) -> str:
 
 
 def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    from sslmedsam2.execution.units import duration
+
+    return f"{seconds:.0f} s" if seconds < 90 else duration(seconds)
 
 
 def _make_page(options: dict[str, Any]) -> None:

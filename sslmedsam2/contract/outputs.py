@@ -216,14 +216,9 @@ def pseudo_label_paths(output_dir: Path, series: NamedSeries) -> PseudoLabelPath
     OutputError
         The case name would lead out of the output folder or is no valid file name.
     """
-    reason = unsafe_reason(series.case)
-    if reason:
-        raise OutputError(
-            f"case {series.case!r}", reason=f"the name {reason}", remedy="Rename the case"
-        )
-    folder, stem = output_dir, series.case
+    folder, stem = output_dir, _checked(series.case)
     if series.sequence is not None:
-        folder, stem = output_dir / series.case, series.sequence
+        folder, stem = output_dir / stem, series.sequence
     return PseudoLabelPaths(
         mask=folder / f"{stem}{PREDICTION_SUFFIX}{MASK_EXTENSION}",
         probability=folder / f"{PROBABILITY_PREFIX}{stem}{MASK_EXTENSION}",

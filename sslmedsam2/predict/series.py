@@ -42,6 +42,10 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
 MAP_KINDS = ("probability", "uncertainty")
 NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
+NO_SEQUENCE = "no sequence"
+LARGEST_GUESS_VOXELS = 2**26
+"""Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
+claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +92,6 @@ def write_seg(target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool) 
     except OutputError as error:
         return WrittenSeg(warnings=(f"no_dicom_seg: {error}",))
     return WrittenSeg(name=target.seg_name)
-
-
-NO_SEQUENCE = "no sequence"
-LARGEST_GUESS_VOXELS = 2**26
-"""Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
-claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
 
 
 @dataclass(frozen=True)
