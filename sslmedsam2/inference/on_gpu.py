@@ -53,6 +53,15 @@ class GpuCanvas(Canvas):
         return mean[self._inner].contiguous()
 
 
+def pinned(volume: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return a copy in page-locked memory, from which a GPU reads by itself; or what came."""
+    try:
+        return torch.from_numpy(volume).pin_memory().numpy()
+    except RuntimeError:
+        # The limit on locked memory, or a card that broke: the network will meet that one itself.
+        return volume
+
+
 def resample(
     volume: npt.NDArray[np.float32], resampler: Resampler | None, *, device: str | torch.device
 ) -> Tensor:
@@ -60,7 +69,7 @@ def resample(
 
     None leaves it on its grid.
     """
-    there = torch.from_numpy(volume).to(device)
+    there = torch.from_numpy(volume).to(device, non_blocking=True)
     if resampler is None:
         return there
     if resampler.order <= 1:

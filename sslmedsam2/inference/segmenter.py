@@ -48,7 +48,9 @@ Mode = Literal["exact", "fast"]
 _STEP = 0.5
 """nnU-Net's default: windows overlap by half."""
 
-_GPU_BATCH = 4
+_GPU_BATCH = 16
+"""Patches that are cut out together; the network takes as many of them at once as fit."""
+
 _BF16_PAYS_FROM_CHANNELS = 32
 """On a CPU without matrix units. Narrower networks spend their time in normalisation there, which
 bfloat16 slows down: measured 0.33 s against 0.21 s a patch with 16 channels, but half the time of
@@ -190,12 +192,18 @@ class CanonicalSegmenter:
 
     def prepare(self, volume: CanonicalVolume) -> Prepared:
         """Normalise a volume, and resample it unless the GPU is to do that."""
-        return prepare(
+        on_gpu = self._computes_on_gpu()
+        prepared = prepare(
             volume.array_zyx,
             spacing_zyx_mm=volume.spacing_zyx_mm,
             spec=self._spec,
-            resampled=not self._computes_on_gpu(),
+            resampled=not on_gpu,
         )
+        if not on_gpu:
+            return prepared
+        from sslmedsam2.inference.on_gpu import pinned
+
+        return replace(prepared, patchable=pinned(prepared.patchable))
 
     def infer(self, prepared: Prepared) -> Inferred:
         """Run the networks; on a GPU the volume stays there until its margin is found.

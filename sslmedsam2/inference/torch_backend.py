@@ -5,25 +5,34 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from sslmedsam2.errors import first_line
 from sslmedsam2.inference.sliding_window import MarginNetwork
 
 logger = logging.getLogger(__name__)
 
+_MOST_PATCHES: Final = 16
+"""At once on a GPU; more brings nothing."""
+
+_MEMORY_SHARE: Final = 0.5
+"""Of a GPU's free memory that a batch may take; cuDNN's quickest algorithms want some beside it."""
+
 
 class TorchMarginNetwork:
     """A network on one device; see ``sliding_window.MarginNetwork``.
 
-    On a GPU it computes in fp16 as nnU-Net does, and repeats in fp32 what overflows. No failure of
-    the GPU ends a run. Out of memory halves the batch, down to single patches. Any other error, and
-    a single patch that does not fit, moves the network to the CPU for good and repeats the patches
-    there. Each such step is logged and kept in ``degradations``.
+    On a GPU it computes in fp16 as nnU-Net does, and repeats in fp32 what overflows. How many
+    patches go at once follows from the memory that the first one takes. No failure of the GPU ends
+    a run. Out of memory halves the batch, down to single patches. Any other error, and a single
+    patch that does not fit, moves the network to the CPU for good and repeats the patches there.
+    Each such step is logged and kept in ``degradations``.
     """
 
     def __init__(
@@ -40,14 +49,18 @@ class TorchMarginNetwork:
         self._device = torch.device(device)
         self._make_cpu_network = make_cpu_network or (lambda: _on_cpu(network))
         self._cpu_network: MarginNetwork | None = None
+        self._given = network
+        self._in_fp32: nn.Module | None = None
+        """On the GPU, once something overflowed in fp16."""
         self._max_batch: int | None = None
+        """Once one patch was measured; None before."""
         self.degradations: list[str] = []
         if self._device.type == "cpu":
             self._cpu_network = self._make_cpu_network()
             return
         try:
             # After a CUDA error nothing can be copied back, so the weights must stay here too.
-            self._network = copy.deepcopy(network).to(self._device)
+            self._network = in_half_precision(copy.deepcopy(network)).to(self._device)
         except RuntimeError as error:
             self.leave_gpu(first_line(error))
         else:
@@ -74,11 +87,11 @@ class TorchMarginNetwork:
         margins: list[Tensor] = []
         start = 0
         while self.on_gpu and start < len(patches):
-            size = min(self._max_batch or len(patches), len(patches) - start)
+            size = self._batch_size(len(patches) - start)
             failed_batch, error = 0, ""
             try:
-                part = self._forward(patches[start : start + size])
-                margins.append(part.to(patches.device))
+                # Without a name, which would keep it on the GPU.
+                margins.append(self._measured(patches[start : start + size]).to(patches.device))
             except torch.cuda.OutOfMemoryError:
                 failed_batch = size
             except RuntimeError as exception:
@@ -95,6 +108,25 @@ class TorchMarginNetwork:
         # From the first patch on: after an error no margin can be copied from the GPU.
         return torch.from_numpy(self._cpu_network(patches.cpu().numpy())).to(patches.device)
 
+    def _batch_size(self, waiting: int) -> int:
+        """Return a power of two: for each size that is new to it, cuDNN looks for algorithms."""
+        return 1 << (min(waiting, self._max_batch or 1).bit_length() - 1)
+
+    def _measured(self, patches: Tensor) -> Tensor:
+        """Predict on the GPU; the first patch shows how many fit into its memory."""
+        if self._max_batch is not None:
+            return self._forward(patches)
+        # Not what cuDNN takes while it looks for algorithms.
+        self._forward(patches)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        margins = self._forward(patches)
+        taken = torch.cuda.max_memory_allocated(self._device) - before
+        free, _ = torch.cuda.mem_get_info(self._device)
+        fitting = int(_MEMORY_SHARE * free / max(1, taken))
+        self._max_batch = max(1, min(_MOST_PATCHES, fitting))
+        return margins
+
     @torch.inference_mode()
     def _forward(self, patches: Tensor) -> Tensor:
         """Predict on the GPU."""
@@ -102,7 +134,9 @@ class TorchMarginNetwork:
         with torch.autocast("cuda", dtype=torch.float16):
             margins = self._network(batch).float()
         if not torch.isfinite(margins).all():
-            margins = self._network(batch)
+            if self._in_fp32 is None:
+                self._in_fp32 = copy.deepcopy(self._given).to(self._device)
+            margins = self._in_fp32(batch)
         return margins
 
     def _shrink(self, failed_batch: int) -> None:
@@ -118,12 +152,24 @@ class TorchMarginNetwork:
         if self._cpu_network is not None:
             return
         self._network = nn.Identity()
+        self._in_fp32 = None
         self._cpu_network = self._make_cpu_network()
         self._note(f"{reason}: continuing on the CPU")
 
     def _note(self, step: str) -> None:
         logger.warning(step)
         self.degradations.append(step)
+
+
+def in_half_precision(network: nn.Module) -> nn.Module:
+    """Keep the weights of all convolutions and products in fp16, in place, and return the network.
+
+    ``torch.autocast`` would convert them for every batch, with the same results.
+    """
+    for module in network.modules():
+        if isinstance(module, (_ConvNd, nn.Linear)):
+            module.half()
+    return network
 
 
 def _on_cpu(network: nn.Module) -> MarginNetwork:

@@ -1,5 +1,6 @@
 """``predict`` on a GPU: the CPU's masks, few copies, and the CPU where the card fails."""
 
+import copy
 import json
 
 import numpy as np
@@ -71,6 +72,32 @@ def test_volume_goes_to_a_gpu_once_and_its_margin_alone_comes_back(shipped, phan
     fakecuda.reset()
     segmenter.segment(phantom)
     assert fakecuda.transfers() == (2, 4 * phantom.array_zyx.size, 4 * margin.size)
+
+
+def test_volume_waits_for_the_gpu_in_page_locked_memory(shipped, phantom, monkeypatch):
+    locked = []
+
+    def lock(tensor):
+        locked.append(tensor.shape)
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lock)
+    prepared = CanonicalSegmenter(shipped, EngineOptions("cuda")).prepare(phantom)
+    assert locked == [prepared.patchable.shape]
+    CanonicalSegmenter(shipped, EngineOptions("cpu")).prepare(phantom)
+    assert len(locked) == 1
+
+
+def test_volume_that_cannot_be_locked_is_segmented_all_the_same(
+    shipped, phantom, by_cpu, monkeypatch
+):
+    def refuse(_tensor):
+        raise RuntimeError("CUDA error: OS call failed or operation not supported on this OS")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    found = CanonicalSegmenter(shipped, EngineOptions("cuda")).segment(phantom)
+    assert dice(found.mask_zyx, by_cpu.mask_zyx) > 0.999
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize("options", [{"mode": "fast"}, {"mirror": True, "mode": "exact"}])
@@ -145,6 +172,7 @@ class _Tripling(nn.Module):
 
 def test_batch_shrinks_until_it_fits_and_stays_small():
     network = TorchMarginNetwork(_Tripling(), device="cuda")
+    network(PATCHES)
     # The patches, their product, and whether each voxel is finite.
     with fakecuda.memory_limit(int(2.6 * 2 * PATCH_BYTES)):
         first, second = network(PATCHES), network(PATCHES[:4])
@@ -152,14 +180,50 @@ def test_batch_shrinks_until_it_fits_and_stays_small():
     np.testing.assert_allclose(first, 3 * PATCHES)
     np.testing.assert_allclose(second, 3 * PATCHES[:4])
     assert [step.split(":")[1] for step in network.degradations] == [
-        " batches of 3 patches from here on",
+        " batches of 2 patches from here on",
         " batches of 1 patches from here on",
     ]
     assert network.on_gpu
 
 
+def test_weights_of_convolutions_are_kept_in_fp16_on_a_gpu_with_autocasts_results():
+    network = make_network(make_plans(), seed=3).decoder.stages[0]
+    patch = torch.randn(1, network.convs[0].conv.in_channels, 8, 8, 8)
+    autocast = copy.deepcopy(network).cuda()
+    with torch.autocast("cuda", torch.float16), torch.inference_mode():
+        expected = autocast(patch.cuda()).float()
+    del autocast
+    before = fakecuda.native.used()
+
+    there = TorchMarginNetwork(network, device="cuda")
+    weights = [(weight.ndim > 1, weight.numel()) for weight in network.parameters()]
+    of_kernels, others = (sum(n for large, n in weights if large is kind) for kind in (True, False))
+    assert fakecuda.native.used() - before <= 2 * of_kernels + 4 * others
+    np.testing.assert_array_equal(there(patch.numpy()), expected.cpu().numpy())
+    assert {weight.dtype for weight in network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("free_patches", "sizes"), [(100, [4, 1, 16, 4]), (7, [4, 1, 4, 4, 4, 4, 4])]
+)
+def test_patches_go_in_batches_as_large_as_the_free_memory_lets_them(
+    monkeypatch, free_patches, sizes
+):
+    taken = int(2.25 * PATCH_BYTES)  # the patch, its product, and whether each voxel is finite
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (2 * free_patches * taken, 0))
+    seen = []
+    module = _Tripling()
+    module.register_forward_hook(lambda _, arguments, __: seen.append(len(arguments[0])))
+    network = TorchMarginNetwork(module, device="cuda")
+    network(PATCHES)
+    network(np.repeat(PATCHES, 4, axis=0)[:20])
+    assert seen[:2] == [1, 1], "the first patch is computed again, to be measured"
+    assert seen[2:] == sizes
+
+
 def test_single_patch_too_large_for_the_gpu_goes_to_the_cpu_for_good():
     network = TorchMarginNetwork(_Tripling(), device="cuda")
+    network(PATCHES)
     with fakecuda.memory_limit(PATCH_BYTES // 2):
         np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
     np.testing.assert_allclose(network(PATCHES), 3 * PATCHES)
