@@ -8,6 +8,10 @@ For each call below the output folder and each of three errors, or for one call 
 one error, COMMAND (predict, pseudo-label, retrain) is run with that call failing, then as it is.
 What is lost, if anything, stands in the result. ENOSPC stays: a disk that is full remains so until
 the run ends.
+
+All calls fail once, far apart ones first, before any fails with its second error. Started again
+with the same RESULT.json, it goes on. ``retrain`` draws no charts and runs its networks with torch,
+which halves its time; the files that it writes are the same ones.
 """
 
 from __future__ import annotations
@@ -18,13 +22,14 @@ import errno
 import hashlib
 import importlib
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from retrain_samples import write_labelled, write_unlabelled
 from tiny_models import bright_tissue_model
 from tiny_sam2 import write_tiny_compact
@@ -174,6 +179,8 @@ def main() -> None:
     # Once, before all forks.
     for name in _IMPORTED[kind]:
         importlib.import_module(name)
+    if kind == "retrain":
+        make_cheaper()
 
     command = make_inputs(kind, scratch / "inputs")
     whole = scratch / "whole"
@@ -181,26 +188,59 @@ def main() -> None:
     assert code == 0, text
     wanted, calls = results(whole), int(whole.with_suffix(".calls").read_text())
     assert any(name.endswith((".nii.gz", ".pth")) for name in wanted), wanted
-    losses, failed, runs = [], 0, 0
-    generator = np.random.default_rng(0)
-    for first in range(1, calls + 1, step):
-        for error in ERRORS if step == 1 else [generator.choice(list(ERRORS))]:
-            number = min(calls, first + int(generator.integers(step)))
-            out = scratch / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            code, text = run(command, out, call=number, error=str(error))
-            failed += 1
-            found = problems_after_fault(out, code, text, wanted=wanted, kind=kind)
-            code, text = run(command, out)
-            runs += 2
-            if code != 0:
-                found.append(f"the same command afterwards ended with {code}: {text[-300:]}")
-            elif (now := results(out)) != wanted:
-                names = sorted(n for n in now.keys() | wanted.keys() if now.get(n) != wanted.get(n))
-                found.append(f"the same command afterwards gave another {', '.join(names)}")
-            losses += [f"{error} at call {number}: {one}" for one in found]
-            record = {"calls": calls, "calls_failed": failed, "runs": runs, "losses": losses}
-            result.write_text(json.dumps(record, indent=1) + "\n")
+    record: dict[str, Any] = {"calls": calls, "done": {}}
+    if result.is_file():
+        earlier = json.loads(result.read_text())
+        assert earlier["calls"] == calls, "the earlier result is of another program"
+        record = earlier
+    for number, error in faults(calls, step):
+        if f"{error} at call {number}" in record["done"]:
+            continue
+        out = scratch / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        code, text = run(command, out, call=number, error=error)
+        found = problems_after_fault(out, code, text, wanted=wanted, kind=kind)
+        code, text = run(command, out)
+        if code != 0:
+            found.append(f"the same command afterwards ended with {code}: {text[-300:]}")
+        elif (now := results(out)) != wanted:
+            names = sorted(n for n in now.keys() | wanted.keys() if now.get(n) != wanted.get(n))
+            found.append(f"the same command afterwards gave another {', '.join(names)}")
+        record["done"][f"{error} at call {number}"] = found
+        record["calls_failed"] = len(record["done"])
+        record["runs"] = 2 * len(record["done"])
+        record["losses"] = [f"{at}: {one}" for at, all_ in record["done"].items() for one in all_]
+        partial = result.with_suffix(".partial")
+        partial.write_text(json.dumps(record, indent=1) + "\n")
+        partial.replace(result)
+
+
+def faults(calls: int, step: int) -> Iterator[tuple[int, str]]:
+    """Yield each call with each error, or one call of every ``step`` with one of them."""
+    names = list(ERRORS)
+    if step > 1:
+        yield from ((n, names[n % 3]) for n in range(1 + step // 2, calls + 1, step))
+        return
+    stride = next(n for n in range(max(1, calls * 3 // 8), calls + 2) if math.gcd(n, calls) == 1)
+    for turn in range(len(names)):
+        for i in range(calls):
+            number = i * stride % calls + 1
+            yield number, names[(number + turn) % 3]
+
+
+def make_cheaper() -> None:
+    """Leave out of ``retrain`` what costs time and decides nothing about files."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
+    from sslmedsam2.reporting import page
+
+    def small_png(_logger: Any, folder: str) -> None:
+        Path(folder, "progress.png").write_bytes(b"no plot")
+
+    MetaLogger.plot_progress_png = small_png
+    page.svg = lambda _chart: "<svg></svg>"
+    # Its threads would not live on in the forks.
+    sys.modules["sslmedsam2.inference.openvino_backend"] = None  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

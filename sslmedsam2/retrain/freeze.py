@@ -31,7 +31,7 @@ from sslmedsam2.retrain.state import (
 from sslmedsam2.retrain.train_round import FoldUnit, FoldWork, fold_cases
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.checkpoint import average_checkpoints
-from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.freeze import freeze_model, move_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard, ModelEntry
 
@@ -97,23 +97,21 @@ def freeze_round(
         scores = tuple(score for score in scores if str(score.fold) in folds)
     images = _scored_images(options, folds)
 
-    def freeze_into(weights_dir: Path, card: ModelCard) -> ModelEntry:
-        return freeze_model(
+    # In the work directory, where the workers of a cluster see it.
+    with tempfile.TemporaryDirectory(dir=round_dir.path, prefix=".frozen-") as folder:
+        unscored = replace(options, weights_dir=Path(folder))
+        entry = freeze_model(
             training_dir,
-            weights_dir,
+            Path(folder),
             name=options.name,
             sequences=served_by(options),
             folds=folds,
             half=True,
-            card=card,
+            card=ModelCard("", "", "", ""),
         )
-
-    # In the work directory, where the workers of a cluster see it.
-    with tempfile.TemporaryDirectory(dir=round_dir.path, prefix=".frozen-") as folder:
-        entry = freeze_into(Path(folder), ModelCard("", "", "", ""))
-        unscored = replace(options, weights_dir=Path(folder))
         frozen = _score_as_frozen(round_dir, entry, images, unscored, executor=executor)
-    return freeze_into(options.weights_dir, _card(options, decision, scores, frozen))
+        entry = replace(entry, card=_card(options, decision, scores, frozen))
+        return move_model(Path(folder) / entry.name, options.weights_dir, entry)
 
 
 def _scored_images(options: RetrainOptions, folds: Sequence[str]) -> tuple[ImageFile, ...]:

@@ -77,24 +77,48 @@ def freeze_model(
                 reason="it is missing",
                 remedy=f"Finish the training of fold {fold}, or freeze without it",
             )
-    manifest_path = weights_dir / MANIFEST_NAME
-    others = _without(manifest_path, name)
-    partial = weights_dir / f".{uuid.uuid4().hex[:8]}.partial-{name}"
+    partial = _partial(weights_dir, name)
     try:
         for file in (DATASET_FILE, PLANS_FILE):
             _copy_json(training_dir / file, partial / file, without=_MACHINE_KEYS[file])
         for fold in folds:
             relative = checkpoint_file(fold)
             freeze_checkpoint(training_dir / relative, partial / relative, half=half)
-        _keep_calibration(weights_dir / name, partial, folds=folds)
-        files = hash_model(partial, folds)
-        entry = ModelEntry(name=name, sequences=sequences, folds=folds, files=files, card=card)
-        # The manifest first: it is checked before anything is replaced, and a model folder that
-        # does not match it is refused, so that stopping in between does no silent harm.
-        write_manifest(replace(others, models=(*others.models, entry)), manifest_path)
-        _put_in_place(partial, weights_dir / name, entry)
+        return _list_model(partial, weights_dir, ModelEntry(name, sequences, folds, (), card))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_model(model_dir: Path, weights_dir: Path, entry: ModelEntry) -> ModelEntry:
+    """Move a frozen model into ``weights_dir``, also of another disk, and list it there.
+
+    A model of the same name is treated as by `freeze_model`; raises ModelError and OutputError.
+    """
+    partial = _partial(weights_dir, entry.name)
+    try:
+        weights_dir.mkdir(parents=True, exist_ok=True)
+        shutil.move(model_dir, partial)
+        return _list_model(partial, weights_dir, entry)
+    except OSError as error:
+        raise output_error(weights_dir, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(weights_dir: Path, name: str) -> Path:
+    return weights_dir / f".{uuid.uuid4().hex[:8]}.partial-{name}"
+
+
+def _list_model(partial: Path, weights_dir: Path, entry: ModelEntry) -> ModelEntry:
+    """Give a complete model folder its name, and list it with its hashes in the manifest."""
+    manifest_path = weights_dir / MANIFEST_NAME
+    others = _without(manifest_path, entry.name)
+    _keep_calibration(weights_dir / entry.name, partial, folds=entry.folds)
+    entry = replace(entry, files=hash_model(partial, entry.folds))
+    # The manifest first: it is checked before anything is replaced, and a model folder that
+    # does not match it is refused, so that stopping in between does no silent harm.
+    write_manifest(replace(others, models=(*others.models, entry)), manifest_path)
+    _put_in_place(partial, weights_dir / entry.name, entry)
     return entry
 
 

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from weights_samples import CARD, MACHINE_FOLDER
 
 from sslmedsam2.errors import ModelError
-from sslmedsam2.weights.freeze import freeze_model
+from sslmedsam2.weights.freeze import freeze_model, move_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import read_manifest
 
@@ -118,3 +120,26 @@ def test_plans_reach_the_model_unchanged(training, weights_dir):
     shipped = json.loads((weights_dir / "liver" / "plans.json").read_text())
 
     assert shipped == json.loads((training.folder / "plans.json").read_text())
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_moved_model_is_listed_and_the_same_to_the_bit(training, tmp_path, monkeypatch, other_disk):
+    entry = freeze_model(training.folder, tmp_path / "a", name="m", sequences=("*",), card=CARD)
+    before = {file.path: (tmp_path / "a" / "m" / file.path).read_bytes() for file in entry.files}
+    if other_disk:
+
+        def refuse(*_args, **_kwargs):
+            raise OSError(errno.EXDEV, "another disk")
+
+        monkeypatch.setattr(os, "rename", refuse)
+
+    moved = move_model(tmp_path / "a" / "m", tmp_path / "b", entry)
+
+    assert moved == entry
+    (model,) = locate_models(tmp_path / "b")
+    assert model.verified
+    assert {name: (model.path / name).read_bytes() for name in before} == before
+    assert not (tmp_path / "a" / "m").exists()
+    assert _visible_files(tmp_path / "b") == sorted(
+        ["manifest.json", *(f"m/{name}" for name in before)]
+    )
