@@ -259,9 +259,9 @@ _ABOUT_THE_FILE = {
         kind="truncated_data",
     ),
     "mhd_without_data_file": BadInput(_metaimage_without_data, kind="missing_data_file"),
-    "truncated_nrrd": BadInput(_itk(".nrrd", _without_end(100)), kind="unreadable_data"),
+    "truncated_nrrd": BadInput(_itk(".nrrd", _without_end(100)), kind="truncated_data"),
     "damaged_compressed_nrrd": BadInput(
-        _itk(".nrrd", _flipped_byte, compressed=True), kind="unreadable_data"
+        _itk(".nrrd", _flipped_byte, compressed=True), kind="corrupt_data"
     ),
     "damaged_nrrd_header": BadInput(
         _itk(".nrrd", _replaced(b"sizes: 12 10 6", b"sizes: twelve")), kind="unreadable_header"

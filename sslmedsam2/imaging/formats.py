@@ -11,9 +11,10 @@ import zlib
 from pathlib import Path
 
 NIFTI_EXTENSIONS = (".nii.gz", ".nii.bz2", ".nii")
-ITK_EXTENSIONS = (".mha", ".mhd", ".nrrd", ".nhdr")
+METAIMAGE_EXTENSIONS = (".mha", ".mhd")
+NRRD_EXTENSIONS = (".nrrd", ".nhdr")
 NIBABEL_EXTENSIONS = (".hdr", ".mgz", ".mgh", ".par")
-IMAGE_EXTENSIONS = NIFTI_EXTENSIONS + ITK_EXTENSIONS + NIBABEL_EXTENSIONS
+IMAGE_EXTENSIONS = NIFTI_EXTENSIONS + METAIMAGE_EXTENSIONS + NRRD_EXTENSIONS + NIBABEL_EXTENSIONS
 ARCHIVE_SUFFIX = ".zip"
 WRITTEN_EXTENSIONS = (".nii.gz", ".nii", ".mha", ".nrrd")
 DETACHED_EXTENSIONS = (".mhd", ".nhdr", ".hdr", ".par")
@@ -25,6 +26,7 @@ _VOXEL_FILES = {
     ".raw": (".mhd", ".nhdr"),
     ".zraw": (".mhd",),
     ".raw.gz": (".nhdr",),
+    ".raw.bz2": (".nhdr",),
 }
 _OTHER_IMAGES = {
     ".mnc": "a MINC image",

@@ -117,6 +117,47 @@ def geometry_from_steps(
     return geometry, repairs
 
 
+def geometry_from_axes(
+    path: Path,
+    *,
+    shape_zyx: tuple[int, int, int],
+    spacing_xyz: Sequence[float],
+    origin_xyz: Sequence[float],
+    direction: Matrix,
+    unit: str = "mm",
+) -> tuple[Geometry, tuple[str, ...]]:
+    """Build a geometry from spacing, origin and direction, of which three axes are used.
+
+    Parameters
+    ----------
+    spacing_xyz, origin_xyz
+        One number for each axis, x first; LPS.
+    direction
+        One column for each axis: the LPS direction in which it grows.
+    unit
+        Of the lengths. One that would make the voxels larger or smaller than a scan's is wrong.
+
+    Raises
+    ------
+    InputError
+        As :func:`geometry_from_steps`.
+    """
+    spacing = np.array(spacing_xyz[:3], dtype=np.float64)
+    named, factor = UNITS_MM.get(unit, ("mm", 1.0))
+    is_converted = factor != 1 and is_plausible_size(spacing * factor)
+    factor = factor if is_converted else 1.0
+    check_spacing(path, (spacing * factor).tolist())
+    geometry, repairs = geometry_from_steps(
+        path,
+        shape_zyx=shape_zyx,
+        steps_xyz_mm=direction[:3, :3] * spacing * factor,
+        origin_xyz_mm=np.array(origin_xyz[:3], dtype=np.float64) * factor,
+    )
+    if is_converted:
+        repairs += (repair("units", f"lengths were converted from {named} to mm"),)
+    return geometry, repairs
+
+
 def _orthonormal(path: Path, units: Matrix) -> tuple[Matrix, tuple[str, ...]]:
     """Return the orthonormal matrix nearest to three unit columns (their polar factor)."""
     shear = float(np.abs(units.T @ units - np.eye(3)).max())

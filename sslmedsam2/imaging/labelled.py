@@ -6,6 +6,7 @@ them refuses is refused by all.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -14,19 +15,23 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import (
     SAME_GRID_VOXELS,
     affine_lps,
     corners_xyz,
-    geometry_from_steps,
     same_grid,
 )
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.nrrd_reading import (
+    NrrdHeader,
+    nrrd_geometry,
+    parse_nrrd_header,
+    read_nrrd_channels,
+)
 from sslmedsam2.imaging.reading import read_grid, read_stored, read_volume
-from sslmedsam2.imaging.stored import MAX_VOXELS, StoredImage, repair
+from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 
 logger = logging.getLogger(__name__)
@@ -292,31 +297,26 @@ def _no_such_label(path: Path, label: int, *, found: str) -> InputError:
     )
 
 
-def _nrrd_header(path: Path) -> sitk.ImageFileReader | None:
+def _nrrd_header(path: Path) -> NrrdHeader | None:
     """Read the header of an NRRD file; None for other files, and where it cannot be read."""
     if not path.name.lower().endswith(".nrrd"):
         return None
-    # What SimpleITK would print is reported by the reader that is asked next.
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return reader
+    # What is wrong is reported by the reader that is asked next.
+    with contextlib.suppress(InputError, OSError):
+        return parse_nrrd_header(path)
+    return None
 
 
 def _read_segmentation(
     path: Path,
-    header: sitk.ImageFileReader,
+    header: NrrdHeader,
     segments: tuple[_Segment, ...],
     *,
     label: int | None,
     strict: bool,
 ) -> MaskVolume:
     """Read a Slicer segmentation on its own grid, which may be a part of the image's."""
-    voxels, geometry = _layers(path, header)
+    voxels, geometry = _layers(header)
     notes: tuple[str, ...]
     if segments:
         segment = _chosen(path, segments, label=label, strict=strict)
@@ -325,20 +325,19 @@ def _read_segmentation(
         mask_zyx = (voxels[..., segment.layer] == segment.value).astype(np.uint8)
         notes = (repair("segment", f"segment {segment.name!r} is taken as the liver"),)
     elif voxels.shape[-1] == 1:
-        values = voxels[..., 0].astype(np.float32)
-        mask_zyx, notes = _liver(path, values, label=label, strict=strict)
+        mask_zyx, notes = _liver(path, voxels[..., 0], label=label, strict=strict)
     else:
         raise _several_segments(path, f"{voxels.shape[-1]} layers without names")
-    source = Source(path, tuple(reversed(mask_zyx.shape)), voxels.dtype, nifti_header=None)
+    source = Source(path, header.native_shape, header.dtype, nifti_header=None)
     return MaskVolume(mask_zyx, geometry, source, notes)
 
 
-def _segments(reader: sitk.ImageFileReader) -> tuple[_Segment, ...]:
+def _segments(header: NrrdHeader) -> tuple[_Segment, ...]:
     fields: dict[int, dict[str, str]] = {}
-    for key in reader.GetMetaDataKeys():
+    for key, text in header.texts.items():
         match = _SEGMENT_KEY.fullmatch(key)
         if match:
-            fields.setdefault(int(match[1]), {})[match[2]] = reader.GetMetaData(key).strip()
+            fields.setdefault(int(match[1]), {})[match[2]] = text.strip()
     return tuple(
         _Segment(
             name=found.get("Name", f"segment {number}"),
@@ -378,33 +377,18 @@ def _several_segments(path: Path, what: str) -> InputError:
     )
 
 
-def _layers(path: Path, reader: sitk.ImageFileReader) -> tuple[npt.NDArray[np.generic], Geometry]:
+def _layers(header: NrrdHeader) -> tuple[ArrayZYX, Geometry]:
     """Read the voxels as ``[z, y, x, layer]``, and where they lie."""
-    size = reader.GetSize()
-    if len(size) != 3 or not 0 < int(np.prod(size, dtype=np.int64)) <= MAX_VOXELS:
+    size = header.native_shape
+    if len(size) != 3 or min(size) < 1:
         raise InputError(
-            path,
+            header.path,
             kind="not_a_mask",
             reason=f"a segmentation of {' x '.join(map(str, size))} voxels cannot be used",
             remedy="Export the segmentation as a volume again",
         )
-    try:
-        voxels = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError as error:
-        raise InputError(
-            path,
-            kind="unreadable_data",
-            reason="the voxels cannot be read",
-            remedy="Copy or export the file again",
-        ) from error
-    direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(3, 3)
-    geometry, _ = geometry_from_steps(
-        path,
-        shape_zyx=(size[2], size[1], size[0]),
-        steps_xyz_mm=direction * np.array(reader.GetSpacing()),
-        origin_xyz_mm=np.array(reader.GetOrigin(), dtype=np.float64),
-    )
-    return voxels.reshape(*geometry.shape_zyx, -1), geometry
+    geometry, _ = nrrd_geometry(header, shape_zyx=(size[2], size[1], size[0]))
+    return read_nrrd_channels(header), geometry
 
 
 def _placed(mask: MaskVolume, grid: Geometry) -> MaskVolume:

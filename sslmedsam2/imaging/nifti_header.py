@@ -34,8 +34,8 @@ MAX_HEADER_BYTES = 540
 _HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
-# No file system position beyond this is meant; a damaged float may hold any number.
-_MAX_DATA_OFFSET = 2**40
+# Extensions before the voxels are far smaller; a damaged float may hold any number.
+_MAX_DATA_OFFSET = 2**30
 _UNIT_NAMES = {1: "m", 3: "um"}
 _QUATERNION_TOLERANCE = 1e-3
 _QUATERNION_ROUNDING = 3 * float(np.finfo(np.float32).eps)

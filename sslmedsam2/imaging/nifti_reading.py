@@ -1,14 +1,13 @@
-"""NIfTI files to float32 voxels, in parts.
+"""NIfTI files: their header and float32 voxels.
 
-The voxels are decompressed, converted and scaled in small parts directly into the final array, so
-reading needs the float32 volume and little more, whatever the stored type. NIfTI stores x
-fastest, which is the memory order of a ``[z, y, x]`` array: nothing is transposed.
+NIfTI stores x fastest, which is the memory order of a ``[z, y, x]`` array: nothing is transposed.
 """
 
 from __future__ import annotations
 
 import bz2
 import gzip
+import math
 import zlib
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -16,13 +15,17 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, NiftiHeader, parse_nifti_header
-from sslmedsam2.imaging.stored import StoredImage, corrupt, repair, truncated
-from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source
+from sslmedsam2.imaging.stored import StoredImage, repair
+from sslmedsam2.imaging.volume import MaskVolume, Source
+from sslmedsam2.imaging.voxel_data import (
+    LARGEST_DEFLATE_RATIO,
+    damaged,
+    read_voxels,
+    refuse_impossible_size,
+)
 
 _BZIP2_MAGIC = b"BZh"
 _GZIP_MAGIC = b"\x1f\x8b"
-_LARGEST_GZIP_RATIO = 1032
-_PART_VOXELS = 2**18
 
 
 def read_nifti(path: Path, *, extension: str) -> StoredImage:
@@ -35,15 +38,28 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
     """
     with path.open("rb") as file:
         stream, is_gzip = _decompressed(file)
+        header = _parsed(path, stream)
+        # Runs of one value shrink without bound in bzip2; MAX_VOXELS limits what is allocated.
+        if not path.name.lower().endswith(".bz2"):
+            size = header.dtype.itemsize * math.prod(header.native_shape)
+            refuse_impossible_size(
+                path,
+                announced=header.data_offset + size,
+                stored=path.stat().st_size,
+                ratio=LARGEST_DEFLATE_RATIO if is_gzip else 1,
+            )
         try:
-            header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
-            _refuse_impossible_size(path, header, is_gzip=is_gzip)
             stream.seek(header.data_offset)
-            voxels, trailing = _read_voxels(path, stream, header)
-        except EOFError as error:
-            raise truncated(path) from error
-        except (zlib.error, gzip.BadGzipFile) as error:
-            raise corrupt(path, error) from error
+        except (EOFError, zlib.error, OSError) as error:
+            raise damaged(path, error) from error
+        voxels, trailing = read_voxels(
+            path,
+            stream,
+            shape_zyx=header.geometry.shape_zyx,
+            dtype=header.dtype,
+            slope=header.slope,
+            intercept=header.intercept,
+        )
     repairs = header.repairs
     if is_gzip != (extension == ".nii.gz"):
         content = "gzipped" if is_gzip else "not gzipped"
@@ -64,19 +80,21 @@ def read_nifti_grid(path: Path) -> MaskVolume:
         even the header can be read.
     """
     with path.open("rb") as file:
-        stream, _ = _decompressed(file)
-        try:
-            header = parse_nifti_header(path, stream.read(MAX_HEADER_BYTES))
-        except EOFError as error:
-            raise truncated(path) from error
-        except (zlib.error, gzip.BadGzipFile) as error:
-            raise corrupt(path, error) from error
+        header = _parsed(path, _decompressed(file)[0])
     return MaskVolume(
         array_zyx=np.zeros(header.geometry.shape_zyx, np.uint8),
         geometry=header.geometry,
         source=_source(path, header),
         repairs=header.repairs,
     )
+
+
+def _parsed(path: Path, stream: BinaryIO) -> NiftiHeader:
+    try:
+        start = stream.read(MAX_HEADER_BYTES)
+    except (EOFError, zlib.error, OSError) as error:
+        raise damaged(path, error) from error
+    return parse_nifti_header(path, start)
 
 
 def _decompressed(file: BinaryIO) -> tuple[BinaryIO, bool]:
@@ -98,51 +116,3 @@ def _source(path: Path, header: NiftiHeader) -> Source:
         native_dtype=header.dtype,
         nifti_header=header.raw,
     )
-
-
-def _refuse_impossible_size(path: Path, header: NiftiHeader, *, is_gzip: bool) -> None:
-    """Refuse a header that announces more than the file can hold, before allocating for it."""
-    if path.name.lower().endswith(".bz2"):
-        # Runs of one value shrink without bound; MAX_VOXELS limits what is allocated.
-        return
-    announced = header.dtype.itemsize * int(np.prod(header.native_shape, dtype=np.int64))
-    capacity = path.stat().st_size * (_LARGEST_GZIP_RATIO if is_gzip else 1)
-    if announced > capacity:
-        raise truncated(path)
-
-
-def _read_voxels(path: Path, stream: BinaryIO, header: NiftiHeader) -> tuple[ArrayZYX, bool]:
-    """Return the voxels, and whether something else follows the compressed data."""
-    voxels = np.empty(header.geometry.shape_zyx, dtype=np.float32)
-    flat = voxels.reshape(-1)
-    buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=header.dtype)
-    # A double may lie beyond float32's range; it becomes infinite and is replaced by the caller.
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, flat.size, buffer.size):
-            part = flat[start : start + buffer.size]
-            stored = buffer[: part.size]
-            _fill(path, stream, stored.view(np.uint8).data)
-            part[:] = stored
-            if header.slope != 1:
-                part *= np.float32(header.slope)
-            if header.intercept != 0:
-                part += np.float32(header.intercept)
-    # Reading on to the end makes gzip compare its checksum.
-    try:
-        stream.read(1)
-    except gzip.BadGzipFile as error:
-        # gzip(1) ignores it too. A wrong checksum says so in other words.
-        if "Not a gzipped file" not in str(error):
-            raise
-        return voxels, True
-    return voxels, False
-
-
-def _fill(path: Path, stream: BinaryIO, buffer: memoryview) -> None:
-    """Read until the buffer is full."""
-    filled = 0
-    while filled < len(buffer):
-        count = cast(gzip.GzipFile, stream).readinto(buffer[filled:])
-        if not count:
-            raise truncated(path)
-        filled += count

@@ -12,14 +12,17 @@ import SimpleITK as sitk  # noqa: N813
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import (
     IMAGE_EXTENSIONS,
+    METAIMAGE_EXTENSIONS,
     NIBABEL_EXTENSIONS,
     NIFTI_EXTENSIONS,
     image_extension,
 )
 from sslmedsam2.imaging.intensity import clean_intensities, looks_like_labels
-from sslmedsam2.imaging.itk_reading import read_itk, stored_from_itk
+from sslmedsam2.imaging.itk_image import stored_from_itk
+from sslmedsam2.imaging.metaimage_reading import read_metaimage
 from sslmedsam2.imaging.nibabel_reading import read_by_nibabel
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
+from sslmedsam2.imaging.nrrd_reading import read_nrrd
 from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
 
@@ -37,7 +40,8 @@ def read_volume(path: Path) -> Volume:
         With a stable ``kind``. About the file: ``missing_file``, ``broken_symlink``,
         ``not_a_file``, ``permission_denied``, ``unreadable_file``, ``unsupported_extension``,
         ``empty_file``. About the voxels: ``no_finite_voxels``, ``constant``, ``label_map``.
-        Others: see ``nifti_reading.py``, ``itk_reading.py``, ``stored.py`` and ``geometry.py``.
+        Others: see ``nifti_reading.py``, ``metaimage_reading.py``, ``nrrd_reading.py``,
+        ``stored.py`` and ``geometry.py``.
     """
     return _checked_volume(read_stored(path))
 
@@ -138,7 +142,9 @@ def read_stored(path: Path) -> StoredImage:
             return read_nifti(path, extension=extension)
         if extension in NIBABEL_EXTENSIONS:
             return read_by_nibabel(path)
-        return read_itk(path, extension=extension)
+        if extension in METAIMAGE_EXTENSIONS:
+            return read_metaimage(path)
+        return read_nrrd(path)
     except PermissionError as error:
         raise _permission_denied(path) from error
     except OSError as error:

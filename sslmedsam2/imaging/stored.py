@@ -71,13 +71,19 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
             remedy="Give a volume of at least 2 slices",
         )
     if math.prod((x, y, z)) > MAX_VOXELS:
-        raise InputError(
-            path,
-            kind="too_large",
-            reason=f"the header claims {text} voxels, more than {MAX_VOXELS}",
-            remedy="Check the file's header, or crop or resample the volume",
-        )
+        raise too_large(path, native_shape)
     return z, y, x
+
+
+def too_large(path: Path, native_shape: Sequence[int]) -> InputError:
+    """Return the error for a shape of more than ``MAX_VOXELS`` voxels."""
+    text = " x ".join(str(length) for length in native_shape)
+    return InputError(
+        path,
+        kind="too_large",
+        reason=f"the header claims {text} voxels, more than {MAX_VOXELS}",
+        remedy="Check the file's header, or crop or resample the volume",
+    )
 
 
 def _refuse_extra_axes(path: Path, native_shape: Sequence[int], text: str) -> None:
@@ -153,4 +159,14 @@ def corrupt(path: Path, detail: object) -> InputError:
         kind="corrupt_data",
         reason=f"the compressed data is damaged ({detail})",
         remedy="Copy or export the file again",
+    )
+
+
+def multi_channel(path: Path, count: int) -> InputError:
+    """Return the error for voxels of ``count`` values each."""
+    return InputError(
+        path,
+        kind="multi_channel",
+        reason=f"each voxel holds {count} values",
+        remedy="Give an image with one number per voxel",
     )
