@@ -63,6 +63,25 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure a network is of a mask.
+
+    Attributes
+    ----------
+    evidence
+        What the estimated Dice is made from.
+    mean_confidence
+        Mean foreground probability over the voxels that the network calls liver.
+    doubtful
+        Where in or near the mask most voxels are undecided, as shares of the margin's axes.
+    """
+
+    evidence: Evidence
+    mean_confidence: float
+    doubtful: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
 class DiceEstimate:
     """An estimated Dice with the interval that holds the true one in 90 % of scans."""
 
@@ -132,37 +151,44 @@ def read_calibration(spec: ModelSpec) -> Calibration | None:
     return found
 
 
-def evidence_of(margin: npt.NDArray[np.float32], mask_zyx: MaskZYX) -> Evidence | None:
-    """Measure a margin on the model's grid, and its mask after clean-up; None without a mask."""
-    near = margin[margin > _FAR_BACKGROUND]
-    inside = near[near > 0]
+def certainty_of(
+    margin: npt.NDArray[np.float32],
+    mask_zyx: MaskZYX,
+    *,
+    spacing_mm: tuple[float, float, float],
+) -> Certainty | None:
+    """Measure a margin on the model's grid, and its mask after clean-up; None without a mask.
+
+    ``spacing_mm`` is that of the margin's axes.
+    """
+    foreground = margin > 0
+    probability = _expit(margin)
+    inside = probability[foreground]
     n = int(np.count_nonzero(mask_zyx))
     if not inside.size or not n:
         return None
-    promised = 2 * float(_expit(inside).sum()) / (float(_expit(near).sum()) + inside.size)
+    positive = float(inside.sum())
+    near = float(probability[margin > _FAR_BACKGROUND].sum())
+    largest = keep_largest(foreground.view(np.uint8))
     faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
-    kept = int(np.count_nonzero(keep_largest((margin > 0).view(np.uint8))))
-    return Evidence(
-        promised_dice=promised,
-        kept_share=kept / inside.size,
+    evidence = Evidence(
+        promised_dice=2 * positive / (near + inside.size),
+        kept_share=int(np.count_nonzero(largest)) / inside.size,
         side_share=sum(int(np.count_nonzero(face)) for face in faces) / n,
     )
+    doubtful = _most_doubtful(probability, largest, spacing_mm=spacing_mm)
+    return Certainty(evidence, positive / inside.size, doubtful)
 
 
-def most_doubtful(
-    margin: npt.NDArray[np.float32], *, spacing_mm: tuple[float, float, float]
-) -> tuple[float, float, float] | None:
-    """Return where in or near the mask most voxels are undecided, as shares of the margin's axes.
-
-    None if nothing is liver.
-    """
+def _most_doubtful(
+    probability: npt.NDArray[np.float32],
+    largest: MaskZYX,
+    *,
+    spacing_mm: tuple[float, float, float],
+) -> tuple[float, float, float]:
     from scipy import ndimage
 
-    near = keep_largest((margin > 0).view(np.uint8)) > 0
-    if not near.any():
-        return None
-    near = ndimage.binary_dilation(near, iterations=_NEAR_VOXELS)
-    probability = _expit(np.clip(margin, -30, 30))
+    near = ndimage.binary_dilation(largest, iterations=_NEAR_VOXELS)
     undecided = probability * (1 - probability)
     smooth = ndimage.gaussian_filter(undecided, [_DOUBT_SIGMA_MM / mm for mm in spacing_mm])
     smooth[~near] = 0
@@ -183,4 +209,5 @@ def expit(value: float) -> float:
 
 
 def _expit(margin: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.reciprocal(1 + np.exp(-margin), dtype=np.float32)
+    # Beyond 30 single precision has only 0 and 1.
+    return np.reciprocal(1 + np.exp(-np.clip(margin, -30, 30)), dtype=np.float32)

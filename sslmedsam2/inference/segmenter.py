@@ -18,8 +18,7 @@ from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
-    evidence_of,
-    most_doubtful,
+    certainty_of,
     read_calibration,
 )
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
@@ -97,7 +96,7 @@ class CanonicalSegmentation:
     n_components
         How many the network gave before clean-up.
     mean_confidence
-        Mean foreground probability over the voxels the network calls liver; None if it calls none.
+        Mean foreground probability over the voxels the network calls liver; None without a mask.
     estimate
         Of the mask's Dice; None without a mask, or if the model has no calibration.
     evidence
@@ -232,19 +231,18 @@ class CanonicalSegmenter:
             if liver.n_components == 0:
                 likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
-            evidence = evidence_of(margin, liver.mask_zyx)
-            doubtful = most_doubtful(margin, spacing_mm=self._spec.spacing_mm)
+            sure = certainty_of(margin, liver.mask_zyx, spacing_mm=self._spec.spacing_mm)
             if with_probability:
                 probability = probability_from_margin(margin, prepared)
         return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
-            mean_confidence=_mean_confidence(margin),
-            estimate=self._calibration.estimate(evidence)
-            if self._calibration and evidence
+            mean_confidence=sure and sure.mean_confidence,
+            estimate=self._calibration.estimate(sure.evidence)
+            if self._calibration and sure
             else None,
-            evidence=evidence,
-            doubtful_zyx=None if doubtful is None else canonical_place(doubtful, prepared),
+            evidence=sure and sure.evidence,
+            doubtful_zyx=sure and canonical_place(sure.doubtful, prepared),
             relaxed_mask_zyx=relaxed,
             probability_zyx=probability,
             warnings=inferred.warnings,
@@ -362,11 +360,6 @@ def _relaxed_margin(
         if region.sum() >= wanted:
             break
     return smooth - threshold
-
-
-def _mean_confidence(margin: npt.NDArray[np.float32]) -> float | None:
-    positive = margin[margin > 0]
-    return float((1 / (1 + np.exp(-positive))).mean()) if positive.size else None
 
 
 @contextmanager

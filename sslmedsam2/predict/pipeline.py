@@ -62,7 +62,7 @@ from sslmedsam2.predict.inputs import (
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.predict.series import (
     MAP_KINDS,
-    NO_SEQUENCE,
+    WITHOUT_SEQUENCE,
     DicomTarget,
     EngineAbout,
     SeriesTarget,
@@ -389,7 +389,10 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
     targets: list[SeriesTarget] = []
     left_out = [
         LeftOutRecord(
-            one.path.parent.name, NO_SEQUENCE, input_name(one.path, options.input_path), one.reason
+            one.path.parent.name,
+            WITHOUT_SEQUENCE,
+            input_name(one.path, options.input_path),
+            one.reason,
         )
         for one in inputs.left_out
     ]
@@ -398,7 +401,7 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
             target = _target(series, input_name(series.path, options.input_path), options)
             model = _model_or_reason(target, models)
             if isinstance(model, str):
-                sequence = series.sequence or NO_SEQUENCE
+                sequence = series.sequence or WITHOUT_SEQUENCE
                 left_out.append(LeftOutRecord(series.case, sequence, target.input_name, model))
             else:
                 targets.append(target)
@@ -506,7 +509,7 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
     return SeriesResult(
         case=path.parent.name if is_file else path.name,
         vendor=None,
-        sequence=path.name if is_file else NO_SEQUENCE,
+        sequence=path.name if is_file else WITHOUT_SEQUENCE,
         input_path=input_name(path, options.input_path) if path.is_absolute() else problem.subject,
         output_path=None,
         status=SeriesStatus.FAILED,
@@ -525,7 +528,7 @@ def _unusable_result(row: SeriesRow) -> SeriesResult:
     return SeriesResult(
         case=row.case,
         vendor=None,
-        sequence=row.sequence or NO_SEQUENCE,
+        sequence=row.sequence or WITHOUT_SEQUENCE,
         input_path=dicom_input_name(row.case, row.series),
         output_path=None,
         status=SeriesStatus.FAILED,

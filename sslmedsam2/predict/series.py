@@ -42,7 +42,7 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
 MAP_KINDS = ("probability", "uncertainty")
 NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
-NO_SEQUENCE = "no sequence"
+WITHOUT_SEQUENCE = "no sequence"
 LARGEST_GUESS_VOXELS = 2**26
 """Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
 claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
@@ -458,7 +458,7 @@ def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> Seri
     return SeriesResult(
         case=series.case,
         vendor=series.vendor,
-        sequence=series.sequence or NO_SEQUENCE,
+        sequence=series.sequence or WITHOUT_SEQUENCE,
         input_path=loaded.target.input_name,
         output_path=None,
         status=status,

@@ -9,7 +9,7 @@ from sslmedsam2.contract.outputs import TABLE_NAME, find_records, pseudo_label_p
 from sslmedsam2.errors import NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.predict.page import PageFiles, ReportOptions, WrittenPage, write_results_page
-from sslmedsam2.predict.series import NO_SEQUENCE
+from sslmedsam2.predict.series import WITHOUT_SEQUENCE
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult, SeriesStatus
 
@@ -71,7 +71,7 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
     return SeriesResult(
         case=record.case,
         vendor=record.vendor,
-        sequence=record.sequence or NO_SEQUENCE,
+        sequence=record.sequence or WITHOUT_SEQUENCE,
         input_path=record.image,
         output_path=None if record.error else mask.relative_to(run_dir).as_posix(),
         status=status,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from sslmedsam2.fewshot.reliability import Calibration
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none
+from sslmedsam2.reporting.volume_table import csv_text
 from sslmedsam2.weights.manifest import sha256_file
 
 _COLUMNS: Final = (
@@ -141,11 +140,8 @@ def _all_records(output_dir: Path) -> list[PseudoLabelRecord]:
 
 
 def _table(records: Iterable[PseudoLabelRecord]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(sorted(map(_row, records), key=lambda row: (row["case"], row["sequence"])))
-    return text.getvalue()
+    rows = sorted(map(_row, records), key=lambda row: (row["case"], row["sequence"]))
+    return csv_text(_COLUMNS, rows)
 
 
 def _row(record: PseudoLabelRecord) -> dict[str, Any]:

@@ -10,14 +10,13 @@ and with the diagonal of the image as its Hausdorff distance, the largest value 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
+from sslmedsam2.reporting.volume_table import csv_text
 from sslmedsam2.submission.metrics import MaskMetrics
 
 Status = Literal["scored", "empty", "missing", "error"]
@@ -191,15 +190,13 @@ def rows_as_csv(rows: Iterable[ScoreRow]) -> str:
     """Return the rows as CSV with a header; figures that are not defined are empty cells."""
     metric_names = [field.name for field in fields(MaskMetrics)]
     names = [field.name for field in fields(ScoreRow) if field.name != "metrics"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*names, *metric_names], lineterminator="\n")
-    writer.writeheader()
+    cells = []
     for row in rows:
         flat = asdict(row)
         flat |= flat.pop("metrics") or {}
         # NaN, which alone differs from itself, is no figure.
-        writer.writerow({name: "" if value != value else value for name, value in flat.items()})
-    return text.getvalue()
+        cells.append({name: "" if value != value else value for name, value in flat.items()})
+    return csv_text([*names, *metric_names], cells)
 
 
 def _row_cells(row: ScoreRow) -> tuple[str, ...]:

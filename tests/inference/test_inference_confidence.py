@@ -14,8 +14,7 @@ from sslmedsam2.inference.confidence import (
     FEATURES,
     Calibration,
     Evidence,
-    evidence_of,
-    most_doubtful,
+    certainty_of,
     read_calibration,
 )
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -37,6 +36,14 @@ CALIBRATION = Calibration(
     coverage=0.9,
 )
 GOOD = Evidence(promised_dice=0.95, kept_share=1.0, side_share=0.0)
+
+
+def certainty(margin, mask):
+    return certainty_of(margin, mask, spacing_mm=(3.0, 3.0, 3.0))
+
+
+def evidence_of(margin, mask):
+    return certainty(margin, mask).evidence
 
 
 def ball(*, sharpness):
@@ -71,15 +78,14 @@ def test_dropped_components_and_cut_off_masks_are_evidence():
 
 def test_without_a_mask_there_is_no_evidence():
     margin, mask = ball(sharpness=-1.0)
-    assert evidence_of(np.full_like(margin, -3), np.zeros_like(mask)) is None
-    assert most_doubtful(np.full_like(margin, -3), spacing_mm=(1.0, 1.0, 1.0)) is None
+    assert certainty(np.full_like(margin, -3), np.zeros_like(mask)) is None
 
 
 def test_the_most_doubtful_place_is_the_blurred_part_of_the_border():
-    margin, _ = ball(sharpness=4.0)
+    margin, mask = ball(sharpness=4.0)
     blurred, _ = ball(sharpness=0.3)
     margin[:, :, 22:] = blurred[:, :, 22:]
-    place = most_doubtful(margin, spacing_mm=(3.0, 3.0, 3.0))
+    place = certainty(margin, mask).doubtful
     assert place[2] > 22 / 32
     assert place[0] == pytest.approx(0.5, abs=0.2)
 

@@ -1,5 +1,6 @@
 """What stands of an earlier run: corrections by a person always, the rest as far as it holds."""
 
+import csv
 import json
 
 import nibabel as nib
@@ -8,6 +9,7 @@ import pytest
 from pseudo_label_samples import Workplace
 
 from sslmedsam2.pseudo_label import pipeline, query
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord, write_table
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -102,3 +104,11 @@ def test_a_calibration_that_was_stopped_goes_on_where_it_was(labelled, monkeypat
     labelled.run()
     assert json.loads(path.read_text()) == resumed
     assert len(resumed["cases"]) == 3
+
+
+def test_a_case_named_like_a_formula_is_text_in_the_table(tmp_path):
+    problem = PseudoLabelRecord("=1+1", "T2", None, "=1+1/T2.nii.gz", error="cannot be read")
+    table = write_table(tmp_path, problems=[problem])
+    with table.open(encoding="utf-8", newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["case"], row["error"]) == ("'=1+1", "cannot be read")

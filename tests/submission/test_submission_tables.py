@@ -149,3 +149,8 @@ def test_csv_has_a_line_a_row_and_empty_cells_for_what_is_not_defined():
     assert float(lines[0]["dice"]) == pytest.approx(20 / 22)
     assert (lines[1]["dice"], lines[1]["hausdorff_mm"]) == ("0.0", "")
     assert lines[2]["dice"] == ""
+
+
+def test_a_case_named_like_a_formula_is_text_in_csv():
+    [line] = csv.DictReader(io.StringIO(rows_as_csv([row("=1+1", status="missing")])))
+    assert line["case"] == "'=1+1"
