@@ -27,7 +27,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from common import ROOT, parser, report, require_real_data
+from common import ROOT, parser, report, require_real_data, shipped_checkpoints
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.imaging.image_file import ImageFile
@@ -56,6 +56,8 @@ def main() -> None:
         figures["cross_validation"] = cross_validation(
             options.work_dir, options.folds, only=options.fold
         )
+    if options.model is None:
+        figures["checkpoints"] = shipped_checkpoints()
     spec = model_spec(options.model)
     figures["t1_pair"] = t1_pair(spec)
     t2 = both_contrasts(spec, labelled("chaos_mr_t2"))

@@ -16,6 +16,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from sslmedsam2.weights.manifest import MANIFEST_NAME, read_manifest
+
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = ROOT.parent / "shared" / "data"
 
@@ -42,6 +44,13 @@ def require_real_data(folder: str) -> Path:
     if not path.is_dir():
         sys.exit(f"{path} is not there: this benchmark needs the real volumes")
     return path
+
+
+def shipped_checkpoints() -> dict[str, str]:
+    """Return the SHA-256 of the liver model's checkpoints: which weights figures are of."""
+    entry = read_manifest(ROOT / "weights" / MANIFEST_NAME).entry("liver")
+    assert entry is not None
+    return entry.checkpoints
 
 
 def machine() -> dict[str, Any]:

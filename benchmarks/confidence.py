@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import REAL_DATA, ROOT, parser, report
+from common import REAL_DATA, ROOT, parser, report, shipped_checkpoints
 from scipy import stats
 
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -55,7 +55,8 @@ def main() -> None:
         add_calibration(given.write, calibration, folds=("all",))
     if given.plot:
         plot(observations, given.plot)
-    report(figures(observations, calibration), given.json)
+    found = {"checkpoints": shipped_checkpoints(), **figures(observations, calibration)}
+    report(found, given.json)
 
 
 def kept(work_dir: Path) -> Iterator[Observation]:

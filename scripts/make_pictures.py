@@ -36,14 +36,9 @@ def main() -> None:
         options = ReportOptions(run, INPUTS / "images", INPUTS / "references")
         take_pictures(report(options).index_path, profile=Path(folder) / "profile")
         save_previews(run / "previews")
-    RECORD.write_text(json.dumps({"checkpoints": shipped_checkpoints()}, indent=1) + "\n")
-
-
-def shipped_checkpoints() -> dict[str, str]:
-    """Return the SHA-256 of the liver model's checkpoints."""
-    entry = read_manifest(REPOSITORY / "weights" / MANIFEST_NAME).entry("liver")
-    assert entry is not None
-    return {file.path: file.sha256 for file in entry.files if file.path.endswith(".pth")}
+    shipped = read_manifest(REPOSITORY / "weights" / MANIFEST_NAME).entry("liver")
+    assert shipped is not None
+    RECORD.write_text(json.dumps({"checkpoints": shipped.checkpoints}, indent=1) + "\n")
 
 
 def take_pictures(page: Path, *, profile: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +119,8 @@ class _LazyGroup(click.Group):
 
         apply_verbosity(ctx)
         keep_to_limits()
+        # openvino imports its model converter where it can: half of its import time, never used.
+        sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
         return super().invoke(ctx)
 
 

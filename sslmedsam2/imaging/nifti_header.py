@@ -1,7 +1,8 @@
 """NIfTI-1 and NIfTI-2 headers, checked before any voxel is read.
 
-nibabel parses the header with its own repairs switched off: they would change fields that a mask
-must repeat bit for bit, and accept what should be refused.
+A header is a structured array of no axes, in the byte order of its file: nothing in it is repaired,
+because a mask must repeat it bit for bit. Layouts: https://nifti.nimh.nih.gov/nifti-1 and nifti-2.
+nibabel is not used here, as its import takes longer than reading a scan.
 """
 
 from __future__ import annotations
@@ -9,13 +10,10 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Final, Literal
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.nifti1 import data_type_codes
-from nibabel.quaternions import quat2mat
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import (
@@ -31,7 +29,64 @@ from sslmedsam2.imaging.volume import Geometry
 
 MAX_HEADER_BYTES = 540
 
-_HEADER_CLASSES = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
+NiftiStruct = npt.NDArray[np.void]
+
+_VERSION_1: Final[list[Any]] = [
+    ("sizeof_hdr", "i4"),
+    ("unused_1", "V35"),
+    ("dim_info", "u1"),
+    ("dim", "i2", (8,)),
+    *((name, "f4") for name in ("intent_p1", "intent_p2", "intent_p3")),
+    *((name, "i2") for name in ("intent_code", "datatype", "bitpix", "slice_start")),
+    ("pixdim", "f4", (8,)),
+    *((name, "f4") for name in ("vox_offset", "scl_slope", "scl_inter")),
+    ("slice_end", "i2"),
+    *((name, "u1") for name in ("slice_code", "xyzt_units")),
+    *((name, "f4") for name in ("cal_max", "cal_min", "slice_duration", "toffset")),
+    ("unused_2", "V8"),
+    ("descrip", "S80"),
+    ("aux_file", "S24"),
+    *((name, "i2") for name in ("qform_code", "sform_code")),
+    *((f"quatern_{part}", "f4") for part in "bcd"),
+    *((f"qoffset_{axis}", "f4") for axis in "xyz"),
+    *((f"srow_{axis}", "f4", (4,)) for axis in "xyz"),
+    ("intent_name", "S16"),
+    ("magic", "S4"),
+]
+_VERSION_2: Final[list[Any]] = [
+    ("sizeof_hdr", "i4"),
+    ("magic", "S4"),
+    ("unused_1", "V4"),
+    *((name, "i2") for name in ("datatype", "bitpix")),
+    ("dim", "i8", (8,)),
+    *((name, "f8") for name in ("intent_p1", "intent_p2", "intent_p3")),
+    ("pixdim", "f8", (8,)),
+    ("vox_offset", "i8"),
+    *((name, "f8") for name in ("scl_slope", "scl_inter", "cal_max", "cal_min")),
+    *((name, "f8") for name in ("slice_duration", "toffset")),
+    *((name, "i8") for name in ("slice_start", "slice_end")),
+    ("descrip", "S80"),
+    ("aux_file", "S24"),
+    *((name, "i4") for name in ("qform_code", "sform_code")),
+    *((f"quatern_{part}", "f8") for part in "bcd"),
+    *((f"qoffset_{axis}", "f8") for axis in "xyz"),
+    *((f"srow_{axis}", "f8", (4,)) for axis in "xyz"),
+    *((name, "i4") for name in ("slice_code", "xyzt_units", "intent_code")),
+    ("intent_name", "S16"),
+    ("dim_info", "u1"),
+    ("unused_2", "V15"),
+]
+_LAYOUTS: Final = {348: np.dtype(_VERSION_1), 540: np.dtype(_VERSION_2)}
+
+_VOXEL_TYPES: Final = {
+    **{0: "V", 1: "V", 255: "V", 1536: "V", 2048: "V"},
+    **{2: "u1", 4: "i2", 8: "i4", 16: "f4", 32: "c8", 64: "f8", 256: "i1", 512: "u2", 768: "u4"},
+    **{1024: "i8", 1280: "u8", 1792: "c16", 128: "u1,u1,u1", 2304: "u1,u1,u1,u1"},
+}
+"""By the code in ``datatype``. The floats of 128 bits are no type of common processors."""
+_CODES: Final = {np.dtype(name): code for code, name in _VOXEL_TYPES.items() if name != "V"}
+
+_BYTE_ORDERS: Final[tuple[Literal["<", ">"], ...]] = ("<", ">")
 _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
 # Extensions before the voxels are far smaller; a damaged float may hold any number.
@@ -73,11 +128,11 @@ def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
     shape = _native_shape(path, header)
     placing, unit_repairs = _in_mm(header)
     shape_zyx = spatial_shape_zyx(path, shape)
-    dtype = _voxel_type(path, header)
+    dtype = voxel_type(path, header)
     geometry, geometry_repairs = _geometry(path, placing, shape_zyx)
     slope, intercept, scaling_repairs = _scaling(header)
     return NiftiHeader(
-        raw=header.binaryblock,
+        raw=header.tobytes(),
         native_shape=shape,
         dtype=dtype,
         slope=slope,
@@ -88,12 +143,13 @@ def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
     )
 
 
-def nifti_struct(path: Path, start: bytes) -> nib.Nifti1Header:
-    """Return nibabel's header for the bytes at the start of a stream, nothing in it changed."""
-    for endianness in "<>":
+def nifti_struct(path: Path, start: bytes) -> NiftiStruct:
+    """Return the header in the bytes at the start of a stream; raises InputError."""
+    for endianness in _BYTE_ORDERS:
         size = struct.unpack(f"{endianness}i", start[:4])[0] if len(start) >= 4 else 0
-        if size in _HEADER_CLASSES and len(start) >= size:
-            header = _HEADER_CLASSES[size](start[:size], endianness=endianness, check=False)
+        if size in _LAYOUTS and len(start) >= size:
+            layout = _LAYOUTS[size].newbyteorder(endianness)
+            header = np.frombuffer(start, layout, count=1).reshape(()).copy()
             magic = header["magic"].item()
             if magic.startswith(_SINGLE_FILE_MAGIC):
                 return header
@@ -107,7 +163,7 @@ def nifti_struct(path: Path, start: bytes) -> nib.Nifti1Header:
     raise _unreadable(path, "the file does not begin with a NIfTI header")
 
 
-def _native_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
+def _native_shape(path: Path, header: NiftiStruct) -> tuple[int, ...]:
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
         raise _unreadable(path, f"the header announces {axes} axes")
@@ -116,7 +172,7 @@ def _native_shape(path: Path, header: nib.Nifti1Header) -> tuple[int, ...]:
     return tuple(lengths[:3] + [1 if length == 0 else length for length in lengths[3:]])
 
 
-def _in_mm(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, tuple[str, ...]]:
+def _in_mm(header: NiftiStruct) -> tuple[NiftiStruct, tuple[str, ...]]:
     """Return the header with its lengths in mm; without a named unit, mm is meant.
 
     A unit that would make the voxels larger or smaller than any scan's is a wrong unit.
@@ -132,24 +188,32 @@ def _in_mm(header: nib.Nifti1Header) -> tuple[nib.Nifti1Header, tuple[str, ...]]
     return placing, (repair("units", f"lengths were converted from {unit} to mm"),)
 
 
-def _voxel_type(path: Path, header: nib.Nifti1Header) -> np.dtype:
+def voxel_type(path: Path, header: NiftiStruct) -> np.dtype:
+    """Return the type of the voxels, in the byte order of the file; raises InputError."""
     code = int(header["datatype"])
-    if code not in data_type_codes.code:
+    if code not in _VOXEL_TYPES:
         raise _unreadable(path, f"the header names the unknown voxel type {code}")
-    native = cast(np.dtype, data_type_codes.dtype[code])
-    dtype = native.newbyteorder(header.endianness)
+    dtype = np.dtype(_VOXEL_TYPES[code])
+    if not header.dtype["datatype"].isnative:
+        dtype = dtype.newbyteorder()
     check_voxel_type(path, dtype)
     return dtype
 
 
-def _data_offset(path: Path, header: nib.Nifti1Header) -> int:
+def set_voxel_type(header: NiftiStruct, dtype: np.dtype) -> None:
+    """Write a type of one real number into a header."""
+    header["datatype"] = _CODES[dtype.newbyteorder("=")]
+    header["bitpix"] = dtype.itemsize * 8
+
+
+def _data_offset(path: Path, header: NiftiStruct) -> int:
     offset = float(header["vox_offset"])
-    if not header.sizeof_hdr <= offset <= _MAX_DATA_OFFSET:
+    if not header.itemsize <= offset <= _MAX_DATA_OFFSET:
         raise _unreadable(path, f"the header says that the voxels begin at byte {offset:g}")
     return int(offset)
 
 
-def _scaling(header: nib.Nifti1Header) -> tuple[float, float, tuple[str, ...]]:
+def _scaling(header: NiftiStruct) -> tuple[float, float, tuple[str, ...]]:
     """Return slope and intercept; a slope of 0 or NaN means, by the standard, no scaling."""
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):
@@ -161,7 +225,7 @@ def _scaling(header: nib.Nifti1Header) -> tuple[float, float, tuple[str, ...]]:
 
 
 def _geometry(
-    path: Path, header: nib.Nifti1Header, shape_zyx: tuple[int, int, int]
+    path: Path, header: NiftiStruct, shape_zyx: tuple[int, int, int]
 ) -> tuple[Geometry, tuple[str, ...]]:
     """Choose among sform, qform and plain voxel sizes.
 
@@ -171,7 +235,7 @@ def _geometry(
     """
     forms = []
     first_error: InputError | None = None
-    for name, code, affine_of in (("sform", "sform_code", _sform), ("qform", "qform_code", _qform)):
+    for name, code, affine_of in (("sform", "sform_code", sform), ("qform", "qform_code", qform)):
         if header[code] <= 0:
             continue
         try:
@@ -202,14 +266,15 @@ def _from_ras(
     )
 
 
-def _sform(_path: Path, header: nib.Nifti1Header) -> Affine:
+def sform(_path: Path, header: NiftiStruct) -> Affine:
+    """Return the sform's 3 x 4 RAS affine."""
     rows = [header["srow_x"], header["srow_y"], header["srow_z"]]
     return np.array(rows, dtype=np.float64)
 
 
-def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
-    """Return the qform's 3 x 4 RAS affine (method 2 of the NIfTI standard)."""
-    rotation = quat2mat(_quaternion(path, header))
+def qform(path: Path, header: NiftiStruct) -> Affine:
+    """Return the qform's 3 x 4 RAS affine (method 2 of the NIfTI standard); raises InputError."""
+    rotation = _rotation(_quaternion(path, header))
     steps = _voxel_sizes(path, header)
     # By the standard, a qfac (pixdim[0]) of 0 counts as 1; only -1 flips the third axis.
     if header["pixdim"][0] < 0:
@@ -218,7 +283,7 @@ def _qform(path: Path, header: nib.Nifti1Header) -> Affine:
     return np.column_stack([rotation * steps, offset])
 
 
-def _quaternion(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
+def _quaternion(path: Path, header: NiftiStruct) -> npt.NDArray[np.float64]:
     """Return the unit quaternion whose imaginary part the header stores."""
     imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
     real_squared = 1.0 - float(imaginary @ imaginary)
@@ -235,14 +300,28 @@ def _quaternion(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float64]
     return quaternion / np.linalg.norm(quaternion)
 
 
-def _voxel_size_affine(path: Path, header: nib.Nifti1Header) -> Affine:
+def _rotation(quaternion: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the rotation matrix of a quaternion of about length 1."""
+    w, x, y, z = (float(part) for part in quaternion)
+    twice = 2.0 / (w * w + x * x + y * y + z * z)
+    tx, ty, tz = x * twice, y * twice, z * twice
+    return np.array(
+        [
+            [1.0 - (y * ty + z * tz), x * ty - w * tz, x * tz + w * ty],
+            [x * ty + w * tz, 1.0 - (x * tx + z * tz), y * tz - w * tx],
+            [x * tz - w * ty, y * tz + w * tx, 1.0 - (x * tx + y * ty)],
+        ]
+    )
+
+
+def _voxel_size_affine(path: Path, header: NiftiStruct) -> Affine:
     """Return the 3 x 4 RAS affine that nibabel assumes: centred, x to the patient's left."""
     steps = _voxel_sizes(path, header) * [-1.0, 1.0, 1.0]
     centre = (np.array(header["dim"][1:4], dtype=np.float64) - 1) / 2
     return np.column_stack([np.diag(steps), -centre * steps])
 
 
-def _voxel_sizes(path: Path, header: nib.Nifti1Header) -> npt.NDArray[np.float64]:
+def _voxel_sizes(path: Path, header: NiftiStruct) -> npt.NDArray[np.float64]:
     sizes = np.array(header["pixdim"][1:4], dtype=np.float64)
     check_spacing(path, sizes.tolist())
     return sizes

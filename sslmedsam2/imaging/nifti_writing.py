@@ -6,11 +6,15 @@ import gzip
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import nibabel as nib
 import numpy as np
 
 from sslmedsam2.imaging.geometry import affine_ras
-from sslmedsam2.imaging.nifti_header import nifti_struct
+from sslmedsam2.imaging.nifti_header import (
+    NiftiStruct,
+    nifti_struct,
+    set_voxel_type,
+    voxel_type,
+)
 from sslmedsam2.imaging.volume import Geometry, Source
 
 _SCANNER_CODE = 1
@@ -26,7 +30,7 @@ def nifti_header(
     dtype: np.dtype,
     description: str,
     display_range: tuple[float, float],
-) -> nib.Nifti1Header:
+) -> NiftiStruct:
     """Build the header of a mask or map that lies on the grid of ``source``.
 
     From a NIfTI source every field that places the voxels is taken bit for bit; only voxel sizes
@@ -42,8 +46,8 @@ def nifti_header(
         header["pixdim"][1:4] = geometry.spacing_zyx_mm[::-1]
     # A length of 0 stands for an axis that is not used; not every reader knows that.
     header["dim"][1:][header["dim"][1:] == 0] = 1
-    header.set_data_dtype(dtype)
-    header["vox_offset"] = header.sizeof_hdr + _EXTENSION_FLAG_BYTES
+    set_voxel_type(header, dtype)
+    header["vox_offset"] = header.itemsize + _EXTENSION_FLAG_BYTES
     header["scl_slope"], header["scl_inter"] = 1, 0
     header["cal_min"], header["cal_max"] = display_range
     header["descrip"] = description
@@ -53,21 +57,22 @@ def nifti_header(
     return header
 
 
-def _header_from_geometry(geometry: Geometry, source: Source) -> nib.Nifti1Header:
+def _header_from_geometry(geometry: Geometry, source: Source) -> NiftiStruct:
+    # For the quaternion of a rotation; from one NIfTI file to another it is not needed.
+    import nibabel as nib
+
     header = nib.Nifti1Header()
     header.set_data_shape(source.native_shape)
     affine = affine_ras(geometry)
     header.set_qform(affine, code=_SCANNER_CODE)
     header.set_sform(affine, code=_SCANNER_CODE)
     header.set_xyzt_units("mm")
-    return header
+    return nifti_struct(source.path, header.binaryblock)
 
 
-def write_nifti(
-    array_zyx: np.ndarray, *, header: nib.Nifti1Header, path: Path, compress: bool
-) -> None:
+def write_nifti(array_zyx: np.ndarray, *, header: NiftiStruct, path: Path, compress: bool) -> None:
     """Write voxels whose type is the header's; the same voxels always give the same bytes."""
-    voxels = np.ascontiguousarray(array_zyx, dtype=header.get_data_dtype())
+    voxels = np.ascontiguousarray(array_zyx, dtype=voxel_type(path, header))
     with path.open("wb") as file:
         if not compress:
             _write_stream(file, header, voxels)
@@ -79,7 +84,7 @@ def write_nifti(
             _write_stream(cast(BinaryIO, stream), header, voxels)
 
 
-def _write_stream(stream: BinaryIO, header: nib.Nifti1Header, voxels: np.ndarray) -> None:
-    stream.write(header.binaryblock)
+def _write_stream(stream: BinaryIO, header: NiftiStruct, voxels: np.ndarray) -> None:
+    stream.write(header.tobytes())
     stream.write(bytes(_EXTENSION_FLAG_BYTES))
     stream.write(voxels.view(np.uint8).data)

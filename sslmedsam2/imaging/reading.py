@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import (
@@ -18,13 +18,14 @@ from sslmedsam2.imaging.formats import (
     image_extension,
 )
 from sslmedsam2.imaging.intensity import clean_intensities, looks_like_labels
-from sslmedsam2.imaging.itk_image import stored_from_itk
 from sslmedsam2.imaging.metaimage_reading import read_metaimage
-from sslmedsam2.imaging.nibabel_reading import read_by_nibabel
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.nrrd_reading import read_nrrd
 from sslmedsam2.imaging.stored import StoredImage, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 
 def read_volume(path: Path) -> Volume:
@@ -54,6 +55,8 @@ def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volu
     InputError
         About the voxels as :func:`read_volume`; others: see ``stored.py`` and ``geometry.py``.
     """
+    from sslmedsam2.imaging.itk_image import stored_from_itk
+
     return _checked_volume(stored_from_itk(image, name=Path(name)))
 
 
@@ -141,6 +144,8 @@ def read_stored(path: Path) -> StoredImage:
         if extension in NIFTI_EXTENSIONS:
             return read_nifti(path, extension=extension)
         if extension in NIBABEL_EXTENSIONS:
+            from sslmedsam2.imaging.nibabel_reading import read_by_nibabel
+
             return read_by_nibabel(path)
         if extension in METAIMAGE_EXTENSIONS:
             return read_metaimage(path)

@@ -6,11 +6,10 @@ A file is written under a temporary name, read back, compared and then renamed.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.errors import InputError, OutputError
 from sslmedsam2.imaging.atomic import atomic_path
@@ -20,6 +19,9 @@ from sslmedsam2.imaging.nifti_writing import nifti_header, write_nifti
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.stored import StoredImage
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, Source, Volume
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk  # noqa: N813
 
 MaskDtype = Literal["uint8", "input"]
 
@@ -94,6 +96,8 @@ def to_itk(array_zyx: np.ndarray, *, geometry: Geometry, source: Source) -> sitk
     Axes beyond the third, of one element each in ``source.native_shape``, are there again, with
     spacing 1 and origin 0.
     """
+    import SimpleITK as sitk  # noqa: N813
+
     extra = len(source.native_shape) - 3
     direction = np.eye(3 + extra)
     direction[:3, :3] = geometry.direction_xyz
@@ -135,7 +139,7 @@ def _write(
                 description=description,
                 display_range=display_range,
             )
-            header_bytes = header.binaryblock
+            header_bytes = header.tobytes()
             write_nifti(array_zyx, header=header, path=partial, compress=extension == ".nii.gz")
         else:
             _write_itk(array_zyx, geometry=geometry, source=source, path=path, partial=partial)
@@ -152,6 +156,8 @@ def _write_itk(
     array_zyx: np.ndarray, *, geometry: Geometry, source: Source, path: Path, partial: Path
 ) -> None:
     """Write a compressed MetaImage or NRRD."""
+    import SimpleITK as sitk  # noqa: N813
+
     try:
         image = to_itk(array_zyx, geometry=geometry, source=source)
         sitk.WriteImage(image, str(partial), useCompression=True)

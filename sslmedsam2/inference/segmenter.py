@@ -237,12 +237,12 @@ class CanonicalSegmenter:
         return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
-            mean_confidence=sure and sure.mean_confidence,
+            mean_confidence=sure.mean_confidence if sure else None,
             estimate=self._calibration.estimate(sure.evidence)
             if self._calibration and sure
             else None,
-            evidence=sure and sure.evidence,
-            doubtful_zyx=sure and canonical_place(sure.doubtful, prepared),
+            evidence=sure.evidence if sure else None,
+            doubtful_zyx=canonical_place(sure.doubtful, prepared) if sure else None,
             relaxed_mask_zyx=relaxed,
             probability_zyx=probability,
             warnings=inferred.warnings,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 from dataclasses import dataclass
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -265,6 +264,8 @@ def _nifti(
     grey_range: tuple[float, float] | None,
 ) -> bytes:
     """Make a compressed NIfTI file whose bytes depend on nothing but the arguments."""
+    import nibabel as nib
+
     image = nib.Nifti1Image(array_zyx.transpose(2, 1, 0), affine_ras(geometry))
     image.header.set_xyzt_units("mm")
     content = bytearray(image.to_bytes())

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 
@@ -26,7 +25,14 @@ from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, nifti_struct
+from sslmedsam2.imaging.nifti_header import (
+    MAX_HEADER_BYTES,
+    NiftiStruct,
+    nifti_struct,
+    qform,
+    sform,
+    voxel_type,
+)
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.stored import StoredImage
@@ -246,7 +252,7 @@ def _check_mask(pair: MaskPair) -> list[Check]:
 class _Image:
     """What a mask is compared with; ``header`` is None where the image is no NIfTI file."""
 
-    header: nib.Nifti1Header | None
+    header: NiftiStruct | None
     stored: StoredImage | None
 
 
@@ -263,7 +269,7 @@ def _read_image(path: Path) -> _Image:
     return _Image(header=None, stored=read_stored(path))
 
 
-def _read_header(path: Path) -> nib.Nifti1Header:
+def _read_header(path: Path) -> NiftiStruct:
     """Read the raw header, whatever the voxels after it are like."""
     try:
         with path.open("rb") as file:
@@ -315,7 +321,7 @@ def _place_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
             yield "affine", "the mask lies elsewhere than the image"
 
 
-def _header_faults(mask: nib.Nifti1Header, image: nib.Nifti1Header) -> Iterator[_Fault]:
+def _header_faults(mask: NiftiStruct, image: NiftiStruct) -> Iterator[_Fault]:
     """Compare two raw headers; an affine only where its code says that it is in force."""
     ours, theirs = _shape(mask), _shape(image)
     if ours != theirs:
@@ -347,27 +353,30 @@ def _corners_apart_mm(
     return float(np.linalg.norm(((one - other) @ corners)[:3], axis=0).max())
 
 
-def _affine(header: nib.Nifti1Header, form: str) -> npt.NDArray[np.float64]:
+def _affine(header: NiftiStruct, form: str) -> npt.NDArray[np.float64]:
     """Return one of a header's affines; NaN where the header's numbers make none."""
     try:
-        return header.get_sform() if form == "sform" else header.get_qform()
-    except (ValueError, nib.spatialimages.HeaderDataError):
-        return np.full((4, 4), np.nan)
+        return (sform if form == "sform" else qform)(Path(), header)
+    except InputError:
+        return np.full((3, 4), np.nan)
 
 
-def _header_of(mask: StoredImage) -> nib.Nifti1Header:
+def _header_of(mask: StoredImage) -> NiftiStruct:
     """Return a mask's raw header; masks are always NIfTI files (`mask_path` sees to that)."""
     return nifti_struct(mask.source.path, mask.source.nifti_header or b"")
 
 
-def _shape(header: nib.Nifti1Header) -> tuple[int, ...]:
+def _shape(header: NiftiStruct) -> tuple[int, ...]:
     return tuple(int(length) for length in header["dim"][1 : 1 + int(header["dim"][0])])
 
 
 def _image_dtype(image: _Image) -> np.dtype:
     if image.stored is not None:
         return image.stored.source.native_dtype
-    return image.header.get_data_dtype() if image.header is not None else np.dtype(np.uint8)
+    try:
+        return np.dtype("u1") if image.header is None else voxel_type(Path(), image.header)
+    except InputError:
+        return np.dtype("u1")
 
 
 def _is_uint8(dtype: np.dtype) -> bool:

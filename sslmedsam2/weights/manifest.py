@@ -185,6 +185,11 @@ class ModelEntry:
     files: tuple[FileEntry, ...]
     card: ModelCard
 
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """The SHA-256 of each checkpoint, by its path in the model folder."""
+        return {one.path: one.sha256 for one in self.files if one.path.endswith(".pth")}
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -427,6 +427,56 @@ def test_two_scans_of_one_name_in_a_layout_are_refused(folders, bright_model, tm
     assert not folders[1].exists()
 
 
+UNUSED_FOR_A_NIFTI_SCAN = {
+    *("torch", "nnunetv2", "SimpleITK", "nibabel", "pydicom", "highdicom", "skimage"),
+    *("matplotlib", "jinja2", "rich", "dask", "openvino.tools.ovc"),
+}
+"""Each of these would lengthen the time to the first mask."""
+
+
+def test_a_nifti_scan_is_segmented_on_a_cpu_without_packages_of_other_tasks(bright_model, tmp_path):
+    scan = write_scan(tmp_path / "a" / "scan.nii.gz")
+    predict = ["predict", str(scan), "-o", str(tmp_path / "mask.nii.gz"), "--device", "cpu"]
+    predict += ["--model", str(bright_model), "--no-previews"]
+    code = (
+        "import sys\n"
+        "from sslmedsam2.cli.main import main\n"
+        f"assert main({predict!r}) == 0\n"
+        f"used = {sorted(UNUSED_FOR_A_NIFTI_SCAN)!r}\n"
+        "print([name for name in used if sys.modules.get(name)])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.slow
+def test_every_module_can_be_imported_without_posix_modules():
+    """They are kept from this package alone: psutil, for one, takes Linux for granted here."""
+    code = (
+        "import builtins, importlib, pkgutil\n"
+        "imported = builtins.__import__\n"
+        "def without_posix(name, scope=None, *rest, **more):\n"
+        "    if name in ('fcntl', 'resource', 'pwd', 'grp', 'termios', 'pty'):\n"
+        "        if str((scope or {}).get('__name__')).startswith('sslmedsam2'):\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "    return imported(name, scope, *rest, **more)\n"
+        "builtins.__import__ = without_posix\n"
+        "import sslmedsam2\n"
+        "found = pkgutil.walk_packages(sslmedsam2.__path__, 'sslmedsam2.')\n"
+        "for name in [one.name for one in found if not one.name.endswith('__main__')]:\n"
+        "    importlib.import_module(name)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_system_without_posix_modules_and_calls_can_predict_and_be_checked(
     bright_model, tmp_path
 ):

@@ -1,0 +1,189 @@
+"""Writes measured figures into the README, the guide and the model card, between markers.
+
+    python scripts/renew_figures.py
+
+Figures come from `benchmarks/results/*.json`, written by the scripts in `benchmarks/`, and, for
+volumes that are not in the repository, from `measured` in `weights/manifest.json`. Figures of other
+weights than those that ship are an error: run `benchmarks/accuracy.py` and
+`benchmarks/confidence.py` first.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sslmedsam2.weights.manifest import MANIFEST_NAME, ModelEntry, read_manifest
+
+REPOSITORY = Path(__file__).parents[1]
+PAGES = tuple(
+    REPOSITORY / name for name in ("README.md", "docs/report.md", "weights/MODEL_CARD.md")
+)
+_RESULTS = REPOSITORY / "benchmarks" / "results"
+_OF_THE_WEIGHTS = ("accuracy", "confidence")
+_BLOCK = re.compile(r"(<!-- figures: (\w+) -->\n).*?(\n<!-- end of figures -->)", re.DOTALL)
+_UNSEEN = {
+    "t2": "T2",
+    "t2_inverted": "T2 with inverted contrast",
+    "t1": "T1, in and opposed phase, 2 vendors",
+    "t1_cropped": "T1-like MR, cropped",
+    "ct": "CT",
+}
+_GROUPS = {
+    "all": "all",
+    "undisturbed": "undisturbed",
+    "contrast T2": "T2 and copies",
+    "contrast CT": "CT and copies",
+    "copy inverted": "inverted contrast",
+    "copy noisy": "noisy",
+}
+
+
+def main() -> None:
+    old = [
+        name for name in _OF_THE_WEIGHTS if results(name)["checkpoints"] != shipped().checkpoints
+    ]
+    if old:
+        sys.exit(f"other weights were measured: run benchmarks/{old[0]}.py with --json")
+    for page in PAGES:
+        page.write_text(renewed(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def renewed(page: str) -> str:
+    """Return a page with the present figures between its markers."""
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{_TABLES[found[2]]()}\n{found[3]}", page)
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((_RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def shipped() -> ModelEntry:
+    entry = read_manifest(REPOSITORY / "weights" / MANIFEST_NAME).entry("liver")
+    assert entry is not None
+    return entry
+
+
+def accuracy() -> str:
+    """Return Dice and Hausdorff distance of the shipped weights."""
+    measured, found = shipped().card.measured, results("accuracy")
+    rows = []
+    for key, title in _UNSEEN.items():
+        if f"unseen_{key}_dice" in measured:
+            count = measured.get(f"unseen_{key}_volumes")
+            title += f", {_volumes(count)}" if count else ""
+            dice = measured[f"unseen_{key}_dice"]
+            rows.append((title, "**no**", dice, measured[f"unseen_{key}_hausdorff_mm"]))
+    for title, key in (
+        ("T2 (CHAOS), 16 volumes", found["t2"]["t2"]),
+        ("T2 (CHAOS) with inverted contrast, 16 volumes", found["t2"]["t2_inverted"]),
+        ("CT (BTCV), 22 volumes", found["btcv_ct"]),
+    ):
+        rows.append((title, "yes", key["mean_dice"], key["mean_hausdorff_mm"]))
+    return _table(
+        ("scans", "trained on", "Dice", "Hausdorff distance"),
+        ((title, seen, f"{dice:.3f}", f"{mm:.1f} mm") for title, seen, dice, mm in rows),
+    )
+
+
+def speed() -> str:
+    """Return what the engine and the few-shot methods reach."""
+    few, rounds, memory = results("fewshot"), results("semi_supervised"), results("large_volume")
+    wide, narrow = results("predict_vs_nnunet"), results("predict_vs_nnunet_amd")
+    agreement = min(wide["exact_voxel_agreement"], narrow["exact_voxel_agreement"])
+    dice = min(wide["fast_dice"], narrow["fast_dice"])
+    exact, fast = wide["exact_speedup"], wide["fast_speedup"]
+    narrow_exact, narrow_fast = narrow["exact_processor_speedup"], narrow["fast_processor_speedup"]
+    arms = [rounds[f"{arm}_dice"] for arm in ("supervised_few", "ssl", "supervised_all")]
+    versus, queries = "`benchmarks/predict_vs_nnunet.py`", len(few["retrieval"]["rows"])
+    return _table(
+        ("what", "figure", "how it was measured"),
+        (
+            (
+                "`exact` against `nnUNetv2_predict` on a CPU",
+                f"{exact:.2f}x as fast with Intel AMX, {narrow_exact:.2f}x with AVX2; "
+                f"voxel agreement {agreement:.7f}",
+                versus,
+            ),
+            (
+                "`fast` against `nnUNetv2_predict` on a CPU",
+                f"{fast:.2f}x with Intel AMX (an earlier form of `fast`), {narrow_fast:.2f}x with "
+                f"AVX2; Dice to `exact` {dice:.3f} or better",
+                versus,
+            ),
+            (
+                "Peak memory, 1024 x 1024 x 32 voxels",
+                f"{memory['peak_memory_mb']} MB",
+                "`benchmarks/large_volume.py`",
+            ),
+            (
+                f"Dice of pseudo labels: {len(few['supports'])} CHAOS T2 volumes label {queries}",
+                f"{few['retrieval_dice']:.3f} (published procedure, same network: "
+                f"{few['random_insertion_dice']:.3f})",
+                "`benchmarks/fewshot.py`",
+            ),
+            (
+                "Dice of `retrain`, 4 unseen CHAOS T2 volumes, mean of 2 draws: 3 labelled; "
+                "with 9 unlabelled; all 12 labelled",
+                "; ".join(f"{arm:.3f}" for arm in arms),
+                "`benchmarks/semi_supervised.py`",
+            ),
+        ),
+    )
+
+
+def confidence() -> str:
+    """Return how well the estimated Dice agrees with the true one."""
+    found = results("confidence")
+    rows = []
+    for key, title in _GROUPS.items():
+        group = found["groups"][key]
+        rows.append(
+            (
+                title,
+                str(group["volumes"]),
+                f"{group['mean_dice']:.3f}",
+                f"{group['spearman']:.2f}",
+                f"{group['mean_error']:.3f}",
+                f"{group['coverage']:.0%}".replace("%", " %"),
+            )
+        )
+    intro = (
+        f"Measured with `python benchmarks/confidence.py` on {found['volumes']} volumes of "
+        f"{found['patients']} patients, each estimated by\na fit without its patient:"
+    )
+    heads = ("volumes", "number", "mean Dice", "Spearman with the true Dice", "mean error")
+    return f"{intro}\n\n{_table((*heads, 'inside the interval'), rows)}"
+
+
+def phantoms() -> str:
+    """Return one sentence on the phantoms of `test_inputs/`."""
+    dice = [row["dice"] for row in results("accuracy")["phantoms"].values()]
+    return (
+        f"Phantoms of `test_inputs/` ({_volumes(len(dice))}): Dice {min(dice):.3f} to "
+        f"{max(dice):.3f}, mean {fmean(dice):.3f}."
+    )
+
+
+def _volumes(count: float) -> str:
+    return "1 volume" if count == 1 else f"{count:.0f} volumes"
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    cells = [list(heads), *map(list, rows)]
+    cells.insert(1, ["---"] * len(cells[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+_TABLES: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (accuracy, speed, confidence, phantoms)
+}
+
+
+if __name__ == "__main__":
+    main()
