@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk  # noqa: N813
 
-from sslmedsam2.fewshot.store import EncodedVolume
+from sslmedsam2.fewshot.store import DescribedVolume
 from sslmedsam2.fewshot.strategy import Query, Support
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskZYX, Reorientation
@@ -51,7 +51,9 @@ def find_place(masks: npt.NDArray[np.float32], z_mm: npt.NDArray[np.floating]) -
     return Place(float(inside[0] + inside[-1]) / 2, max(float(inside[-1] - inside[0]), 1.0))
 
 
-def align(query: EncodedVolume, supports: Sequence[tuple[EncodedVolume, Place]]) -> list[Partners]:
+def align(
+    query: DescribedVolume, supports: Sequence[tuple[DescribedVolume, Place]]
+) -> list[Partners]:
     """Find partners in all supports for one position of the query's organ.
 
     Slices beyond a support's ends get its end slices.
@@ -74,7 +76,7 @@ def align(query: EncodedVolume, supports: Sequence[tuple[EncodedVolume, Place]])
 
 
 def _partners(
-    query: EncodedVolume, support: EncodedVolume, place: Place, z_mm: npt.NDArray[np.floating]
+    query: DescribedVolume, support: DescribedVolume, place: Place, z_mm: npt.NDArray[np.floating]
 ) -> tuple[Partners, float]:
     """Pair the query slices with those at ``z_mm`` of the support, ``(n_query,)``.
 

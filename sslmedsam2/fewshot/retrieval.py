@@ -7,6 +7,7 @@ agree, and to all together, where SAM2 weights them. Both are averaged as probab
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from sslmedsam2.fewshot.harmonise import (
     body_quantiles,
     contrast_distance,
     refine_by_intensity,
+    refine_on_gpu,
 )
 from sslmedsam2.fewshot.memory import Memory, segment
 from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, mask_dice, shrink
@@ -42,6 +44,7 @@ from sslmedsam2.fewshot.slices import (
     unit_intensities,
 )
 from sslmedsam2.fewshot.store import (
+    DescribedVolume,
     EncodedSupport,
     EncodedVolume,
     Encoder,
@@ -52,6 +55,8 @@ from sslmedsam2.fewshot.store import (
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
 from sslmedsam2.imaging.volume import CanonicalVolume
 
+logger = logging.getLogger(__name__)
+
 _TOGETHER_AT_MOST: Final = 8
 """Conditioning frames of the joint pass; the network is trained with up to eight."""
 _LEAST_COVERED: Final = 0.5
@@ -60,7 +65,7 @@ _LEAST_COVERED: Final = 0.5
 
 @dataclass(frozen=True)
 class _StoredSupport:
-    """What is kept in memory of a support.
+    """What is kept in memory of a support, whatever their number.
 
     The encoded slices are in the store under ``key``; the support itself is ``supports[index]``.
     """
@@ -69,6 +74,7 @@ class _StoredSupport:
     case: str
     index: int
     key: str
+    described: DescribedVolume
     place: Place
     contrast: Quantiles
 
@@ -83,13 +89,14 @@ class _AlignedSupport:
 
     name: str
     support: Callable[[], EncodedSupport]
+    memories: Callable[[], Memory]
     partners: npt.NDArray[np.int64]
     similarity: float
     share: float = 1.0
 
-    def memory(self) -> Memory:
-        """Return one memory for each query slice."""
-        return self.support().memory[torch.from_numpy(self.partners)]
+    def partner_memories(self) -> Memory:
+        """Return one memory for each query slice; may read from the disk."""
+        return self.memories()[torch.from_numpy(self.partners)]
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Retrieval:
         self._encoder = Encoder(sam2)
         self._store = SupportStore(
             scratch_dir,
-            limit_bytes=memory_for_supports(sam2.device, settings.memory_limit_mb),
+            limits=memory_for_supports(sam2.device, settings.memory_limit_mb),
             device=sam2.device,
         )
         # Kept as a sequence: supports may be read from disk, one at a time.
@@ -185,23 +192,36 @@ class Retrieval:
         *,
         appearance: str,
     ) -> _Attempt:
-        volume = self._encoder.volume(stack)
-        aligned = align(
-            volume,
-            [(self._store.get(known.key).volume, known.place) for known in supports],
-        )
+        slices = self._encoder.on_device(stack.slices)
+        volume = self._encoder.volume(stack, slices=slices)
+        aligned = align(volume, [(known.described, known.place) for known in supports])
         others = len(supports) - 1
         views = [
             self._same_patient(query, stack, known, others=others) or self._aligned(known, partners)
             for known, partners in zip(supports, aligned, strict=True)
         ]
-        predictions = [self._segment_by_one(volume, view) for view in views]
-        together = self._segment_by_all(volume, views)
+        predictions, together = self._segment_by_each_and_all(volume, views)
         probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
-        probability = _enlarge(probability, self._encoder.sam2.image_size)
-        if self._settings.refine:
-            probability = refine_by_intensity(probability, stack.slices)
+        probability = self._refined(probability, stack.slices, there=slices)
         return _Attempt(appearance, volume, views, predictions, probability)
+
+    def _refined(
+        self,
+        probability: npt.NDArray[np.float32],
+        slices: npt.NDArray[np.float32],
+        *,
+        there: Tensor,
+    ) -> npt.NDArray[np.float32]:
+        """Enlarge to the size of the slices, and correct by them; ``there`` is where SAM2 is."""
+        size = self._encoder.sam2.image_size
+        if self._settings.refine and there.device.type != "cpu":
+            try:
+                enlarged = _enlarge(torch.from_numpy(probability).to(there.device), size)
+                return refine_on_gpu(enlarged, there[:, 0]).cpu().numpy()
+            except torch.cuda.OutOfMemoryError:
+                logger.warning("out of GPU memory: one query is refined on the CPU")
+        on_cpu = _enlarge(torch.from_numpy(probability), size).numpy()
+        return refine_by_intensity(on_cpu, slices) if self._settings.refine else on_cpu
 
     def _know(self, index: int, support: Support) -> _StoredSupport:
         stack = self._cut(support.image)
@@ -212,6 +232,7 @@ class Retrieval:
             case=support.case,
             index=index,
             key=key,
+            described=encoded.volume.without_features(),
             place=find_place(encoded.masks, encoded.volume.z_mm),
             contrast=body_quantiles(stack.slices),
         )
@@ -229,8 +250,13 @@ class Retrieval:
         return EncodedSupport(volume, self._encoder.remember(volume, masks), masks)
 
     def _aligned(self, known: _StoredSupport, partners: Partners) -> _AlignedSupport:
-        encoded = partial(self._store.get, known.key)
-        return _AlignedSupport(known.name, encoded, partners.indices, partners.similarity)
+        return _AlignedSupport(
+            known.name,
+            partial(self._store.get, known.key),
+            partial(self._store.memory, known.key),
+            partners.indices,
+            partners.similarity,
+        )
 
     def _same_patient(
         self, query: Query, stack: SliceStack, known: _StoredSupport, *, others: int
@@ -249,30 +275,58 @@ class Retrieval:
         nearest = np.abs(np.arange(len(slices))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
         return _AlignedSupport(
-            known.name, lambda: encoded, covered[nearest], similarity=1.0, share=share
+            known.name,
+            lambda: encoded,
+            lambda: encoded.memory,
+            covered[nearest],
+            similarity=1.0,
+            share=share,
         )
 
-    def _segment_by_one(self, volume: EncodedVolume, view: _AlignedSupport) -> SupportPrediction:
-        """Segment every slice with one support."""
-        probability, object_score = self._segment(volume, [view.memory()])
-        return SupportPrediction(
-            view.name, probability, object_score, weight=view.share, similarity=view.similarity
-        )
-
-    def _segment_by_all(
+    def _segment_by_each_and_all(
         self, volume: EncodedVolume, views: Sequence[_AlignedSupport]
-    ) -> npt.NDArray[np.float32]:
-        """Segment every slice with the most similar supports together; ``(n, h, w)``."""
-        best = sorted(views, key=lambda view: -view.similarity)[:_TOGETHER_AT_MOST]
-        return self._segment(volume, [view.memory() for view in best])[0]
+    ) -> tuple[list[SupportPrediction], npt.NDArray[np.float32]]:
+        """Segment every slice with each support, and with the most similar ones together.
+
+        The latter is ``(n, h, w)``. Each support is read once, a few at a time.
+        """
+        ranked = sorted(range(len(views)), key=lambda index: -views[index].similarity)
+        found: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+        together = np.empty(0, np.float32)
+        for start in range(0, len(ranked), _TOGETHER_AT_MOST):
+            group = ranked[start : start + _TOGETHER_AT_MOST]
+            memories = [views[index].partner_memories() for index in group]
+            found |= zip(group, self._segment_by_each(volume, memories), strict=True)
+            if start == 0:
+                together = self._segment(volume, memories)[0]
+        predictions = [
+            SupportPrediction(view.name, *found[index], view.share, view.similarity)
+            for index, view in enumerate(views)
+        ]
+        return predictions, together
+
+    def _segment_by_each(
+        self, volume: EncodedVolume, memories: Sequence[Memory]
+    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """Segment as :meth:`_segment` does with each of the memories alone."""
+        if self._encoder.sam2.device.type == "cpu":
+            return [self._segment(volume, [memory]) for memory in memories]
+        # On a GPU batches go across the supports, so that they are full.
+        joined = Memory(
+            torch.cat([memory.spatial for memory in memories]),
+            torch.cat([memory.pointer for memory in memories]),
+        )
+        slices = torch.arange(volume.n_slices, device=joined.spatial.device).repeat(len(memories))
+        probability, scores = self._segment(volume, [joined], slices=slices)
+        parts = (np.split(array, len(memories)) for array in (probability, scores))
+        return list(zip(*parts, strict=True))
 
     def _reverse_check(self, best: _Attempt) -> list[SupportPrediction]:
         """Segment each support with the result as prompt, and add its Dice to the prediction.
 
         Reverse classification accuracy: a wrong mask does not reproduce the reference masks.
         """
-        found_masks = (best.probability > 0.5).astype(np.float32)
-        result = self._encoder.remember(best.volume, found_masks)
+        result = self._encoder.remember(best.volume, best.probability > 0.5)
         checked = []
         for view, prediction in zip(best.views, best.predictions, strict=True):
             support = view.support()
@@ -286,30 +340,31 @@ class Retrieval:
         return checked
 
     def _segment(
-        self, volume: EncodedVolume, memories: Sequence[Memory]
+        self, volume: EncodedVolume, memories: Sequence[Memory], *, slices: Tensor | None = None
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return probabilities ``(n, h, w)`` and object scores ``(n,)``.
 
         Each of the ``memories`` has one entry per slice; a slice attends to its entry in each.
+        ``slices`` ``(n,)`` are the numbers of the volume's slices; by default each, once.
         """
         spatial = torch.stack([memory.spatial for memory in memories], 1)
         pointer = torch.stack([memory.pointer for memory in memories], 1)
 
         def compute(part: slice) -> tuple[Tensor, Tensor]:
             prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
-            decoded = segment(self._encoder.sam2.model, volume.features[part], prompted)
+            features = volume.features[part if slices is None else slices[part]]
+            decoded = segment(self._encoder.sam2.model, features, prompted)
             probability = decoded.logits[:, 0].float().sigmoid().cpu()
             return probability, decoded.object_logit.float().sigmoid().cpu()
 
-        parts = self._encoder.in_batches(volume.n_slices, compute)
+        parts = self._encoder.in_batches(len(spatial), compute)
         probability, scores = zip(*parts, strict=True)
         return torch.cat(probability).numpy(), torch.cat(scores).numpy()
 
 
-def _enlarge(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+def _enlarge(maps: Tensor, size: int) -> Tensor:
     """Scale maps ``(n, h, w)`` to ``(n, size, size)``, linearly."""
-    tensor = torch.from_numpy(maps)[:, None]
-    return nnf.interpolate(tensor, size=(size, size), mode="bilinear")[:, 0].numpy()
+    return nnf.interpolate(maps[:, None], size=(size, size), mode="bilinear")[:, 0]
 
 
 def _mean(predictions: Sequence[SupportPrediction]) -> npt.NDArray[np.float32]:

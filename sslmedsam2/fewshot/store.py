@@ -1,4 +1,4 @@
-"""Encoded supports: in memory as far as they fit, otherwise on disk.
+"""Encoded supports: in memory as far as they fit, a GPU's first, otherwise on disk.
 
 Each is encoded once for a data set and stored under a key of its content, so that memory stays
 bounded for any number of labelled volumes.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -25,7 +25,7 @@ from sslmedsam2.fewshot.slices import SliceStack
 
 logger = logging.getLogger(__name__)
 
-_BATCH: Final = 16
+_BATCH: Final = {"cpu": 16, "cuda": 32}
 """How many slices go through the network at once, at first."""
 
 _DESCRIPTOR_CELLS: Final = 4
@@ -36,21 +36,18 @@ the features at stride 8: those at stride 16 differ more between CT and MR than 
 Part = TypeVar("Part")
 
 
-@dataclass(frozen=True)
-class EncodedVolume:
-    """All slices of a volume after the image encoder.
+@dataclass(frozen=True, kw_only=True)
+class DescribedVolume:
+    """What alignment needs to know of a volume's ``n`` slices.
 
     Attributes
     ----------
-    features
-        Of the ``n`` slices.
     descriptors
-        ``(n, d)``: what a slice looks like and where, for retrieval.
+        ``(n, d)``: what a slice looks like and where.
     z_mm
         ``(n,)``, heights of the slices over the lowest.
     """
 
-    features: Features
     descriptors: npt.NDArray[np.float32]
     z_mm: npt.NDArray[np.floating]
 
@@ -58,6 +55,17 @@ class EncodedVolume:
     def n_slices(self) -> int:
         """How many slices there are."""
         return len(self.z_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedVolume(DescribedVolume):
+    """All slices of a volume after the image encoder."""
+
+    features: Features
+
+    def without_features(self) -> DescribedVolume:
+        """Return what takes little memory."""
+        return DescribedVolume(descriptors=self.descriptors, z_mm=self.z_mm)
 
 
 @dataclass(frozen=True)
@@ -79,11 +87,11 @@ class Encoder:
         """Count from 0."""
         self.sam2 = sam2
         self.calls = 0
-        self._batch = _BATCH
+        self._batch = _BATCH[sam2.device.type]
 
-    def volume(self, stack: SliceStack) -> EncodedVolume:
-        """Encode each slice once."""
-        features = self._features(stack.slices)
+    def volume(self, stack: SliceStack, *, slices: Tensor | None = None) -> EncodedVolume:
+        """Encode each slice once; ``slices`` are those of the stack, if they are there already."""
+        features = self._features(self.on_device(stack.slices) if slices is None else slices)
         self.calls += len(stack.slices)
         return EncodedVolume(
             features=features,
@@ -91,11 +99,11 @@ class Encoder:
             z_mm=np.arange(len(stack.slices)) * stack.spacing_zyx_mm[0],
         )
 
-    def remember(self, volume: EncodedVolume, masks: npt.NDArray[np.float32]) -> Memory:
-        """Make the memory of every slice with its mask ``(n, size, size)``."""
+    def remember(self, volume: EncodedVolume, masks: npt.NDArray) -> Memory:
+        """Make the memory of every slice with its mask ``(n, size, size)``, 0 or 1 of any type."""
 
         def compute(part: slice) -> Memory:
-            masks_there = self._on_device(masks[part])
+            masks_there = self.on_device(masks[part])
             return remember_prompts(self.sam2.model, volume.features[part], masks_there)
 
         parts = self.in_batches(len(masks), compute)
@@ -129,18 +137,20 @@ class Encoder:
                 start = part.stop
         return parts
 
-    def _features(self, slices: npt.NDArray[np.float32]) -> Features:
+    def on_device(self, array: npt.NDArray) -> Tensor:
+        """Return ``(n, h, w)`` of any type as float32 ``(n, 1, h, w)`` where SAM2 computes."""
+        there = torch.from_numpy(np.ascontiguousarray(array)).to(self.sam2.device)
+        return there[:, None].float()
+
+    def _features(self, slices: Tensor) -> Features:
         parts = self.in_batches(
-            len(slices), lambda part: encode_slices(self.sam2.model, self._on_device(slices[part]))
+            len(slices), lambda part: encode_slices(self.sam2.model, slices[part])
         )
         return Features(
             torch.cat([part.fine for part in parts]),
             torch.cat([part.middle for part in parts]),
             torch.cat([part.coarse for part in parts]),
         )
-
-    def _on_device(self, array: npt.NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array))[:, None].to(self.sam2.device)
 
 
 def _descriptors(features: Features) -> npt.NDArray[np.float32]:
@@ -160,24 +170,32 @@ def content_key(*arrays: npt.NDArray) -> str:
     return digest.hexdigest()[:32]
 
 
-def memory_for_supports(device: torch.device, limit_mb: int | None) -> int:
-    """Return how many bytes of supports are kept; None is half of what a GPU has free, or 2 GiB."""
-    if limit_mb is None:
-        on_gpu = device.type == "cuda"
-        return torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else _USUAL_LIMIT_BYTES
-    return limit_mb * 2**20
+@dataclass(frozen=True)
+class MemoryLimits:
+    """How many bytes of supports are kept where SAM2 computes, and beyond that in host memory."""
+
+    device_bytes: int
+    host_bytes: int = 0
+
+
+def memory_for_supports(device: torch.device, limit_mb: int | None) -> MemoryLimits:
+    """Return the limits; None is 2 GiB of host memory, and half of what a GPU has free."""
+    if limit_mb is not None:
+        return MemoryLimits(limit_mb * 2**20)
+    if device.type == "cpu":
+        return MemoryLimits(_USUAL_LIMIT_BYTES)
+    return MemoryLimits(torch.cuda.mem_get_info(device)[0] // 2, _USUAL_LIMIT_BYTES)
 
 
 class SupportStore:
-    """Keeps encoded supports; ``folder`` takes those beyond ``limit_bytes``."""
+    """Keeps encoded supports; ``folder`` takes those beyond the limits."""
 
-    def __init__(self, folder: Path, *, limit_bytes: int, device: torch.device) -> None:
+    def __init__(self, folder: Path, *, limits: MemoryLimits, device: torch.device) -> None:
         """Start empty; ``device`` is where supports are computed with."""
         self._folder = folder
-        self._limit_bytes = limit_bytes
+        self._device_bytes, self._host_bytes = limits.device_bytes, limits.host_bytes
         self._device = device
         self._kept: dict[str, EncodedSupport] = {}
-        self._kept_bytes = 0
 
     def __contains__(self, key: str) -> bool:
         """Say whether something is stored under ``key``."""
@@ -186,16 +204,28 @@ class SupportStore:
     def put(self, key: str, support: EncodedSupport) -> None:
         """Store a support."""
         n_bytes = sum(tensor.nbytes for tensor in _tensors(support).values())
-        if self._kept_bytes + n_bytes <= self._limit_bytes:
+        if n_bytes <= self._device_bytes:
             self._kept[key] = support
-            self._kept_bytes += n_bytes
+            self._device_bytes -= n_bytes
+        elif n_bytes <= self._host_bytes:
+            self._kept[key] = _moved(support, _page_locked)
+            self._host_bytes -= n_bytes
         else:
             _write(support, self._path(key))
 
     def get(self, key: str) -> EncodedSupport:
         """Return what was stored under ``key``."""
+        kept = self._kept[key] if key in self._kept else _read(self._path(key))
+        return _moved(kept, self._to_device)
+
+    def memory(self, key: str) -> Memory:
+        """Return the memory of what was stored under ``key``, a small part of it."""
         kept = self._kept.get(key)
-        return _read(self._path(key), self._device) if kept is None else kept
+        memory = _read_memory(self._path(key)) if kept is None else kept.memory
+        return Memory(self._to_device(memory.spatial), self._to_device(memory.pointer))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self._device, non_blocking=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
@@ -215,6 +245,26 @@ def _tensors(support: EncodedSupport) -> dict[str, torch.Tensor]:
     }
 
 
+def _moved(support: EncodedSupport, move: Callable[[Tensor], Tensor]) -> EncodedSupport:
+    """Move what the network computes with; the rest stays in the host's memory."""
+    features, memory = support.volume.features, support.memory
+    there = Features(move(features.fine), move(features.middle), move(features.coarse))
+    return replace(
+        support,
+        volume=replace(support.volume, features=there),
+        memory=Memory(move(memory.spatial), move(memory.pointer)),
+    )
+
+
+def _page_locked(tensor: Tensor) -> Tensor:
+    """Copy to host memory that a GPU reads by itself, if the system lets it be locked."""
+    here = tensor.cpu()
+    try:
+        return here.pin_memory()
+    except RuntimeError:
+        return here
+
+
 def _write(support: EncodedSupport, path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -225,18 +275,23 @@ def _write(support: EncodedSupport, path: Path) -> None:
     partial.replace(path)
 
 
-def _read(path: Path, device: torch.device) -> EncodedSupport:
-    from safetensors import safe_open
+def _read(path: Path) -> EncodedSupport:
+    from safetensors.torch import load_file
 
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    on_device = {key: value.to(device) for key, value in tensors.items()}
+    tensors = load_file(path)
     return EncodedSupport(
         volume=EncodedVolume(
-            features=Features(on_device["fine"], on_device["middle"], on_device["coarse"]),
+            features=Features(tensors["fine"], tensors["middle"], tensors["coarse"]),
             descriptors=tensors["descriptors"].numpy(),
             z_mm=tensors["z_mm"].numpy(),
         ),
-        memory=Memory(on_device["spatial"], on_device["pointer"]),
+        memory=Memory(tensors["spatial"], tensors["pointer"]),
         masks=tensors["masks"].numpy(),
     )
+
+
+def _read_memory(path: Path) -> Memory:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        return Memory(file.get_tensor("spatial"), file.get_tensor("pointer"))

@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from sslmedsam2.fewshot.memory import Features, Memory
-from sslmedsam2.fewshot.store import EncodedSupport, EncodedVolume, SupportStore, content_key
+from sslmedsam2.fewshot.store import (
+    EncodedSupport,
+    EncodedVolume,
+    MemoryLimits,
+    SupportStore,
+    content_key,
+)
 
 CPU = torch.device("cpu")
 
@@ -52,7 +58,7 @@ def _assert_same(found, expected):
 @pytest.mark.parametrize("fit", [0, 1, 3, 5])
 def test_what_does_not_fit_into_memory_waits_on_disk_and_comes_back_equal(tmp_path, fit):
     folder = tmp_path / "scratch"
-    store = SupportStore(folder, limit_bytes=fit * N_BYTES, device=CPU)
+    store = SupportStore(folder, limits=MemoryLimits(fit * N_BYTES), device=CPU)
     for seed in range(5):
         assert f"k{seed}" not in store
         store.put(f"k{seed}", _support(seed))
@@ -60,10 +66,11 @@ def test_what_does_not_fit_into_memory_waits_on_disk_and_comes_back_equal(tmp_pa
     for seed in (3, 0, 4, 1, 2, 3):
         assert f"k{seed}" in store
         _assert_same(store.get(f"k{seed}"), _support(seed))
+        _assert_same(store.memory(f"k{seed}"), _support(seed).memory)
 
 
 def test_reading_from_disk_does_not_fill_the_memory(tmp_path):
-    store = SupportStore(tmp_path, limit_bytes=0, device=CPU)
+    store = SupportStore(tmp_path, limits=MemoryLimits(0), device=CPU)
     store.put("a", _support(1))
     assert store.get("a") is not store.get("a")
 
