@@ -27,6 +27,7 @@ from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.inference.confidence import Calibration, logit
 from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.train.calibration import (
     Observation,
@@ -50,7 +51,7 @@ def main() -> None:
     options.add_argument("--only-kept", action="store_true", help="predict nothing")
     given = options.parse_args()
     observations = list(kept(given.work_dir) if given.only_kept else observed(given.work_dir))
-    calibration = fit(observations)
+    calibration = fit(observations, sure_from=SURE_FROM)
     if given.write:
         add_calibration(given.write, calibration, folds=("all",))
     if given.plot:
@@ -69,7 +70,7 @@ def observed(work_dir: Path) -> Iterator[Observation]:
     """Observe each volume, or read what an earlier call observed."""
     work_dir.mkdir(parents=True, exist_ok=True)
     spec = read_model_spec(ROOT / "weights" / "liver")
-    segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", "fast"))
+    segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", "fast", sure_from=SURE_FROM))
     for patient, name, image, mask in volumes():
         path = work_dir / f"{patient}_{name}.json"
         if not path.is_file():

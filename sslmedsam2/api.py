@@ -125,6 +125,7 @@ class LiverSegmenter:
         device: Device = "auto",
         mode: Mode = "exact",
         mirror: bool = True,
+        second_view: bool = True,
     ) -> None:
         """Find the model, compare its files with its manifest and load it.
 
@@ -142,6 +143,8 @@ class LiverSegmenter:
             ``"exact"`` gives nnU-Net's own result, ``"fast"`` nearly the same in less time.
         mirror
             Average over mirrored views, if the model was trained for it.
+        second_view
+            Segment a scan of which the network is unsure also with inverted contrast, and average.
 
         Raises
         ------
@@ -155,7 +158,8 @@ class LiverSegmenter:
         models = locate_models(None if model is None else Path(model))
         chosen = model_for_sequence(models, sequence or ANY_SEQUENCE)
         spec = read_model_spec(chosen.path, folds=chosen.folds, sha256=chosen.sha256)
-        self._engine = CanonicalSegmenter(spec, EngineOptions(device, mode, mirror))
+        sure_from = None if second_view else 0.0
+        self._engine = CanonicalSegmenter(spec, EngineOptions(device, mode, mirror, sure_from))
 
     @property
     def device(self) -> str:

@@ -76,6 +76,12 @@ if TYPE_CHECKING:
     help="Test-time mirroring, if the model was trained for it.",
 )
 @click.option(
+    "--second-view/--no-second-view",
+    default=True,
+    show_default=True,
+    help="Segment a scan of which the network is unsure also with inverted contrast, and average.",
+)
+@click.option(
     "--on-failure",
     type=click.Choice(["auto", "fallback", "skip"]),
     default="auto",

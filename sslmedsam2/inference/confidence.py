@@ -114,6 +114,9 @@ class Calibration:
         How many the fit was made from; a degraded copy of a volume is one.
     spearman, coverage
         Of the estimate with the true Dice, and of the interval, by patients that were left out.
+    sure_from
+        Promised Dice below which scans were segmented with inverted contrast as well, see
+        :mod:`sslmedsam2.inference.second_view`; 0 for none.
     """
 
     checkpoints: Mapping[str, str]
@@ -127,6 +130,7 @@ class Calibration:
     patients: int
     spearman: float
     coverage: float
+    sure_from: float = 0.0
 
     def estimate(self, evidence: Evidence) -> DiceEstimate:
         """Return the estimate, to two digits and more only near 1."""
@@ -168,16 +172,26 @@ def certainty_of(
     if not inside.size or not n:
         return None
     positive = float(inside.sum())
-    near = float(probability[margin > _FAR_BACKGROUND].sum())
     largest = keep_largest(foreground.view(np.uint8))
     faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
     evidence = Evidence(
-        promised_dice=2 * positive / (near + inside.size),
+        promised_dice=_promised_dice(probability, margin),
         kept_share=int(np.count_nonzero(largest)) / inside.size,
         side_share=sum(int(np.count_nonzero(face)) for face in faces) / n,
     )
     doubtful = _most_doubtful(probability, largest, spacing_mm=spacing_mm)
     return Certainty(evidence, positive / inside.size, doubtful)
+
+
+def promised_dice(margin: npt.NDArray[np.float32]) -> float:
+    """Return `Evidence.promised_dice`; 0 if the margin is positive nowhere."""
+    return _promised_dice(_expit(margin), margin)
+
+
+def _promised_dice(probability: npt.NDArray[np.float32], margin: npt.NDArray[np.float32]) -> float:
+    inside = probability[margin > 0]
+    near = float(probability[margin > _FAR_BACKGROUND].sum())
+    return 2 * float(inside.sum()) / (near + inside.size) if inside.size else 0.0
 
 
 def _most_doubtful(

@@ -32,6 +32,7 @@ from sslmedsam2.inference.preprocessing import (
     prepare,
     probability_from_margin,
 )
+from sslmedsam2.inference.second_view import inverted, is_unsure
 from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ _RELAXED_SIGMA_MM = 5.0
 _PLAUSIBLE_LIVER_ML = 400.0
 """Fast mode goes on until it has found this much: less may be a stray piece elsewhere."""
 
+_SECOND_VIEW_NOTE = (
+    "second_view: the network was unsure; the mask is the average with that of inverted contrast"
+)
+
 
 @dataclass(frozen=True)
 class EngineOptions:
@@ -74,15 +79,19 @@ class EngineOptions:
     Attributes
     ----------
     mode
-        ``exact`` gives nnU-Net's own result; ``fast`` runs only windows that contain liver and
-        computes in bfloat16 where that is faster on this CPU.
+        ``exact`` gives nnU-Net's own result for each view; ``fast`` runs only windows that contain
+        liver and computes in bfloat16 where that is faster on this CPU.
     mirror
         Average over mirrored patches along the axes the model was trained to mirror.
+    sure_from
+        Promised Dice below which a scan is also segmented with inverted contrast, and averaged;
+        0 for never, None for what the model's calibration was made with.
     """
 
     device: Device = "auto"
     mode: Mode = "exact"
     mirror: bool = True
+    sure_from: float | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +175,7 @@ class CanonicalSegmenter:
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
         self._notes: list[str] = []
         self._calibration = read_calibration(spec)
+        self._sure_from = self._second_view_below(options.sure_from)
         self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
 
     @property
@@ -249,6 +259,16 @@ class CanonicalSegmenter:
             seconds=seconds,
         )
 
+    def _second_view_below(self, asked: float | None) -> float:
+        """Return the promised Dice below which scans get a second view."""
+        spec = self._spec
+        if spec.normalization != "ZScoreNormalization" or spec.use_mask_for_norm:
+            # Air would not be the darkest.
+            return 0.0
+        if asked is not None:
+            return asked
+        return self._calibration.sure_from if self._calibration else 0.0
+
     def _computes_on_gpu(self) -> bool:
         return all(getattr(network, "on_gpu", False) for network in self._networks)
 
@@ -268,13 +288,19 @@ class CanonicalSegmenter:
         """Run the networks, wherever they are, with the volume on ``device``."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "network"):
-            margin = self._margin(on_model_grid(prepared, device=device))
-            if not isinstance(margin, np.ndarray):
-                margin = margin.cpu().numpy()
+            patchable = on_model_grid(prepared, device=device)
+            margin = self._margin(patchable)
+            if is_unsure(margin, sure_from=self._sure_from):
+                margin = np.float32(0.5) * (margin + self._margin(inverted(patchable)))
+                self._notes.append(_SECOND_VIEW_NOTE)
         without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)
 
-    def _margin(self, patchable: Array) -> Array:
+    def _margin(self, patchable: Array) -> npt.NDArray[np.float32]:
+        margin = self._slide(patchable)
+        return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
+
+    def _slide(self, patchable: Array) -> Array:
         plan = WindowPlan(
             patch_size=self._spec.patch_size,
             step=_STEP,

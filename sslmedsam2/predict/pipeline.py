@@ -102,6 +102,8 @@ class PredictOptions:
     ----------
     model_dir
         None to search the usual places, see :mod:`sslmedsam2.weights.locate`.
+    second_view
+        Average with inverted contrast where the network is unsure, if the model is made for it.
     sequences
         Canonical names; None for those that the challenge scores.
     on_failure
@@ -140,6 +142,7 @@ class PredictOptions:
     device: Device = "auto"
     mode: Mode = "exact"
     mirror: bool = True
+    second_view: bool = True
     on_failure: FailurePolicy = "fallback"
     resume: bool = False
     previews: bool = True
@@ -211,9 +214,10 @@ def _predict(
             remedy="Give a folder to --output",
         )
     _refuse_clashes(plan.targets, options)
+    sure_from = None if options.second_view else 0.0
     work = SeriesWork(
         models,
-        EngineOptions(options.device, options.mode, options.mirror),
+        EngineOptions(options.device, options.mode, options.mirror, sure_from),
         sequences=frozenset(target.series.sequence for target in plan.targets),
         shared_dir=options.output_dir,
     )

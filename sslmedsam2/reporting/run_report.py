@@ -31,7 +31,15 @@ SCHEMA_VERSION = 1
 _REMEDY = "Remove it to begin the run anew"
 
 NOTES = frozenset(
-    ("hounsfield_window", "padding", "inverted", "averaged", "trailing_bytes", "gpu_failed")
+    (
+        "hounsfield_window",
+        "padding",
+        "inverted",
+        "averaged",
+        "trailing_bytes",
+        "gpu_failed",
+        "second_view",
+    )
 )
 """Warnings after which there is nothing to check."""
 

@@ -125,14 +125,16 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
     _check_patients({image.case for image in images})
     only = located[0]
     spec = read_model_spec(only.path, folds=only.folds, sha256=only.sha256)
-    segmenter = CanonicalSegmenter(spec, EngineOptions(device=device))
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=0.0))
     found = fit(observe_images(images, segmenter=segmenter))
     add_calibration(only.path, found, folds=only.folds)
     return found
 
 
-def fit(observations: Sequence[Observation]) -> Calibration:
+def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calibration:
     """Fit the estimate and its interval; the calibration is of no checkpoint yet.
+
+    ``sure_from`` is what the observations were made with.
 
     Raises
     ------
@@ -158,6 +160,7 @@ def fit(observations: Sequence[Observation]) -> Calibration:
         patients=n_patients,
         spearman=round(float(stats.spearmanr(left_out, wanted)[0]), 3),
         coverage=round(float(_covered(left_out, wanted, patients).mean()), 3),
+        sure_from=sure_from,
     )
 
 

@@ -40,18 +40,22 @@ class FoldScore:
     hausdorff95_mm: float
 
 
-def load_fold(model_dir: Path, *, fold: int, device: Device) -> CanonicalSegmenter:
+def load_fold(
+    model_dir: Path, *, fold: int, device: Device, sure_from: float | None = None
+) -> CanonicalSegmenter:
     """Load the network of one fold as ``predict`` would; raises ModelError."""
-    return load_folds(model_dir, folds=(str(fold),), device=device)
+    return load_folds(model_dir, folds=(str(fold),), device=device, sure_from=sure_from)
 
 
-def load_folds(model_dir: Path, *, folds: tuple[str, ...], device: Device) -> CanonicalSegmenter:
+def load_folds(
+    model_dir: Path, *, folds: tuple[str, ...], device: Device, sure_from: float | None = None
+) -> CanonicalSegmenter:
     """Load several folds, whose margins are averaged; raises ModelError."""
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
     spec = read_model_spec(model_dir, folds=folds)
-    return CanonicalSegmenter(spec, EngineOptions(device=device))
+    return CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=sure_from))
 
 
 def score_fold(

@@ -25,6 +25,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.nnunet.dataset import (
     alternating_splits,
     build_dataset,
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FINAL_FOLD = "all"
+
+_MANY_CONTRASTS = 0.3
+"""Share of patches in a random contrast from which a network knows scans of inverted contrast."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +185,16 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
         if len({one.patient for one in observations}) >= LEAST_PATIENTS:
             model_dir = options.weights_dir / options.name
-            add_calibration(model_dir, fit(observations), folds=(FINAL_FOLD,))
+            calibration = fit(observations, sure_from=_sure_from(options))
+            add_calibration(model_dir, calibration, folds=(FINAL_FOLD,))
         else:
             logger.info("too few patients were left out to calibrate the estimated Dice")
     return scores
+
+
+def _sure_from(options: TrainOptions) -> float:
+    """Return the promised Dice below which the network is to see a scan inverted as well."""
+    return SURE_FROM if options.contrast_probability >= _MANY_CONTRASTS else 0.0
 
 
 def _check_gpus(options: TrainOptions, dataset_folder: Path) -> None:
@@ -269,7 +279,12 @@ def _cross_validate(
     scores: list[FoldScore] = []
     observations: list[Observation] = []
     for fold, split in enumerate(splits):
-        segmenter = load_fold(trained_model_dir(options.work_dir), fold=fold, device=options.device)
+        segmenter = load_fold(
+            trained_model_dir(options.work_dir),
+            fold=fold,
+            device=options.device,
+            sure_from=_sure_from(options),
+        )
         held_out = [by_key[key] for key in split["val"]]
         scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
         if is_calibrated:

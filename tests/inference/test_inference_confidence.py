@@ -138,6 +138,15 @@ def test_a_calibrated_model_gives_an_estimate(model):
     assert low < found.estimate.dice < high
 
 
+def test_the_calibration_decides_whether_an_unsure_scan_is_seen_twice(model):
+    hashes = {CHECKPOINT: sha256_file(model / CHECKPOINT)}
+    calibration = replace(CALIBRATION, checkpoints=hashes, sure_from=1.0)
+    write_record(model / "confidence.json", calibration)
+    assert "second_view" in segmented(model).warnings[0]
+    write_record(model / "confidence.json", replace(calibration, sure_from=0.0))
+    assert not segmented(model).warnings
+
+
 def test_a_calibration_of_other_weights_is_not_used(model, caplog):
     calibrate(model, checkpoints={CHECKPOINT: "ab" * 32})
     assert read_calibration(read_model_spec(model)) is None

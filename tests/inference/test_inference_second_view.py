@@ -1,0 +1,79 @@
+"""Scans of which a network is unsure are segmented with inverted contrast as well."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_models import bright_tissue_model
+from tiny_scans import SPACING_ZYX_MM, abdomen
+
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.second_view import inverted, is_unsure
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    return read_model_spec(bright_tissue_model(tmp_path_factory.mktemp("second") / "model"))
+
+
+def prepared_by(segmenter):
+    return segmenter.prepare(
+        CanonicalVolume(abdomen()[0], SPACING_ZYX_MM, Reorientation((0, 1, 2), ()))
+    )
+
+
+def engine(spec, *, sure_from):
+    return CanonicalSegmenter(spec, EngineOptions("cpu", mirror=False, sure_from=sure_from))
+
+
+def test_bright_tissue_becomes_dark_and_air_stays_dark():
+    volume = np.full((8, 20, 20), -1.0, np.float32)
+    volume[2:6, 2:18, 2:18] = 0.5
+    volume[3:5, 6:12, 6:12] = 2.0
+    turned = inverted(volume)
+    assert turned[4, 8, 8] < turned[2, 4, 4]
+    assert turned[0, 0, 0] < turned[2, 4, 4]
+    assert abs(float(turned.mean())) < 1e-4
+    assert float(turned.std()) == pytest.approx(1, abs=1e-3)
+    assert turned.dtype == np.float32
+
+
+def test_a_volume_of_one_value_stays_finite():
+    assert np.isfinite(inverted(np.zeros((4, 8, 8), np.float32))).all()
+
+
+def test_weak_margins_and_margins_without_liver_are_unsure():
+    margin = np.full((8, 8, 8), -8.0, np.float32)
+    assert is_unsure(margin, sure_from=0.965)
+    assert not is_unsure(margin, sure_from=0.0)
+    margin[2:6, 2:6, 2:6] = 8
+    assert not is_unsure(margin, sure_from=0.965)
+    margin[2:6, 2:6, 2:6] = 0.5
+    assert is_unsure(margin, sure_from=0.965)
+
+
+def test_the_margin_of_an_unsure_scan_is_the_average_of_both_views(spec):
+    one_view, two_views = engine(spec, sure_from=0.0), engine(spec, sure_from=1.0)
+    prepared = prepared_by(one_view)
+    turned = replace(prepared, patchable=inverted(prepared.patchable))
+    single, other = one_view.infer(prepared), one_view.infer(turned)
+    both = two_views.infer(prepared)
+    np.testing.assert_allclose(both.margin, (single.margin + other.margin) / 2, atol=1e-5)
+    assert not single.warnings
+    assert [note.split(":")[0] for note in both.warnings] == ["second_view"]
+
+
+def test_a_model_without_a_calibration_looks_once(spec):
+    segmenter = engine(spec, sure_from=None)
+    assert not segmenter.infer(prepared_by(segmenter)).warnings
+
+
+@pytest.mark.parametrize(
+    "scheme", [{"normalization": "CTNormalization"}, {"use_mask_for_norm": True}]
+)
+def test_models_of_hounsfield_units_or_of_masked_air_look_once(spec, scheme):
+    intensity = {"percentile_00_5": 0.0, "percentile_99_5": 1.0, "mean": 0.5, "std": 0.2}
+    segmenter = engine(replace(spec, intensity=intensity, **scheme), sure_from=1.0)
+    assert not segmenter.infer(prepared_by(segmenter)).warnings
