@@ -7,6 +7,7 @@ the same, ``repair`` is the name that opens the repair's note instead.
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import os
 import zlib
@@ -242,6 +243,19 @@ _ABOUT_THE_FILE = {
         kind="corrupt_data",
     ),
     "wrong_checksum": BadInput(_file(".nii.gz", _wrong_checksum), kind="corrupt_data"),
+    "damaged_bzip2": BadInput(
+        _file(".nii.bz2", lambda: _flipped_byte(bz2.compress(nifti_bytes()))), kind="corrupt_data"
+    ),
+    "bzip2_damaged_from_its_start": BadInput(
+        _file(".nii.bz2", lambda: b"BZh9" + bytes(400)), kind="corrupt_data"
+    ),
+    "truncated_bzip2": BadInput(
+        _file(".nii.bz2", lambda: bz2.compress(nifti_bytes())[:-200]), kind="truncated_data"
+    ),
+    "bzip2_claims_too_many_slices": BadInput(
+        _file(".nii.bz2", lambda: bz2.compress(nifti_bytes(dim__1=512, dim__2=512, dim__3=2000))),
+        kind="truncated_data",
+    ),
     "truncated_nifti": BadInput(_file(".nii", lambda: nifti_bytes()[:-100]), kind="truncated_data"),
     "header_claims_more_slices": BadInput(_nifti_gz(dim__3=60), kind="truncated_data"),
     "header_claims_far_more": BadInput(

@@ -141,7 +141,7 @@ def load_table(path: Path) -> dict[str, Any]:
         raise UsageError(
             path, reason=f"cannot be read ({error.strerror})", remedy="Make the file readable"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(
             path, reason=f"cannot be read as a table ({error})", remedy="Correct the file"
         ) from error
@@ -198,13 +198,14 @@ def _checked_value(ctx: click.Context, option: click.Option, value: Any, *, subj
         value = ",".join(str(item) for item in value)
     elif option.multiple and not isinstance(value, list):
         value = [value]
+    problem = f"{json.dumps(value, default=str)} is not a value for --{_option_name(option)}"
     if isinstance(value, dict) or (isinstance(value, bool) and not option.is_flag):
-        problem = f"{json.dumps(value, default=str)} is not a value for --{_option_name(option)}"
         raise UsageError(subject, reason=problem, remedy="See the command's --help")
     try:
         option.type_cast_value(ctx, value)
-    except (click.BadParameter, TypeError, ValueError) as error:
-        problem = error.message if isinstance(error, click.BadParameter) else str(error)
+    # click's types expect text: others can make them fail in any way.
+    except Exception as error:
+        problem = error.message if isinstance(error, click.BadParameter) else problem
         raise UsageError(
             subject, reason=problem.rstrip("."), remedy="See the command's --help"
         ) from error

@@ -39,16 +39,13 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
     with path.open("rb") as file:
         stream, is_gzip = _decompressed(file)
         header = _parsed(path, stream)
-        # Runs of one value shrink without bound in bzip2; MAX_VOXELS limits what is allocated.
-        if not path.name.lower().endswith(".bz2"):
-            size = header.dtype.itemsize * math.prod(header.native_shape)
-            refuse_impossible_size(
-                path,
-                announced=header.data_offset + size,
-                stored=path.stat().st_size,
-                ratio=LARGEST_DEFLATE_RATIO if is_gzip else 1,
-            )
+        announced = header.data_offset + header.dtype.itemsize * math.prod(header.native_shape)
+        stored, ratio = path.stat().st_size, LARGEST_DEFLATE_RATIO if is_gzip else 1
         try:
+            if isinstance(stream, bz2.BZ2File):
+                # Runs of one value shrink without bound: only decompressing tells the size.
+                stored = stream.seek(announced)
+            refuse_impossible_size(path, announced=announced, stored=stored, ratio=ratio)
             stream.seek(header.data_offset)
         except (EOFError, zlib.error, OSError) as error:
             raise damaged(path, error) from error

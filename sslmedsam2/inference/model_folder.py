@@ -7,6 +7,7 @@ The layout of the folder is that of :mod:`sslmedsam2.weights.manifest`, and chec
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ NORMALISATIONS: Final = (
     "RescaleTo01Normalization",
     "NoNormalization",
 )
+_LARGEST_SPACING_MM: Final = 1000.0
+_LARGEST_PATCH: Final = 2**27
+"""Voxels; eight times 256 cubed. More is a damaged file, and would only exhaust the memory."""
 _REMEDY_RETRAIN: Final = "Use a 3-D single-stage nnU-Net v2 model with one foreground label"
 
 
@@ -120,7 +124,14 @@ def read_model_spec(
     try:
         _check_labels(path, dataset)
         spec = _spec(path, plans=plans, folds=folds, configuration=configuration)
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
         raise ModelError(
             path,
             reason=f"{PLANS_FILE} or {DATASET_FILE} lacks or garbles an entry ({error!r:.80})",
@@ -176,22 +187,30 @@ def _spec(
         raise ModelError(path, reason=f"unsupported model: {kind}", remedy=_REMEDY_RETRAIN)
     architecture = entry.get("architecture") or _modernised_architecture(entry)
     axes = tuple(int(axis) for axis in plans["transpose_forward"])
+    spacing_mm = tuple(float(step) for step in entry["spacing"])
+    patch_size = tuple(int(length) for length in entry["patch_size"])
+    if sorted(axes) != [0, 1, 2]:
+        raise ValueError(f"transpose_forward {axes}")
+    if not all(0 < step < _LARGEST_SPACING_MM for step in spacing_mm):
+        raise ValueError(f"spacing {spacing_mm}")
+    if min(patch_size) < 1 or math.prod(patch_size) > _LARGEST_PATCH:
+        raise ValueError(f"patch_size {patch_size}")
     return ModelSpec(
         path=path,
         folds=folds,
         configuration=configuration,
         transpose_forward=_three(axes),
-        spacing_mm=_three(tuple(float(s) for s in entry["spacing"])),
-        patch_size=_three(tuple(int(n) for n in entry["patch_size"])),
-        normalization=entry["normalization_schemes"][0],
+        spacing_mm=_three(spacing_mm),
+        patch_size=_three(patch_size),
+        normalization=str(entry["normalization_schemes"][0]),
         use_mask_for_norm=bool(entry["use_mask_for_norm"][0]),
-        intensity=plans["foreground_intensity_properties_per_channel"]["0"],
+        intensity=dict(plans["foreground_intensity_properties_per_channel"]["0"]),
         image_resampling=_resampling(path, entry, "data"),
         logit_resampling=_resampling(path, entry, "probabilities"),
         architecture=Architecture(
-            class_name=architecture["network_class_name"],
-            kwargs=architecture["arch_kwargs"],
-            kwargs_to_import=tuple(architecture["_kw_requires_import"]),
+            class_name=str(architecture["network_class_name"]),
+            kwargs=dict(architecture["arch_kwargs"]),
+            kwargs_to_import=tuple(map(str, architecture["_kw_requires_import"])),
         ),
     )
 
@@ -236,7 +255,7 @@ def _read_json(path: Path, sha256: Mapping[str, str]) -> dict[str, Any]:
         content = path.read_bytes()
         check_unaltered(path, content, sha256.get(path.name))
         return json.loads(content)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
             path,
             reason="missing or not valid JSON",

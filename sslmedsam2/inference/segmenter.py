@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import first_line
+from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
@@ -176,7 +176,16 @@ class CanonicalSegmenter:
         self._notes: list[str] = []
         self._calibration = read_calibration(spec)
         self._sure_from = self._second_view_below(options.sure_from)
-        self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
+        try:
+            self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
+        # What plans can do by themselves; a RuntimeError may be the GPU's.
+        except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise ModelError(
+                spec.path,
+                reason=f"no network can be made from its plans ({type(error).__name__}: "
+                f"{first_line(error):.80})",
+                remedy="Copy plans.json that nnU-Net wrote beside the folds",
+            ) from error
 
     @property
     def backend(self) -> str:

@@ -116,7 +116,9 @@ def test_toml_is_read(probe, config):
         ({"mirror": "perhaps"}, "not a valid boolean"),
         ({"mode": {"name": "fast"}}, "not a value for --mode"),
         (["mode", "fast"], "does not hold a table"),
+        ({"mirror": 3}, "3 is not a value for --mirror"),
         ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_wrong_file_is_a_usage_error_that_names_it(probe, config, table, said):

@@ -44,7 +44,7 @@ def test_repaired_by_its_name(tmp_path: Path, bad: BadInput) -> None:
     np.testing.assert_allclose(direction.T @ direction, np.eye(3), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", [name for name in REFUSED if name.endswith("_claims_too_much")])
+@pytest.mark.parametrize("name", [name for name in REFUSED if "_claims_too_" in name])
 def test_boastful_header_allocates_nothing(tmp_path: Path, name: str) -> None:
     path = BAD_INPUTS[name].write(tmp_path, "GED4")
     tracemalloc.start()

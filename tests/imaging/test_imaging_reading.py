@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import tracemalloc
 from pathlib import Path
@@ -299,3 +300,10 @@ def test_damaged_files_of_further_formats_are_refused(tmp_path, name):
 
     assert str(caught.value).startswith(str(tmp_path / name))
     assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_bzip2_is_told_by_its_content_whatever_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii"
+    path.write_bytes(bz2.compress(nifti_bytes()))
+
+    np.testing.assert_array_equal(read_volume(path).array_zyx, noise().T)

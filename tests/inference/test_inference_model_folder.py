@@ -10,6 +10,7 @@ from tiny_models import make_network, make_plans, write_model
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Resampling, load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.weights.locate import locate_models
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
@@ -112,7 +113,9 @@ def test_an_ignore_label_is_no_second_class(model):
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "plans.json"])
-@pytest.mark.parametrize("content", [None, b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"{", b"\xff\xfe", b"[]", b"3", b"{}", b"[" * 100_000]
+)
 def test_missing_and_garbled_descriptions_are_named(model, name, content):
     (model / name).unlink()
     if content is not None:
@@ -136,6 +139,11 @@ UNSUPPORTED_PLANS = {
     "KeyError('3d_fullres')": lambda plans: plans["configurations"].clear(),
     "RecursionError": configuration(inherits_from="3d_fullres"),
     "lacks or garbles": configuration(patch_size=[16, "wide", 32]),
+    "OverflowError": configuration(patch_size=[16, float("inf"), 32]),
+    "patch_size (16, 0, 32)": configuration(patch_size=[16, 0, 32]),
+    "patch_size (4096, 4096, 4096)": configuration(patch_size=[4096] * 3),
+    "spacing (8.0, nan, 8.0)": configuration(spacing=[8, float("nan"), 8]),
+    "transpose_forward (0, 0, 127)": lambda plans: plans.update(transpose_forward=[0, 0, 127]),
 }
 
 
@@ -288,6 +296,24 @@ def test_weights_that_are_not_finite_are_refused_at_load(model):
 
     with pytest.raises(ModelError, match="not finite"):
         load_all(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"arch_kwargs": {}},
+        {"_kw_requires_import": 3, "arch_kwargs": {"norm_op": 7}},
+        {"network_class_name": ["a", "list"]},
+    ],
+)
+def test_plans_of_no_network_are_refused_when_it_is_made(model, change):
+    def changed(plans):
+        plans["configurations"]["3d_fullres"]["architecture"].update(change)
+
+    edit_json(model / "plans.json", changed)
+
+    with pytest.raises(ModelError):
+        CanonicalSegmenter(read_model_spec(model), EngineOptions(device="cpu"))
 
 
 def test_an_unsupported_normalisation_is_refused_before_any_image(model):
