@@ -39,9 +39,10 @@ ERRORS = {"ENOSPC": True, "EIO": False, "EACCES": False}
 """Whether all later calls fail as well."""
 _MASKS_AND_WEIGHTS = (".nii.gz", ".pth", ".csv", "outcome.json", "selection.json")
 _LIBRARY = ctypes.CDLL(None)
-_IMPORTED = {
+IMPORTED = {
     "predict": ("sslmedsam2.cli.main", "sslmedsam2.predict.pipeline", "openvino", "PIL.Image"),
     "pseudo-label": ("sslmedsam2.cli.main", "sslmedsam2.pseudo_label.pipeline"),
+    "train": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "sslmedsam2.train.pipeline"),
     "retrain": ("nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "sslmedsam2.retrain.pipeline"),
 }
 _SETTLED_CODES = {"predict": {1, 3}, "pseudo-label": {1}, "retrain": {1, 2, 4}}
@@ -61,6 +62,13 @@ def make_inputs(kind: str, root: Path) -> list[str]:
     for seed, case in enumerate(("1001-A-S1", "1002-A-S1"), start=1):
         write_labelled(root / "labelled" / case, seed=seed)
     write_unlabelled(root / "unlabelled" / "0011-B1", seed=11)
+    if kind == "train":
+        return [
+            *("train", "--data", str(root / "labelled"), "--work-dir", "{out}/work"),
+            *("--device", "cpu", "--folds", "2", "--epochs", "2", "--final-epochs", "2"),
+            *("--iterations-per-epoch", "2", "--weights-out", "{out}/weights", "--name", "tiny"),
+            *("--training-data", "computed", "--licence", "Apache-2.0", "--preset", "compact"),
+        ]
     sam2 = write_tiny_compact(root / "sam2.safetensors")
     if kind == "pseudo-label":
         return [
@@ -77,6 +85,12 @@ def make_inputs(kind: str, root: Path) -> list[str]:
 
 def in_child(work: Callable[[], int], log: Path) -> int:
     """Run ``work`` in a fork, its output in ``log``, and return its exit code; -1 if it died."""
+    _, status = os.waitpid(start_child(work, log), 0)
+    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1
+
+
+def start_child(work: Callable[[], int], log: Path) -> int:
+    """Run ``work`` in a fork, its output in ``log``, and return the number of its process."""
     child = os.fork()
     if child == 0:
         code = 99
@@ -94,8 +108,18 @@ def in_child(work: Callable[[], int], log: Path) -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) if os.WIFEXITED(status) else -1
+    return child
+
+
+def call_cli(command: list[str], out: Path) -> int:
+    """Run a command in this process with a tiny network to train, and return its exit code."""
+    from tiny_training import PRESET
+
+    from sslmedsam2.cli.main import main
+    from sslmedsam2.nnunet import plans as presets
+
+    presets.PRESETS = {**presets.PRESETS, "compact": PRESET}
+    return main([part.replace("{out}", str(out)) for part in command])
 
 
 def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> tuple[int, str]:
@@ -103,16 +127,10 @@ def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> 
     log = out.with_suffix(".log")
 
     def work() -> int:
-        from tiny_training import PRESET
-
-        from sslmedsam2.cli.main import main
-        from sslmedsam2.nnunet import plans as presets
-
-        presets.PRESETS = {**presets.PRESETS, "compact": PRESET}
         out.mkdir(exist_ok=True)
         number = getattr(errno, error)
         _LIBRARY.faults_arm(str(out).encode(), call, number, int(ERRORS[error] and call > 0))
-        code = main([part.replace("{out}", str(out)) for part in command])
+        code = call_cli(command, out)
         calls = _LIBRARY.faults_count()
         _LIBRARY.faults_arm(b"", 0, 0, 0)
         out.with_suffix(".calls").write_text(str(calls))
@@ -177,7 +195,7 @@ def main() -> None:
     kind, scratch, result = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3])
     step = int(sys.argv[4]) if len(sys.argv) > 4 else 1
     # Once, before all forks.
-    for name in _IMPORTED[kind]:
+    for name in IMPORTED[kind]:
         importlib.import_module(name)
     if kind == "retrain":
         make_cheaper()

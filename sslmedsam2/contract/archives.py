@@ -250,7 +250,8 @@ def _unpack(archive: Path, target: Path) -> None:
             with to:
                 try:
                     source = file.open(member)
-                except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+                # A place that is no place in the file is an OSError or a ValueError.
+                except (zipfile.BadZipFile, RuntimeError, OSError, ValueError) as error:
                     raise _damaged(archive, error) from error
                 with source:
                     _copy(source, to, archive)

@@ -184,6 +184,19 @@ def test_a_damaged_archive_is_refused(tmp_path):
         assert refusal(tmp_path / f"{name}.zip") == "damaged_archive"
 
 
+def test_an_archive_whose_files_begin_before_its_start_harms_no_other(tmp_path):
+    write_zip(tmp_path / "good.zip", "0001-A/T2.nii.gz")
+    bad = write_zip(tmp_path / "bad.zip", "0002-A/T2.nii.gz")
+    content = bytearray(bad.read_bytes())
+    # Where the list of files begins, by the record at the end of 22 bytes.
+    content[-6:-2] = (int.from_bytes(content[-6:-2], "little") + 10).to_bytes(4, "little")
+    bad.write_bytes(content)
+
+    with open_archives(tmp_path) as opened:
+        assert [folder.name for folder in opened.unpacked] == ["good.zip"]
+        assert [problem.kind for problem in opened.problems] == ["damaged_archive"]
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     bomb = write_zip(
         tmp_path / "bomb.zip", "T2.nii.gz", content=bytes(10**7), method=zipfile.ZIP_DEFLATED
