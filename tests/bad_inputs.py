@@ -277,6 +277,10 @@ _ABOUT_THE_FILE = {
     "damaged_compressed_nrrd": BadInput(
         _itk(".nrrd", _flipped_byte, compressed=True), kind="corrupt_data"
     ),
+    "nrrd_in_a_space_without_a_name": BadInput(
+        _itk(".nrrd", _replaced(b"space: left-posterior-superior", b"space:")),
+        kind="unreadable_header",
+    ),
     "damaged_nrrd_header": BadInput(
         _itk(".nrrd", _replaced(b"sizes: 12 10 6", b"sizes: twelve")), kind="unreadable_header"
     ),

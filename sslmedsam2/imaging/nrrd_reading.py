@@ -274,7 +274,7 @@ def _in_space(
     space = fields.get("space", "").lower()
     if space in _LPS_SIGNS:
         count = 3
-    elif space:
+    elif space or "spacedimension" not in fields:
         raise unreadable_header(path, f"the header names the space {space[:40]!r}")
     else:
         count = whole_number(path, "space dimension", fields["spacedimension"])

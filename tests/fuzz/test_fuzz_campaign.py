@@ -11,10 +11,9 @@ from fuzz.campaign import input_of, run
 from fuzz.formats import FORMATS, Format
 
 INPUTS = {"dicom": 20, "plans": 60, "engine": 3, "checkpoint": 60}
-_SLOWLY_READ = {"metaimage", "nrrd"}
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in _SLOWLY_READ])
+@pytest.mark.parametrize("name", FORMATS)
 def test_mutated_inputs_are_read_or_refused(name):
     found = run(name, inputs=INPUTS.get(name, 100), seed=11)
 
