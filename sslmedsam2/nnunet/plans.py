@@ -173,6 +173,11 @@ _PLANNERS = (
 )
 
 
+_FINEST_SLICES_MM = 3.0
+"""Where most scans have thicker slices. nnU-Net's planner takes the tenth percentile then: a few
+thin scans would turn 24 slices of 8.5 mm into 157."""
+
+
 @dataclass(frozen=True)
 class ResidualPreset(Preset):
     """A network of the size that nnU-Net calls M (9 to 11 GB of GPU memory) or L (24 GB)."""
@@ -255,6 +260,11 @@ def _plan(preset: ResidualPreset) -> str:
             from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
             return SimpleITKIO
+
+        def determine_fullres_target_spacing(self) -> Any:
+            planned = super().determine_fullres_target_spacing()
+            median = np.median(np.vstack(self.dataset_fingerprint["spacings"]), axis=0)
+            return np.maximum(planned, np.minimum(median, _FINEST_SLICES_MM))
 
         def get_plans_for_configuration(self, spacing: Any, *args: Any) -> dict[str, Any]:
             if len(spacing) == 2:

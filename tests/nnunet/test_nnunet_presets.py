@@ -96,6 +96,17 @@ def test_planner_plans_at_the_resolution_of_the_data(plans):
     assert all(n >= 16 for n in network.patch_zyx)
 
 
+@pytest.mark.parametrize(
+    ("thin_mm", "thick_mm", "planned_mm"), [(1.3, 8.5, 3.0), (4.0, 8.5, 4.0), (1.3, 1.3, 1.3)]
+)
+def test_few_scans_with_thin_slices_do_not_make_all_slices_thin(thin_mm, thick_mm, planned_mm):
+    thin = [Grid((160, 320, 260), (thin_mm, 1.2, 1.2))] * 3
+    thick = [Grid((24, 256, 256), (thick_mm, 1.2, 1.2))] * 9
+
+    network = planned_network(_plans("resenc-m", [*thin, *thick]))
+    assert network.spacing_zyx_mm == pytest.approx((planned_mm, 1.2, 1.2))
+
+
 def test_more_memory_gives_a_larger_patch_or_batch(plans):
     voxels = []
     for name in ("resenc-m", "resenc-l"):
