@@ -38,12 +38,18 @@ WORKDIR /app
 #   --secret id=ca,src=<CA bundle> --secret id=pipconf,src=<pip.conf>
 ARG TORCH=cuda
 ARG TORCH_INDEX=""
-COPY constraints.txt pyproject.toml requirements-sam2.txt ./
+# A file of pins that go before those of constraints.txt for the same packages of CUDA.
+ARG CUDA_PINS=""
+COPY constraints.txt constraints-cuda12.6.txt pyproject.toml requirements-sam2.txt ./
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf,required=false \
     if [ -s /run/secrets/ca.pem ]; then export PIP_CERT=/run/secrets/ca.pem; fi \
     && if [ -s /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi \
     && if [ -n "${TORCH_INDEX}" ]; then export PIP_EXTRA_INDEX_URL="${TORCH_INDEX}"; fi \
+    && if [ -n "${CUDA_PINS}" ]; then \
+        sed -i '/^cuda-\(bindings\|toolkit\)==/d' constraints.txt \
+        && cat "${CUDA_PINS}" >> constraints.txt; \
+    fi \
     && sed -n 's/^\(\(torch\|setuptools\|wheel\)==[^ ;]*\).*/\1/p' constraints.txt > /tmp/first.txt \
     && pip install --requirement /tmp/first.txt \
     && unset PIP_EXTRA_INDEX_URL \
@@ -74,7 +80,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
         && find weights/sam2 -type f ! -name "$(basename "${kept}")*" -delete; \
     fi \
     && python entrypoint.py weights verify \
-    && rm constraints.txt pyproject.toml requirements-sam2.txt \
+    && rm constraints*.txt pyproject.toml requirements-sam2.txt \
     && python -m compileall -q --invalidation-mode unchecked-hash sslmedsam2 \
     && chmod -R a+rX /app
 

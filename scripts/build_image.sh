@@ -3,7 +3,7 @@
 #   scripts/build_image.sh [--cpu | --cuda 12.6] [--tag NAME] [-- OPTIONS OF THE ENGINE'S BUILD]
 # --cpu        leaves CUDA out: a third of the size, no GPU.
 # --cuda 12.6  for GPUs and drivers that CUDA 13 does not support: compute capability 5.0 to 9.0,
-#              driver 525 or newer. The packages of CUDA 12 are not in constraints.txt.
+#              driver 525 or newer. Its pins are in constraints-cuda12.6.txt.
 # --tag        [default: sslmedsam2, sslmedsam2:cpu or sslmedsam2:cuda12.6]
 # After -- for example:
 #   --build-arg SAM2_WEIGHTS=medsam2              bake in official weights and accept their terms
@@ -37,6 +37,7 @@ while [ $# -gt 0 ]; do
         --cuda)
             [ "${2:-}" = 12.6 ] || usage 2 >&2
             variant=(--build-arg TORCH=cuda --build-arg "TORCH_INDEX=$TORCH_BUILDS/cu126"
+                --build-arg CUDA_PINS=constraints-cuda12.6.txt
                 --build-arg "BASE_IMAGE=$CUDA126_BASE")
             default_tag=sslmedsam2:cuda12.6
             shift

@@ -78,6 +78,37 @@ def test_the_base_has_the_cuda_release_of_the_pinned_torch():
     assert release[1] == toolkit[1]
 
 
+def pinned(text: str) -> dict[str, list[str]]:
+    """Return each package's versions; several where markers choose."""
+    found: dict[str, list[str]] = {}
+    for name, version in re.findall(r"^([\w.-]+)==([^ ;\n]+)", text, re.MULTILINE):
+        found.setdefault(name, []).append(version)
+    return found
+
+
+def test_an_image_for_cuda_126_has_one_set_of_pins_for_cuda_and_its_base(tmp_path):
+    """The Dockerfile's own commands make the pins; those for CUDA 13 would refuse this torch."""
+    for name in ("constraints.txt", "constraints-cuda12.6.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    (step,) = re.findall(r'if \[ -n "\$\{CUDA_PINS\}" \].*?fi ', " ".join(instructions("RUN")))
+    command = ["bash", "-euc", step]
+    environment = {**os.environ, "CUDA_PINS": "constraints-cuda12.6.txt"}
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+
+    before = pinned((REPOSITORY / "constraints.txt").read_text(encoding="utf-8"))
+    pins = pinned((tmp_path / "constraints.txt").read_text(encoding="utf-8"))
+    (toolkit,) = pins["cuda-toolkit"]
+    (bindings,) = pins["cuda-bindings"]
+    assert toolkit.startswith("12.6.")
+    assert bindings.startswith("12.")
+    assert pins.keys() >= before.keys()
+    changed = {name for name in before if pins[name] != before[name]}
+    assert changed == {"cuda-toolkit", "cuda-bindings"}
+    assert all(name.endswith("-cu12") for name in pins.keys() - before.keys())
+    script = (SCRIPTS / "build_image.sh").read_text(encoding="utf-8")
+    assert f"nvidia/cuda:{toolkit}-base" in script
+
+
 def test_the_user_is_a_number_and_not_root():
     assert instructions("USER") == ["10001:10001"]
 
@@ -159,6 +190,7 @@ def test_a_variant_for_older_gpus_comes_from_the_same_dockerfile(engine):
     assert "TORCH=cuda" in build
     assert "/whl/cu126" in build
     assert "BASE_IMAGE=docker.io/nvidia/cuda:12.6." in build
+    assert "CUDA_PINS=constraints-cuda12.6.txt" in build
     assert run_script("build_image.sh", "--cuda", "11").returncode == 2
 
 
