@@ -6,16 +6,25 @@ frame of an enhanced file its own functional groups, the shared ones, then the f
 
 from __future__ import annotations
 
+import io
 import math
+import os
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pydicom
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.filereader import _read_file_meta_info, read_dataset, read_preamble
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from sslmedsam2.dicom.model import IMAGE_MODALITIES, TRACE, Frame
 from sslmedsam2.errors import InputError
@@ -41,6 +50,13 @@ _PRIVATE_DIRECTIONS = (
     (0x0019, "GEMS_ACQU_01", (0xBB, 0xBC, 0xBD)),
     (0x2005, "Philips MR Imaging DD 001", (0xB0, 0xB1, 0xB2)),
 )
+_PIXEL_TAGS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_ITEM_TAGS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
+_SMALLEST_ITEM = 8
+_MOST_ITEMS = 2**18
+_MOST_FRAMES = 2**14
+_MOST_INFLATED_BYTES = 2**28
+_PART_BYTES = 2**20
 _TRACE_TYPES = {"ISOTROPIC", "TRACE", "TRACEW"}
 _TRACE_IN_SEQUENCE_NAME = re.compile(r"_b\d+t$")
 _B_IN_SEQUENCE_NAME = re.compile(r"(?:^|[\s_*])(?:ep|re|qd)_b(\d+)")
@@ -83,8 +99,18 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
 def open_dataset(file: Path | BinaryIO, *, stop_before_pixels: bool = False) -> Dataset:
     """Read a DICOM file, also one without preamble or without a named transfer syntax.
 
-    Raises what pydicom raises, which may be anything where the file is damaged.
+    Raises what pydicom raises, which may be anything where the file is damaged, and ``ValueError``
+    where a small file would become a very large data set.
     """
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return open_dataset(opened, stop_before_pixels=stop_before_pixels)
+    _refuse_many_items(file)
+    read_preamble(file, force=True)
+    meta = _read_file_meta_info(file)
+    if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return _inflated(file, meta, stop_before_pixels=stop_before_pixels)
+    file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=stop_before_pixels, force=True)
     if getattr(dataset, "file_meta", None) is None:
         dataset.file_meta = FileMetaDataset()
@@ -93,6 +119,48 @@ def open_dataset(file: Path | BinaryIO, *, stop_before_pixels: bool = False) -> 
         explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     return dataset
+
+
+def _refuse_many_items(file: BinaryIO) -> None:
+    """Count the items of sequences: one of 8 bytes becomes an object of more than 1000."""
+    if file.seek(0, os.SEEK_END) < _MOST_ITEMS * _SMALLEST_ITEM:
+        file.seek(0)
+        return
+    count = 0
+    file.seek(0)
+    while part := file.read(_PART_BYTES):
+        count += sum(map(part.count, _ITEM_TAGS))
+    file.seek(0)
+    if count > _MOST_ITEMS:
+        raise ValueError("more items in sequences than any image has")
+
+
+def _inflated(file: BinaryIO, meta: FileMetaDataset, *, stop_before_pixels: bool) -> Dataset:
+    """Read the deflated data set behind the meta information, up to a limited size.
+
+    pydicom would inflate it whatever its size.
+    """
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    stream = io.BytesIO()
+    while not inflater.eof:
+        part = inflater.unconsumed_tail or file.read(_PART_BYTES)
+        if not part or stream.tell() > _MOST_INFLATED_BYTES:
+            raise ValueError("the deflated data set is incomplete or too large")
+        stream.write(inflater.decompress(part, _PART_BYTES))
+    _refuse_many_items(stream)
+    dataset = read_dataset(
+        stream,
+        is_implicit_VR=False,
+        is_little_endian=True,
+        stop_when=(lambda tag, *_: tag in _PIXEL_TAGS) if stop_before_pixels else None,
+    )
+    return FileDataset(
+        file,
+        dataset,
+        file_meta=meta,
+        is_implicit_VR=False,
+        is_little_endian=True,
+    )
 
 
 def scopes_of(dataset: Dataset, index: int | None) -> list[Dataset]:
@@ -132,6 +200,8 @@ def _frames(path: Path, dataset: Dataset, *, pixel_bytes: int) -> Iterable[Frame
         if not dataset.get(keyword):
             raise ValueError(keyword)
     announced = int(dataset.get("NumberOfFrames") or 1)
+    if announced > _MOST_FRAMES:
+        raise ValueError(announced)
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence")
     is_multi = str(dataset.get("Modality")) in IMAGE_MODALITIES and (
         announced > 1 or per_frame is not None
@@ -156,7 +226,8 @@ def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: boo
         image_type=_image_type(scopes),
         rows=int(dataset.get("Rows") or 0),
         columns=int(dataset.get("Columns") or 0),
-        is_colour=int(dataset.get("SamplesPerPixel") or 1) > 1,
+        is_colour=int(dataset.get("SamplesPerPixel") or 1) > 1
+        or str(dataset.get("PhotometricInterpretation") or "").strip() == "PALETTE COLOR",
         is_capture=str(dataset.get("SOPClassUID", "")).startswith(_CAPTURE_CLASSES),
         is_truncated=is_truncated,
         dtype=_dtype(dataset),

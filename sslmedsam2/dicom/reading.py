@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import Dataset
 
+from sslmedsam2.dicom.decoding import decode
 from sslmedsam2.dicom.headers import find, open_dataset, scopes_of
 from sslmedsam2.dicom.model import DicomVolume, Frame
 from sslmedsam2.errors import InputError
@@ -144,18 +144,18 @@ def _read_file(path: Path, frames: Sequence[Frame]) -> tuple[list[_Pixels], _Tra
         str(dataset.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1"
         and frames[0].modality == "MR"
     )
-    try:
+    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        decoded = decode(path)
+        stored = decoded.frames
+        if decoded.is_rescaled:
+            # The decoder does not tell padding apart.
+            images = [stored[frame.index or 0] for frame in frames]
+            no_padding = [np.zeros(image.shape, np.bool_) for image in images]
+            return images, _Traits(is_inverted, no_padding)
+    else:
         stored = dataset.pixel_array
-    except (NotImplementedError, RuntimeError):
-        # No plug-in for this compression. ITK brings its own decoders, and rescales by itself.
-        if frames[0].index is not None:
-            raise
-        # It would warn on stderr, and name the file.
-        sitk.ProcessObject.SetGlobalWarningDisplay(False)
-        pixels = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))[0].astype(np.float32)
-        return [pixels], _Traits(is_inverted, [np.zeros(pixels.shape, np.bool_)])
-    if stored.ndim == 2:
-        stored = stored[None]
+        if stored.ndim == 2:
+            stored = stored[None]
     images = [stored[frame.index or 0] for frame in frames]
     return (
         [

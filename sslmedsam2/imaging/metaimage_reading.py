@@ -15,13 +15,17 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from sslmedsam2.imaging.geometry import geometry_from_axes
-from sslmedsam2.imaging.stored import StoredImage, multi_channel, spatial_shape_zyx
+from sslmedsam2.imaging.stored import (
+    StoredImage,
+    multi_channel,
+    spatial_shape_zyx,
+    unreadable_header,
+)
 from sslmedsam2.imaging.text_header import (
     MAX_AXES,
     data_file,
     header_lines,
     numbers,
-    unreadable_header,
     whole_number,
     whole_numbers,
 )

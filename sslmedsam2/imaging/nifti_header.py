@@ -24,7 +24,12 @@ from sslmedsam2.imaging.geometry import (
     is_plausible_size,
     same_grid,
 )
-from sslmedsam2.imaging.stored import check_voxel_type, repair, spatial_shape_zyx
+from sslmedsam2.imaging.stored import (
+    check_voxel_type,
+    repair,
+    spatial_shape_zyx,
+    unreadable_header,
+)
 from sslmedsam2.imaging.volume import Geometry
 
 MAX_HEADER_BYTES = 540
@@ -89,8 +94,8 @@ _CODES: Final = {np.dtype(name): code for code, name in _VOXEL_TYPES.items() if 
 _BYTE_ORDERS: Final[tuple[Literal["<", ">"], ...]] = ("<", ">")
 _SINGLE_FILE_MAGIC = b"n+"
 _PAIR_MAGIC = b"ni"
-# Extensions before the voxels are far smaller; a damaged float may hold any number.
-_MAX_DATA_OFFSET = 2**30
+# No file system position beyond this is meant; a damaged float may hold any number.
+_MAX_DATA_OFFSET = 2**40
 _UNIT_NAMES = {1: "m", 3: "um"}
 _QUATERNION_TOLERANCE = 1e-3
 _QUATERNION_ROUNDING = 3 * float(np.finfo(np.float32).eps)
@@ -160,13 +165,13 @@ def nifti_struct(path: Path, start: bytes) -> NiftiStruct:
                     reason="the header belongs to a .hdr/.img pair, the voxels are elsewhere",
                     remedy="Convert the pair to a single .nii.gz file",
                 )
-    raise _unreadable(path, "the file does not begin with a NIfTI header")
+    raise unreadable_header(path, "the file does not begin with a NIfTI header")
 
 
 def _native_shape(path: Path, header: NiftiStruct) -> tuple[int, ...]:
     axes = int(header["dim"][0])
     if not 1 <= axes <= 7:
-        raise _unreadable(path, f"the header announces {axes} axes")
+        raise unreadable_header(path, f"the header announces {axes} axes")
     lengths = [int(length) for length in header["dim"][1 : axes + 1]]
     # A length of 0 beyond the third axis means that the axis is not used.
     return tuple(lengths[:3] + [1 if length == 0 else length for length in lengths[3:]])
@@ -192,7 +197,7 @@ def voxel_type(path: Path, header: NiftiStruct) -> np.dtype:
     """Return the type of the voxels, in the byte order of the file; raises InputError."""
     code = int(header["datatype"])
     if code not in _VOXEL_TYPES:
-        raise _unreadable(path, f"the header names the unknown voxel type {code}")
+        raise unreadable_header(path, f"the header names the unknown voxel type {code}")
     dtype = np.dtype(_VOXEL_TYPES[code])
     if not header.dtype["datatype"].isnative:
         dtype = dtype.newbyteorder()
@@ -209,7 +214,7 @@ def set_voxel_type(header: NiftiStruct, dtype: np.dtype) -> None:
 def _data_offset(path: Path, header: NiftiStruct) -> int:
     offset = float(header["vox_offset"])
     if not header.itemsize <= offset <= _MAX_DATA_OFFSET:
-        raise _unreadable(path, f"the header says that the voxels begin at byte {offset:g}")
+        raise unreadable_header(path, f"the header says that the voxels begin at byte {offset:g}")
     return int(offset)
 
 
@@ -325,12 +330,3 @@ def _voxel_sizes(path: Path, header: NiftiStruct) -> npt.NDArray[np.float64]:
     sizes = np.array(header["pixdim"][1:4], dtype=np.float64)
     check_spacing(path, sizes.tolist())
     return sizes
-
-
-def _unreadable(path: Path, reason: str) -> InputError:
-    return InputError(
-        path,
-        kind="unreadable_header",
-        reason=reason,
-        remedy="Check that the file is a complete NIfTI image and copy it again",
-    )

@@ -15,7 +15,7 @@ from typing import BinaryIO, cast
 import numpy as np
 
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, NiftiHeader, parse_nifti_header
-from sslmedsam2.imaging.stored import StoredImage, repair
+from sslmedsam2.imaging.stored import StoredImage, repair, unreadable_header
 from sslmedsam2.imaging.volume import MaskVolume, Source
 from sslmedsam2.imaging.voxel_data import (
     LARGEST_DEFLATE_RATIO,
@@ -25,6 +25,8 @@ from sslmedsam2.imaging.voxel_data import (
 )
 
 _BZIP2_MAGIC = b"BZh"
+# Of a header, in bytes; what lies before the voxels has to be inflated too.
+_LARGEST_EXTENSIONS = 2**26
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -41,11 +43,15 @@ def read_nifti(path: Path, *, extension: str) -> StoredImage:
         header = _parsed(path, stream)
         announced = header.data_offset + header.dtype.itemsize * math.prod(header.native_shape)
         stored, ratio = path.stat().st_size, LARGEST_DEFLATE_RATIO if is_gzip else 1
+        is_far = header.data_offset > _LARGEST_EXTENSIONS
         try:
-            if isinstance(stream, bz2.BZ2File):
+            if isinstance(stream, bz2.BZ2File) and not is_far:
                 # Runs of one value shrink without bound: only decompressing tells the size.
                 stored = stream.seek(announced)
             refuse_impossible_size(path, announced=announced, stored=stored, ratio=ratio)
+            if is_far:
+                reason = f"the header says that the voxels begin at byte {header.data_offset}"
+                raise unreadable_header(path, reason)
             stream.seek(header.data_offset)
         except (EOFError, zlib.error, OSError) as error:
             raise damaged(path, error) from error

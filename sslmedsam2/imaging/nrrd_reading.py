@@ -30,13 +30,13 @@ from sslmedsam2.imaging.stored import (
     repair,
     spatial_shape_zyx,
     too_large,
+    unreadable_header,
 )
 from sslmedsam2.imaging.text_header import (
     MAX_AXES,
     data_file,
     header_lines,
     numbers,
-    unreadable_header,
     whole_number,
     whole_numbers,
 )

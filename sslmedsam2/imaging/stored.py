@@ -142,6 +142,16 @@ def check_voxel_type(path: Path, dtype: np.dtype) -> None:
         )
 
 
+def unreadable_header(path: Path, reason: str) -> InputError:
+    """Return the error for a header that is damaged or uses what is not read."""
+    return InputError(
+        path,
+        kind="unreadable_header",
+        reason=reason,
+        remedy="Check that the file is a complete image of its format and copy or export it again",
+    )
+
+
 def truncated(path: Path) -> InputError:
     """Return the error for a file that ends before its last voxel."""
     return InputError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.stored import unreadable_header
 
 MAX_AXES = 10
 """More axes than this are a damaged header."""
@@ -73,16 +74,6 @@ def _not_numbers(path: Path, key: str, text: str, what: str) -> InputError:
     return unreadable_header(path, f"{key} is {shown!r} where {what} should be")
 
 
-def unreadable_header(path: Path, reason: str) -> InputError:
-    """Return the error for a header that is damaged or uses what is not read."""
-    return InputError(
-        path,
-        kind="unreadable_header",
-        reason=reason,
-        remedy="Check that the file is a complete image of its format, or convert it to .nii.gz",
-    )
-
-
 def data_file(header: Path, name: str) -> Path:
     """Return the file beside a header that holds its voxels.
 
@@ -92,10 +83,11 @@ def data_file(header: Path, name: str) -> Path:
         Of kind ``data_file_elsewhere`` if the name, or a symbolic link, leads out of the header's
         folder, whether or not a file is there; of kind ``missing_data_file`` if there is none.
     """
-    folder = header.parent.resolve()
+    # A header that is a link may have its data beside the link or beside the file.
+    folders = {header.parent.resolve(), header.resolve().parent}
     name = name.replace("\0", "")
-    target = (folder / name).resolve()
-    is_inside = target != folder and target.is_relative_to(folder)
+    target = (header.parent / name).resolve()
+    is_inside = any(target != one and target.is_relative_to(one) for one in folders)
     if not is_inside or name.startswith("/") or ".." in Path(name).parts:
         raise InputError(
             header,
