@@ -155,7 +155,7 @@ class LiverSegmenter:
             of the words above.
         """
         _check_words(mode=mode, sequence=sequence)
-        models = locate_models(None if model is None else Path(model))
+        models = locate_models(None if model is None else Path(model), hash_weights=False)
         chosen = model_for_sequence(models, sequence or ANY_SEQUENCE)
         spec = read_model_spec(chosen.path, folds=chosen.folds, sha256=chosen.sha256)
         sure_from = None if second_view else 0.0

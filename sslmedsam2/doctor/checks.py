@@ -264,7 +264,7 @@ def _check_inference(options: DoctorOptions) -> Finding:
     from sslmedsam2.phantom.rendering import axial_grid, render_sequence
     from sslmedsam2.weights.locate import locate_models
 
-    model = locate_models(options.model_dir)[0]
+    model = locate_models(options.model_dir, hash_weights=False)[0]
     spec = read_model_spec(model.path, folds=model.folds, sha256=model.sha256)
     segmenter = CanonicalSegmenter(spec, EngineOptions(options.device))
     # Along the axes of the canonical orientation already.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -119,8 +120,7 @@ def read_model_spec(
     sha256 = sha256 or {}
     dataset = _read_json(path / DATASET_FILE, sha256)
     plans = _read_json(path / PLANS_FILE, sha256)
-    checkpoint = read_checkpoint(path / checkpoint_file(folds[0], path))
-    configuration = str(checkpoint["init_args"]["configuration"])
+    configuration = _configuration(path, checkpoint_file(folds[0], path), sha256)
     try:
         _check_labels(path, dataset)
         spec = _spec(path, plans=plans, folds=folds, configuration=configuration)
@@ -161,6 +161,16 @@ def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
     return Checkpoint(
         weights=content["network_weights"], mirror_axes=tuple(int(axis) for axis in axes)
     )
+
+
+def _configuration(path: Path, name: str, sha256: Mapping[str, str]) -> str:
+    """Return what a checkpoint was trained as; its weights are neither read nor hashed yet."""
+    try:
+        return str(read_checkpoint(path / name)["init_args"]["configuration"])
+    except ModelError:
+        with suppress(OSError):
+            check_unaltered(path / name, (path / name).read_bytes(), sha256.get(name))
+        raise
 
 
 def _check_labels(path: Path, dataset: dict[str, Any]) -> None:

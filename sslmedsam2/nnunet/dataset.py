@@ -37,9 +37,9 @@ from sslmedsam2.nnunet.plans import (
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"
+"""What a finished data set was made from; written last."""
 _BUILDING = ".building_"
 _ABANDONED_AFTER_SECONDS = 3600
-"""What a finished data set was made from; written last."""
 _SPLITS_NAME = "splits_final.json"
 _REPEATS_NAME = "repeats.json"
 _UNLABELLED_NAME = "unlabelled.json"
@@ -146,8 +146,9 @@ def build_dataset(
         except OSError:
             if _is_finished(folder, inputs):
                 return folder
-            # nnU-Net trains fold "all" on whatever lies there.
-            shutil.rmtree(folder)
+            # nnU-Net trains fold "all" on whatever lies there. Where nothing does, the second
+            # attempt tells why the first one failed.
+            shutil.rmtree(folder, ignore_errors=True)
             building.rename(folder)
     return folder
 

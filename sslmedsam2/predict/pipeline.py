@@ -205,7 +205,7 @@ def _predict(
     inputs = with_archives(found, opened)
     for note in inputs.notes:
         logger.info(opened.shown(note))
-    models = locate_models(options.model_dir)
+    models = locate_models(options.model_dir, hash_weights=False)
     plan = _plan(inputs, options, models)
     if options.mask_file is not None and len(plan.targets) != 1:
         raise UsageError(

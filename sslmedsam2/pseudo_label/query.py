@@ -111,107 +111,6 @@ def load(target: QueryTarget) -> LoadedQuery:
     return LoadedQuery(target, sha256, volume, canonical, seconds=seconds)
 
 
-class Labeller:
-    """A few-shot strategy with its calibration: turns loaded queries into files and records."""
-
-    def __init__(
-        self,
-        strategy: Strategy,
-        calibration: Calibration,
-        *,
-        supports: SupportFiles,
-        provenance: Provenance,
-        device: str,
-    ) -> None:
-        """Take the strategy, and what every record has to say about it."""
-        self._strategy = strategy
-        self._calibration = calibration
-        self._supports = supports
-        self._provenance = provenance
-        self._device = device
-
-    def segment(self, loaded: LoadedQuery) -> SegmentedQuery:
-        """Run the network; an unforeseen failure becomes this query's error."""
-        if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
-            return SegmentedQuery(loaded, None, loaded.error)
-        target = loaded.target
-        twin = self._supports.case_with_image(loaded.image_sha256)
-        warnings = (f"labelled: the same image as a support's; case {twin} was left out of them",)
-        query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
-        try:
-            if twin is not None and self._supports.cases == {twin}:
-                raise _only_itself(target)
-            result = self._strategy.segment(query, leave_out_case=twin)
-        except SslMedSam2Error as error:
-            return SegmentedQuery(loaded, None, error)
-        except Exception as error:
-            return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
-        return SegmentedQuery(loaded, result, None, warnings if twin else ())
-
-    def finish(self, work: SegmentedQuery) -> PseudoLabelRecord:
-        """Write what there is, and last the record; raises OutputError if that cannot be written.
-
-        Of a query that failed, no earlier result is left either: it would have no record. A mask
-        that a person may have touched is moved aside.
-        """
-        start = time.perf_counter()
-        target = work.loaded.target
-        _make_way(target.paths)
-        try:
-            record = self._written(work)
-        except SslMedSam2Error as error:
-            record = replace(self._record(work), error=str(error))
-        except Exception as error:
-            record = replace(self._record(work), error=str(unforeseen(target.series.path, error)))
-        if record.error is not None:
-            _remove_files(target.paths)
-        seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
-        record = replace(record, seconds=seconds)
-        write_record(target.paths.record, record)
-        return record
-
-    def _written(self, work: SegmentedQuery) -> PseudoLabelRecord:
-        loaded, result = work.loaded, work.result
-        if result is None or loaded.volume is None or loaded.canonical is None:
-            assert work.error is not None
-            raise work.error
-        volume, canonical, paths = loaded.volume, loaded.canonical, loaded.target.paths
-        turn = canonical.reorientation
-        write_mask(to_native(result.mask_zyx, turn), like=volume, path=paths.mask)
-        write_map(to_native(result.probability_zyx, turn), like=volume, path=paths.probability)
-        write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
-        reliability = judge(result.evidence, self._calibration)
-        drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
-        volume_ml = mask_volume_ml(result.mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
-        low, high = reliability.interval
-        return replace(
-            self._record(work),
-            verdict=reliability.verdict,
-            estimated_dice=round(reliability.estimated_dice, 4),
-            interval=(round(low, 4), round(high, 4)),
-            volume_ml=round(volume_ml, 1),
-            encoder_calls=result.encoder_calls,
-            warnings=(*volume.repairs, *work.warnings, *result.warnings, *drawing),
-            evidence=result.evidence,
-            supports=result.supports,
-            calibration=self._calibration,
-            mask_sha256=sha256_file(paths.mask),
-        )
-
-    def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:
-        """Return what is known of a query without its result."""
-        loaded = work.loaded
-        stages = {} if work.result is None else work.result.seconds
-        return replace(
-            loaded.target.blank,
-            key=_key(loaded.target, loaded.image_sha256, self._provenance),
-            seconds={**loaded.seconds, **stages},
-            device=self._device,
-            provenance=self._provenance,
-            image_sha256=loaded.image_sha256,
-        )
-
-
 def given_up(target: QueryTarget, error: SslMedSam2Error) -> PseudoLabelRecord:
     """Note that no worker could do a query; no earlier result is left of it either."""
     _make_way(target.paths)
@@ -410,14 +309,14 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         unit, volume = loaded
         strategy = self._strategy()
         if isinstance(unit, QueryUnit) and isinstance(volume, LoadedQuery):
-            return unit, self._labeller(unit).segment(volume)
+            return unit, self._segment(volume)
         return unit, leave_out(strategy, volume) if isinstance(volume, Support) else None
 
     def finish(self, computed: tuple[LabelUnit, LeftOut | SegmentedQuery | None]) -> LabelResult:
         """Write what comes of a query."""
         unit, found = computed
         if isinstance(unit, QueryUnit) and isinstance(found, SegmentedQuery):
-            return self._labeller(unit).finish(found)
+            return self._write(found, unit.calibration)
         assert not isinstance(found, SegmentedQuery)
         return found
 
@@ -433,13 +332,85 @@ class LabelWork(Work[LabelUnit, LabelResult]):
             )
         return self._built
 
-    def _labeller(self, unit: QueryUnit) -> Labeller:
-        return Labeller(
-            self._strategy(),
-            unit.calibration,
-            supports=self.supports,
-            provenance=self.provenance,
+    def _segment(self, loaded: LoadedQuery) -> SegmentedQuery:
+        """Run the network; an unforeseen failure becomes this query's error."""
+        if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
+            return SegmentedQuery(loaded, None, loaded.error)
+        target = loaded.target
+        twin = self.supports.case_with_image(loaded.image_sha256)
+        warnings = (f"labelled: the same image as a support's; case {twin} was left out of them",)
+        query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
+        try:
+            if twin is not None and self.supports.cases == {twin}:
+                raise _only_itself(target)
+            result = self._strategy().segment(query, leave_out_case=twin)
+        except SslMedSam2Error as error:
+            return SegmentedQuery(loaded, None, error)
+        except Exception as error:
+            return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
+        return SegmentedQuery(loaded, result, None, warnings if twin else ())
+
+    def _write(self, work: SegmentedQuery, calibration: Calibration) -> PseudoLabelRecord:
+        """Write what there is, and last the record; raises OutputError if that cannot be written.
+
+        Of a query that failed, no earlier result is left either: it would have no record. A mask
+        that a person may have touched is moved aside.
+        """
+        start = time.perf_counter()
+        target = work.loaded.target
+        _make_way(target.paths)
+        try:
+            record = self._written(work, calibration)
+        except SslMedSam2Error as error:
+            record = replace(self._record(work), error=str(error))
+        except Exception as error:
+            record = replace(self._record(work), error=str(unforeseen(target.series.path, error)))
+        if record.error is not None:
+            _remove_files(target.paths)
+        seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
+        record = replace(record, seconds=seconds)
+        write_record(target.paths.record, record)
+        return record
+
+    def _written(self, work: SegmentedQuery, calibration: Calibration) -> PseudoLabelRecord:
+        loaded, result = work.loaded, work.result
+        if result is None or loaded.volume is None or loaded.canonical is None:
+            assert work.error is not None
+            raise work.error
+        volume, canonical, paths = loaded.volume, loaded.canonical, loaded.target.paths
+        turn = canonical.reorientation
+        write_mask(to_native(result.mask_zyx, turn), like=volume, path=paths.mask)
+        write_map(to_native(result.probability_zyx, turn), like=volume, path=paths.probability)
+        write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
+        reliability = judge(result.evidence, calibration)
+        drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
+        volume_ml = mask_volume_ml(result.mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
+        low, high = reliability.interval
+        return replace(
+            self._record(work),
+            verdict=reliability.verdict,
+            estimated_dice=round(reliability.estimated_dice, 4),
+            interval=(round(low, 4), round(high, 4)),
+            volume_ml=round(volume_ml, 1),
+            encoder_calls=result.encoder_calls,
+            warnings=(*volume.repairs, *work.warnings, *result.warnings, *drawing),
+            evidence=result.evidence,
+            supports=result.supports,
+            calibration=calibration,
+            mask_sha256=sha256_file(paths.mask),
+        )
+
+    def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:
+        """Return what is known of a query without its result."""
+        loaded = work.loaded
+        stages = {} if work.result is None else work.result.seconds
+        return replace(
+            loaded.target.blank,
+            key=_key(loaded.target, loaded.image_sha256, self.provenance),
+            seconds={**loaded.seconds, **stages},
             device=self._chosen,
+            provenance=self.provenance,
+            image_sha256=loaded.image_sha256,
         )
 
     def _scratch_folder(self) -> Path:

@@ -35,6 +35,16 @@ from sslmedsam2.retrain.selection import Decision, RoundFigures, Selection, deci
 from sslmedsam2.weights.manifest import sha256_file
 
 
+class _Part:
+    """A file or folder of the dataclass that has it, which has a ``path``."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, owner: RoundDir | WorkDir, _kind: type) -> Path:
+        return owner.path / self._name
+
+
 @dataclass(frozen=True)
 class RoundDir:
     """One round's part of the work directory."""
@@ -42,35 +52,12 @@ class RoundDir:
     path: Path
     number: int
 
-    @property
-    def selection(self) -> Path:
-        """Which pseudo labels train."""
-        return self.path / "selection.json"
-
-    @property
-    def training_masks(self) -> Path:
-        """Masks with ignore labels."""
-        return self.path / "training_masks"
-
-    @property
-    def validation(self) -> Path:
-        """Scores on reference masks."""
-        return self.path / "validation.json"
-
-    @property
-    def relabelled(self) -> Path:
-        """New masks of the unlabelled volumes."""
-        return self.path / "relabelled"
-
-    @property
-    def frozen(self) -> Path:
-        """The scores of the model as it is frozen."""
-        return self.path / "frozen.json"
-
-    @property
-    def outcome(self) -> Path:
-        """The round's figures and decision."""
-        return self.path / "outcome.json"
+    selection = _Part("selection.json")
+    training_masks = _Part("training_masks")
+    validation = _Part("validation.json")
+    relabelled = _Part("relabelled")
+    frozen = _Part("frozen.json")
+    outcome = _Part("outcome.json")
 
 
 @dataclass(frozen=True)
@@ -79,35 +66,12 @@ class WorkDir:
 
     path: Path
 
-    @property
-    def options(self) -> Path:
-        """What was asked for."""
-        return self.path / "options.json"
-
-    @property
-    def index(self) -> Path:
-        """The images that take part."""
-        return self.path / "index.json"
-
-    @property
-    def pseudo_labels(self) -> Path:
-        """Output of the few-shot branch."""
-        return self.path / "pseudo_labels"
-
-    @property
-    def plans(self) -> Path:
-        """nnU-Net's plans."""
-        return self.path / "plans.json"
-
-    @property
-    def rounds(self) -> Path:
-        """All rounds in short."""
-        return self.path / "rounds.json"
-
-    @property
-    def report(self) -> Path:
-        """The page."""
-        return self.path / "report" / "index.html"
+    options = _Part("options.json")
+    index = _Part("index.json")
+    pseudo_labels = _Part("pseudo_labels")
+    plans = _Part("plans.json")
+    rounds = _Part("rounds.json")
+    report = _Part("report/index.html")
 
     def round(self, number: int) -> RoundDir:
         """Return a round's folder; rounds count from 1."""

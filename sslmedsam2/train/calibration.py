@@ -114,7 +114,7 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
-    located = locate_models(model)
+    located = locate_models(model, hash_weights=False)
     if len(located) != 1:
         raise UsageError(
             model,

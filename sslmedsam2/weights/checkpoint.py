@@ -90,11 +90,15 @@ def check_unaltered(path: Path, content: bytes | mmap.mmap, sha256: str | None) 
     ModelError
         It was altered.
     """
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+    if sha256 is None:
+        return
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
         raise ModelError(
             path,
-            reason="the file was altered after it was checked",
-            remedy="Start again when nothing writes to the model folder",
+            reason=f"its content was altered: SHA-256 {found[:12]}... where the manifest, or its"
+            f" first reading, says {sha256[:12]}...",
+            remedy="Restore the file, and start again when nothing writes to the model folder",
         )
 
 

@@ -48,7 +48,7 @@ class ModelLocation:
     folds
         The names behind ``fold_``.
     files
-        Its files with their hashes, computed now.
+        Its files with their hashes: computed now, or those of the manifest.
     verified
         Whether the files were compared with a manifest.
     card
@@ -69,7 +69,9 @@ class ModelLocation:
         return {file.path: file.sha256 for file in self.files}
 
 
-def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
+def locate_models(
+    model_dir: Path | None = None, *, hash_weights: bool = True
+) -> tuple[ModelLocation, ...]:
     """Return the models to use, every listed file compared with its manifest.
 
     Parameters
@@ -77,6 +79,9 @@ def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
     model_dir
         A folder with a ``manifest.json``, one model folder beside such a file, or any nnU-Net v2
         model folder (then not verified); None to search the usual places.
+    hash_weights
+        Hash the checkpoints of listed models too. Not needed by who loads them next by the hashes
+        of ``files``: each is then read once, hashed, and loaded from what was read.
 
     Raises
     ------
@@ -100,11 +105,14 @@ def locate_models(model_dir: Path | None = None) -> tuple[ModelLocation, ...]:
         )
     if (folder / MANIFEST_NAME).is_file():
         manifest = read_manifest(folder / MANIFEST_NAME)
-        return tuple(_listed(folder / entry.name, entry) for entry in manifest.models)
+        return tuple(
+            _listed(folder / entry.name, entry, hash_weights=hash_weights)
+            for entry in manifest.models
+        )
     if (folder.parent / MANIFEST_NAME).is_file():
         entry = read_manifest(folder.parent / MANIFEST_NAME).entry(folder.name)
         if entry is not None:
-            return (_listed(folder, entry),)
+            return (_listed(folder, entry, hash_weights=hash_weights),)
     return (_unlisted(folder),)
 
 
@@ -145,8 +153,8 @@ def _holds_something(folder: Path) -> bool:
     return folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir())
 
 
-def _listed(folder: Path, entry: ModelEntry) -> ModelLocation:
-    verify(folder, entry)
+def _listed(folder: Path, entry: ModelEntry, *, hash_weights: bool) -> ModelLocation:
+    verify(folder, entry, hash_weights=hash_weights)
     return ModelLocation(
         path=folder,
         name=entry.name,

@@ -11,7 +11,10 @@ from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Resampling, load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.weights import manifest
+from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import ModelCard, sha256_file
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 
@@ -326,6 +329,27 @@ def test_an_unsupported_normalisation_is_refused_before_any_image(model):
         read_model_spec(model)
 
 
+def test_a_listed_checkpoint_is_read_once_hashed_and_loaded_from_what_was_read(
+    tmp_path, model, monkeypatch
+):
+    freeze_model(model, tmp_path / "w", name="m", sequences=("*",), card=ModelCard("", "", "", ""))
+    hashed = []
+    folder = tmp_path / "w" / "m"
+    small = {folder / name: sha256_file(folder / name) for name in ("dataset.json", "plans.json")}
+    monkeypatch.setattr(manifest, "sha256_file", lambda path: hashed.append(path) or small[path])
+
+    [location] = locate_models(tmp_path / "w", hash_weights=False)
+
+    assert set(hashed) == set(small)
+    spec = read_model_spec(folder, folds=location.folds, sha256=location.sha256)
+    load_checkpoint(spec, "0")
+    content = bytearray((folder / CHECKPOINT).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / CHECKPOINT).write_bytes(content)
+    with pytest.raises(ModelError, match="its content was altered: SHA-256"):
+        load_checkpoint(spec, "0")
+
+
 @pytest.mark.parametrize("name", [CHECKPOINT, "plans.json"])
 def test_a_file_swapped_after_it_was_checked_is_refused(model, name):
     [location] = locate_models(model)
@@ -336,5 +360,5 @@ def test_a_file_swapped_after_it_was_checked_is_refused(model, name):
         spec = read_model_spec(model, folds=location.folds, sha256=location.sha256)
         return load_checkpoint(spec, "0")
 
-    with pytest.raises(ModelError, match="altered after it was checked"):
+    with pytest.raises(ModelError, match="its content was altered: SHA-256"):
         load()
