@@ -52,6 +52,8 @@ NARROW = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "c": {},
+    # Few-shot masks count in the first third only, also across sequences.
+    "c_hand_over": {"hand_over": 1 / 3},
     # The teacher alone: no few-shot mask counts.
     "c_teacher": {"hand_over": 0.0},
     "c_all_voxels": {"sure_above": 0.5},

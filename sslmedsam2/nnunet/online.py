@@ -34,7 +34,8 @@ class OnlineSettings:
     ramp
         After it, until the teacher counts in full.
     hand_over
-        End of the few-shot branch's part in the targets.
+        End of the few-shot branch's part in the targets; None for no end. A network that is worse
+        than the few-shot branch on the unlabelled images would only repeat itself after it.
     finish
         At the end, on reference masks alone.
     weight
@@ -45,13 +46,15 @@ class OnlineSettings:
 
     warm_up: float = 0.15
     ramp: float = 0.15
-    hand_over: float = 1 / 3
+    hand_over: float | None = 1 / 3
     finish: float = 0.0
     weight: float = 0.5
     sure_above: float = 0.75
 
     def fewshot_share(self, progress: float) -> float:
         """Return how much of its weight the few-shot branch has at ``progress``, 0 to 1."""
+        if self.hand_over is None:
+            return 1.0
         if self.hand_over <= self.warm_up:
             return 0.0
         share = (self.hand_over - progress) / (self.hand_over - self.warm_up)

@@ -186,12 +186,16 @@ def _is_of_one_domain(image: ImageFile, index: Index) -> bool:
 
 
 def online_settings(index: Index) -> OnlineSettings:
-    """Return how an online training goes on; it ends on reference masks alone where these are of
-    the sequences that the unlabelled images have."""
+    """Return how an online training goes on.
+
+    Where reference masks are of the sequences that the unlabelled images have, few-shot masks count
+    at first only, and the training ends on reference masks alone. Elsewhere nothing tells whether
+    the network has become better than the few-shot branch, whose masks count to the end.
+    """
     from sslmedsam2.nnunet.online import OnlineSettings
 
     of_one_domain = all(_is_of_one_domain(query, index) for query in index.queries)
-    return OnlineSettings(finish=_FINISH if of_one_domain else 0.0)
+    return OnlineSettings(finish=_FINISH) if of_one_domain else OnlineSettings(hand_over=None)
 
 
 def train_round(

@@ -119,14 +119,21 @@ def test_mask_counts_by_its_estimated_dice_unless_it_is_rejected():
     }
 
 
-@pytest.mark.parametrize(("sequence", "finish"), [("T2", 0.12), ("T1", 0.0), (None, 0.0)])
-def test_training_ends_on_reference_masks_if_they_are_of_the_same_sequence(
-    tmp_path, sequence, finish
+@pytest.mark.parametrize(
+    ("sequence", "finish", "last_of_fewshot"),
+    [("T2", 0.12, 0.0), ("T1", 0.0, 1.0), (None, 0.0, 1.0)],
+)
+def test_training_ends_on_reference_masks_or_keeps_fewshot_masks_of_other_sequences(
+    tmp_path, sequence, finish, last_of_fewshot
 ):
     labelled = ImageFile(case="a", sequence="T2", path=tmp_path / "a")
     query = ImageFile(case="b", sequence=sequence, path=tmp_path / "b")
 
-    assert online_settings(Index((labelled,), (query,), (), None)).finish == finish
+    settings = online_settings(Index((labelled,), (query,), (), None))
+
+    assert settings.finish == finish
+    assert settings.fewshot_share(0.2) > 0.7
+    assert settings.fewshot_share(0.99) == last_of_fewshot
 
 
 def test_rounds_of_an_online_training_are_refused(tmp_path, capsys):
