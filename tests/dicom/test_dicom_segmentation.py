@@ -1,10 +1,12 @@
 """Masks as DICOM-SEG: equal to the voxel, coded, and tied to the images and the weights."""
 
+import itertools
 import json
 import shutil
 import subprocess
 
 import highdicom as hd
+import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
@@ -15,10 +17,12 @@ from sslmedsam2 import __version__
 from sslmedsam2.dicom.discovery import find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.model import Algorithm
+from sslmedsam2.dicom.reading import read_dicom
 from sslmedsam2.dicom.segmentation import read_dicom_seg, write_dicom_seg
 from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.writing import write_mask
 
 ARRAY, LIVER = (array[4:16, 10:40, 8:50] for array in abdomen())
 ALGORITHM = Algorithm("tiny", {"plans.json": "a" * 64, "fold_0/checkpoint_final.pth": "b" * 64})
@@ -57,6 +61,71 @@ def test_a_mask_lies_where_its_images_lie(volume, written):
         return np.array(sorted(map(tuple, np.round(points[:, :3], 3))))
 
     assert np.allclose(ordered(reached), ordered(expected), atol=2e-3)
+
+
+def orientations():
+    """Return ImageOrientationPatient and the sense of the slices: 48, then an oblique one."""
+    for first, second in itertools.permutations(range(3), 2):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            yield (*signs[0] * np.eye(3)[first], *signs[1] * np.eye(3)[second]), signs[2]
+    turn = np.linalg.qr(np.array([[0.9, -0.3, 0.2], [0.3, 0.9, 0.1], [-0.2, -0.1, 1.0]]))[0]
+    yield (*turn[:, 0], *turn[:, 1]), 1.0
+
+
+ORIENTATIONS = list(orientations())
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(number, marks=() if number % 12 == 0 else pytest.mark.slow)
+        for number in range(len(ORIENTATIONS))
+    ],
+)
+def test_object_and_nifti_mask_have_the_centre_of_what_was_imaged(tmp_path, number):
+    orientation, sense = ORIENTATIONS[number]
+    row, column = np.array(orientation[:3]), np.array(orientation[3:])
+    steps = np.column_stack([2.0 * row, 3.0 * column, 5.0 * sense * np.cross(row, column)])
+    origin = np.array([-40.0, 25.0, 60.0])
+    pixels = np.random.default_rng(3).integers(1, 300, (8, 10, 12))
+    pixels[1:4, 6:9, 2:5] = 400
+    write_series(
+        tmp_path / "series",
+        pixels,
+        orientation=orientation,
+        spacing_zyx_mm=(5.0 * sense, 3.0, 2.0),
+        origin_xyz_mm=tuple(origin),
+        SliceThickness=5.0,
+    )
+    [volume] = find_volumes(find_dicom_files(tmp_path)).values()
+    image = read_dicom(volume)
+    mask = (image.array_zyx > 350).astype(np.uint8)
+
+    write_dicom_seg(mask, volume=volume, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
+    write_mask(mask, like=image, path=tmp_path / "mask.nii.gz")
+
+    imaged = origin + steps @ np.argwhere(pixels.transpose(2, 1, 0) == 400).mean(axis=0)
+    nifti = nib.load(tmp_path / "mask.nii.gz")
+    ras = nifti.affine @ [*np.argwhere(np.asarray(nifti.dataobj)).mean(axis=0), 1]
+    np.testing.assert_allclose(ras[:3] * [-1, -1, 1], imaged, atol=1e-3)
+    np.testing.assert_allclose(centre_of_seg(tmp_path / "seg.dcm"), imaged, atol=1e-3)
+
+
+def centre_of_seg(path):
+    """Return the LPS centre of a DICOM-SEG by nothing but its own headers."""
+    dataset = pydicom.dcmread(path)
+    [shared] = dataset.SharedFunctionalGroupsSequence
+    row, column = np.reshape(
+        shared.PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3)
+    ).astype(float)
+    down, across = map(float, shared.PixelMeasuresSequence[0].PixelSpacing)
+    points = []
+    groups = dataset.PerFrameFunctionalGroupsSequence
+    for frame, group in zip(dataset.pixel_array, groups, strict=True):
+        corner = np.array(group.PlanePositionSequence[0].ImagePositionPatient, dtype=float)
+        for y, x in np.argwhere(frame):
+            points.append(corner + x * across * row + y * down * column)
+    return np.mean(points, axis=0)
 
 
 def test_the_object_says_what_it_is_and_what_made_it(written):
