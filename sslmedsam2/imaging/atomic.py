@@ -37,6 +37,7 @@ _REMEDIES = {
     errno.EISDIR: "A folder has the name of the file to write: move it away",
     errno.ENAMETOOLONG: "Choose a shorter name",
 }
+_PARTIAL = ".partial-"
 _OTHER_REMEDY = "Check that the output folder exists, is writable and has free space"
 
 
@@ -53,7 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     OutputError
         If the folder or the file cannot be written.
     """
-    partial = path.with_name(f".{uuid.uuid4().hex[:8]}.partial-{path.name}")
+    partial = path.with_name(f".{uuid.uuid4().hex[:8]}{_PARTIAL}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -126,6 +127,13 @@ def _is_same_file(stream: TextIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove below a folder what a killed run had begun to write; nobody else may write there."""
+    for path in folder.rglob(f".*{_PARTIAL}*"):
+        if path.name.partition(_PARTIAL)[0].removeprefix(".").isalnum() and path.is_file():
+            _remove_quietly(path)
 
 
 def write_bytes_atomic(path: Path, content: bytes) -> None:

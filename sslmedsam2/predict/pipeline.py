@@ -2,12 +2,14 @@
 
 Who does the series is the runner's business: by default this process, which reads the next one
 and writes the last while the network works. The report is rewritten after each series, so that a
-kill loses nothing.
+kill loses nothing; of a long list less often, or most of the time would go into it, and what a kill
+loses then is done again.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,7 +46,7 @@ from sslmedsam2.errors import (
 from sslmedsam2.execution.host import in_container
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
-from sslmedsam2.imaging.atomic import locked
+from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import move_aside
@@ -91,6 +93,8 @@ OnResult = Callable[[SeriesResult, int, int], None]
 """Called with a result, how many series are done, and how many there are."""
 
 _GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
+_SAVED_EACH_TIME = 100
+"""Up to so many series the report is rewritten after each."""
 _OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 
 
@@ -223,6 +227,7 @@ def _predict(
     )
     executor = executor or ThisProcess()
     with executor.open(work) as about, locked(options.output_dir):
+        remove_partials(options.output_dir)
         if not options.resume and plan.targets:
             _set_aside(options.output_dir)
             for target in plan.targets:
@@ -310,6 +315,7 @@ class _Recorder:
         self._total = total
         self._listener = listener
         self._held = held
+        self._next_save = 0.0
         if not held:
             write_report(report, path)
 
@@ -322,7 +328,7 @@ class _Recorder:
         )
         self.report = self.report.with_series(result)
         if not self._held:
-            write_report(self.report, self._path)
+            self._save()
         if result.error:
             logger.error("%s: %s", result.status.value, result.error)
         for warning in result.warnings:
@@ -330,6 +336,15 @@ class _Recorder:
                 logger.warning("%s: %s", result.case, warning.partition(": ")[2])
         if self._listener is not None:
             self._listener(result, len(self.report.series), self._total)
+
+    def _save(self) -> None:
+        """Write the report; beyond a length, let it take a tenth of the time at most."""
+        start = time.monotonic()
+        if len(self.report.series) > _SAVED_EACH_TIME and start < self._next_save:
+            return
+        write_report(self.report, self._path)
+        end = time.monotonic()
+        self._next_save = end + 9 * (end - start)
 
     def release(self) -> None:
         """Replace the report of the resumed run, now that this one has what stands of it."""

@@ -1,6 +1,7 @@
 """What ``--resume`` keeps of an earlier run, and what it does again."""
 
 import json
+import time
 
 import nibabel as nib
 import numpy as np
@@ -226,3 +227,41 @@ def test_a_kill_while_the_masks_are_checked_leaves_the_report_of_the_earlier_run
             finished.run(resume=True)
     assert report.read_bytes() == before
     assert statuses(finished.run(resume=True)) == [SeriesStatus.SKIPPED_RESUME] * 2
+
+
+def test_what_a_killed_run_had_begun_to_write_is_removed_and_nothing_else(finished):
+    folder = mask_path(finished, CASES[0]).parent
+    begun = folder / ".1a2b3c4d.partial-GED4_pred.nii.gz"
+    notes = folder / ".notes.partial-draft.txt.d"
+    begun.write_bytes(b"half")
+    notes.mkdir()
+    (folder / ". x.partial-y").write_bytes(b"a person's")
+
+    finished.run(resume=True)
+
+    assert not begun.exists()
+    assert notes.is_dir()
+    assert (folder / ". x.partial-y").exists()
+
+
+def test_the_report_of_a_long_run_is_not_rewritten_after_each_series(workplace, monkeypatch):
+    for number in range(8):
+        workplace.add(f"{number:04}-A/GED4.nii.gz")
+    writes = []
+    real = pipeline.write_report
+
+    def slow(report, path):
+        writes.append(len(report.series))
+        time.sleep(0.3)
+        real(report, path)
+
+    monkeypatch.setattr(pipeline, "write_report", slow)
+    monkeypatch.setattr(pipeline, "_SAVED_EACH_TIME", 2)
+
+    ended = workplace.run()
+
+    # Twice at the start, with what is kept of an earlier run; once more at the end.
+    assert writes[:4] == [0, 0, 1, 2]
+    assert writes[-1] == 8
+    assert len(writes) < 11
+    assert len(ended.report.series) == 8
