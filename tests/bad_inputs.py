@@ -339,6 +339,10 @@ _ABOUT_THE_GEOMETRY = {
     "all_zero_affine": BadInput(_nifti_gz(**_sform(AFFINE_RAS * 0)), kind="singular_affine"),
     "nan_affine": BadInput(_nifti_gz(**_sform(_affine(_00=np.nan))), kind="non_finite_affine"),
     "infinite_origin": BadInput(_nifti_gz(**_sform(_affine(_03=np.inf))), kind="non_finite_affine"),
+    "origin_a_light_year_away": BadInput(
+        _itk(".mha", _replaced(b"Offset = 0 0 0", b"Offset = 9.5e18 0 0")),
+        kind="non_finite_affine",
+    ),
     "sheared_affine": BadInput(_nifti_gz(**_sform(_TEN_DEGREES_OFF)), kind="sheared_affine"),
     "long_quaternion": BadInput(
         _nifti_gz(**_qform_only(quatern_b=0.9, quatern_c=0.9)), kind="bad_quaternion"

@@ -28,6 +28,9 @@ _PLAUSIBLE_SIZE_MM = (0.1, 50.0)
 SPACING_RANGE_MM = (0.01, 100.0)
 """Voxel sizes outside this range are a broken header, or lengths in metres or micrometres."""
 
+FARTHEST_ORIGIN_MM = 1e6
+"""Beyond this, the single precision of NIfTI cannot tell neighbouring voxels apart."""
+
 ROUNDING_SHEAR = 1e-4
 """Largest cosine between two axes that is put down to rounding in the header."""
 
@@ -89,11 +92,14 @@ def geometry_from_steps(
     InputError
         Of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or ``sheared_affine``.
     """
-    if not (np.isfinite(steps_xyz_mm).all() and np.isfinite(origin_xyz_mm).all()):
+    # NaN is no smaller than anything.
+    is_near = bool((np.abs(origin_xyz_mm) < FARTHEST_ORIGIN_MM).all())
+    if not (np.isfinite(steps_xyz_mm).all() and is_near):
         raise InputError(
             path,
             kind="non_finite_affine",
-            reason="the position or orientation in the header is not finite",
+            reason="the position or orientation in the header is not finite, or far out of any"
+            " scanner",
             remedy="Correct the affine matrix in the header",
         )
     spacing_xyz = np.linalg.norm(steps_xyz_mm, axis=0)

@@ -369,21 +369,21 @@ def _stream(header: NrrdHeader, file: BinaryIO, *, announced: int) -> BinaryIO:
     size = os.fstat(file.fileno()).st_size
     if skipped == -1:
         file.seek(max(size - announced, 0))
-    stored = size - file.tell()
-    # Runs of one value shrink without bound in bzip2; MAX_VOXELS limits what is allocated.
-    if encoding == "bzip2":
-        stream = cast(BinaryIO, bz2.BZ2File(file))
-    elif encoding == "gzip":
-        refuse_impossible_size(
-            path, announced=announced, stored=stored, ratio=LARGEST_DEFLATE_RATIO
-        )
-        stream = cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
-    else:
-        refuse_impossible_size(path, announced=announced + max(skipped, 0), stored=stored)
-        stream = file
-    if skipped > 0:
-        try:
+    stored, ratio = size - file.tell(), 1
+    announced += max(skipped, 0)
+    stream = file
+    try:
+        if encoding == "gzip":
+            stream, ratio = cast(BinaryIO, gzip.GzipFile(fileobj=file)), LARGEST_DEFLATE_RATIO
+        elif encoding == "bzip2":
+            # Runs of one value shrink without bound: only decompressing tells the size.
+            start = file.tell()
+            stored = bz2.BZ2File(file).seek(announced)
+            file.seek(start)
+            stream = cast(BinaryIO, bz2.BZ2File(file))
+        refuse_impossible_size(path, announced=announced, stored=stored, ratio=ratio)
+        if skipped > 0:
             stream.seek(skipped, os.SEEK_CUR)
-        except (EOFError, zlib.error, OSError) as error:
-            raise damaged(path, error) from error
+    except (EOFError, zlib.error, OSError) as error:
+        raise damaged(path, error) from error
     return stream
