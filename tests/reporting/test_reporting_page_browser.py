@@ -129,6 +129,19 @@ def test_a_click_opens_a_case_and_its_mask_is_drawn(browser):
     assert "Dice" in browser.run("return document.getElementById('findings').textContent")
 
 
+def test_a_case_that_is_opened_after_another_was_closed_is_drawn(browser):
+    open_case(browser, "0001-A")
+    browser.wait_for(IS_SHOWN)
+    browser.press(ESCAPE)
+    browser.wait_for("!document.getElementById('case').open")
+    wait_for_redraw(browser)
+    open_case(browser, "0002-A")
+    browser.wait_for(IS_SHOWN)
+    browser.wait_for("qcVolumes.state().viewer.volumes.length === 2")
+    wait_for_redraw(browser)
+    assert coloured(stage(browser)) > 2000
+
+
 def test_the_opacity_slider_fades_the_mask(browser):
     open_case(browser, "0002-A")
     browser.wait_for(IS_SHOWN)

@@ -93,6 +93,9 @@ const qcVolumes = (() => {
       // Without a colour the cut surface shows the image.
       clipPlaneColor: [0, 0, 0, 0],
     });
+    // In a closed case the stage has no size, and NiiVue cannot draw on nothing.
+    const resize = made.resizeListener.bind(made);
+    made.resizeListener = () => { if (element("viewer").offsetWidth) resize(); };
     await made.attachToCanvas(element("viewer"));
     await made.setVolumeRenderIllumination(0.6);
     made.setRenderAzimuthElevation(...FROM_THE_FRONT);
