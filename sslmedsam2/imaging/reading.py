@@ -71,7 +71,7 @@ def _checked_volume(stored: StoredImage) -> Volume:
 
 
 def checked_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, ...]]:
-    """Mend the intensities of an image ``[z, y, x]`` in place; return them, and what to note.
+    """Correct the intensities of an image ``[z, y, x]`` in place; return them, and what to note.
 
     Voxels that are not finite become the lowest finite value, outliers are clipped and padding is
     set apart, see ``intensity.py``.

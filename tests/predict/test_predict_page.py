@@ -138,7 +138,8 @@ def test_the_guess_for_an_unreadable_image_is_shown_alone(qc):
     assert entry.shown == "volumes"
     assert entry.view_note.startswith("The guess alone is shown: ")
     text = (qc.page / "index.html").read_text(encoding="utf-8")
-    assert 'title="a guess, not a measurement">(1432)</td>' in text
+    assert 'title="a guess, not a measurement">(1432)<' in text
+    assert '<span class="interval">a guess</span></td>' in text
 
 
 def test_a_missing_mask_is_shown_with_its_reason_and_the_others_go_on(qc):

@@ -43,11 +43,13 @@ const qcVolumes = (() => {
   const COLOURS = { prediction: [255, 158, 46], extra: [235, 51, 148], missed: [48, 176, 255] };
   const LABEL_COLOURS = {
     prediction: [COLOURS.prediction, COLOURS.prediction, null],
+    guess: [COLOURS.prediction, COLOURS.prediction, null],
     reference: [COLOURS.missed, null, COLOURS.missed],
     both: [COLOURS.prediction, COLOURS.extra, COLOURS.missed],
   };
   const LEGENDS = {
     prediction: [["prediction", "Prediction"]],
+    guess: [["prediction", "A guess, not a prediction"]],
     reference: [["missed", "Reference"]],
     both: [["prediction", "Both agree"], ["extra", "Prediction only"], ["missed", "Reference only"]],
   };
@@ -215,6 +217,7 @@ const qcCaseView = (() => {
   const chosenMasks = () => document.querySelector('input[name="compare"]:checked').value;
   const drawn = () => document.querySelector('input[name="drawn"]:checked').value;
   const hasReference = (series) => series.dice !== null;
+  const isGuess = (series) => series.status === "fallback";
 
   // Sliders fire faster than a large volume is redrawn: one redraw a frame.
   function oncePerFrame(action) {
@@ -248,7 +251,7 @@ const qcCaseView = (() => {
     return {
       view: element("view").value,
       cut: element("cut").checked,
-      masks: hasReference(open.series) ? chosenMasks() : "prediction",
+      masks: hasReference(open.series) ? chosenMasks() : isGuess(open.series) ? "guess" : "prediction",
       drawn: drawn(),
       opacity: Number(element("opacity").value) / 100,
       low: intensity("low"),
@@ -323,7 +326,7 @@ const qcCaseView = (() => {
     await qcVolumes.show(content, display(), isWanted);
     if (!isWanted()) return;
     open.isReady = true;
-    say("", false);
+    say(isGuess(open.series) ? open.series.view_note : "", false);
   }
 
   function showPreview(content) {
@@ -369,7 +372,7 @@ const qcCaseView = (() => {
       ["Vendor", series.vendor],
       ["Sequence", series.sequence_reason && `${series.sequence}: ${series.sequence_reason}`],
       ["Liver", series.liver_volume_ml === null ? null
-        : `${figure(series.liver_volume_ml, 0)} ml${series.status === "fallback" ? " (a guess, not a measurement)" : ""}`],
+        : `${figure(series.liver_volume_ml, 0)} ml${isGuess(series) ? " (a guess, not a measurement)" : ""}`],
       ["Estimated Dice", estimate(series)],
       ["Mean probability", figure(series.mean_foreground_confidence, 3)],
       ["Components", components(series.components)],
