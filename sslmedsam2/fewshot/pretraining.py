@@ -117,10 +117,10 @@ def pretrain(settings: PretrainSettings, *, work_dir: Path, device: torch.device
     else:
         # Small tensors leave threads of one process waiting for each other; processes with a
         # thread each do half as much again.
-        with tempfile.TemporaryDirectory() as meeting:
+        with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(
                 _train,
-                args=(settings, work_dir, device, Path(meeting) / "rendezvous"),
+                args=(settings, work_dir, device, Path(folder) / "rendezvous"),
                 nprocs=settings.processes,
             )
         written = torch.load(work_dir / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
@@ -135,17 +135,17 @@ def _train(
     settings: PretrainSettings,
     work_dir: Path,
     device: torch.device,
-    meeting: Path | None,
+    rendezvous: Path | None,
 ) -> dict[str, Tensor]:
     """Train in one of ``settings.processes`` processes, and return the averaged weights.
 
     The first process writes the checkpoint, and it alone averages.
     """
-    if meeting is not None:
+    if rendezvous is not None:
         torch.set_num_threads(1)
         logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
         dist.init_process_group(
-            "gloo", f"file://{meeting}", rank=rank, world_size=settings.processes
+            "gloo", f"file://{rendezvous}", rank=rank, world_size=settings.processes
         )
     torch.manual_seed(settings.seed)
     model = build_compact(settings.architecture).to(device)
@@ -196,7 +196,7 @@ def _train(
                     path,
                 )
             saved = time.monotonic()
-    if meeting is not None:
+    if rendezvous is not None:
         dist.destroy_process_group()
     return average
 

@@ -16,7 +16,7 @@ def to_canonical(volume: Volume) -> CanonicalVolume:
     """Turn a volume so that z grows to superior, y to posterior and x to the patient's left.
 
     Axes are swapped and flipped, never interpolated, so an oblique scan keeps its obliqueness and
-    a left-handed scan gives the same array as its right-handed twin. The array is contiguous; it
+    a left-handed scan gives the same array as its right-handed copy. The array is contiguous; it
     shares memory with ``volume`` where nothing has to be turned.
     """
     reorientation = reorientation_of(volume.geometry)

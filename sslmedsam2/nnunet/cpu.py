@@ -161,9 +161,9 @@ def arrange_for_cpu(network: nn.Module) -> nn.Module:
 
 
 def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
-    twin = nn.GroupNorm(norm.num_features, norm.num_features, eps=norm.eps, affine=norm.affine)
-    twin.weight, twin.bias = norm.weight, norm.bias
-    return twin
+    grouped = nn.GroupNorm(norm.num_features, norm.num_features, eps=norm.eps, affine=norm.affine)
+    grouped.weight, grouped.bias = norm.weight, norm.bias
+    return grouped
 
 
 def can_compile(device: str = "cpu") -> bool:

@@ -44,7 +44,7 @@ class SharedTraining:
 
     Attributes
     ----------
-    meeting_file
+    rendezvous_file
         Where they find each other; must not exist yet.
     stop
         An event of ``multiprocessing`` that the parent sets, or None.
@@ -56,7 +56,7 @@ class SharedTraining:
     device: str
     warm_start: Path | None
     gpus: int
-    meeting_file: Path
+    rendezvous_file: Path
     log_level: int
     stop: Any = None
 
@@ -89,12 +89,12 @@ def train_on_several_gpus(
             device=device,
             warm_start=warm_start,
             gpus=gpus,
-            meeting_file=Path(folder) / "processes",
+            rendezvous_file=Path(folder) / "processes",
             log_level=logging.getLogger().getEffectiveLevel(),
             stop=stopped,
         )
         processes: Any = torch.multiprocessing.spawn(
-            take_part, args=(training,), nprocs=gpus, join=False
+            run_rank, args=(training,), nprocs=gpus, join=False
         )
         try:
             while not processes.join(timeout=_LOOK_AROUND_S):
@@ -114,8 +114,8 @@ def train_on_several_gpus(
                 process.terminate()
 
 
-def take_part(rank: int, training: SharedTraining) -> None:
-    """Be one of the processes, with the GPU of that number."""
+def run_rank(rank: int, training: SharedTraining) -> None:
+    """Run one of the processes that share a fold, on the GPU of that number."""
     import torch
     from torch import distributed
 
@@ -126,7 +126,7 @@ def take_part(rank: int, training: SharedTraining) -> None:
         torch.cuda.set_device(rank)
     distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=training.meeting_file.as_uri(),
+        init_method=training.rendezvous_file.as_uri(),
         rank=rank,
         world_size=training.gpus,
         device_id=torch.device("cuda", rank) if on_gpu else None,

@@ -337,18 +337,20 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
             return SegmentedQuery(loaded, None, loaded.error)
         target = loaded.target
-        twin = self.supports.case_with_image(loaded.image_sha256)
-        warnings = (f"labelled: the same image as a support's; case {twin} was left out of them",)
+        own_case = self.supports.case_with_image(loaded.image_sha256)
+        warnings = (
+            f"labelled: the same image as a support's; case {own_case} was left out of them",
+        )
         query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
         try:
-            if twin is not None and self.supports.cases == {twin}:
+            if own_case is not None and self.supports.cases == {own_case}:
                 raise _only_itself(target)
-            result = self._strategy().segment(query, leave_out_case=twin)
+            result = self._strategy().segment(query, leave_out_case=own_case)
         except SslMedSam2Error as error:
             return SegmentedQuery(loaded, None, error)
         except Exception as error:
             return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
-        return SegmentedQuery(loaded, result, None, warnings if twin else ())
+        return SegmentedQuery(loaded, result, None, warnings if own_case else ())
 
     def _write(self, work: SegmentedQuery, calibration: Calibration) -> PseudoLabelRecord:
         """Write what there is, and last the record; raises OutputError if that cannot be written.

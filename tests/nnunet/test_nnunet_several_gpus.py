@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gloo_training import take_part_on_a_cpu
+from gloo_training import run_rank_on_a_cpu
 from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import SslMedSam2Error, UsageError
@@ -42,7 +42,7 @@ def work_dir(tmp_path):
     return folder
 
 
-def _shared(work_dir, meeting_file, **changes):
+def _shared(work_dir, rendezvous_file, **changes):
     chosen = {
         "work_dir": work_dir,
         "fold": 0,
@@ -50,7 +50,7 @@ def _shared(work_dir, meeting_file, **changes):
         "device": "cpu",
         "warm_start": None,
         "gpus": 2,
-        "meeting_file": meeting_file,
+        "rendezvous_file": rendezvous_file,
         "log_level": logging.WARNING,
         **changes,
     }
@@ -59,8 +59,8 @@ def _shared(work_dir, meeting_file, **changes):
 
 @pytest.mark.slow
 def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, tmp_path):
-    shared = _shared(work_dir, tmp_path / "meeting")
-    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+    shared = _shared(work_dir, tmp_path / "rendezvous")
+    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(shared, tmp_path), nprocs=2)
 
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert [len(batch) for batch in first["drawn"]] == [2] * 4
@@ -78,12 +78,12 @@ def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, 
     # A checkpoint of one process, or of several, warm-starts several.
     again = _shared(
         work_dir,
-        tmp_path / "another_meeting",
+        tmp_path / "another_rendezvous",
         fold=1,
         settings=replace(SETTINGS, epochs=1),
         warm_start=fold / "checkpoint_final.pth",
     )
-    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(again, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(again, tmp_path), nprocs=2)
     other_fold = fold.with_name("fold_1") / "checkpoint_final.pth"
     warm = torch.load(other_fold, weights_only=False)["network_weights"]
     for name, weights in written["network_weights"].items():
@@ -101,9 +101,9 @@ def test_processes_share_gradients_of_unlabelled_patches(tmp_path):
     write_unlabelled(dataset, {key: UnlabelledCase(0.8) for key in keys[1:3]})
     online = OnlineSettings(warm_up=0.25, ramp=0.0, sure_above=0.5)
     shared = _shared(
-        folder, tmp_path / "meeting", settings=replace(SETTINGS, seed=1, online=online)
+        folder, tmp_path / "rendezvous", settings=replace(SETTINGS, seed=1, online=online)
     )
-    torch.multiprocessing.spawn(take_part_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(shared, tmp_path), nprocs=2)
 
     first, second = (torch.load(tmp_path / f"{rank}.pt")["weights"] for rank in (0, 1))
     assert not torch.equal(*(torch.load(tmp_path / f"{rank}.pt")["drawn"][0] for rank in (0, 1)))
