@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, Union, get_args
+from typing import TypeVar, Union
 
 import SimpleITK as sitk  # noqa: N813
 
@@ -154,12 +154,17 @@ class LiverSegmenter:
             A GPU was asked for and none is there; or ``device``, ``mode`` or ``sequence`` is none
             of the words above.
         """
-        _check_words(mode=mode, sequence=sequence)
+        options = EngineOptions(device, mode, mirror, sure_from=None if second_view else 0.0)
+        if sequence is not None and sequence not in SEQUENCES:
+            raise UsageError(
+                f"sequence {sequence!r}",
+                reason="there is no such sequence",
+                remedy=f"Use one of {', '.join(SEQUENCES)}, or None",
+            )
         models = locate_models(None if model is None else Path(model), hash_weights=False)
         chosen = model_for_sequence(models, sequence or ANY_SEQUENCE)
         spec = read_model_spec(chosen.path, folds=chosen.folds, sha256=chosen.sha256)
-        sure_from = None if second_view else 0.0
-        self._engine = CanonicalSegmenter(spec, EngineOptions(device, mode, mirror, sure_from))
+        self._engine = CanonicalSegmenter(spec, options)
 
     @property
     def device(self) -> str:
@@ -235,19 +240,6 @@ class LiverSegmenter:
             warnings=judged.warnings,
             geometry=ready.volume.geometry,
             source=ready.volume.source,
-        )
-
-
-def _check_words(*, mode: str, sequence: str | None) -> None:
-    if mode not in get_args(Mode):
-        raise UsageError(
-            f"mode {mode!r}", reason="there is no such mode", remedy="Use 'exact' or 'fast'"
-        )
-    if sequence is not None and sequence not in SEQUENCES:
-        raise UsageError(
-            f"sequence {sequence!r}",
-            reason="there is no such sequence",
-            remedy=f"Use one of {', '.join(SEQUENCES)}, or None",
         )
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,11 @@ from tiny_scans import CANONICAL_AFFINE_RAS, abdomen, write_scan
 
 from sslmedsam2 import LiverSegmenter, Segmentation
 from sslmedsam2.errors import InputError, ModelError, UsageError
+from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_stored, read_volume
 from sslmedsam2.predict.pipeline import PredictOptions, predict
+from sslmedsam2.retrain.options import RetrainOptions
 
 REPOSITORY = Path(__file__).parents[1]
 # Stored left-handed, slices downwards.
@@ -239,3 +241,24 @@ def test_importing_the_package_loads_nothing_heavy():
 def test_a_word_that_does_not_exist_is_refused(word):
     with pytest.raises(UsageError, match="there is no such"):
         LiverSegmenter(**word)
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (PredictOptions, {"mode": "turbo"}),
+        (PredictOptions, {"on_failure": "maybe"}),
+        (PredictOptions, {"layout": "own"}),
+        (PredictOptions, {"mask_format": "png"}),
+        (FewShotSettings, {"strategy": "guess"}),
+        (RetrainOptions, {"method": "none"}),
+        (RetrainOptions, {"final": "all"}),
+    ],
+)
+def test_options_of_functions_refuse_words_that_do_not_exist(kind, word):
+    needed = [one.name for one in fields(kind) if one.default is one.default_factory is MISSING]
+    folders = dict.fromkeys(needed, Path("x"))
+    kind(**folders)
+    [name] = word
+    with pytest.raises(UsageError, match=f"there is no such {name}. Use '"):
+        kind(**folders, **word)

@@ -12,6 +12,7 @@ import torch
 
 from sslmedsam2.errors import first_line
 from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
+from sslmedsam2.imaging.records import check_words
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, Geometry, MaskZYX
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,10 @@ class FewShotSettings:
     reverse: bool = True
     seed: int = 0
     memory_limit_mb: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the words; raises UsageError."""
+        check_words(self)
 
 
 def build_strategy(

@@ -11,11 +11,11 @@ import hashlib
 import logging
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sslmedsam2.errors import InputError
+from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.atomic import output_error, write_bytes_atomic
 
 logger = logging.getLogger(__name__)
@@ -23,6 +23,25 @@ logger = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 _REMEDY: Final = "Restore the file, or remove it to begin anew"
+
+
+def check_words(options: object) -> None:
+    """Refuse a field of a dataclass that holds none of the words of its ``Literal`` type.
+
+    Raises
+    ------
+    UsageError
+        It names the field and lists the words.
+    """
+    for name, hint in get_type_hints(type(options)).items():
+        words = get_args(hint) if get_origin(hint) is Literal else ()
+        value = getattr(options, name)
+        if words and value not in words:
+            raise UsageError(
+                f"{name} {value!r}",
+                reason=f"there is no such {name}",
+                remedy=f"Use {' or '.join(map(repr, words))}",
+            )
 
 
 def read_record(path: Path, kind: type[Record], *, remedy: str = _REMEDY) -> Record:

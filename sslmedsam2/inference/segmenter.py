@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import ModelError, first_line
+from sslmedsam2.imaging.records import check_words
 from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
@@ -92,6 +93,10 @@ class EngineOptions:
     mode: Mode = "exact"
     mirror: bool = True
     sure_from: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the words; raises UsageError."""
+        check_words(self)
 
 
 @dataclass(frozen=True)

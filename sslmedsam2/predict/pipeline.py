@@ -49,7 +49,7 @@ from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import move_aside
+from sslmedsam2.imaging.records import check_words, move_aside
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
@@ -89,6 +89,7 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE
 logger = logging.getLogger(__name__)
 
 FailurePolicy = Literal["auto", "fallback", "skip"]
+MaskFormat = Literal["nii.gz", "mha", "nrrd", "same"]
 OnResult = Callable[[SeriesResult, int, int], None]
 """Called with a result, how many series are done, and how many there are."""
 
@@ -159,9 +160,13 @@ class PredictOptions:
     mask_file: Path | None = None
     only: tuple[Path, ...] = ()
     sequence: str | None = None
-    mask_format: str = "nii.gz"
+    mask_format: MaskFormat = "nii.gz"
     layout: Layout = "challenge"
     slug: str = DEFAULT_SLUG
+
+    def __post_init__(self) -> None:
+        """Check the words; raises UsageError."""
+        check_words(self)
 
 
 def predict(
@@ -502,7 +507,7 @@ def _mask_path(series: ImageFile, options: PredictOptions) -> Path:
     if options.layout == "grand-challenge":
         return socket_path(options.output_dir, series, slug=options.slug)
     path = mask_path(options.output_dir, series)
-    extension = options.mask_format
+    extension: str = options.mask_format
     if extension == "same":
         extension = written_extension(series.path).removeprefix(".")
     return path.with_name(path.name.removesuffix(MASK_EXTENSION) + f".{extension}")

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.imaging.records import check_words
 from sslmedsam2.inference.device import Device
 from sslmedsam2.nnunet.plans import CompactPreset, Preset
 from sslmedsam2.retrain.selection import IGNORE_ABOVE, StoppingRule
 
-Final_ = Literal["ensemble", "best-fold", "average"]
+FinalModel = Literal["ensemble", "best-fold", "average"]
 Method = Literal["rounds", "online"]
 
 _FOLDERS: Final = ("labelled_dir", "unlabelled_dir", "start")
@@ -100,7 +101,7 @@ class RetrainOptions:
     reference_share: float = 0.5
     ignore_above: float = IGNORE_ABOVE
     agreement_needed: float = 0.85
-    final: Final_ = "ensemble"
+    final: FinalModel = "ensemble"
     device: Device = "auto"
     deterministic: bool = False
     gpus: int = 1
@@ -112,6 +113,10 @@ class RetrainOptions:
     name: str = "liver"
     training_data: str = "not stated"
     licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        """Check the words; raises UsageError."""
+        check_words(self)
 
 
 def as_stored(options: RetrainOptions) -> RetrainOptions:
