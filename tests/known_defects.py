@@ -357,4 +357,28 @@ DEFECTS = {
         ),
         "corrupt_data",
     ),
+    # FreeSurfer and Analyze.
+    "mgh_300_bytes_ask_for_gigabytes": Defect(
+        "CWE-789",
+        _file("a.mgh", lambda: struct.pack(">7i", 1, 512, 512, 1024, 1, 3, 0) + bytes(256)),
+        "truncated_data",
+    ),
+    "mgz_300_bytes_ask_for_gigabytes": Defect(
+        "CWE-789",
+        _file(
+            "a.mgz",
+            lambda: gzip.compress(struct.pack(">7i", 1, 512, 512, 1024, 1, 3, 0) + bytes(256)),
+        ),
+        "truncated_data",
+    ),
+    "mgh_product_of_lengths_wraps": Defect(
+        "CWE-190",
+        _file("a.mgh", lambda: struct.pack(">7i", 1, *[2**31 - 1] * 3, 1, 3, 0) + bytes(256)),
+        "too_large",
+    ),
+    "analyze_pair_without_voxels": Defect(
+        "GreycLab/CImg#403",
+        _file("a.hdr", lambda: _nifti(length=348, magic=b"ni1", dim__1=512, dim__2=512)),
+        "missing_data_file",
+    ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,15 @@ import numpy as np
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import LPS_FROM_RAS, geometry_from_steps
-from sslmedsam2.imaging.stored import StoredImage, check_voxel_type, repair, spatial_shape_zyx
+from sslmedsam2.imaging.stored import (
+    StoredImage,
+    check_voxel_type,
+    missing_data_file,
+    repair,
+    spatial_shape_zyx,
+)
 from sslmedsam2.imaging.volume import Source
+from sslmedsam2.imaging.voxel_data import LARGEST_DEFLATE_RATIO, refuse_impossible_size
 
 
 def read_by_nibabel(path: Path) -> StoredImage:
@@ -20,8 +28,8 @@ def read_by_nibabel(path: Path) -> StoredImage:
     Raises
     ------
     InputError
-        Of kind ``unreadable_header`` or ``unreadable_data``, or of a kind of ``stored.py`` or
-        ``geometry.py``.
+        Of kind ``unreadable_header``, ``missing_data_file``, ``truncated_data`` or
+        ``unreadable_data``, or of a kind of ``stored.py`` or ``geometry.py``.
     """
     try:
         image: Any = nib.load(path)
@@ -33,6 +41,15 @@ def read_by_nibabel(path: Path) -> StoredImage:
         raise _unreadable(path, error, kind="unreadable_header", what="the header") from error
     shape_zyx = spatial_shape_zyx(path, native_shape)
     check_voxel_type(path, dtype)
+    data = Path(image.file_map["image"].filename)
+    if not data.is_file():
+        raise missing_data_file(path, data.name)
+    refuse_impossible_size(
+        path,
+        announced=dtype.itemsize * math.prod(native_shape),
+        stored=data.stat().st_size,
+        ratio=LARGEST_DEFLATE_RATIO,
+    )
     lps = LPS_FROM_RAS * affine[:3]
     geometry, repairs = geometry_from_steps(
         path, shape_zyx=shape_zyx, steps_xyz_mm=lps[:, :3], origin_xyz_mm=lps[:, 3]

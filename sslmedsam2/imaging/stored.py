@@ -152,6 +152,16 @@ def unreadable_header(path: Path, reason: str) -> InputError:
     )
 
 
+def missing_data_file(path: Path, name: str) -> InputError:
+    """Return the error for a header whose voxels lie in another file that is not there."""
+    return InputError(
+        path,
+        kind="missing_data_file",
+        reason=f"the data file {name!r} of the header is not there",
+        remedy="Put the data file beside the header",
+    )
+
+
 def truncated(path: Path) -> InputError:
     """Return the error for a file that ends before its last voxel."""
     return InputError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.stored import unreadable_header
+from sslmedsam2.imaging.stored import missing_data_file, unreadable_header
 
 MAX_AXES = 10
 """More axes than this are a damaged header."""
@@ -92,15 +92,9 @@ def data_file(header: Path, name: str) -> Path:
         raise InputError(
             header,
             kind="data_file_elsewhere",
-            reason=f"the data file {name[:_SHOWN_CHARACTERS]!r} that the header names is not in its"
-            " folder",
+            reason=f"the data file {name[:_SHOWN_CHARACTERS]!r} is not in the folder of the header",
             remedy="Put the data file beside the header and write its name alone into the header",
         )
     if not target.is_file():
-        raise InputError(
-            header,
-            kind="missing_data_file",
-            reason=f"the data file {name[:_SHOWN_CHARACTERS]!r} that the header names is not there",
-            remedy="Put the data file beside the header",
-        )
+        raise missing_data_file(header, name[:_SHOWN_CHARACTERS])
     return target
