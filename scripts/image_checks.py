@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
@@ -425,7 +426,7 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
 }
 
 
-def carry_out(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckResult:
+def carry_out(name: str, check: Callable[[Any], str], bench: Any) -> CheckResult:
     """Make one check; whatever goes wrong belongs to it alone."""
     start = time.perf_counter()
     try:
@@ -437,6 +438,22 @@ def carry_out(name: str, check: Callable[[Bench], str], bench: Bench) -> CheckRe
     outcome = CheckResult(name, verdict, detail, round(time.perf_counter() - start, 1))
     print(f"{outcome.verdict:8}{outcome.name:28}{outcome.detail}", flush=True)
     return outcome
+
+
+def carry_out_all(
+    checks: dict[str, Callable[[Any], str]], bench: Any, *, only: str | None, file: Path
+) -> bool:
+    """Make the checks whose names hold ``only``, write the table, and return whether one failed."""
+    chosen = {name: check for name, check in checks.items() if not only or only in name}
+    outcomes = [carry_out(name, check, bench) for name, check in chosen.items()]
+    result = {"figures": bench.figures, "checks": [asdict(outcome) for outcome in outcomes]}
+    file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print("\n" + "\n".join(f"{key:28}{value}" for key, value in bench.figures.items()))
+    failed = [outcome.name for outcome in outcomes if outcome.verdict == "FAIL"]
+    print(
+        f"\n{len(outcomes)} checks, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}"
+    )
+    return bool(failed)
 
 
 def main() -> None:
@@ -453,16 +470,7 @@ def main() -> None:
         print("making the masks outside the container ...", flush=True)
         inputs = ("--input", str(INPUTS))
         outside("predict", *inputs, "--output", str(bench.folder("outside")))
-    chosen = {n: c for n, c in CHECKS.items() if not options.only or options.only in n}
-    outcomes = [carry_out(name, check, bench) for name, check in chosen.items()]
-    result = {"figures": bench.figures, "checks": [asdict(outcome) for outcome in outcomes]}
-    (bench.work / "image.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print("\n" + "\n".join(f"{key:28}{value}" for key, value in bench.figures.items()))
-    failed = [outcome.name for outcome in outcomes if outcome.verdict == "FAIL"]
-    print(
-        f"\n{len(outcomes)} checks, {len(failed)} failed{': ' if failed else ''}{', '.join(failed)}"
-    )
-    sys.exit(bool(failed))
+    sys.exit(carry_out_all(CHECKS, bench, only=options.only, file=bench.work / "image.json"))
 
 
 if __name__ == "__main__":

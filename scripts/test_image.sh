@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Builds the CPU variant of the image and runs it as a strict platform would: no network, read-only,
 # no capabilities, few processes, little shared memory, any user.
-#   scripts/test_image.sh [--image NAME] [--only WORDS OF A CHECK] [--work FOLDER]
+#   scripts/test_image.sh [--image NAME | --cuda] [--only WORDS OF A CHECK] [--work FOLDER]
 # --image  check this image instead of building one
+# --cuda   what can be checked of the variant for a GPU without a GPU and without an engine: its
+#          packages, their size once trimmed, how they are linked, and for which GPUs. A download of
+#          3 GB, 8 GB on the disk
 # With Docker it builds on debian:bookworm-slim. Without an engine, as root on Debian or Ubuntu, it
 # installs podman by apt and makes a base image by debootstrap. Takes 10 to 20 minutes and 8 GB.
 set -euo pipefail
@@ -16,10 +19,11 @@ usage() {
     exit "$1"
 }
 
-image='' only=() work=build/image
+image='' cuda='' only=() work=build/image
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage 0 ;;
+        --cuda) cuda=yes ;;
         --image | --only | --work)
             [ $# -gt 1 ] || usage 2 >&2
             case $1 in
@@ -42,6 +46,11 @@ install_podman() {
     DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq --no-install-recommends \
         buildah debootstrap netavark podman runc uidmap >/dev/null
 }
+
+if [ -n "$cuda" ]; then
+    bash scripts/setup.sh
+    exec .venv/bin/python scripts/cuda_checks.py --work "$work" "${only[@]}"
+fi
 
 has_tools() {
     local tool

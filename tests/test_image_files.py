@@ -21,6 +21,7 @@ SCRIPTS = REPOSITORY / "scripts"
 DOCKERFILE = (REPOSITORY / "Dockerfile").read_text(encoding="utf-8")
 sys.path.insert(0, str(SCRIPTS))
 
+import cuda_checks  # noqa: E402
 import image_contents  # noqa: E402
 import image_site  # noqa: E402
 import image_trim  # noqa: E402
@@ -95,8 +96,10 @@ def test_an_image_for_cuda_126_has_one_set_of_pins_for_cuda_and_its_base(tmp_pat
     environment = {**os.environ, "CUDA_PINS": "constraints-cuda12.6.txt"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True)
 
-    before = pinned((REPOSITORY / "constraints.txt").read_text(encoding="utf-8"))
-    pins = pinned((tmp_path / "constraints.txt").read_text(encoding="utf-8"))
+    made = (tmp_path / "constraints.txt").read_text(encoding="utf-8")
+    usual = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8")
+    assert made == cuda_checks.pins_for_cuda_126(usual), "what test_image.sh --cuda resolves"
+    pins, before = pinned(made), pinned(usual)
     (toolkit,) = pins["cuda-toolkit"]
     (bindings,) = pins["cuda-bindings"]
     assert toolkit.startswith("12.6.")

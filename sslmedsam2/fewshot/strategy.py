@@ -159,8 +159,8 @@ class FewShotSettings:
     seed
         Of the positions of ``random-insertion``; mixed with each query's name.
     memory_limit_mb
-        Encoded supports beyond this size are kept on disk. None: 2 GiB, on a GPU half of its free
-        memory.
+        Encoded supports beyond this size are kept on disk. None: 2 GiB of host memory, on a GPU
+        half of its free memory before.
     """
 
     strategy: StrategyName = "retrieval"
