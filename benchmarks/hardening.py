@@ -47,7 +47,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 Row = dict[str, Any]
 
 SOAK_VOLUMES = 100
-_SLOW_FORMATS = {"dicom", "plans", "checkpoint", "zip", "nibabel"}
+_FUZZ_INPUTS = {
+    **dict.fromkeys(("dicom", "plans", "checkpoint", "zip", "nibabel"), 200),
+    **dict.fromkeys(("engine", "resume", "page"), 20),
+}
 _DOCUMENTED_CODES = {0, 1, 2, 3, 4, 130}
 
 
@@ -58,6 +61,7 @@ def main() -> None:
     arguments.add_argument("--seed", type=int, default=19)
     arguments.add_argument("--rows", type=Path, help="JSONL file of the units that are done")
     arguments.add_argument("--small", action="store_true", help="some units of each part")
+    arguments.add_argument("--soak-runs", type=int, default=100, help="of 100 volumes each")
     arguments.add_argument("--format", nargs="+", help="of fuzz")
     arguments.add_argument("--command", choices=["predict", "pseudo-label", "train", "retrain"])
     options = arguments.parse_args()
@@ -110,9 +114,7 @@ def fuzz_units(options: Any) -> Iterator[Unit]:
     names = options.format or list(FORMATS)
     for number in itertools.count():
         for name in names:
-            inputs = 20 if name == "engine" else 200 if name in _SLOW_FORMATS else 1000
-            if options.small:
-                inputs = max(3, inputs // 10)
+            inputs = _FUZZ_INPUTS.get(name, 1000) // (10 if options.small else 1)
 
             def work(name: str = name, inputs: int = inputs, first: int = number * 1000) -> Row:
                 found = run(name, inputs=inputs, seed=options.seed, first=first)
@@ -310,7 +312,7 @@ def double_units(options: Any) -> Iterator[Unit]:
 
 def soak_units(options: Any) -> Iterator[Unit]:
     """One unit is a process that runs ``predict`` on 100 volumes some times."""
-    runs = 3 if options.small else 100
+    runs = 3 if options.small else options.soak_runs
 
     def soak() -> Row:
         scratch, volumes = options.scratch, 10 if options.small else SOAK_VOLUMES

@@ -2,7 +2,7 @@
 
 A finding is an exception outside the project's error family, an accepted image that is not what a
 reader promises, a crash, or an input that takes more than `SECONDS` of processor time or
-`MEGABYTES` of memory. Input number N of a seed is always the same.
+its format's `megabytes` of memory. Input number N of a seed is always the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from typing import Any
 from .formats import FORMATS, BrokenPromiseError, Format
 
 SECONDS = 2.0
-MEGABYTES = 512
 _STUCK_SECONDS = 180.0
 """Of wall time, for code that ignores signals."""
 _INPUTS_A_PROCESS = 20_000
@@ -143,7 +142,7 @@ def _one_process(chosen: Format, campaign: Campaign, first: int, last: int, end:
 def _child(
     chosen: Format, seed: int, indices: range, end: float, writer: int, place: mmap.mmap
 ) -> None:
-    _limit_memory()
+    _limit_memory(chosen.megabytes)
     accepted = 0
     with tempfile.TemporaryDirectory(dir=_fastest_folder()) as scratch, _silenced():
         for index in indices:
@@ -179,9 +178,9 @@ def _collect(reader: int, child: int, place: mmap.mmap, campaign: Campaign) -> b
     return False
 
 
-def _limit_memory() -> None:
+def _limit_memory(megabytes: int) -> None:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    most = pages * resource.getpagesize() + MEGABYTES * 2**20
+    most = pages * resource.getpagesize() + megabytes * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 

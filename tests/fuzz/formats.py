@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import io
 import json
+import os
 import tempfile
 import zipfile
 import zlib
@@ -40,7 +41,7 @@ class BrokenPromiseError(Exception):
 class Format:
     """A kind of input: sound seeds, how one is damaged, and what reads the folder it is in.
 
-    ``expected`` are the exceptions that the reader may raise.
+    ``expected`` are the exceptions that the reader may raise, ``megabytes`` what it may take.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Format:
     mutate: Callable[[Files, Random], Files]
     read: Callable[[Path], object]
     expected: tuple[type[BaseException], ...] = (SslMedSam2Error,)
+    megabytes: int = 512
 
 
 def check_volume(volume: Volume) -> None:
@@ -440,12 +442,7 @@ def _tiny_model() -> Files:
     from tiny_models import bright_tissue_model
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = bright_tissue_model(Path(scratch) / "model")
-        return {
-            path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        }
+        return _files_of(bright_tissue_model(Path(scratch) / "model"))
 
 
 @cache
@@ -566,6 +563,70 @@ def _read_info(folder: Path) -> None:
     disagreements(folder / "info.csv", ())
 
 
+# A finished run whose report is damaged
+
+
+@cache
+def _run_folder() -> tuple[tempfile.TemporaryDirectory, Files]:
+    """Return a folder with input and model, and the files of a finished run of it."""
+    from tiny_models import bright_tissue_model
+    from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
+
+    scratch = tempfile.TemporaryDirectory()
+    root = Path(scratch.name)
+    for seed, case in enumerate(("0001-A", "0002-A")):
+        path = root / "in" / case / "GED4.nii.gz"
+        write_scan(path, small_abdomen(seed)[0], affine_ras=SMALL_AFFINE_RAS)
+    bright_tissue_model(root / "model")
+    # In a fork: the threads of a network would be missing in the forks that read.
+    child = os.fork()
+    if child == 0:
+        _predict_again(root / "out")
+        os._exit(0)
+    os.waitpid(child, 0)
+    return scratch, _files_of(root / "out")
+
+
+def _run_seeds() -> tuple[Files, ...]:
+    return (_run_folder()[1],)
+
+
+def _files_of(folder: Path) -> Files:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _predict_again(out: Path, root: Path | None = None) -> int | None:
+    from sslmedsam2.predict.pipeline import PredictOptions, predict
+
+    root = root or out.parent
+    options = PredictOptions(
+        input_path=root / "in", output_dir=out, model_dir=root / "model", device="cpu",
+        previews=False, resume=True, on_failure="skip",
+    )  # fmt: skip
+    return predict(options).exit_code
+
+
+def _read_resumed(folder: Path) -> None:
+    """Resume a run: its masks are the same afterwards, whatever its report says."""
+    scratch, whole = _run_folder()
+    code = _predict_again(folder, Path(scratch.name))
+    masks = {name: content for name, content in whole.items() if name.endswith(".nii.gz")}
+    now = _files_of(folder)
+    if code != 0 or any(now.get(name) != content for name, content in masks.items()):
+        raise BrokenPromiseError(f"exit code {code}, {len(now)} files, another mask or none")
+
+
+def _read_page(folder: Path) -> None:
+    """Make the page of a run, with its scans."""
+    from sslmedsam2.predict.page import ReportOptions, report
+
+    report(ReportOptions(folder, Path(_run_folder()[0].name) / "in"))
+
+
 # Archives
 
 
@@ -660,6 +721,10 @@ _ALL = (
     Format("nrrd", _nrrd_seeds, _mutated_text_header((b":=", b":"), b"\n\n"), _read_image),
     Format("dicom", _dicom_seeds, _mutated_dicom, _read_dicom),
     Format("report", _report_seeds, _mutated_json_file, _read_report),
+    Format(
+        "resume", lambda: (_run_folder()[1],), _mutated_json_file, _read_resumed, megabytes=4096
+    ),
+    Format("page", lambda: (_run_folder()[1],), _mutated_json_file, _read_page),
     Format("manifest", _manifest_seeds, _mutated_json_file, _read_manifest),
     Format("plans", _plans_seeds, _mutated_json_file, _read_model),
     Format("engine", lambda: (_tiny_model(),), _mutated_json_file, _read_engine),

@@ -10,7 +10,7 @@ from fuzz import campaign
 from fuzz.campaign import input_of, run
 from fuzz.formats import FORMATS, Format
 
-INPUTS = {"dicom": 20, "plans": 60, "engine": 3, "checkpoint": 60}
+INPUTS = {"dicom": 20, "plans": 40, "checkpoint": 40, "engine": 3, "resume": 4, "page": 4}
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -32,7 +32,7 @@ def spinning(_folder: Path) -> None:
 
 
 def hungry(_folder: Path) -> None:
-    bytearray(2 * campaign.MEGABYTES * 2**20)
+    bytearray(1000 * 2**20)
 
 
 def dying(folder: Path) -> None:
