@@ -1,5 +1,7 @@
 """Zip archives: opened as folders, and what is refused of those that could harm."""
 
+import struct
+import tracemalloc
 import zipfile
 
 import pytest
@@ -256,3 +258,19 @@ def test_a_link_to_an_archive_is_not_opened_a_second_time(tmp_path):
     (tmp_path / "in" / "A.zip").symlink_to(archive)
 
     assert found(tmp_path / "in") == {("P1", "T2"): "P1.zip/T2.nii.gz"}
+
+
+@pytest.mark.parametrize("told", [1, 2**32 - 2])
+def test_a_size_that_an_archive_tells_is_not_trusted(tmp_path, told):
+    """CVE-2026-5439: Orthanc took memory for the size that a zip archive told."""
+    content = bytes(range(256)) * 40
+    path = write_zip(tmp_path / "a.zip", "T2.nii.gz", content=content, method=zipfile.ZIP_DEFLATED)
+    true, false = (struct.pack("<I", size) for size in (len(content), told))
+    path.write_bytes(path.read_bytes().replace(true, false))
+    tracemalloc.start()
+
+    assert refusal(path) in ("damaged_archive", "unsafe_archive")
+
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
