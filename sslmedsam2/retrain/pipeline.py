@@ -114,18 +114,19 @@ def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> Ret
     SslMedSam2Error
         Nearly all images failed.
     """
-    with stop_on_signals() as stop, locked(options.work_dir):
-        labels = plan(options, stop, executor=executor)
-        if labels is None or not _retry_failures(options, stop, executor):
-            return _summary(options, interrupted=True)
-        while (decision := decision_so_far(options)) is None or not decision.stop:
-            if not _round(options, stop, executor or ThisProcess()):
+    with locked(options.work_dir):
+        with stop_on_signals() as stop:
+            labels = plan(options, stop, executor=executor)
+            if labels is None or not _retry_failures(options, stop, executor):
                 return _summary(options, interrupted=True)
-    withheld = below_fewshot(options) is not None and not options.force
-    model = None
-    if options.weights_dir is not None and not withheld:
-        model = freeze(options, executor=executor)
-    return _summary(options, model=model)
+            while (decision := decision_so_far(options)) is None or not decision.stop:
+                if not _round(options, stop, executor or ThisProcess()):
+                    return _summary(options, interrupted=True)
+        withheld = below_fewshot(options) is not None and not options.force
+        model = None
+        if options.weights_dir is not None and not withheld:
+            model = freeze(options, executor=executor)
+        return _summary(options, model=model)
 
 
 def plan(
