@@ -203,6 +203,16 @@ def test_weights_of_convolutions_are_kept_in_fp16_on_a_gpu_with_autocasts_result
     assert {weight.dtype for weight in network.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_looks_for_its_quickest_algorithms_unless_results_must_repeat(
+    monkeypatch, deterministic
+):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    TorchMarginNetwork(_Tripling(), device="cuda")
+    assert torch.backends.cudnn.benchmark is not deterministic
+
+
 @pytest.mark.parametrize(
     ("free_patches", "sizes"), [(100, [4, 1, 16, 4]), (7, [4, 1, 4, 4, 4, 4, 4])]
 )
