@@ -78,7 +78,8 @@ class Bench:
         options = ("--dry-run", "--ignore-installed", "--report", str(report))
         self.pip(*options, *requirements, constraints=constraints)
         items = json.loads(report.read_text(encoding="utf-8"))["install"]
-        return {item["metadata"]["name"]: item["metadata"]["version"] for item in items}
+        found = (item["metadata"] for item in items)
+        return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in found}
 
 
 def pins_for_cuda_126(constraints: str) -> str:
