@@ -237,7 +237,8 @@ def faults(calls: int, step: int) -> Iterator[tuple[int, str]]:
     """Yield each call with each error, or one call of every ``step`` with one of them."""
     names = list(ERRORS)
     if step > 1:
-        yield from ((n, names[n % 3]) for n in range(1 + step // 2, calls + 1, step))
+        chosen = [min(calls, first + step // 2) for first in range(1, calls + 1, step)]
+        yield from ((number, names[number % 3]) for number in chosen)
         return
     stride = next(n for n in range(max(1, calls * 3 // 8), calls + 2) if math.gcd(n, calls) == 1)
     for turn in range(len(names)):
