@@ -71,7 +71,9 @@ def main() -> None:
         for part in parts:
             options.scratch = Path(scratch) / part
             options.scratch.mkdir()
-            done = {row["unit"] for row in rows if row["part"] == part}
+            done = {
+                row["unit"] for row in rows if (row["part"], row["seed"]) == (part, options.seed)
+            }
             wanted = _SMALL[part] if options.small else options.units
             units = (unit for unit in PARTS[part](options) if unit[0] not in done)
             for name, work in itertools.islice(units, wanted):
@@ -342,14 +344,11 @@ def soak_units(options: Any) -> Iterator[Unit]:
         tenth = max(1, runs // 10)
         times = [one["cpu"] for one in samples]
         first, last = (statistics.median(part) for part in (times[1 : 1 + tenth], times[-tenth:]))
-        # The first run of 100 volumes is the start.
-        grown = samples[-1]["memory_mb"] / samples[1]["memory_mb"] - 1
         return {
             "volumes": runs * volumes,
-            "growth_percent": round(100 * grown, 2),
             "memory_mb": [round(one["memory_mb"], 1) for one in samples],
-            "descriptors": sorted({one["descriptors"] for one in samples[1:]}),
-            "threads": sorted({one["threads"] for one in samples[1:]}),
+            "descriptors": sorted({one["descriptors"] for one in samples}),
+            "threads": sorted({one["threads"] for one in samples}),
             "slower_percent": round(100 * (last / first - 1), 1),
             "different": len({one["masks"] for one in samples}) - 1,
         }
@@ -564,6 +563,8 @@ def summary(rows: list[Row]) -> Row:
         by_command[row["command"]] += row["kills"]
     hashes = {row["masks"] for row in by_part["sameness"]}
     soaks = by_part["soak"]
+    # After the first run of 100 volumes.
+    growths = [one["memory_mb"][-1] / one["memory_mb"][0] - 1 for one in soaks]
     return {
         "seeds": sorted({row["seed"] for row in rows}),
         "fuzz_inputs": total("fuzz", "inputs"),
@@ -581,7 +582,7 @@ def summary(rows: list[Row]) -> Row:
         "double_runs_refused": total("double", "refused"),
         "double_run_losses": total("double", "losses"),
         "soak_volumes": total("soak", "volumes"),
-        "soak_growth_percent": max((one["growth_percent"] for one in soaks), default=None),
+        "soak_growth_percent": round(100 * max(growths), 2) if growths else None,
         "soak_slower_percent": max((one["slower_percent"] for one in soaks), default=None),
         "soak_descriptors": [one["descriptors"] for one in soaks],
         "metamorphic_pairs": total("metamorphic", "pairs"),
