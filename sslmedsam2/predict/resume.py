@@ -36,17 +36,15 @@ def reusable_result(
     OutputError
         A mask cannot be moved aside.
     """
-    if previous is None:
-        return None
-    earlier = next((one for one in previous.series if _is_of(one, target)), None)
+    series = () if previous is None else previous.series
+    earlier = next((one for one in series if _is_of(one, target)), None)
     try:
         made = sha256_file(target.mask_path)
     except OSError:
         return None
     corrected = earlier is not None and earlier.mask_sha256 not in (None, made)
-    usable = corrected or (
-        earlier is not None and earlier.status in _COMPLETE and _same_provenance(previous, report)
-    )
+    same = previous is not None and _same_provenance(previous, report)
+    usable = corrected or (earlier is not None and earlier.status in _COMPLETE and same)
     if earlier is not None and usable and (image := _image_that_fits(target, earlier)):
         if corrected or (target.statistics and earlier.intensity is None):
             mask = read_mask(target.mask_path)

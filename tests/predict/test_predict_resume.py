@@ -265,3 +265,19 @@ def test_the_report_of_a_long_run_is_not_rewritten_after_each_series(workplace, 
     assert writes[-1] == 8
     assert len(writes) < 11
     assert len(ended.report.series) == 8
+
+
+@pytest.mark.parametrize("content", [None, "{}", "["])
+def test_without_a_usable_report_a_mask_that_is_there_is_kept_aside(finished, content):
+    path = mask_path(finished, CASES[0])
+    corrected = correct(path)
+    report = finished.output / "run_report.json"
+    report.unlink()
+    if content is not None:
+        report.write_text(content)
+
+    finished.run(resume=True)
+
+    kept = [one.read_bytes() for one in path.parent.glob("*.replaced-*")]
+    assert kept == [corrected]
+    assert_valid_mask(path, finished.input / CASES[0] / "GED4.nii.gz")
