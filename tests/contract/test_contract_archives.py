@@ -199,6 +199,17 @@ def test_an_archive_whose_files_begin_before_its_start_harms_no_other(tmp_path):
         assert [problem.kind for problem in opened.problems] == ["damaged_archive"]
 
 
+def test_an_archive_with_a_name_that_is_no_text_harms_no_other(tmp_path):
+    write_zip(tmp_path / "good.zip", "0001-A/T2.nii.gz")
+    bad = write_zip(tmp_path / "bad.zip", "0002-\xc4/T2.nii.gz")
+    # The name before the file itself, not that in the list of files.
+    bad.write_bytes(bad.read_bytes().replace("\xc4".encode(), b"\x80\x80", 1))
+
+    with open_archives(tmp_path) as opened:
+        assert [folder.name for folder in opened.unpacked] == ["good.zip"]
+        assert [problem.kind for problem in opened.problems] == ["damaged_archive"]
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     bomb = write_zip(
         tmp_path / "bomb.zip", "T2.nii.gz", content=bytes(10**7), method=zipfile.ZIP_DEFLATED
