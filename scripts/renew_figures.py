@@ -79,6 +79,10 @@ def accuracy() -> str:
             title += f", {_volumes(count)}" if count else ""
             dice = measured[f"unseen_{key}_dice"]
             rows.append((title, "**no**", dice, measured[f"unseen_{key}_hausdorff_mm"]))
+    dice, distance = (
+        fmean(row[name] for row in found["t1_pair"]) for name in ("dice", "hausdorff_mm")
+    )
+    rows.append(("T1, in and opposed phase, of 1 CHAOS patient", "only its T2", dice, distance))
     for title, key in (
         ("T2 (CHAOS), 16 volumes", found["t2"]["t2"]),
         ("T2 (CHAOS) with inverted contrast, 16 volumes", found["t2"]["t2_inverted"]),

@@ -1,8 +1,9 @@
 """A second look at a scan of which the network is unsure: the same with inverted contrast.
 
 A network trained on many contrasts is wrong in other places when dark becomes bright, so that the
-average of both margins is better than either. Where the network is sure the second look would cost
-time and gain nothing: measured in `benchmarks/second_view.py`. Networks trained on one contrast
+average of both margins is better than either, if it knows both contrasts about as well. Where the
+network is sure the second look would cost time and gain nothing: measured in
+`benchmarks/second_view.py`. Networks trained on one contrast
 know nothing of the inverted one; whether a model looks twice is part of its calibration.
 """
 
@@ -19,6 +20,9 @@ from sslmedsam2.inference.sliding_window import Array
 SURE_FROM: Final = 0.965
 """Promised Dice. Scans of a contrast the network knows lie above, most others below."""
 
+_PROMISES_LESS: Final = 0.015
+"""A second view that promises so much less is of a contrast that the network knows worse."""
+
 _DARKEST, _BRIGHTEST = 0.005, 0.995
 """Quantiles that change places."""
 
@@ -29,6 +33,15 @@ _AIR: Final = 0.08
 def is_unsure(margin: npt.NDArray[np.float32], *, sure_from: float) -> bool:
     """Tell whether a margin on the model's grid promises a lower Dice, or no liver at all."""
     return promised_dice(margin) < sure_from
+
+
+def average(
+    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return the mean of the margins of both views; the first where the other promises little."""
+    if promised_dice(other) < promised_dice(one) - _PROMISES_LESS:
+        return one
+    return np.float32(0.5) * (one + other)
 
 
 def inverted(volume: Array) -> Array:

@@ -33,7 +33,7 @@ from sslmedsam2.inference.preprocessing import (
     prepare,
     probability_from_margin,
 )
-from sslmedsam2.inference.second_view import inverted, is_unsure
+from sslmedsam2.inference.second_view import average, inverted, is_unsure
 from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _PLAUSIBLE_LIVER_ML = 400.0
 """Fast mode goes on until it has found this much: less may be a stray piece elsewhere."""
 
 _SECOND_VIEW_NOTE = (
-    "second_view: the network was unsure; the mask is the average with that of inverted contrast"
+    "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
 )
 
 
@@ -305,7 +305,7 @@ class CanonicalSegmenter:
             patchable = on_model_grid(prepared, device=device)
             margin = self._margin(patchable)
             if is_unsure(margin, sure_from=self._sure_from):
-                margin = np.float32(0.5) * (margin + self._margin(inverted(patchable)))
+                margin = average(margin, self._margin(inverted(patchable)))
                 self._notes.append(_SECOND_VIEW_NOTE)
         without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)

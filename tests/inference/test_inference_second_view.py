@@ -9,7 +9,7 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.second_view import inverted, is_unsure
+from sslmedsam2.inference.second_view import average, inverted, is_unsure
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 
@@ -63,6 +63,14 @@ def test_the_margin_of_an_unsure_scan_is_the_average_of_both_views(spec):
     np.testing.assert_allclose(both.margin, (single.margin + other.margin) / 2, atol=1e-5)
     assert not single.warnings
     assert [note.split(":")[0] for note in both.warnings] == ["second_view"]
+
+
+def test_a_second_view_that_promises_much_less_does_not_count():
+    sure, unsure, blind = (np.full((8, 8, 8), -8.0, np.float32) for _ in range(3))
+    sure[2:6, 2:6, 2:6], unsure[2:6, 2:6, 2:6] = 8, 0.5
+    assert average(sure, unsure) is sure
+    assert average(sure, blind) is sure
+    np.testing.assert_allclose(average(unsure, sure), (unsure + sure) / 2)
 
 
 def test_a_model_without_a_calibration_looks_once(spec):
