@@ -59,7 +59,8 @@ def make_inputs(kind: str, root: Path) -> list[str]:
             *("predict", "--input", str(root / "in"), "--output", "{out}", "--model", str(model)),
             *("--device", "cpu", "--resume"),
         ]
-    for seed, case in enumerate(("1001-A-S1", "1002-A-S1"), start=1):
+    cases = ("1001-A-S1", "1002-A-S1", "1003-A-S1", "1004-A-S1")
+    for seed, case in enumerate(cases if kind == "train" else cases[:2], start=1):
         write_labelled(root / "labelled" / case, seed=seed)
     write_unlabelled(root / "unlabelled" / "0011-B1", seed=11)
     if kind == "train":
