@@ -685,7 +685,7 @@ class LiverTrainer(nnUNetTrainer):
         """Return the average under the names that nnU-Net gives weights, shared ones included."""
         network = self._bare_network
         average = {
-            id(weight): mean
+            id(weight): mean.detach()
             for weight, mean in zip(network.parameters(), self._teacher.parameters(), strict=True)
         }
         own = network.state_dict(keep_vars=True)
