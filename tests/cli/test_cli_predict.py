@@ -72,14 +72,16 @@ def test_quiet_leaves_the_summary_only(run, capsys):
 
 
 def test_options_reach_the_run(run, folders):
-    assert run("--mode", "fast", "--no-mirror", "--on-failure", "skip", "--sequences", "ged4 t1",
-               "--mask-dtype", "input", "--no-previews") == ExitCode.OK  # fmt: skip
+    assert run("--mode", "fast", "--no-mirror", "--no-second-view", "--on-failure", "skip",
+               "--sequences", "ged4 t1", "--mask-dtype", "input",
+               "--no-previews") == ExitCode.OK  # fmt: skip
 
     assert load_report(folders[1] / "run_report.json").options == {
         "sequences": ["GED4", "T1"],
         "device": "cpu",
         "mode": "fast",
         "mirror": False,
+        "second_view": False,
         "on_failure": "skip",
         "previews": False,
         "mask_dtype": "input",
