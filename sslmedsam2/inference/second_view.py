@@ -32,7 +32,7 @@ _AIR: Final = 0.08
 
 def is_unsure(margin: npt.NDArray[np.float32], *, sure_from: float) -> bool:
     """Tell whether a margin on the model's grid promises a lower Dice, or no liver at all."""
-    return promised_dice(margin) < sure_from
+    return sure_from > 0 and promised_dice(margin) < sure_from
 
 
 def average(
