@@ -170,6 +170,16 @@ DEFECTS = {
     "metaio_step_of_0_in_a_pattern": Defect(
         f"{METAIO} 4", _meta(data_file="a%03d.raw 1 1 0"), "unreadable_header"
     ),
+    "metaio_pattern_of_two_billion_files": Defect(
+        "Kitware/MetaIO#150, the % branch of the read path",
+        _meta(data_file="a%03d.raw 0 2147483647 1"),
+        "unreadable_header",
+    ),
+    "metaio_pattern_of_two_gigabytes_of_digits": Defect(
+        "Kitware/MetaIO#150, the % branch of the read path; CWE-134",
+        _meta(data_file="a%02147483646d.raw 1 6 1"),
+        "unreadable_header",
+    ),
     "metaio_format_string_as_data_file": Defect(
         "Kitware/MetaIO#114, CWE-134", _meta(data_file="%s%s%n"), "unreadable_header"
     ),

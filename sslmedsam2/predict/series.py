@@ -22,7 +22,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import entropy_bits, intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
 from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -352,9 +352,13 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
     voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
     outcome = f"{cause} A liver of typical place and size was written instead."
     result = _result(work, status=SeriesStatus.FALLBACK, error=outcome)
-    previewing: tuple[str, ...] = ()
     if ready is not None:
-        previewing = _preview(target, ready, guess, status=result.status, warnings=(outcome,))
+        canonical = ready.canonical
+    else:
+        spacing_z, spacing_y, spacing_x = (grid.geometry.spacing_zyx_mm[axis] for axis in turn.axes)
+        black = np.broadcast_to(np.float32(0), guess.shape)
+        canonical = CanonicalVolume(black, (spacing_z, spacing_y, spacing_x), turn)
+    previewing = _preview(target, canonical, guess, status=result.status, warnings=(outcome,))
     return replace(
         result,
         warnings=(*result.warnings, *seg.warnings, *previewing),
@@ -386,7 +390,8 @@ def _write(
     _write_maps(target, ready, found)
     is_guess = status is SeriesStatus.FALLBACK
     seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
-    previewing = _preview(target, ready, mask_zyx, status=status, warnings=judged.warnings)
+    shown = (*filter(None, (reason,)), *judged.warnings)
+    previewing = _preview(target, ready.canonical, mask_zyx, status=status, warnings=shown)
     return replace(
         _result(work, status=status, error=reason),
         output_path=target.output_name,
@@ -427,7 +432,7 @@ def _world_place(
 
 def _preview(
     target: SeriesTarget,
-    ready: ReadyVolume,
+    canonical: CanonicalVolume,
     mask_zyx: MaskZYX,
     *,
     status: SeriesStatus,
@@ -436,12 +441,13 @@ def _preview(
     """Draw the preview of a canonical mask if one is wanted."""
     if target.preview_path is None:
         return ()
+    flag = "GUESS" if status is SeriesStatus.FALLBACK else status.value.upper()
     return draw_preview(
-        ready.canonical,
+        canonical,
         mask_zyx,
         path=target.preview_path,
         title=" ".join(filter(None, (target.series.case, target.series.sequence))),
-        flags=() if status is SeriesStatus.OK else (status.value.upper(),),
+        flags=() if status is SeriesStatus.OK else (flag,),
         warnings=tuple(one for one in warnings if one.partition(":")[0] not in NOTES),
     )
 

@@ -34,7 +34,7 @@ _PERCENTILE_STRIDE = 3
 _GREEN_RGB, _AMBER_RGB, _RED_RGB = (70, 220, 110), (255, 190, 60), (255, 70, 60)
 _FLAG_RGB = {
     **{"ACCEPT": _GREEN_RGB, "DOUBTFUL": _AMBER_RGB, "REJECT": _RED_RGB},
-    **{"CHECK": _AMBER_RGB, "FALLBACK": _RED_RGB, "EMPTY": _RED_RGB},
+    **{"CHECK": _AMBER_RGB, "GUESS": _RED_RGB, "EMPTY": _RED_RGB},
 }
 """Other flags are grey."""
 
@@ -74,7 +74,7 @@ def write_preview(
         Case and sequence; the volume in ml is added.
     flags
         Words after the title: ``ACCEPT`` in green, ``DOUBTFUL`` and ``CHECK`` in amber; ``REJECT``,
-        ``FALLBACK`` and ``EMPTY`` in red; others in grey.
+        ``GUESS`` and ``EMPTY`` in red; others in grey.
     warnings
         Printed below the slices in amber, one line each, cut to the width.
 

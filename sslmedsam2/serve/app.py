@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,8 @@ class ServeOptions:
     output_slug
         Name of the output folder that the platform asks for.
     max_upload_bytes
-        Limit of a ``/segment`` request; a larger one is refused before it is read to the end.
+        Limit of a ``/segment`` request. A larger one is refused: before its body is read if it
+        declares its length, otherwise once the limit is reached.
     """
 
     input_dir: Path = Path("/input")
@@ -100,7 +101,7 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
         extension = _format_of(request.query_params.get("name", "image.nii.gz"))
         with tempfile.TemporaryDirectory(prefix="sslmedsam2-") as scratch:
             image = Path(scratch) / f"image{extension}"
-            await _receive(request.stream(), image, limit_bytes=options.max_upload_bytes)
+            await _receive(request, image, limit_bytes=options.max_upload_bytes)
             found, mask = await run_in_threadpool(_segment_file, job, image)
         return Response(mask, media_type="application/gzip", headers=_headers(found))
 
@@ -179,11 +180,14 @@ def _segment_file(job: _OneJob, image: Path) -> tuple[Segmentation, bytes]:
     return found, mask.read_bytes()
 
 
-async def _receive(chunks: AsyncIterator[bytes], path: Path, *, limit_bytes: int) -> None:
+async def _receive(request: Request, path: Path, *, limit_bytes: int) -> None:
     """Write a request's body to ``path``; raises _TooLargeError."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit_bytes:
+        raise _TooLargeError
     received = 0
     with path.open("wb") as file:
-        async for chunk in chunks:
+        async for chunk in request.stream():
             received += len(chunk)
             if received > limit_bytes:
                 raise _TooLargeError

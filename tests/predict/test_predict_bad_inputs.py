@@ -1,12 +1,15 @@
 """Every kind of bad input, alone and among good ones: named, isolated, and nothing left over."""
 
+import numpy as np
 import pytest
 from bad_inputs import BAD_INPUTS
 from predict_samples import assert_valid_mask, liver_dice
 
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
-from sslmedsam2.imaging.reading import read_grid, read_volume
+from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
+from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
 from sslmedsam2.predict.series import LARGEST_GUESS_VOXELS
+from sslmedsam2.reporting.previews import write_preview
 from sslmedsam2.reporting.run_report import SeriesStatus
 
 FOUND_AT_THE_DOOR = {
@@ -74,6 +77,30 @@ def test_alone_a_bad_file_is_named_and_gets_a_fallback_where_its_grid_is_known(w
         assert ended.exit_code == ExitCode.NO_VALID_INPUT
         assert workplace.written() == {"run_report.json", "liver_volumes.csv"}
     assert workplace.tree_outside() == before
+
+
+def test_the_preview_of_a_guess_says_so_and_is_black_where_the_scan_cannot_be_read(workplace):
+    BAD_INPUTS["truncated_gzip"].write(workplace.input, "scan")
+
+    ended = workplace.run(on_failure="fallback", previews=True)
+
+    result = ended.of("scan")
+    guess = read_mask(workplace.mask_of(result))
+    turn = reorientation_of(guess.geometry)
+    z, y, x = (guess.geometry.spacing_zyx_mm[axis] for axis in turn.axes)
+    mask = apply_reorientation(guess.array_zyx, turn)
+    expected = workplace.root / "expected.png"
+    write_preview(
+        np.zeros(mask.shape, np.float32),
+        mask,
+        spacing_zyx_mm=(z, y, x),
+        path=expected,
+        title="scan",
+        flags=("GUESS",),
+        warnings=(result.error,),
+    )
+    drawn = workplace.output / "previews" / "scan_liver.png"
+    assert drawn.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize("name", FOUND_AT_THE_DOOR)

@@ -107,7 +107,7 @@ def test_slices_span_the_liver_not_the_stack(tmp_path):
 def test_flags_and_an_empty_mask_are_red(tmp_path, image):
     mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
     plain, _ = draw(tmp_path, image, mask)
-    flagged, _ = draw(tmp_path, image, mask, flags=("FALLBACK",))
+    flagged, _ = draw(tmp_path, image, mask, flags=("GUESS",))
     empty, _ = draw(tmp_path, image, np.zeros_like(mask))
     assert not reddish(plain).any()
     assert reddish(flagged[:HEADER]).sum() > 50

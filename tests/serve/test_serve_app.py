@@ -99,6 +99,43 @@ def test_an_image_beyond_the_limit_is_refused(served):
     assert "1 MB" in json.loads(body)["error"]
 
 
+def test_declared_lengths_of_gigabytes_are_refused_without_their_bodies_and_take_no_memory(served):
+    """CVE-2026-5440: Orthanc allocated what Content-Length said, before a body arrived."""
+    before = _resident_bytes()
+    connections = [_declare(served.url, 2**32 - 1) for _ in range(20)]
+    answers = [connection.recv(1024) for connection in connections]
+    grown = _resident_bytes() - before
+    for connection in connections:
+        connection.close()
+    assert all(answer.startswith(b"HTTP/1.1 413 ") for answer in answers)
+    assert grown < 64 * 2**20
+    assert served.ask("/health", method="GET")[0] == 200
+
+
+def test_a_body_shorter_than_declared_gets_no_mask_and_the_server_goes_on(served):
+    """CVE-2026-5440: a client that does not send what it declares."""
+    connection = _declare(served.url, 1000)
+    connection.sendall(b"less")
+    connection.close()
+    assert served.ask("/segment", b"this is no image")[0] == 422
+
+
+def _declare(url: str, length: int) -> socket.socket:
+    """Send the head of an upload and nothing of its body."""
+    host, _, port = url.removeprefix("http://").partition(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    head = f"POST /segment HTTP/1.1\r\nHost: {host}\r\nContent-Length: {length}\r\n\r\n"
+    connection.sendall(head.encode())
+    return connection
+
+
+def _resident_bytes() -> int:
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        pytest.skip("the memory of this process is not told here")
+    return int(statm.read_text().split()[1]) * 4096
+
+
 def test_invoke_writes_a_mask_for_the_platform(served):
     _scan(served.input / "images" / "abdominal-mri", "b1.nii.gz")
     status, body, _ = served.ask("/invoke")
