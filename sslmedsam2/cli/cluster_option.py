@@ -24,7 +24,6 @@ _EVERY_S: Final = 15.0
 cluster_option = click.option(
     "--cluster",
     default="none",
-    show_default=True,
     help="Where to compute: none (this process), local or local:4 (worker processes), "
     "tcp://HOST:PORT (Dask scheduler), FILE.yaml (batch system).",
 )

@@ -27,11 +27,15 @@ _VERBOSITY_KEY = "sslmedsam2.verbosity"
 
 
 class ConfiguredCommand(click.Command):
-    """A command whose options may also come from a configuration file or the environment."""
+    """A command whose options may also come from a configuration file or the environment.
+
+    Its help shows the default of each option.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what `click.Command` takes; add the shared options and the environment names."""
         super().__init__(*args, **kwargs)
+        self.context_settings = {"show_default": True, **self.context_settings}
         self.params.extend([_config_option(), *verbosity_options()])
         for option in self.params:
             if isinstance(option, click.Option) and option.envvar is None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from sslmedsam2.cli.config import ConfiguredCommand, load_table
+from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import (
+    dicom_sequence_map_option,
+    path_option,
+    sequences_option,
+)
 
 if TYPE_CHECKING:
     from sslmedsam2.dicom.model import Identity, SeriesRow
@@ -16,20 +21,14 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option(
+@path_option(
     "--input",
     "input_path",
-    type=click.Path(path_type=Path),
     default=Path("/input"),
-    show_default=True,
     help="Folder of DICOM files, or one file.",
 )
-@click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
-@click.option(
-    "--sequence-map",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML or JSON file that corrects guessed sequences.",
-)
+@sequences_option(help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
+@dicom_sequence_map_option
 @click.option(
     "--identify",
     is_flag=True,
@@ -41,27 +40,15 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
     help="Write a CSV file, for its owner only, from the neutral names to PatientID, study and"
     " series.",
 )
-def dicom(
-    *,
-    input_path: Path,
-    sequences: str | None,
-    sequence_map: Path | None,
-    identify: bool,
-    key: Path | None,
-) -> None:
+def dicom(*, input_path: Path, identify: bool, key: Path | None, **options: Any) -> None:
     """List the DICOM series of a folder, and what predict would do with each.
 
     Nothing is segmented. Names are neutral, as in run_report.json; --identify prints and --key
     writes which patients and series they stand for.
     """
-    from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.inputs import list_dicom
 
-    found = list_dicom(
-        input_path,
-        sequences=None if sequences is None else parse_sequence_list(sequences),
-        sequence_map=None if sequence_map is None else load_table(sequence_map),
-    )
+    found = list_dicom(input_path, **options)
     click.echo(_table(found.rows, found.identities if identify else {}))
     for note in found.notes:
         click.echo(f"note: {note}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, model_option
+from sslmedsam2.cli.shared_options import device_option, model_option, path_option
 
 if TYPE_CHECKING:
     from sslmedsam2.doctor.checks import Diagnosis
@@ -18,20 +18,16 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option(
+@path_option(
     "--input",
     "input_path",
-    type=click.Path(path_type=Path),
     default=Path("/input"),
-    show_default=True,
     help="The input of predict.",
 )
-@click.option(
+@path_option(
     "--output",
     "output_dir",
-    type=click.Path(path_type=Path),
     default=Path("/output"),
-    show_default=True,
     help="The output of predict; a test file is written and removed.",
 )
 @model_option
@@ -39,7 +35,6 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 @click.option(
     "--inference/--no-inference",
     default=True,
-    show_default=True,
     help="Load the networks and segment a small phantom.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")

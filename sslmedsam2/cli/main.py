@@ -24,59 +24,33 @@ from sslmedsam2.imaging.atomic import output_error
 _LOG = logging.getLogger(__name__)
 
 
-class _LazyCommand(NamedTuple):
-    """Import path of a command, and its line in the listing, shown without importing it."""
+class _Entry(NamedTuple):
+    """A command's module in this package, and its line in the listing, shown without importing."""
 
-    target: str
+    module: str
     summary: str
 
 
 _COMMANDS = {
-    "predict": _LazyCommand(
-        "sslmedsam2.cli.predict:predict", "Segment the liver in every scan of a folder."
+    "predict": _Entry("predict", "Segment the liver in every scan of a folder."),
+    "dicom": _Entry("dicom", "List the DICOM series of a folder."),
+    "evaluate": _Entry("submission", "Score masks against reference masks."),
+    "report": _Entry("report", "Write the results page of a finished run."),
+    "validate": _Entry("submission", "Check masks against the rules of the challenge."),
+    "package": _Entry("submission", "Pack masks as a submission zip."),
+    "weights": _Entry("weights", "List, verify and download weights."),
+    "train": _Entry("train", "Train a model from labelled scans."),
+    "pseudo-label": _Entry(
+        "pseudo_label", "Label scans with a frozen SAM2, from a few labelled scans."
     ),
-    "dicom": _LazyCommand("sslmedsam2.cli.dicom:dicom", "List the DICOM series of a folder."),
-    "evaluate": _LazyCommand(
-        "sslmedsam2.cli.evaluate:evaluate", "Score masks against reference masks."
-    ),
-    "report": _LazyCommand(
-        "sslmedsam2.cli.report:report", "Write the results page of a finished run."
-    ),
-    "validate": _LazyCommand(
-        "sslmedsam2.cli.validate:validate", "Check masks against the rules of the challenge."
-    ),
-    "package": _LazyCommand("sslmedsam2.cli.package:package", "Pack masks as a submission zip."),
-    "weights": _LazyCommand("sslmedsam2.cli.weights:weights", "List, verify and download weights."),
-    "train": _LazyCommand("sslmedsam2.cli.train:train", "Train a model from labelled scans."),
-    "pseudo-label": _LazyCommand(
-        "sslmedsam2.cli.pseudo_label:pseudo_label",
-        "Label scans with a frozen SAM2, from a few labelled scans.",
-    ),
-    "retrain": _LazyCommand(
-        "sslmedsam2.cli.retrain:retrain",
-        "Train a model from a few labelled and many unlabelled scans.",
-    ),
-    "refine": _LazyCommand(
-        "sslmedsam2.cli.refine:refine", "Run the stages of retrain one at a time."
-    ),
-    "plan-cluster": _LazyCommand(
-        "sslmedsam2.cli.plan_cluster:plan_cluster",
-        "Estimate time, memory and disk of retrain on a cluster.",
-    ),
-    "pretrain-sam2": _LazyCommand(
-        "sslmedsam2.cli.pretrain_sam2:pretrain_sam2",
-        "Train the compact SAM2 on synthetic volumes.",
-    ),
-    "serve": _LazyCommand(
-        "sslmedsam2.cli.serve:serve", "Keep a model loaded and segment over HTTP."
-    ),
-    "phantom": _LazyCommand("sslmedsam2.cli.phantom:phantom", "Write synthetic test studies."),
-    "info": _LazyCommand(
-        "sslmedsam2.cli.info:info", "Describe models, sequences, formats and exit codes."
-    ),
-    "doctor": _LazyCommand(
-        "sslmedsam2.cli.doctor:doctor", "Check device, libraries, weights and folders."
-    ),
+    "retrain": _Entry("retrain", "Train a model from a few labelled and many unlabelled scans."),
+    "refine": _Entry("retrain", "Run the stages of retrain one at a time."),
+    "plan-cluster": _Entry("retrain", "Estimate time, memory and disk of retrain on a cluster."),
+    "pretrain-sam2": _Entry("train", "Train the compact SAM2 on synthetic volumes."),
+    "serve": _Entry("serve", "Keep a model loaded and segment over HTTP."),
+    "phantom": _Entry("phantom", "Write synthetic test studies."),
+    "info": _Entry("info", "Describe models, sequences, formats and exit codes."),
+    "doctor": _Entry("doctor", "Check device, libraries, weights and folders."),
 }
 _DEFAULT_COMMAND = "predict"
 _VERBOSITY_FLAGS = {"-v", "--verbose", "-q", "--quiet"}
@@ -105,8 +79,8 @@ class _LazyGroup(click.Group):
         entry = _COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module, attribute = entry.target.split(":")
-        return getattr(importlib.import_module(module), attribute)
+        module = importlib.import_module(f"sslmedsam2.cli.{entry.module}")
+        return getattr(module, cmd_name.replace("-", "_"))
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the listing from the summaries, importing nothing."""

@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
+from sslmedsam2.cli.shared_options import folder_option
 from sslmedsam2.errors import UsageError
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option(
+@folder_option(
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
     required=True,
     help="Folder to write to.",
 )
@@ -31,7 +31,6 @@ from sslmedsam2.errors import UsageError
     "--seed",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
     help="Seed of the first training case; each further case adds 1.",
 )
 def phantom(output: Path, cases: int | None, labelled: int | None, seed: int) -> None:

@@ -15,9 +15,19 @@ import click
 from click.core import ParameterSource
 
 from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
-from sslmedsam2.cli.config import ConfiguredCommand, load_table
+from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.logging_setup import set_up_json_lines, terminal_console, write_json_line
-from sslmedsam2.cli.shared_options import device_option, mode_option, model_option, slug_option
+from sslmedsam2.cli.shared_options import (
+    device_option,
+    dicom_sequence_map_option,
+    mode_option,
+    model_option,
+    path_option,
+    resume_option,
+    sequences_option,
+    slug_option,
+)
+from sslmedsam2.execution.units import duration
 
 _LOG = logging.getLogger(__name__)
 _CONTAINER_INPUT = Path("/input")
@@ -31,30 +41,27 @@ if TYPE_CHECKING:
 
 @click.command(cls=ConfiguredCommand)
 @click.argument("scans", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
+@path_option(
     "-i",
     "--input",
     "input_paths",
-    type=click.Path(path_type=Path),
     multiple=True,
     help="The same as SCANS; may be repeated.  [default: /input in the container]",
 )
-@click.option(
+@path_option(
     "-o",
     "--output",
     "output_dir",
-    type=click.Path(path_type=Path),
     help="Folder for masks, previews and run_report.json; or the name of one mask, such as"
     " liver.nii.gz, for one scan.  [default: /output in the container]",
 )
 @model_option
-@click.option("--sequences", help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
+@sequences_option(help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
 @click.option("--sequence", help="Sequence of all scans whose names give none, such as T2.")
 @click.option(
     "--layout",
     type=click.Choice(["challenge", "bids", "grand-challenge"]),
     default="challenge",
-    show_default=True,
     help="Names of the masks: of the CARE-LiSeg challenge, of BIDS derivatives, or of an output"
     " of grand-challenge.org.",
 )
@@ -64,7 +71,6 @@ if TYPE_CHECKING:
     "mask_format",
     type=click.Choice(["nii.gz", "mha", "nrrd", "same"]),
     default="nii.gz",
-    show_default=True,
     help="Format of the masks; same: that of each scan.",
 )
 @device_option
@@ -72,53 +78,42 @@ if TYPE_CHECKING:
 @click.option(
     "--mirror/--no-mirror",
     default=True,
-    show_default=True,
     help="Test-time mirroring, if the model was trained for it.",
 )
 @click.option(
     "--second-view/--no-second-view",
     default=True,
-    show_default=True,
     help="Segment a scan of which the network is unsure also with inverted contrast, and average.",
 )
 @click.option(
     "--on-failure",
     type=click.Choice(["auto", "fallback", "skip"]),
     default="auto",
-    show_default=True,
     help="fallback: write a marked guess where a scan fails; skip: write no mask; auto: fallback"
     " for the challenge's sequences in its container, else skip.",
 )
-@click.option("--resume", is_flag=True, help="Keep complete results of an earlier run.")
+@resume_option
 @click.option(
     "--previews/--no-previews",
     default=True,
-    show_default=True,
     help="Write a PNG with the outline of each mask.",
 )
 @click.option(
     "--report/--no-report",
     "with_page",
     default=False,
-    show_default=True,
     help="Write the results page at the end, as the command report does.",
 )
 @click.option(
     "--mask-dtype",
     type=click.Choice(["uint8", "input"]),
     default="uint8",
-    show_default=True,
     help="Voxel type of the masks; input: the type of each scan.",
 )
-@click.option(
-    "--sequence-map",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="TOML or JSON file that corrects the sequences of DICOM series and of files.",
-)
+@dicom_sequence_map_option
 @click.option(
     "--dicom-seg/--no-dicom-seg",
     default=True,
-    show_default=True,
     help="Write a DICOM-SEG object for each mask of a DICOM series.",
 )
 @click.option(
@@ -137,7 +132,6 @@ if TYPE_CHECKING:
     "--progress",
     type=click.Choice(["auto", "json", "none"]),
     default="auto",
-    show_default=True,
     help="auto: a bar with the time left, on a terminal; json: each line of standard error is one"
     " JSON object, for programs.",
 )
@@ -174,10 +168,6 @@ def predict(
         [options["sequence"], *others] = parse_sequence_list(options["sequence"])
         if others:
             raise click.UsageError("--sequence takes one sequence; --sequences takes several")
-    if options["sequences"] is not None:
-        options["sequences"] = parse_sequence_list(options["sequences"])
-    if options["sequence_map"] is not None:
-        options["sequence_map"] = load_table(options["sequence_map"])
     options = for_cluster(cluster, options)
     with (
         _output_folder(options) as options["output_dir"],
@@ -315,8 +305,6 @@ def _estimate(result: SeriesResult) -> str:
 
 
 def _duration(seconds: float) -> str:
-    from sslmedsam2.execution.units import duration
-
     return f"{seconds:.0f} s" if seconds < 90 else duration(seconds)
 
 

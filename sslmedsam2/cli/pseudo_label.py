@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,8 +12,11 @@ from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import (
     device_option,
     label_option,
+    path_option,
+    resume_option,
     sam2_option,
     sequence_map_option,
+    sequences_option,
 )
 
 if TYPE_CHECKING:
@@ -25,49 +27,42 @@ _LOG = logging.getLogger(__name__)
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option(
+@path_option(
     "--support",
     "support_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Labelled scans: case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz.",
 )
-@click.option(
+@path_option(
     "--query",
     "query_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Scans to label, in any layout that predict reads.",
 )
-@click.option(
+@path_option(
     "--output",
     "output_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Folder for masks, maps, records and previews; not inside the query folder.",
 )
 @label_option
 @sequence_map_option
 @sam2_option
-@click.option("--sequences", help="Sequences of the queries.  [default: all]")
+@sequences_option(help="Sequences of the queries.  [default: all]")
 @click.option(
     "--strategy",
     type=click.Choice(["retrieval", "random-insertion"]),
     default="retrieval",
-    show_default=True,
     help="retrieval: this project's method; random-insertion: the published one, far slower.",
 )
 @click.option(
     "--harmonise/--no-harmonise",
     default=True,
-    show_default=True,
     help="Match contrasts where support and query differ.",
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of random-insertion."
-)
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of random-insertion.")
 @device_option
-@click.option("--resume", is_flag=True, help="Keep complete results of an earlier run.")
+@resume_option
 @click.option("--shard", help="Label one part of the queries: 2/8 is the second of eight.")
 @cluster_option
 def pseudo_label(
@@ -75,7 +70,6 @@ def pseudo_label(
     strategy: str,
     harmonise: bool,
     seed: int,
-    sequences: str | None,
     shard: str | None,
     cluster: str,
     **options: Any,
@@ -84,7 +78,6 @@ def pseudo_label(
 
     Each pseudo label gets an estimated Dice and a verdict: accept, doubtful or reject.
     """
-    from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.contract.outputs import parse_shard
     from sslmedsam2.fewshot.strategy import FewShotSettings
     from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions
@@ -92,7 +85,6 @@ def pseudo_label(
 
     chosen = PseudoLabelOptions(
         **for_cluster(cluster, options),
-        sequences=None if sequences is None else parse_sequence_list(sequences),
         shard=None if shard is None else parse_shard(shard),
         settings=FewShotSettings(
             strategy="retrieval" if strategy == "retrieval" else "random-insertion",

@@ -1,4 +1,4 @@
-"""The command ``retrain``."""
+"""The commands ``retrain``, ``refine`` (its stages, one at a time) and ``plan-cluster``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from sslmedsam2.cli.shared_options import (
     contrast_option,
     deterministic_option,
     device_option,
+    folder_option,
     gpus_option,
     label_option,
     licence_option,
     name_option,
+    path_option,
+    present_file_option,
     preset_option,
     sam2_option,
     sequence_map_option,
+    sequences_option,
     training_data_option,
+    work_dir_option,
 )
+from sslmedsam2.errors import ExitCode, UsageError
+from sslmedsam2.execution.interrupt import stop_on_signals
+from sslmedsam2.execution.units import ThisProcess
 
 if TYPE_CHECKING:
     from sslmedsam2.execution.units import Executor
@@ -34,62 +42,50 @@ _ONLINE_LENGTH = 2
 """Of an online training, against that of a round."""
 
 _OPTIONS = (
-    click.option(
+    path_option(
         "--labelled",
         "labelled_dir",
-        type=click.Path(path_type=Path),
         required=True,
         help="Labelled scans: case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz.",
     ),
-    click.option(
+    path_option(
         "--unlabelled",
         "unlabelled_dir",
-        type=click.Path(path_type=Path),
         required=True,
         help="Scans without masks, in any layout that predict reads.",
     ),
-    click.option(
-        "--work-dir",
-        type=click.Path(file_okay=False, path_type=Path),
-        required=True,
-        help="Folder for all intermediate files; the same command continues after a stop.",
-    ),
+    work_dir_option,
     label_option,
     sequence_map_option,
     sam2_option,
-    click.option("--sequences", help="Train on these only, for example T1.  [default: all]"),
+    sequences_option(help="Train on these only, for example T1.  [default: all]"),
     click.option(
         "--method",
         type=click.Choice(["rounds", "online"]),
         default="rounds",
-        show_default=True,
         help="Rounds of training and relabelling, or one training that relabels on the way.",
     ),
     click.option(
         "--rounds",
         default="auto",
-        show_default=True,
         help="A number, or auto: until the pseudo labels hardly change.",
     ),
     click.option(
         "--max-rounds",
         type=click.IntRange(1),
         default=5,
-        show_default=True,
         help="Largest number of rounds of auto.",
     ),
     click.option(
         "--settled-at",
         type=click.FloatRange(0, 1),
         default=0.97,
-        show_default=True,
         help="Rounds end when the pseudo labels of two rounds have this mean Dice.",
     ),
     click.option(
         "--folds",
         type=click.IntRange(2),
         default=3,
-        show_default=True,
         help="Networks in each round; each relabels the patients it was not trained on.",
     ),
     preset_option,
@@ -103,52 +99,45 @@ _OPTIONS = (
         type=click.IntRange(1),
         help="[default: compact 50, others 250]",
     ),
-    click.option(
+    present_file_option(
         "--start",
-        type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="Initial checkpoint; it must not have been trained on these patients.",
     ),
     click.option(
         "--warm-start/--from-scratch",
         default=True,
-        show_default=True,
         help="Start each later round from the networks of the round before.",
     ),
     click.option(
         "--reference-masks-first/--pseudo-labels-first",
         default=False,
-        show_default=True,
         help="Train round 1 on reference masks alone, then relabel with both branches.",
     ),
     click.option(
         "--reference-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,
-        show_default=True,
         help="Share of training patches with reference masks.",
     ),
     click.option(
         "--ignore-above",
         type=click.FloatRange(0, 1),
         default=0.95,
-        show_default=True,
         help="Uncertainty in bits above which a voxel of a pseudo label is ignored.",
     ),
     click.option(
         "--agreement-needed",
         type=click.FloatRange(0, 1),
         default=0.85,
-        show_default=True,
         help="Dice between networks from which a doubtful pseudo label is used.",
     ),
     click.option(
         "--final",
         type=click.Choice(["ensemble", "best-fold", "average"]),
         default="ensemble",
-        show_default=True,
         help="What is frozen of the best round: all folds, the best one, or their mean weights.",
     ),
-    click.option("--seed", type=click.IntRange(0), default=20260, show_default=True),
+    click.option("--seed", type=click.IntRange(0), default=20260),
     name_option,
     training_data_option,
     licence_option,
@@ -156,6 +145,19 @@ _OPTIONS = (
     deterministic_option,
     device_option,
     gpus_option,
+)
+
+
+_force_option = click.option(
+    "--force",
+    is_flag=True,
+    help="Freeze even a network that is worse than the few-shot branch it learned from.",
+)
+_planned_dir_option = click.option(
+    "--work-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Work directory made by refine plan.",
 )
 
 
@@ -177,7 +179,6 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     UsageError
         A value cannot be used, or the device is not there.
     """
-    from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.plans import PRESETS, default_preset, default_schedule
     from sslmedsam2.retrain.options import RetrainOptions
@@ -193,11 +194,9 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     given["epochs"] = given["epochs"] or length * schedule.round_epochs
     given["iterations_per_epoch"] = given["iterations_per_epoch"] or schedule.iterations_per_epoch
     most, settled_at = given.pop("max_rounds"), given.pop("settled_at")
-    sequences = given.pop("sequences")
     return RetrainOptions(
         **given,
         preset=preset,
-        sequences=None if sequences is None else parse_sequence_list(sequences),
         rule=StoppingRule(
             most_rounds=most if rounds is None else rounds,
             settled_at=settled_at,
@@ -207,8 +206,6 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
 
 
 def _rounds(text: str, *, method: str) -> int | None:
-    from sslmedsam2.errors import UsageError
-
     if method == "online":
         if text in ("auto", "1"):
             return 1
@@ -230,17 +227,12 @@ def _rounds(text: str, *, method: str) -> int | None:
 
 @click.command(cls=ConfiguredCommand)
 @retrain_options
-@click.option(
+@folder_option(
     "--weights-out",
     "weights_dir",
-    type=click.Path(file_okay=False, path_type=Path),
     help="Freeze the best round into this folder, for predict --model.",
 )
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Freeze even a network that is worse than the few-shot branch it learned from.",
-)
+@_force_option
 @click.option(
     "--resume",
     is_flag=True,
@@ -286,3 +278,141 @@ def tell(summary: RetrainSummary) -> None:
         click.echo(f"warning: {summary.warning}{then}")
     if summary.model is not None:
         click.echo(f"frozen as {summary.model.name}, folds {', '.join(summary.model.folds)}")
+
+
+@click.group()
+def refine() -> None:
+    """Run the stages of retrain one at a time on one work directory.
+
+    plan once, then train and relabel for each round, freeze at the end.
+    """
+
+
+@refine.command(cls=ConfiguredCommand)
+@retrain_options
+def plan(**given: Any) -> int:
+    """Index the data, make and select pseudo labels, plan the network."""
+    from sslmedsam2.retrain.pipeline import plan as run
+
+    options = as_options(ThisProcess(), **given)
+    with stop_on_signals() as stop:
+        labels = run(options, stop)
+    if labels is None:
+        return ExitCode.INTERRUPTED
+    words = [label.candidate.verdict or "failed" for label in labels]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+    click.echo(f"planned in {options.work_dir}: {counts}; next: refine train")
+    return ExitCode.OK
+
+
+@refine.command(cls=ConfiguredCommand)
+@_planned_dir_option
+@click.option(
+    "--fold",
+    "folds",
+    type=click.IntRange(0),
+    multiple=True,
+    help="Train this fold only; may be repeated.  [default: all]",
+)
+def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
+    """Train the folds of the next round, or continue them."""
+    from sslmedsam2.retrain.pipeline import begin_round
+    from sslmedsam2.retrain.state import WorkDir, options_of
+    from sslmedsam2.retrain.train_round import train_round
+
+    options = options_of(WorkDir(work_dir))
+    if any(fold >= options.folds for fold in folds):
+        raise UsageError(
+            f"--fold {max(folds)}",
+            reason=f"the work directory has folds 0 to {options.folds - 1}",
+            remedy="Choose one of these",
+        )
+    round_dir = begin_round(options).round_dir
+    with stop_on_signals() as stop:
+        train_round(round_dir, options, stop=stop, folds=folds or None)
+    if stop:
+        click.echo("stopped; run the same command again to go on")
+        return ExitCode.INTERRUPTED
+    click.echo(f"round {round_dir.number}: trained; next: refine relabel")
+    return ExitCode.OK
+
+
+@refine.command(cls=ConfiguredCommand)
+@_planned_dir_option
+def relabel(*, work_dir: Path) -> int:
+    """Score the folds, relabel the unlabelled scans, decide whether another round is needed."""
+    from sslmedsam2.retrain.index import read_index
+    from sslmedsam2.retrain.pipeline import begin_round, failures_so_far, finish_round
+    from sslmedsam2.retrain.state import WorkDir, options_of
+
+    options = options_of(WorkDir(work_dir))
+    with stop_on_signals() as stop:
+        decision = finish_round(begin_round(options), options, stop)
+    if decision is None:
+        return ExitCode.INTERRUPTED
+    then = "refine freeze" if decision.stop else "refine train"
+    click.echo(f"{decision.reason}; best round {decision.best_round}; next: {then}")
+    work = WorkDir(work_dir)
+    failures = failures_so_far(work, read_index(work))
+    if failures:
+        click.echo(f"{len(failures)} failure(s), the first: {failures[0]}")
+    return ExitCode.SOME_CASES_FAILED if failures else ExitCode.OK
+
+
+@refine.command(cls=ConfiguredCommand)
+@_planned_dir_option
+@folder_option(
+    "--weights-out",
+    "weights_dir",
+    required=True,
+    help="Folder for the frozen model, for predict --model.",
+)
+@_force_option
+def freeze(*, work_dir: Path, weights_dir: Path, force: bool) -> None:
+    """Freeze the best round so far."""
+    from dataclasses import replace
+
+    from sslmedsam2.retrain.pipeline import freeze as run
+    from sslmedsam2.retrain.state import WorkDir, options_of
+
+    options = options_of(WorkDir(work_dir))
+    model = run(replace(options, weights_dir=weights_dir, force=force))
+    click.echo(f"frozen as {model.name}, folds {', '.join(model.folds)}, in {weights_dir}")
+
+
+@click.command(cls=ConfiguredCommand)
+@click.option("--labelled", required=True, help="Folder of labelled scans, or their number.")
+@click.option("--unlabelled", required=True, help="Folder of unlabelled scans, or their number.")
+@click.option("--folds", type=click.IntRange(2), default=3)
+@click.option("--epochs", type=click.IntRange(1), default=30)
+@click.option("--iterations-per-epoch", type=click.IntRange(1), default=50)
+@click.option("--rounds", type=click.IntRange(1), default=3)
+@click.option(
+    "--speedup",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    help="Speed of a worker, compared with two CPU cores without a GPU.",
+)
+@present_file_option(
+    "--costs",
+    help="JSON file with costs measured on your own machine.",
+)
+def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given: Any) -> None:
+    """Estimate time, memory and disk of retrain on 1, 8 and 64 workers."""
+    from sslmedsam2.retrain import plan_cluster as planning
+
+    n_labelled, n_unlabelled = planning.count_volumes(labelled, unlabelled)
+    measured = planning.UnitCosts() if costs is None else planning.read_costs(costs)
+    options = planning.PlanOptions(n_labelled, n_unlabelled, **given, costs=measured)
+    plan = planning.plan_cluster(options)
+    click.echo(f"an estimate, from measured costs: {n_labelled} labelled, {n_unlabelled} not")
+    for stage, times in planning.stages_once(plan.stages):
+        often = f" x {times} rounds" if times > 1 else ""
+        click.echo(f"  {stage.name}: {stage.units} x {stage.unit_s:.1f} s{often}")
+    click.echo(f"{plan.worker_hours:.1f} worker hours in all; a worker is a GPU where there is one")
+    for workers in (1, 8, 64):
+        click.echo(f"  {workers:2d} workers: {plan.wall_hours(workers):.1f} h")
+    click.echo(
+        f"memory of a worker, without training: {plan.memory_mb / 1000:.1f} GB; "
+        f"shared disk: {plan.disk_gb:.0f} GB"
+    )

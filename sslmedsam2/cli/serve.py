@@ -7,7 +7,13 @@ from pathlib import Path
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, mode_option, model_option, slug_option
+from sslmedsam2.cli.shared_options import (
+    device_option,
+    folder_option,
+    mode_option,
+    model_option,
+    slug_option,
+)
 from sslmedsam2.errors import missing_packages
 
 GRAND_CHALLENGE_PORT = 4743
@@ -17,33 +23,27 @@ GRAND_CHALLENGE_PORT = 4743
 @click.option(
     "--host",
     default="127.0.0.1",
-    show_default=True,
     help="Address to listen on; 0.0.0.0 for all addresses of a container. There is no login.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=GRAND_CHALLENGE_PORT,
-    show_default=True,
     help="Port to listen on; the default is that of grand-challenge.org.",
 )
 @model_option
 @device_option
 @mode_option
-@click.option(
+@folder_option(
     "--input",
     "input_dir",
-    type=click.Path(file_okay=False, path_type=Path),
     default=Path("/input"),
-    show_default=True,
     help="POST /invoke reads images from FOLDER/images/<slug>/.",
 )
-@click.option(
+@folder_option(
     "--output",
     "output_dir",
-    type=click.Path(file_okay=False, path_type=Path),
     default=Path("/output"),
-    show_default=True,
     help="POST /invoke writes masks to FOLDER/images/<output slug>/.",
 )
 @slug_option
@@ -51,7 +51,6 @@ GRAND_CHALLENGE_PORT = 4743
     "--max-upload-mb",
     type=click.IntRange(1),
     default=512,
-    show_default=True,
     help="Largest upload of POST /segment.",
 )
 def serve(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from sslmedsam2.cli.config import load_table
+
+path_option = partial(click.option, type=click.Path(path_type=Path))
+folder_option = partial(click.option, type=click.Path(file_okay=False, path_type=Path))
+present_file_option = partial(
+    click.option, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
 
 
 class _Device(click.ParamType):
@@ -29,23 +36,6 @@ def _one_folder(_ctx: click.Context, _param: click.Parameter, name: str) -> str:
     return name
 
 
-DEVICE = _Device()
-device_option = click.option(
-    "--device",
-    type=DEVICE,
-    default="auto",
-    show_default=True,
-    help="auto: the first GPU if it works, else the CPU.",
-)
-
-preset_option = click.option(
-    "--preset",
-    type=click.Choice(["compact", "resenc-m", "resenc-l"]),
-    help="Network: compact for a CPU, resenc-m for a GPU with 12 GB, resenc-l for 24 GB.  "
-    "[default: compact on a CPU, resenc-m on a GPU]",
-)
-
-
 def _prepare_cublas(_ctx: click.Context, _param: click.Parameter, wanted: bool) -> bool:
     if wanted:
         # cuBLAS looks at it when it is first used in a process, which may be before the training.
@@ -53,6 +43,28 @@ def _prepare_cublas(_ctx: click.Context, _param: click.Parameter, wanted: bool) 
     return wanted
 
 
+def _sequence_map(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Any:
+    from sslmedsam2.contract.sequence_map import parse_sequence_map
+
+    return parse_sequence_map({} if path is None else load_table(path))
+
+
+def _sequences(_ctx: click.Context, _param: click.Parameter, text: str | None) -> Any:
+    from sslmedsam2.contract.names import parse_sequence_list
+
+    return None if text is None else parse_sequence_list(text)
+
+
+DEVICE = _Device()
+device_option = click.option(
+    "--device", type=DEVICE, default="auto", help="auto: the first GPU if it works, else the CPU."
+)
+preset_option = click.option(
+    "--preset",
+    type=click.Choice(["compact", "resenc-m", "resenc-l"]),
+    help="Network: compact for a CPU, resenc-m for a GPU with 12 GB, resenc-l for 24 GB.  "
+    "[default: compact on a CPU, resenc-m on a GPU]",
+)
 deterministic_option = click.option(
     "--deterministic",
     is_flag=True,
@@ -63,14 +75,12 @@ gpus_option = click.option(
     "--gpus",
     type=click.IntRange(1),
     default=1,
-    show_default=True,
     help="Number of GPUs of this machine for each training.",
 )
 contrast_option = click.option(
     "--contrast-probability",
     type=click.FloatRange(0, 1),
     default=0.7,
-    show_default=True,
     help="Share of training patches with random contrast: high for a model that serves sequences "
     "without labels, low for one that serves labelled sequences only.",
 )
@@ -79,53 +89,59 @@ label_option = click.option(
     type=click.IntRange(1, 65535),
     help="Value of the liver in masks that hold several.  [default: the only value above 0]",
 )
-
-
-def _sequence_map(_ctx: click.Context, _param: click.Parameter, path: Path | None) -> Any:
-    from sslmedsam2.contract.sequence_map import parse_sequence_map
-
-    return parse_sequence_map({} if path is None else load_table(path))
-
-
-sequence_map_option = click.option(
+sequences_option = partial(click.option, "--sequences", callback=_sequences)
+sequence_map_option = present_file_option(
     "--sequence-map",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     callback=_sequence_map,
     help="TOML or JSON file that says which sequence a file, a part of a name or a folder is.",
+)
+dicom_sequence_map_option = present_file_option(
+    "--sequence-map",
+    callback=_sequence_map,
+    help="TOML or JSON file that corrects the sequences of DICOM series and of files.",
 )
 mode_option = click.option(
     "--mode",
     type=click.Choice(["exact", "fast"]),
     default="exact",
-    show_default=True,
     help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
 )
-model_option = click.option(
+model_option = path_option(
     "--model",
     "model_dir",
-    type=click.Path(path_type=Path),
-    help="nnU-Net model folder.  [default: /opt/ml/model, then the included one]",
+    help="Model folder, or folder of models with manifest.json.  [default: /opt/ml/model, then the"
+    " included ones]",
 )
 slug_option = click.option(
     "--output-slug",
     "slug",
     callback=_one_folder,
     default="liver-segmentation",
-    show_default=True,
     help="Name of the output on grand-challenge.org: masks go to images/<slug>/.",
 )
 sam2_option = click.option(
     "--sam2",
     default="compact",
-    show_default=True,
     help="compact (included), sam2.1-hiera-tiny or medsam2 (after weights fetch), or a path.",
 )
-name_option = click.option(
-    "--name", default="liver", show_default=True, help="Name of the frozen model."
+resume_option = click.option(
+    "--resume", is_flag=True, help="Keep complete results of an earlier run."
 )
+work_dir_option = folder_option(
+    "--work-dir",
+    required=True,
+    help="Folder for all intermediate files; the same command continues after a stop.",
+)
+name_option = click.option("--name", default="liver", help="Name of the frozen model.")
 training_data_option = click.option(
-    "--training-data", default="not stated", help="For the manifest: source of the training data."
+    "--training-data",
+    default="not stated",
+    show_default=False,
+    help="For the manifest: source of the training data.",
 )
 licence_option = click.option(
-    "--licence", default="not stated", help="For the manifest: licence of the weights."
+    "--licence",
+    default="not stated",
+    show_default=False,
+    help="For the manifest: licence of the weights.",
 )

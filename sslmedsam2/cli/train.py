@@ -1,8 +1,7 @@
-"""The command ``train``."""
+"""The commands ``train`` and ``pretrain-sam2``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,28 +11,30 @@ from sslmedsam2.cli.shared_options import (
     DEVICE,
     contrast_option,
     deterministic_option,
+    device_option,
     gpus_option,
     label_option,
     licence_option,
     name_option,
+    path_option,
+    present_file_option,
     preset_option,
     sequence_map_option,
     training_data_option,
+    work_dir_option,
 )
 
 
 @click.command(cls=ConfiguredCommand)
-@click.option(
+@path_option(
     "--data",
     "data_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Case folders with <SEQ>.nii.gz, mask_<SEQ>.nii.gz and optional organs_<SEQ>.nii.gz.",
 )
-@click.option(
+@path_option(
     "--also",
     "also_dirs",
-    type=click.Path(path_type=Path),
     multiple=True,
     help="More labelled data of the same layout: trained on in every fold, never scored.",
 )
@@ -41,20 +42,13 @@ from sslmedsam2.cli.shared_options import (
     "--share",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.75,
-    show_default=True,
     help="Share of patches from --data if --also is given.",
 )
-@click.option(
-    "--work-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    required=True,
-    help="Folder for all intermediate files; the same command continues after a stop.",
-)
+@work_dir_option
 @click.option(
     "--folds",
     type=click.IntRange(0),
     default=2,
-    show_default=True,
     help="Cross-validation folds before the final network: 0 (none), or 2 and more.",
 )
 @label_option
@@ -76,26 +70,22 @@ from sslmedsam2.cli.shared_options import (
     "--learning-rate",
     type=click.FloatRange(0, 0.1, min_open=True),
     default=1e-3,
-    show_default=True,
     help="At the start; it falls to zero. Lower it, to 5e-4 or so, to go on from a warm start.",
 )
 @deterministic_option
 @gpus_option
-@click.option("--device", type=DEVICE, default="cpu", show_default=True)
-@click.option(
+@click.option("--device", type=DEVICE, default="cpu")
+@present_file_option(
     "--start",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Initial checkpoint of every fold; it must not have been trained on these cases.",
 )
-@click.option(
+@present_file_option(
     "--warm-start",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Initial checkpoint of the final network.  [default: that of the first fold]",
 )
-@click.option(
+@path_option(
     "--weights-out",
     "weights_dir",
-    type=click.Path(path_type=Path),
     help="Freeze the final network into this folder, for predict --model.",
 )
 @name_option
@@ -130,3 +120,40 @@ def train(**options: Any) -> int:
         mean = sum(score.dice for score in scores) / len(scores)
         click.echo(f"mean Dice of {len(scores)} images by cross-validation: {mean:.4f}")
     return 0
+
+
+@click.command(cls=ConfiguredCommand)
+@work_dir_option
+@path_option(
+    "--output",
+    "output_path",
+    required=True,
+    help="File for the finished network, *.safetensors, for pseudo-label --sam2.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1),
+    default=3800,
+    help="Number of optimiser steps.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(64),
+    default=128,
+    help="Side of the slices, in pixels; a multiple of 32.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    help="Number of processes for each step; the number of CPU cores is fastest.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0)
+@device_option
+def pretrain_sam2(**options: Any) -> None:
+    """Train the compact SAM2 from scratch, on synthetic volumes only."""
+    from sslmedsam2.train.pretrain_sam2 import PretrainOptions
+    from sslmedsam2.train.pretrain_sam2 import pretrain_sam2 as run
+
+    path = run(PretrainOptions(**options))
+    click.echo(f"wrote {path}; use it with pseudo-label --sam2 {path}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option
+from sslmedsam2.cli.shared_options import device_option, model_option, path_option
 from sslmedsam2.weights.catalogue import FETCHED_DIR, OFFICIAL
 
 if TYPE_CHECKING:
@@ -19,14 +19,6 @@ if TYPE_CHECKING:
     from sslmedsam2.weights.catalogue import CatalogueEntry
     from sslmedsam2.weights.locate import ModelLocation
 
-_MODEL_OPTION = click.option(
-    "--model",
-    "model_dir",
-    type=click.Path(path_type=Path),
-    help="Model folder, or folder of models with manifest.json.  [default: /opt/ml/model, then the"
-    " included ones]",
-)
-
 
 @click.group()
 def weights() -> None:
@@ -34,7 +26,7 @@ def weights() -> None:
 
 
 @weights.command("list", cls=ConfiguredCommand)
-@_MODEL_OPTION
+@model_option
 @click.option("--json", "as_json", is_flag=True, help="Print all details as JSON.")
 def list_models(model_dir: Path | None, as_json: bool) -> None:
     """List the models that predict would use."""
@@ -48,7 +40,7 @@ def list_models(model_dir: Path | None, as_json: bool) -> None:
 
 
 @weights.command("verify", cls=ConfiguredCommand)
-@_MODEL_OPTION
+@model_option
 def verify_models(model_dir: Path | None) -> None:
     """Compare every file with the manifest; exit code 4 if one differs."""
     from sslmedsam2.errors import ModelError
@@ -69,17 +61,15 @@ def verify_models(model_dir: Path | None) -> None:
 
 
 @weights.command("calibrate", cls=ConfiguredCommand)
-@click.option(
+@path_option(
     "--model",
     "model_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Model folder, or folder of one model with manifest.json.",
 )
-@click.option(
+@path_option(
     "--labelled",
     "labelled_dir",
-    type=click.Path(path_type=Path),
     required=True,
     help="Folder of scans with reference masks, of patients that the model was not trained on.",
 )
@@ -101,11 +91,11 @@ def calibrate(model_dir: Path, labelled_dir: Path, device: str) -> None:
 
 @weights.command("fetch", cls=ConfiguredCommand)
 @click.argument("name", type=click.Choice(list(OFFICIAL)))
-@click.option(
+@path_option(
     "--to",
     "to_dir",
-    type=click.Path(path_type=Path),
     default=FETCHED_DIR,
+    show_default=False,
     help="Folder to write to.  [default: weights/sam2 in a clone, else ~/.local/share/sslmedsam2]",
 )
 @click.option(

@@ -166,32 +166,37 @@ def certainty_of(
     ``spacing_mm`` is that of the margin's axes.
     """
     foreground = margin > 0
-    probability = _expit(margin)
-    inside = probability[foreground]
-    n = int(np.count_nonzero(mask_zyx))
-    if not inside.size or not n:
+    n_foreground, n_mask = int(np.count_nonzero(foreground)), int(np.count_nonzero(mask_zyx))
+    if not n_foreground or not n_mask:
         return None
-    positive = float(inside.sum())
+    probability = _expit(margin)
+    positive = float(probability[foreground].sum())
     largest = keep_largest(foreground.view(np.uint8))
     faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
     evidence = Evidence(
-        promised_dice=_promised_dice(probability, margin),
-        kept_share=int(np.count_nonzero(largest)) / inside.size,
-        side_share=sum(int(np.count_nonzero(face)) for face in faces) / n,
+        promised_dice=_promised(probability, margin, positive, n_foreground),
+        kept_share=int(np.count_nonzero(largest)) / n_foreground,
+        side_share=sum(int(np.count_nonzero(face)) for face in faces) / n_mask,
     )
     doubtful = _most_doubtful(probability, largest, spacing_mm=spacing_mm)
-    return Certainty(evidence, positive / inside.size, doubtful)
+    return Certainty(evidence, positive / n_foreground, doubtful)
 
 
 def promised_dice(margin: npt.NDArray[np.float32]) -> float:
     """Return `Evidence.promised_dice`; 0 if the margin is positive nowhere."""
-    return _promised_dice(_expit(margin), margin)
-
-
-def _promised_dice(probability: npt.NDArray[np.float32], margin: npt.NDArray[np.float32]) -> float:
+    probability = _expit(margin)
     inside = probability[margin > 0]
+    return _promised(probability, margin, float(inside.sum()), inside.size) if inside.size else 0.0
+
+
+def _promised(
+    probability: npt.NDArray[np.float32],
+    margin: npt.NDArray[np.float32],
+    positive: float,
+    n_foreground: int,
+) -> float:
     near = float(probability[margin > _FAR_BACKGROUND].sum())
-    return 2 * float(inside.sum()) / (near + inside.size) if inside.size else 0.0
+    return 2 * positive / (near + n_foreground)
 
 
 def _most_doubtful(

@@ -30,16 +30,14 @@ _AIR: Final = 0.08
 """Share of the range below which a voxel is rather air than tissue, and stays dark."""
 
 
-def is_unsure(margin: npt.NDArray[np.float32], *, sure_from: float) -> bool:
-    """Tell whether a margin on the model's grid promises a lower Dice, or no liver at all."""
-    return sure_from > 0 and promised_dice(margin) < sure_from
-
-
 def average(
-    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], *, promised: float
 ) -> npt.NDArray[np.float32]:
-    """Return the mean of the margins of both views; the first where the other promises little."""
-    if promised_dice(other) < promised_dice(one) - _PROMISES_LESS:
+    """Return the mean of the margins of both views; the first where the other promises little.
+
+    ``promised`` is the `promised_dice` of the first.
+    """
+    if promised_dice(other) < promised - _PROMISES_LESS:
         return one
     return np.float32(0.5) * (one + other)
 

@@ -20,6 +20,7 @@ from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
     certainty_of,
+    promised_dice,
     read_calibration,
 )
 from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
@@ -33,7 +34,7 @@ from sslmedsam2.inference.preprocessing import (
     prepare,
     probability_from_margin,
 )
-from sslmedsam2.inference.second_view import average, inverted, is_unsure
+from sslmedsam2.inference.second_view import average, inverted
 from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class CanonicalSegmenter:
         self._mirror_axes = checkpoints[0].mirror_axes if options.mirror else ()
         self._notes: list[str] = []
         self._calibration = read_calibration(spec)
-        self._sure_from = self._second_view_below(options.sure_from)
+        self._sure_from = self._resolve_sure_from(options.sure_from)
         try:
             self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
         # What plans can do by themselves; a RuntimeError may be the GPU's.
@@ -273,7 +274,7 @@ class CanonicalSegmenter:
             seconds=seconds,
         )
 
-    def _second_view_below(self, asked: float | None) -> float:
+    def _resolve_sure_from(self, asked: float | None) -> float:
         """Return the promised Dice below which scans get a second view."""
         spec = self._spec
         if spec.normalization != "ZScoreNormalization" or spec.use_mask_for_norm:
@@ -304,8 +305,9 @@ class CanonicalSegmenter:
         with _timed(seconds, "network"):
             patchable = on_model_grid(prepared, device=device)
             margin = self._margin(patchable)
-            if is_unsure(margin, sure_from=self._sure_from):
-                margin = average(margin, self._margin(inverted(patchable)))
+            promised = promised_dice(margin) if self._sure_from > 0 else 1.0
+            if promised < self._sure_from:
+                margin = average(margin, self._margin(inverted(patchable)), promised=promised)
                 self._notes.append(_SECOND_VIEW_NOTE)
         without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
-from sslmedsam2.contract.sequence_map import SequenceMap, parse_sequence_map
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.studies import Discovery, find_studies
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files, require_dicom
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
@@ -31,6 +30,7 @@ logger = logging.getLogger(__name__)
 DICOM_SCHEME = "dicom:"
 """Begins the input name of a DICOM series; the rest is its neutral name."""
 
+NO_MAP = SequenceMap()
 _NOTHING = Discovery(studies=(), problems=(), layout="empty", notes=())
 
 
@@ -81,7 +81,7 @@ def find_inputs(
     *,
     only: Sequence[Path] = (),
     sequences: tuple[str, ...] | None,
-    sequence_map: Mapping[str, Any] | None = None,
+    sequence_map: SequenceMap = NO_MAP,
 ) -> Inputs:
     """List everything below a path that may be segmented; ``only`` these parts of it, if any.
 
@@ -90,13 +90,11 @@ def find_inputs(
     NoInputError
         As :func:`find_studies`.
     UsageError
-        The sequence map holds something else than sequences; or there is nothing but DICOM and
-        the packages that read it are not installed.
+        There is nothing but DICOM, and the packages that read it are not installed.
     """
-    mapping = parse_sequence_map(sequence_map or {})
-    found = _find(input_path, only, sequences=sequences, mapping=mapping)
+    found = _find(input_path, only, sequences=sequences, sequence_map=sequence_map)
     used = found.dicom.used_keys if found.dicom else None
-    mapping.warn_of_unused(*(only or (input_path,)), used=used)
+    sequence_map.warn_of_unused(*(only or (input_path,)), used=used)
     return found
 
 
@@ -128,11 +126,13 @@ def _find(
     only: Sequence[Path],
     *,
     sequences: tuple[str, ...] | None,
-    mapping: SequenceMap,
+    sequence_map: SequenceMap,
 ) -> Inputs:
     files = find_dicom_files(input_path, only)
     if not files.files:
-        studies = find_studies(input_path, only=only, sequences=sequences, sequence_map=mapping)
+        studies = find_studies(
+            input_path, only=only, sequences=sequences, sequence_map=sequence_map
+        )
         impostors = tuple(
             LeftOut(path, "it is named like DICOM and does not begin so")
             for path in files.impostors
@@ -143,10 +143,10 @@ def _find(
         return Inputs(studies, None)
     studies = _NOTHING
     if input_path.is_dir():
-        found = find_studies(input_path, only=only, sequences=sequences, sequence_map=mapping)
+        found = find_studies(input_path, only=only, sequences=sequences, sequence_map=sequence_map)
         studies = _beside(files, found)
     try:
-        return Inputs(studies, _discover(files, sequences, mapping))
+        return Inputs(studies, _discover(files, sequences, sequence_map))
     except UsageError as error:
         if not studies.studies:
             raise
@@ -158,7 +158,7 @@ def list_dicom(
     input_path: Path,
     *,
     sequences: tuple[str, ...] | None,
-    sequence_map: Mapping[str, Any] | None = None,
+    sequence_map: SequenceMap = NO_MAP,
 ) -> DicomDiscovery:
     """Decide what each DICOM series below a path is, as `find_inputs` does.
 
@@ -167,10 +167,8 @@ def list_dicom(
     NoInputError
         There is no such path, or no DICOM file there.
     UsageError
-        The sequence map holds something else than sequences; or the packages that read DICOM are
-        not installed.
+        The packages that read DICOM are not installed.
     """
-    mapping = parse_sequence_map(sequence_map or {})
     if not input_path.exists():
         raise NoInputError(
             input_path,
@@ -178,7 +176,7 @@ def list_dicom(
             remedy="Give a folder of DICOM files",
         )
     with open_archives(input_path) as opened:
-        found = _list_dicom(opened.path, sequences, mapping)
+        found = _list_dicom(opened.path, sequences, sequence_map)
         identities = {
             key: replace(one, place=opened.shown(one.place))
             for key, one in found.identities.items()
@@ -188,7 +186,7 @@ def list_dicom(
 
 
 def _list_dicom(
-    input_path: Path, sequences: tuple[str, ...] | None, mapping: SequenceMap
+    input_path: Path, sequences: tuple[str, ...] | None, sequence_map: SequenceMap
 ) -> DicomDiscovery:
     files = find_dicom_files(input_path)
     if not files.files:
@@ -198,18 +196,18 @@ def _list_dicom(
             reason=f"there is no DICOM file{named}",
             remedy="Give a folder of DICOM files; their names do not matter",
         )
-    found = _discover(files, sequences, mapping)
-    mapping.warn_of_unused(input_path, used=found.used_keys)
+    found = _discover(files, sequences, sequence_map)
+    sequence_map.warn_of_unused(input_path, used=found.used_keys)
     return found
 
 
 def _discover(
-    files: DicomFiles, sequences: tuple[str, ...] | None, mapping: SequenceMap
+    files: DicomFiles, sequences: tuple[str, ...] | None, sequence_map: SequenceMap
 ) -> DicomDiscovery:
     require_dicom()
     from sslmedsam2.dicom.discovery import discover
 
-    return discover(files, sequences=sequences or PREDICTED_SEQUENCES, sequence_map=mapping)
+    return discover(files, sequences=sequences or PREDICTED_SEQUENCES, sequence_map=sequence_map)
 
 
 def dicom_input_name(case: str, series: str) -> str:

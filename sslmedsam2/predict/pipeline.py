@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.names import split_volume_name
@@ -33,6 +33,7 @@ from sslmedsam2.contract.outputs import (
     socket_path,
     write_bids_description,
 )
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.dicom.files import SEG_FOLDER, seg_path
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.errors import (
@@ -54,6 +55,7 @@ from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
 from sslmedsam2.predict.inputs import (
+    NO_MAP,
     Inputs,
     dicom_input_name,
     dicom_series,
@@ -148,11 +150,11 @@ class PredictOptions:
     mode: Mode = "exact"
     mirror: bool = True
     second_view: bool = True
-    on_failure: FailurePolicy = "fallback"
+    on_failure: FailurePolicy = "auto"
     resume: bool = False
     previews: bool = True
     mask_dtype: MaskDtype = "uint8"
-    sequence_map: Mapping[str, Any] | None = None
+    sequence_map: SequenceMap = NO_MAP
     dicom_seg: bool = True
     statistics: bool = False
     maps: bool = False
@@ -185,8 +187,8 @@ def predict(
     ModelError
         No usable model was found.
     UsageError
-        The device is not there, the sequence map is wrong, or there is nothing but DICOM and the
-        packages that read it are missing.
+        The device is not there, or there is nothing but DICOM and the packages that read it are
+        missing.
     OutputError
         The output folder cannot be written.
     """

@@ -38,8 +38,8 @@ def predict(monkeypatch):
 
     module = type(sys)("stand_in_predict")
     module.predict = command
-    monkeypatch.setitem(sys.modules, "stand_in_predict", module)
-    entry = cli_main._COMMANDS["predict"]._replace(target="stand_in_predict:predict")
+    monkeypatch.setitem(sys.modules, "sslmedsam2.cli.stand_in_predict", module)
+    entry = cli_main._COMMANDS["predict"]._replace(module="stand_in_predict")
     monkeypatch.setitem(cli_main._COMMANDS, "predict", entry)
     return calls
 

@@ -211,7 +211,7 @@ def test_of_a_mapped_series_the_volume_that_looks_the_part_is_taken(tmp_path):
 def test_entries_that_fit_nothing_are_told_by_number_and_not_quoted(tmp_path, caplog):
     write_series(tmp_path, ARRAY)
 
-    find_inputs(tmp_path, sequences=None, sequence_map={PATIENT_NAME: "skip"})
+    find_inputs(tmp_path, sequences=None, sequence_map=parse_sequence_map({PATIENT_NAME: "skip"}))
 
     warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
     assert warnings == ["--sequence-map: entry 1 fits no file or series"]

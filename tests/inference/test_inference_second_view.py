@@ -8,8 +8,9 @@ from tiny_models import bright_tissue_model
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.second_view import average, inverted, is_unsure
+from sslmedsam2.inference.second_view import average, inverted
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 
@@ -44,14 +45,17 @@ def test_a_volume_of_one_value_stays_finite():
     assert np.isfinite(inverted(np.zeros((4, 8, 8), np.float32))).all()
 
 
-def test_weak_margins_and_margins_without_liver_are_unsure():
+def test_weak_margins_and_margins_without_liver_promise_little():
     margin = np.full((8, 8, 8), -8.0, np.float32)
-    assert is_unsure(margin, sure_from=0.965)
-    assert not is_unsure(margin, sure_from=0.0)
+    assert promised_dice(margin) == 0
     margin[2:6, 2:6, 2:6] = 8
-    assert not is_unsure(margin, sure_from=0.965)
+    assert promised_dice(margin) > 0.99
     margin[2:6, 2:6, 2:6] = 0.5
-    assert is_unsure(margin, sure_from=0.965)
+    assert promised_dice(margin) < 0.8
+
+
+def averaged(one, other):
+    return average(one, other, promised=promised_dice(one))
 
 
 def test_an_unsure_scan_is_seen_in_both_views(spec):
@@ -60,7 +64,7 @@ def test_an_unsure_scan_is_seen_in_both_views(spec):
     turned = replace(prepared, patchable=inverted(prepared.patchable))
     single, other = one_view.infer(prepared), one_view.infer(turned)
     both = two_views.infer(prepared)
-    np.testing.assert_allclose(both.margin, average(single.margin, other.margin), atol=1e-5)
+    np.testing.assert_allclose(both.margin, averaged(single.margin, other.margin), atol=1e-5)
     assert not single.warnings
     assert [note.split(":")[0] for note in both.warnings] == ["second_view"]
 
@@ -68,10 +72,10 @@ def test_an_unsure_scan_is_seen_in_both_views(spec):
 def test_a_second_view_that_promises_much_less_does_not_count():
     sure, unsure, blind = (np.full((8, 8, 8), -8.0, np.float32) for _ in range(3))
     sure[2:6, 2:6, 2:6], unsure[2:6, 2:6, 2:6] = 8, 0.5
-    assert average(sure, unsure) is sure
-    assert average(sure, blind) is sure
-    np.testing.assert_allclose(average(unsure, sure), (unsure + sure) / 2)
-    np.testing.assert_allclose(average(sure, sure), sure)
+    assert averaged(sure, unsure) is sure
+    assert averaged(sure, blind) is sure
+    np.testing.assert_allclose(averaged(unsure, sure), (unsure + sure) / 2)
+    np.testing.assert_allclose(averaged(sure, sure), sure)
 
 
 def test_a_model_without_a_calibration_looks_once(spec):

@@ -384,7 +384,7 @@ def test_a_guess_for_damaged_voxels_lies_at_the_patients_right_however_stored(wo
     for path in workplace.input.iterdir():
         path.write_bytes(path.read_bytes()[:-500])
 
-    ended = workplace.run()
+    ended = workplace.run(on_failure="fallback")
 
     assert ended.report.counts["fallback"] == 4
     canonical = canonical_masks(workplace, ended)
@@ -403,7 +403,7 @@ def hopeless_model(tmp_path):
 def test_an_empty_prediction_becomes_the_likeliest_region_and_is_flagged(workplace, hopeless_model):
     path = workplace.add(CASE)
 
-    ended = workplace.run(model_dir=hopeless_model, previews=True)
+    ended = workplace.run(model_dir=hopeless_model, previews=True, on_failure="fallback")
 
     result = ended.of("0001-A")
     assert ended.exit_code == ExitCode.SOME_CASES_FAILED
@@ -415,6 +415,20 @@ def test_an_empty_prediction_becomes_the_likeliest_region_and_is_flagged(workpla
     guess = read_mask(workplace.mask_of(result)).array_zyx
     assert (guess & liver).sum() > 0.9 * guess.sum()
     assert "previews/0001-A_GED4.png" in workplace.written()
+
+
+def test_no_liver_is_made_up_outside_the_container_unless_asked_for(workplace, hopeless_model):
+    workplace.add(CASE)
+    (workplace.input / "0002-A").mkdir()
+    (workplace.input / "0002-A/GED4.nii.gz").write_bytes(
+        (workplace.input / CASE).read_bytes()[:-99]
+    )
+
+    ended = workplace.run(model_dir=hopeless_model)
+
+    assert ended.of("0001-A").status is SeriesStatus.EMPTY
+    assert ended.of("0002-A").status is SeriesStatus.FAILED
+    assert workplace.written() == {"run_report.json", "liver_volumes.csv"}
 
 
 def test_an_empty_prediction_is_a_status_of_its_own_where_no_fallback_is_wanted(
@@ -435,7 +449,7 @@ def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, 
         CanonicalSegmenter, "_margin", lambda _self, prepared: np.full_like(prepared, -3.0)
     )
 
-    ended = workplace.run()
+    ended = workplace.run(on_failure="fallback")
 
     result = ended.of("0001-A")
     assert result.status is SeriesStatus.FALLBACK
@@ -460,7 +474,7 @@ def test_a_failure_around_the_network_stays_with_its_series(workplace, monkeypat
 
     monkeypatch.setattr(CanonicalSegmenter, step, failing_second)
 
-    ended = workplace.run()
+    ended = workplace.run(on_failure="fallback")
 
     statuses = [ended.of(f"000{n}-A").status for n in (1, 2, 3)]
     assert statuses == [SeriesStatus.OK, SeriesStatus.FALLBACK, SeriesStatus.OK]

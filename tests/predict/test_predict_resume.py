@@ -114,7 +114,7 @@ def test_an_image_replaced_on_the_same_grid_is_done_again(finished):
 
 
 def test_an_image_replaced_on_another_grid_is_done_again(finished):
-    finished.add("0002-A/GED4.nii.gz", array_zyx=np.pad(np.ones((20, 30, 40)), 4))
+    finished.add("0002-A/GED4.nii.gz", array_zyx=np.pad(abdomen()[0], 2, mode="edge"))
 
     ended = finished.run(resume=True)
 
@@ -155,9 +155,12 @@ def test_another_model_does_everything_again(finished, tmp_path):
 
 def test_a_fallback_is_tried_again(finished, tmp_path):
     hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
-    assert statuses(finished.run(model_dir=hopeless)) == [SeriesStatus.FALLBACK] * 2
+    assert (
+        statuses(finished.run(model_dir=hopeless, on_failure="fallback"))
+        == [SeriesStatus.FALLBACK] * 2
+    )
 
-    ended = finished.run(model_dir=hopeless, resume=True)
+    ended = finished.run(model_dir=hopeless, resume=True, on_failure="fallback")
 
     assert statuses(ended) == [SeriesStatus.FALLBACK] * 2
 
