@@ -7,9 +7,11 @@ Started with the library of ``faults.c`` preloaded::
 For each call below the output folder and each of three errors, or for one call of every STEP and
 one error, COMMAND (predict, pseudo-label, retrain) is run with that call failing, then as it is.
 What is lost, if anything, stands in the result. ENOSPC stays: a disk that is full remains so until
-the run ends.
+the run ends. With ``sites`` as STEP, one call of each place fails with each error, where a place is
+the operation, the name of the file without its numbers, and the lines of this package that led to
+it: the 36 times that one line opens the same data set are one place.
 
-All calls fail once, far apart ones first, before any fails with its second error. Started again
+All fail once, far apart ones first, before any fails with its second error. Started again
 with the same RESULT.json, it goes on. ``retrain`` draws no charts and runs its networks with torch,
 which halves its time; the files that it writes are the same ones.
 """
@@ -24,6 +26,7 @@ import importlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -130,15 +133,31 @@ def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> 
     def work() -> int:
         out.mkdir(exist_ok=True)
         number = getattr(errno, error)
+        trace = out.with_suffix(".calls").open("w")
+        _LIBRARY.faults_log(trace.fileno())
         _LIBRARY.faults_arm(str(out).encode(), call, number, int(ERRORS[error] and call > 0))
         code = call_cli(command, out)
-        calls = _LIBRARY.faults_count()
         _LIBRARY.faults_arm(b"", 0, 0, 0)
-        out.with_suffix(".calls").write_text(str(calls))
         return int(code)
 
     code = in_child(work, log)
     return code, log.read_text()
+
+
+def places(out: Path) -> dict[int, str]:
+    """Return where each call of the last run was made, by its number, from the log of ``faults.c``.
+
+    Without the lines of Python, if this interpreter cannot tell them.
+    """
+    found = {}
+    trace = out.with_suffix(".calls").read_text()
+    for call in re.split(r"^call (?=\d+ )", trace, flags=re.MULTILINE)[1:]:
+        number, operation, path = call.splitlines()[0].split(" ", 2)
+        name = re.sub(r"\d+", "#", re.sub(r"[0-9a-f]{8,}", "#", Path(path).name))
+        lines = re.findall(r'/sslmedsam2/(?!cli/)([\w/]+)\.py", line (\d+)', call)
+        way = " < ".join(f"{module}:{line}" for module, line in lines)
+        found[int(number)] = f"{operation} {name} ({way})"
+    return dict(sorted(found.items()))
 
 
 def results(out: Path) -> dict[str, str]:
@@ -194,7 +213,7 @@ def problems_after_fault(
 def main() -> None:
     """Disturb a command at each call, and write what came of it."""
     kind, scratch, result = sys.argv[1], Path(sys.argv[2]).resolve(), Path(sys.argv[3])
-    step = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    step = sys.argv[4] if len(sys.argv) > 4 else "1"
     # Once, before all forks.
     for name in IMPORTED[kind]:
         importlib.import_module(name)
@@ -205,27 +224,37 @@ def main() -> None:
     whole = scratch / "whole"
     code, text = run(command, whole)
     assert code == 0, text
-    wanted, calls = results(whole), int(whole.with_suffix(".calls").read_text())
+    wanted, where = results(whole), places(whole)
+    calls = len(where)
     assert any(name.endswith((".nii.gz", ".pth")) for name in wanted), wanted
-    record: dict[str, Any] = {"calls": calls, "done": {}}
+    record: dict[str, Any] = {"calls": calls, "places": len(set(where.values())), "done": {}}
     if result.is_file():
         earlier = json.loads(result.read_text())
         assert earlier["calls"] == calls, "the earlier result is of another program"
         record = earlier
-    for number, error in faults(calls, step):
-        if f"{error} at call {number}" in record["done"]:
+    if step == "sites":
+        # The last of each: by then a file has been written in part.
+        chosen, step = list({place: number for number, place in where.items()}.values()), "1"
+    else:
+        chosen = list(where)
+    for index, error in faults(len(chosen), int(step)):
+        number = chosen[index - 1]
+        at = f"{error} at call {number}, {where[number]}"
+        if at in record["done"]:
             continue
         out = scratch / "out"
         shutil.rmtree(out, ignore_errors=True)
         code, text = run(command, out, call=number, error=error)
         found = problems_after_fault(out, code, text, wanted=wanted, kind=kind)
+        if (hit := places(out).get(number)) != where[number]:
+            record.setdefault("elsewhere", []).append(f"{at}: {hit}")
         code, text = run(command, out)
         if code != 0:
             found.append(f"the same command afterwards ended with {code}: {text[-300:]}")
         elif (now := results(out)) != wanted:
             names = sorted(n for n in now.keys() | wanted.keys() if now.get(n) != wanted.get(n))
             found.append(f"the same command afterwards gave another {', '.join(names)}")
-        record["done"][f"{error} at call {number}"] = found
+        record["done"][at] = found
         record["calls_failed"] = len(record["done"])
         record["runs"] = 2 * len(record["done"])
         record["losses"] = [f"{at}: {one}" for at, all_ in record["done"].items() for one in all_]
