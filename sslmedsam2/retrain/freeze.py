@@ -16,6 +16,7 @@ from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, map_units
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
+from sslmedsam2.inference.confidence import Calibration
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
 from sslmedsam2.retrain.options import RetrainOptions
@@ -28,8 +29,15 @@ from sslmedsam2.retrain.state import (
     finished_figures,
     read_state,
 )
-from sslmedsam2.retrain.train_round import FoldUnit, FoldWork, fold_cases
-from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
+from sslmedsam2.retrain.train_round import FoldUnit, FoldWork, fold_units
+from sslmedsam2.train.calibration import (
+    LEAST_PATIENTS,
+    Observation,
+    add_calibration,
+    fit_if_enough,
+    observe_images,
+)
+from sslmedsam2.train.fold_scores import FoldScore, load_fold, load_folds, score_fold
 from sslmedsam2.weights.checkpoint import average_checkpoints
 from sslmedsam2.weights.freeze import freeze_model, move_model
 from sslmedsam2.weights.locate import locate_models
@@ -62,10 +70,15 @@ def below_fewshot(options: RetrainOptions) -> str | None:
 
 @dataclass(frozen=True)
 class FrozenScores:
-    """Scores of a model as it is frozen; ``key`` is equal for the same weights and images."""
+    """Scores and calibration of a model as it is frozen.
+
+    ``key`` is equal for the same weights and images; ``calibration`` is None where too few patients
+    are labelled.
+    """
 
     key: str
     scores: tuple[FoldScore, ...]
+    calibration: Calibration | None = None
 
 
 def freeze_round(
@@ -74,7 +87,8 @@ def freeze_round(
     """Score and freeze the best round as ``options.final`` says.
 
     What is scored are the weights as they are frozen: in half precision, and all together. The card
-    holds these figures beside those of the single folds.
+    holds these figures beside those of the single folds. Estimated Dice is calibrated on what each
+    fold makes of the patients that it never saw.
 
     Raises
     ------
@@ -110,7 +124,9 @@ def freeze_round(
             card=ModelCard("", "", "", ""),
         )
         frozen = _score_as_frozen(round_dir, entry, images, unscored, executor=executor)
-        entry = replace(entry, card=_card(options, decision, scores, frozen))
+        if frozen.calibration is not None:
+            add_calibration(Path(folder) / entry.name, frozen.calibration, folds=folds)
+        entry = replace(entry, card=_card(options, decision, scores, frozen.scores))
         return move_model(Path(folder) / entry.name, options.weights_dir, entry)
 
 
@@ -122,8 +138,7 @@ def _scored_images(options: RetrainOptions, folds: Sequence[str]) -> tuple[Image
     index = read_index(WorkDir(options.work_dir))
     if options.final != "best-fold":
         return index.labelled
-    held_out = fold_cases(index, n_folds=options.folds)[int(folds[0])]
-    return tuple(image for image in index.labelled if image.case in held_out)
+    return fold_units(index, options)[int(folds[0])].held_out
 
 
 def _score_as_frozen(
@@ -133,17 +148,24 @@ def _score_as_frozen(
     options: RetrainOptions,
     *,
     executor: Executor | None,
-) -> tuple[FoldScore, ...]:
-    """Score the model in ``options.weights_dir``; kept when it was done before."""
+) -> FrozenScores:
+    """Score and calibrate the model in ``options.weights_dir``; kept when it was done before."""
     key = key_of([[file.sha256 for file in entry.files], [image.name for image in images]])
     found = read_record_or_none(round_dir.frozen, FrozenScores)
     if found is not None and found.key == key:
-        return found.scores
+        return found
+    executor, stop = executor or ThisProcess(), StopRequest()
     work = FoldWork(round_dir, options, score_frozen)
-    units = [FoldUnit(0, images)]
-    [(_, scores)] = map_units(work, units, stop=StopRequest(), executor=executor or ThisProcess())
-    write_record(round_dir.frozen, FrozenScores(key, tuple(scores)))
-    return tuple(scores)
+    [(_, scores)] = map_units(work, [FoldUnit(0, images)], stop=stop, executor=executor)
+    units = fold_units(read_index(WorkDir(options.work_dir)), options)
+    observations: list[Observation] = []
+    if len({image.case for unit in units for image in unit.held_out}) >= LEAST_PATIENTS:
+        observing = FoldWork(round_dir, options, observe_fold)
+        by_fold = {u.fold: o for u, o in map_units(observing, units, stop=stop, executor=executor)}
+        observations = [one for unit in units for one in by_fold[unit.fold]]
+    found = FrozenScores(key, tuple(scores), fit_if_enough(observations))
+    write_record(round_dir.frozen, found)
+    return found
 
 
 def score_frozen(
@@ -153,6 +175,15 @@ def score_frozen(
     [model] = locate_models(options.weights_dir)
     segmenter = load_folds(model.path, folds=model.folds, device=options.device)
     return score_fold(unit.held_out, segmenter=segmenter, fold=None)
+
+
+def observe_fold(
+    round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, _stop: StopRequest
+) -> list[Observation]:
+    """Observe what a fold makes of the patients that it never saw, and of degraded copies."""
+    model_dir = trained_model_dir(round_dir.path)
+    segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
+    return observe_images(unit.held_out, segmenter=segmenter)
 
 
 def _folds(

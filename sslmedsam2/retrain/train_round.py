@@ -116,6 +116,14 @@ def fold_cases(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
     )
 
 
+def fold_units(index: Index, options: RetrainOptions) -> list[FoldUnit]:
+    """Return all folds, each with the images with reference masks that it never sees."""
+    return [
+        FoldUnit(fold, tuple(image for image in index.labelled if image.case in held_out))
+        for fold, held_out in enumerate(fold_cases(index, n_folds=options.folds))
+    ]
+
+
 def prepare_training(
     round_dir: RoundDir,
     index: Index,
@@ -298,10 +306,7 @@ def validate_round(
     """
     if round_dir.validation.is_file():
         return read_state(round_dir.validation, tuple[FoldScore, ...])
-    units = [
-        FoldUnit(fold, tuple(image for image in index.labelled if image.case in held_out))
-        for fold, held_out in enumerate(fold_cases(index, n_folds=options.folds))
-    ]
+    units = fold_units(index, options)
     work = FoldWork(round_dir, options, _score)
     found = map_units(work, units, stop=stop, executor=executor or ThisProcess())
     if stop:

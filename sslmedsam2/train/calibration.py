@@ -28,6 +28,7 @@ from sslmedsam2.inference.confidence import (
     Evidence,
     expit,
     logit,
+    read_calibration,
 )
 from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.labels import LIVER
@@ -104,6 +105,8 @@ def observe_images(
 def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calibration:
     """Calibrate the one model of a folder on labelled scans, and write ``confidence.json``.
 
+    Whether the model looks twice where it is unsure stays as its present calibration says.
+
     Raises
     ------
     UsageError
@@ -125,8 +128,10 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
     _check_patients({image.case for image in images})
     only = located[0]
     spec = read_model_spec(only.path, folds=only.folds, sha256=only.sha256)
-    segmenter = CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=0.0))
-    found = fit(observe_images(images, segmenter=segmenter))
+    present = read_calibration(spec)
+    sure_from = present.sure_from if present is not None else 0.0
+    segmenter = CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=sure_from))
+    found = fit(observe_images(images, segmenter=segmenter), sure_from=sure_from)
     add_calibration(only.path, found, folds=only.folds)
     return found
 
@@ -162,6 +167,16 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
         coverage=round(float(_covered(left_out, wanted, patients).mean()), 3),
         sure_from=sure_from,
     )
+
+
+def fit_if_enough(
+    observations: Sequence[Observation], *, sure_from: float = 0.0
+) -> Calibration | None:
+    """Fit as `fit`; None, after a line that says so, if there are too few patients."""
+    if len({one.patient for one in observations}) >= LEAST_PATIENTS:
+        return fit(observations, sure_from=sure_from)
+    logger.info("too few patients were left out to calibrate the estimated Dice")
+    return None
 
 
 def patients_left_out(

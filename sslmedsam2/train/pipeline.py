@@ -46,7 +46,7 @@ from sslmedsam2.train.calibration import (
     LEAST_PATIENTS,
     Observation,
     add_calibration,
-    fit,
+    fit_if_enough,
     observe_images,
 )
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
@@ -183,12 +183,9 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
             return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
-        if len({one.patient for one in observations}) >= LEAST_PATIENTS:
-            model_dir = options.weights_dir / options.name
-            calibration = fit(observations, sure_from=_sure_from(options))
-            add_calibration(model_dir, calibration, folds=(FINAL_FOLD,))
-        else:
-            logger.info("too few patients were left out to calibrate the estimated Dice")
+        calibration = fit_if_enough(observations, sure_from=_sure_from(options))
+        if calibration is not None:
+            add_calibration(options.weights_dir / options.name, calibration, folds=(FINAL_FOLD,))
     return scores
 
 

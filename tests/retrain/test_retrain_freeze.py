@@ -1,12 +1,14 @@
 """Whether the best round is frozen, and what its card says, from records made by hand."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from retrain_samples import LABELLED, options, read, write_labelled
-from tiny_models import make_network, make_plans, write_model
+from tiny_models import bright_tissue_model, make_network, make_plans, write_model
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.outputs import CALIBRATION_NAME
@@ -14,6 +16,8 @@ from sslmedsam2.errors import ExitCode, ModelError, OutputError, UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import read_record, write_record
+from sslmedsam2.inference.confidence import read_calibration
+from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.retrain import pipeline
@@ -21,6 +25,7 @@ from sslmedsam2.retrain.freeze import FrozenScores, below_fewshot
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.selection import RoundFigures, StoppingRule
 from sslmedsam2.retrain.state import WorkDir
+from sslmedsam2.train.calibration import LEAST_PATIENTS
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable
 from sslmedsam2.weights.locate import locate_models
@@ -33,14 +38,20 @@ class Finished:
     The few-shot branch has a Dice of 0.95 on reference masks, fold 0 of ``dices[0]`` and so on.
     """
 
-    def __init__(self, root: Path, *, dices: tuple[float, float] = (0.5, 0.56)) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        dices: tuple[float, float] = (0.5, 0.56),
+        cases: tuple[str, ...] = LABELLED[:2],
+    ) -> None:
         self.root = root
         self.work = WorkDir(root / "work")
-        for seed, case in enumerate(LABELLED[:2], start=1):
+        for seed, case in enumerate(cases, start=1):
             write_labelled(root / "labelled" / case, seed=seed)
         labelled = find_labelled_series(root / "labelled")
         query = ImageFile(case="0011-B1", sequence="T2", path=root / "a", sha256="0")
-        write_record(self.work.index, Index(labelled, (query,), (), None, ({}, {})))
+        write_record(self.work.index, Index(labelled, (query,), (), None, ({},) * len(cases)))
         found = [LeftOut(name, Evidence(0.7, 0.9, 0.9, 0.9, 1.0), 0.95) for name in "ab"]
         write_record(self.work.pseudo_labels / CALIBRATION_NAME, calibrate_on(found, key="key"))
         one = self.work.round(1)
@@ -180,6 +191,38 @@ def test_a_model_of_the_same_name_is_moved_aside_and_the_same_model_left_alone(f
     (moved,) = asked.weights_dir.glob("tiny.replaced-*")
     assert find_folds(moved) == ("0", "1")
     assert find_folds(first) == ("1",)
+
+
+def test_a_frozen_model_is_calibrated_on_patients_that_each_fold_never_saw(tmp_path):
+    cases = tuple(f"10{number:02}-A" for number in range(1, LEAST_PATIENTS + 1))
+    finished = Finished(tmp_path, cases=cases)
+    training = trained_model_dir(finished.work.round(1).path)
+    shutil.rmtree(training)
+    bright_tissue_model(training, fold_1=0.9)
+    asked = finished.options(force=True)
+
+    pipeline.freeze(asked)
+
+    [model] = locate_models(asked.weights_dir)
+    assert "confidence.json" in {entry.path for entry in model.files}
+    found = read_calibration(read_model_spec(model.path, folds=model.folds))
+    assert found.patients == len(cases)
+    # What was scored looked once.
+    assert found.sure_from == 0
+    stored = read_record(finished.work.round(1).frozen, FrozenScores)
+    assert stored.calibration == replace(found, checkpoints={})
+
+    before = finished.work.round(1).frozen.stat().st_mtime_ns
+    pipeline.freeze(asked)
+    assert finished.work.round(1).frozen.stat().st_mtime_ns == before
+    assert locate_models(asked.weights_dir)[0].verified
+
+
+def test_a_model_of_few_labelled_patients_is_frozen_without_a_calibration(finished):
+    asked = finished.options(force=True)
+    pipeline.freeze(asked)
+
+    assert not (asked.weights_dir / "tiny" / "confidence.json").exists()
 
 
 @pytest.mark.parametrize("name", ["my model", "../liver", "", ".hidden"])

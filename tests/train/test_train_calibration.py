@@ -5,13 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_models import bright_tissue_model
-from tiny_scans import SPACING_ZYX_MM, abdomen, write_scan
+from tiny_scans import SPACING_ZYX_MM, abdomen
+from tiny_training import write_labelled_case
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.inference.confidence import Evidence, expit, read_calibration
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.train.calibration import Observation, add_calibration, fit, patients_left_out
+from sslmedsam2.train.calibration import (
+    Observation,
+    add_calibration,
+    calibrate_model,
+    fit,
+    patients_left_out,
+)
 from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
@@ -135,10 +142,20 @@ def test_freezing_the_same_weights_again_keeps_their_calibration(frozen, tmp_pat
 
 def test_the_command_calibrates_a_model_of_ones_own(frozen, tmp_path, capsys):
     for number in range(8):
-        array, liver = abdomen(seed=number)
-        write_scan(tmp_path / f"labelled/{number:04}-A/T2.nii.gz", array)
-        write_scan(tmp_path / f"labelled/{number:04}-A/mask_T2.nii.gz", liver, dtype=np.uint8)
+        write_labelled_case(tmp_path / f"labelled/{number:04}-A", seed=number)
     call = ["weights", "calibrate", "--model", str(frozen), "--device", "cpu"]
     assert main([*call, "--labelled", str(tmp_path / "labelled")]) == ExitCode.OK
     assert "of 8 patients: Spearman" in capsys.readouterr().out
     assert read_calibration(read_model_spec(frozen / "liver")) is not None
+
+
+def test_calibrating_again_keeps_whether_the_model_looks_twice(frozen, tmp_path):
+    add_calibration(frozen / "liver", fit(observations(), sure_from=0.965), folds=("0",))
+    for number in range(8):
+        write_labelled_case(tmp_path / f"labelled/{number:04}-A", seed=number)
+
+    found = calibrate_model(frozen, tmp_path / "labelled", device="cpu")
+
+    assert found.patients == 8
+    assert found.sure_from == 0.965
+    assert read_calibration(read_model_spec(frozen / "liver")).sure_from == 0.965
