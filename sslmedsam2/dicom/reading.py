@@ -18,7 +18,7 @@ from sslmedsam2.dicom.headers import find, open_dataset, scopes_of
 from sslmedsam2.dicom.model import DicomVolume, Frame
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.intensity import set_padding_apart
-from sslmedsam2.imaging.reading import checked_voxels
+from sslmedsam2.imaging.reading import correct_voxels
 from sslmedsam2.imaging.stored import MAX_VOXELS, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source, Volume
 
@@ -52,7 +52,7 @@ def read_dicom(volume: DicomVolume) -> Volume:
         count = 1 + len(volume.averaged)
         voxels /= count
         notes += (repair("averaged", f"the mean of {count} diffusion directions is segmented"),)
-    voxels, repairs = checked_voxels(Path(volume.name), voxels)
+    repairs = correct_voxels(Path(volume.name), voxels)
     return Volume(
         voxels,
         volume.geometry,

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.stored import repair
+from sslmedsam2.imaging.stored import image_error, repair
 from sslmedsam2.imaging.volume import Geometry
 
 Matrix = npt.NDArray[np.float64]
@@ -59,12 +58,8 @@ def check_spacing(path: Path, spacing_mm: Sequence[float]) -> None:
     if all(low <= length <= high for length in spacing_mm):
         return
     text = " x ".join(f"{length:g}" for length in spacing_mm)
-    raise InputError(
-        path,
-        kind="bad_spacing",
-        reason=f"the voxel size {text} mm is not within {low:g} to {high:g} mm",
-        remedy="Correct the voxel size in the header",
-    )
+    reason = f"the voxel size {text} mm is not within {low:g} to {high:g} mm"
+    raise image_error(path, "bad_spacing", reason)
 
 
 def geometry_from_steps(
@@ -95,22 +90,15 @@ def geometry_from_steps(
     # NaN is no smaller than anything.
     is_near = bool((np.abs(origin_xyz_mm) < FARTHEST_ORIGIN_MM).all())
     if not (np.isfinite(steps_xyz_mm).all() and is_near):
-        raise InputError(
-            path,
-            kind="non_finite_affine",
-            reason="the position or orientation in the header is not finite, or far out of any"
-            " scanner",
-            remedy="Correct the affine matrix in the header",
+        reason = (
+            "the position or orientation in the header is not finite, or far out of any scanner"
         )
+        raise image_error(path, "non_finite_affine", reason)
     spacing_xyz = np.linalg.norm(steps_xyz_mm, axis=0)
     units = steps_xyz_mm / np.where(spacing_xyz > 0, spacing_xyz, 1.0)
     if abs(np.linalg.det(units)) < SINGULAR_VOLUME:
-        raise InputError(
-            path,
-            kind="singular_affine",
-            reason="the axes in the header do not span space (singular affine)",
-            remedy="Correct the affine matrix in the header",
-        )
+        reason = "the axes in the header do not span space (singular affine)"
+        raise image_error(path, "singular_affine", reason)
     check_spacing(path, spacing_xyz.tolist())
     direction, repairs = _orthonormal(path, units)
     x, y, z = spacing_xyz.tolist()
@@ -169,12 +157,8 @@ def _orthonormal(path: Path, units: Matrix) -> tuple[Matrix, tuple[str, ...]]:
     shear = float(np.abs(units.T @ units - np.eye(3)).max())
     degrees = float(np.degrees(np.arcsin(min(shear, 1.0))))
     if shear > TINY_SHEAR:
-        raise InputError(
-            path,
-            kind="sheared_affine",
-            reason=f"the axes are {degrees:.1f} degrees off a right angle (sheared affine)",
-            remedy="Resample the volume to perpendicular axes",
-        )
+        reason = f"the axes are {degrees:.1f} degrees off a right angle (sheared affine)"
+        raise image_error(path, "sheared_affine", reason)
     left, _, right = np.linalg.svd(units)
     direction = left @ right
     if shear <= ROUNDING_SHEAR:

@@ -31,7 +31,7 @@ from sslmedsam2.imaging.nrrd_reading import (
     read_nrrd_channels,
 )
 from sslmedsam2.imaging.reading import read_grid, read_stored, read_volume
-from sslmedsam2.imaging.stored import StoredImage, repair
+from sslmedsam2.imaging.stored import image_error, repair
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 
 logger = logging.getLogger(__name__)
@@ -42,6 +42,7 @@ SOFT = 1e-3
 N_ORGANS = 13
 """Organs that a map of organs may tell apart, the liver being the first."""
 
+_ROUNDED = repair("soft_mask", f"voxels within {SOFT:g} of a whole label were rounded to it")
 _LIVER = 1
 _LARGEST_TRAINING_LABEL = 3
 _LISTED_VALUES = 8
@@ -101,12 +102,7 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
         mask = read_liver_mask(image.mask, label=image.label, grid=grid)
     _check_grid(mask, grid, image)
     if not (mask.array_zyx == _LIVER).any():
-        raise InputError(
-            image.mask,
-            kind="empty_mask",
-            reason="the mask holds no liver",
-            remedy="Remove the case, or correct its mask",
-        )
+        raise image_error(image.mask, "empty_mask", "the mask holds no liver")
     organs = None
     if image.organs is not None:
         organs = read_label_map(image.organs, largest=N_ORGANS)
@@ -192,7 +188,7 @@ def read_liver_mask(
         return mask if grid is None or same_grid(mask.geometry, grid) else _placed(mask, grid)
     stored = read_stored(path)
     mask_zyx, notes = _liver(path, stored.array_zyx, label=label, strict=strict)
-    return _mask_volume(stored, mask_zyx, notes)
+    return stored.with_mask(mask_zyx, *notes)
 
 
 def read_label_map(path: Path, *, largest: int) -> MaskVolume:
@@ -208,14 +204,10 @@ def read_label_map(path: Path, *, largest: int) -> MaskVolume:
     off = _off_whole_numbers(stored.array_zyx)
     low, high = stored.array_zyx.min(), stored.array_zyx.max()
     if not (off <= SOFT and low >= -SOFT and high <= largest + SOFT):
-        raise InputError(
-            path,
-            kind="not_labels",
-            reason=f"a voxel is not a whole number from 0 to {largest}",
-            remedy="Give a label map with these values, or remove the file",
-        )
+        reason = f"a voxel is not a whole number from 0 to {largest}"
+        raise image_error(path, "not_labels", reason)
     labels = np.rint(stored.array_zyx).astype(np.uint8)
-    return _mask_volume(stored, labels, (_rounded(),) if off > 0 else ())
+    return stored.with_mask(labels, *((_ROUNDED,) if off > 0 else ()))
 
 
 def _off_whole_numbers(voxels_zyx: ArrayZYX) -> float:
@@ -224,31 +216,17 @@ def _off_whole_numbers(voxels_zyx: ArrayZYX) -> float:
         return float(np.abs(voxels_zyx - np.rint(voxels_zyx)).max())
 
 
-def _mask_volume(stored: StoredImage, mask_zyx: MaskZYX, notes: tuple[str, ...]) -> MaskVolume:
-    return MaskVolume(mask_zyx, stored.geometry, stored.source, (*stored.repairs, *notes))
-
-
-def _rounded() -> str:
-    return repair("soft_mask", f"voxels within {SOFT:g} of a whole label were rounded to it")
-
-
 def _check_grid(mask: MaskVolume, grid: Geometry, image: ImageFile) -> None:
     ours, theirs = mask.geometry.shape_zyx, grid.shape_zyx
     if ours != theirs:
-        raise InputError(
-            mask.source.path,
-            kind="shape_mismatch",
-            reason=f"the mask has shape {ours}, its image {theirs}",
-            remedy="Export the mask on the grid of its image",
-        )
+        reason = f"the mask has shape {ours}, its image {theirs}"
+        raise image_error(mask.source.path, "shape_mismatch", reason)
     if not same_grid(mask.geometry, grid):
-        raise InputError(
-            mask.source.path,
-            kind="grid_mismatch",
-            reason=f"the mask lies on another grid than its image {image.path.name}: its affine"
-            " (position, orientation or voxel size) differs",
-            remedy="Export the mask on the grid of its image",
+        reason = (
+            f"the mask lies on another grid than its image {image.path.name}: its affine"
+            " (position, orientation or voxel size) differs"
         )
+        raise image_error(mask.source.path, "grid_mismatch", reason)
 
 
 def _liver(
@@ -263,7 +241,7 @@ def _liver(
             if label is None and abs(value - 1) > SOFT:
                 notes.append(repair("label", f"the value {value:g} is taken as the liver"))
             if (np.where(liver, value, 0) != voxels_zyx).any():
-                notes.append(_rounded())
+                notes.append(_ROUNDED)
             return liver.view(np.uint8), tuple(notes)
     if not voxels_zyx.any():
         return np.zeros(voxels_zyx.shape, np.uint8), ()
@@ -279,7 +257,7 @@ def _liver(
     liver = np.abs(voxels_zyx - label) <= SOFT
     if not liver.any():
         raise _no_such_label(path, label, found=f"the values {_listed(np.unique(voxels_zyx))}")
-    return liver.view(np.uint8), (_rounded(),) if (voxels_zyx[liver] != label).any() else ()
+    return liver.view(np.uint8), (_ROUNDED,) if (voxels_zyx[liver] != label).any() else ()
 
 
 def _listed(values: npt.NDArray[np.float32]) -> str:
@@ -289,12 +267,7 @@ def _listed(values: npt.NDArray[np.float32]) -> str:
 
 
 def _no_such_label(path: Path, label: int, *, found: str) -> InputError:
-    return InputError(
-        path,
-        kind="no_such_label",
-        reason=f"no voxel has the label {label}; it holds {found}",
-        remedy="Give the liver's value with --label, or remove the case",
-    )
+    return image_error(path, "no_such_label", f"no voxel has the label {label}; it holds {found}")
 
 
 def _nrrd_header(path: Path) -> NrrdHeader | None:
@@ -328,7 +301,7 @@ def _read_segmentation(
         mask_zyx, notes = _liver(path, voxels[..., 0], label=label, strict=strict)
     else:
         raise _several_segments(path, f"{voxels.shape[-1]} layers without names")
-    source = Source(path, header.native_shape, header.dtype, nifti_header=None)
+    source = Source(path, header.native_shape, header.dtype)
     return MaskVolume(mask_zyx, geometry, source, notes)
 
 

@@ -7,35 +7,24 @@ slice and voxels of several numbers are refused.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 
 from sslmedsam2.imaging.geometry import geometry_from_axes
-from sslmedsam2.imaging.stored import (
-    StoredImage,
-    multi_channel,
-    spatial_shape_zyx,
-    unreadable_header,
-)
+from sslmedsam2.imaging.stored import check_one_channel, spatial_shape_zyx, unreadable_header
 from sslmedsam2.imaging.text_header import (
-    MAX_AXES,
+    check_fields,
     data_file,
     header_lines,
+    number_of_axes,
     numbers,
     whole_number,
     whole_numbers,
 )
-from sslmedsam2.imaging.volume import Geometry, Source
-from sslmedsam2.imaging.voxel_data import (
-    LARGEST_DEFLATE_RATIO,
-    ZlibStream,
-    read_voxels,
-    refuse_impossible_size,
-)
+from sslmedsam2.imaging.volume import Geometry, Source, Volume
+from sslmedsam2.imaging.voxel_data import read_voxels
 
 # As ITK has it, MET_LONG has 4 bytes.
 _VOXEL_TYPES = {
@@ -61,20 +50,7 @@ _DATA_FILE = "ElementDataFile"
 _LOCAL = ("LOCAL", "Local", "local")
 
 
-@dataclass(frozen=True)
-class _Header:
-    """``data_offset`` is None where the voxels are the last bytes of ``data``."""
-
-    native_shape: tuple[int, ...]
-    dtype: np.dtype
-    geometry: Geometry
-    repairs: tuple[str, ...]
-    data: Path
-    data_offset: int | None
-    is_compressed: bool
-
-
-def read_metaimage(path: Path) -> StoredImage:
+def read_metaimage(path: Path) -> Volume:
     """Read a MetaImage with its data in the same file or in one beside it.
 
     Raises
@@ -85,23 +61,23 @@ def read_metaimage(path: Path) -> StoredImage:
     """
     with path.open("rb") as file:
         fields = _fields(path, file)
-        header = _parse(path, fields, header_bytes=file.tell())
-    size = header.dtype.itemsize * math.prod(header.native_shape)
-    stored = header.data.stat().st_size
-    offset = stored - size if header.data_offset is None else header.data_offset
-    refuse_impossible_size(
-        path,
-        announced=size,
-        stored=stored - max(offset, 0),
-        ratio=LARGEST_DEFLATE_RATIO if header.is_compressed else 1,
-    )
-    with header.data.open("rb") as file:
-        file.seek(offset)
-        stream = cast(BinaryIO, ZlibStream(file)) if header.is_compressed else file
-        shape_zyx = header.geometry.shape_zyx
-        voxels, _ = read_voxels(path, stream, shape_zyx=shape_zyx, dtype=header.dtype)
-    source = Source(path, header.native_shape, header.dtype, nifti_header=None)
-    return StoredImage(voxels, header.geometry, source, header.repairs)
+        header_bytes = file.tell()
+    check_fields(path, fields, "NDims", "DimSize", "ElementType")
+    axes = number_of_axes(path, "NDims", fields["NDims"])
+    native_shape = whole_numbers(path, "DimSize", fields["DimSize"], count=axes)
+    geometry, repairs = _geometry(path, fields, native_shape)
+    dtype = _voxel_type(path, fields)
+    data, data_offset = _place_of_data(path, fields, header_bytes=header_bytes)
+    with data.open("rb") as file:
+        voxels, _ = read_voxels(
+            path,
+            file,
+            shape_zyx=geometry.shape_zyx,
+            dtype=dtype,
+            compression="zlib" if _is_true(fields, "CompressedData") else "",
+            start=data_offset,
+        )
+    return Volume(voxels, geometry, Source(path, native_shape, dtype), repairs)
 
 
 def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
@@ -117,47 +93,28 @@ def _fields(path: Path, file: BinaryIO) -> dict[str, str]:
     raise unreadable_header(path, f"the header names no {_DATA_FILE}")
 
 
-def _parse(path: Path, fields: dict[str, str], *, header_bytes: int) -> _Header:
-    for key in ("NDims", "DimSize", "ElementType"):
-        if key not in fields:
-            raise unreadable_header(path, f"the header names no {key}")
-    axes = whole_number(path, "NDims", fields["NDims"])
-    if not 1 <= axes <= MAX_AXES:
-        raise unreadable_header(path, f"the header announces {axes} axes")
-    native_shape = whole_numbers(path, "DimSize", fields["DimSize"], count=axes)
+def _geometry(
+    path: Path, fields: dict[str, str], native_shape: tuple[int, ...]
+) -> tuple[Geometry, tuple[str, ...]]:
+    axes = len(native_shape)
 
-    def field(keys: tuple[str, ...], *, count: int, otherwise: list[float]) -> list[float]:
+    def field(keys: tuple[str, ...], *, otherwise: list[float]) -> list[float]:
         key = next((key for key in keys if key in fields), None)
-        return otherwise if key is None else numbers(path, key, fields[key], count=count)
+        return otherwise if key is None else numbers(path, key, fields[key], count=len(otherwise))
 
-    identity = np.eye(axes).ravel().tolist()
-    rows = np.array(field(_DIRECTION, count=axes * axes, otherwise=identity))
-    geometry, repairs = geometry_from_axes(
+    rows = np.array(field(_DIRECTION, otherwise=np.eye(axes).ravel().tolist()))
+    return geometry_from_axes(
         path,
         shape_zyx=spatial_shape_zyx(path, native_shape),
-        spacing_xyz=field(_SPACING, count=axes, otherwise=[1.0] * axes),
-        origin_xyz=field(_ORIGIN, count=axes, otherwise=[0.0] * axes),
+        spacing_xyz=field(_SPACING, otherwise=[1.0] * axes),
+        origin_xyz=field(_ORIGIN, otherwise=[0.0] * axes),
         direction=rows.reshape(axes, axes).T,
-    )
-    dtype = _voxel_type(path, fields)
-    data, data_offset = _place_of_data(path, fields, header_bytes=header_bytes)
-    return _Header(
-        native_shape=native_shape,
-        dtype=dtype,
-        geometry=geometry,
-        repairs=repairs,
-        data=data,
-        data_offset=data_offset,
-        is_compressed=_is_true(fields, "CompressedData"),
     )
 
 
 def _voxel_type(path: Path, fields: dict[str, str]) -> np.dtype:
-    channels = whole_number(
-        path, "ElementNumberOfChannels", fields.get("ElementNumberOfChannels", "1")
-    )
-    if channels != 1:
-        raise multi_channel(path, channels)
+    key = "ElementNumberOfChannels"
+    check_one_channel(path, whole_number(path, key, fields.get(key, "1")))
     name = fields["ElementType"]
     if name not in _VOXEL_TYPES:
         raise unreadable_header(path, f"the header names the voxel type {name[:40]!r}")
@@ -178,8 +135,6 @@ def _place_of_data(
     name = fields[_DATA_FILE]
     if not name:
         raise unreadable_header(path, "the header names no data file")
-    if name.startswith("LIST") or "%" in name:
-        raise unreadable_header(path, "its voxels lie in several files, which is not read")
     is_local = name in _LOCAL
     data = path if is_local else data_file(path, name)
     skipped = whole_number(path, "HeaderSize", fields.get("HeaderSize", "0"))

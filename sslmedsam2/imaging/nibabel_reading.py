@@ -11,18 +11,12 @@ import numpy as np
 
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import LPS_FROM_RAS, geometry_from_steps
-from sslmedsam2.imaging.stored import (
-    StoredImage,
-    check_voxel_type,
-    missing_data_file,
-    repair,
-    spatial_shape_zyx,
-)
-from sslmedsam2.imaging.volume import Source
-from sslmedsam2.imaging.voxel_data import LARGEST_DEFLATE_RATIO, refuse_impossible_size
+from sslmedsam2.imaging.stored import check_voxel_type, image_error, repair, spatial_shape_zyx
+from sslmedsam2.imaging.volume import Source, Volume
+from sslmedsam2.imaging.voxel_data import LARGEST_DEFLATE_RATIO, truncated
 
 
-def read_by_nibabel(path: Path) -> StoredImage:
+def read_by_nibabel(path: Path) -> Volume:
     """Read an image of one of these formats.
 
     Raises
@@ -43,13 +37,10 @@ def read_by_nibabel(path: Path) -> StoredImage:
     check_voxel_type(path, dtype)
     data = Path(image.file_map["image"].filename)
     if not data.is_file():
-        raise missing_data_file(path, data.name)
-    refuse_impossible_size(
-        path,
-        announced=dtype.itemsize * math.prod(native_shape),
-        stored=data.stat().st_size,
-        ratio=LARGEST_DEFLATE_RATIO,
-    )
+        reason = f"the data file {data.name!r} of the header is not there"
+        raise image_error(path, "missing_data_file", reason)
+    if dtype.itemsize * math.prod(native_shape) > data.stat().st_size * LARGEST_DEFLATE_RATIO:
+        raise truncated(path)
     lps = LPS_FROM_RAS * affine[:3]
     geometry, repairs = geometry_from_steps(
         path, shape_zyx=shape_zyx, steps_xyz_mm=lps[:, :3], origin_xyz_mm=lps[:, 3]
@@ -60,12 +51,8 @@ def read_by_nibabel(path: Path) -> StoredImage:
         raise _unreadable(path, error, kind="unreadable_data", what="the voxels") from error
     if type(image) in (nib.AnalyzeImage, nib.Spm99AnalyzeImage):
         repairs += (repair("no_orientation", "Analyze files do not say how the patient lies"),)
-    return StoredImage(
-        np.ascontiguousarray(voxels.reshape(shape_zyx[::-1]).transpose()),
-        geometry,
-        Source(path=path, native_shape=native_shape, native_dtype=dtype, nifti_header=None),
-        repairs,
-    )
+    voxels = np.ascontiguousarray(voxels.reshape(shape_zyx[::-1]).transpose())
+    return Volume(voxels, geometry, Source(path, native_shape, dtype), repairs)
 
 
 def _unreadable(path: Path, error: Exception, *, kind: str, what: str) -> InputError:

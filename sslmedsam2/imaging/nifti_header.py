@@ -26,6 +26,7 @@ from sslmedsam2.imaging.geometry import (
 )
 from sslmedsam2.imaging.stored import (
     check_voxel_type,
+    image_error,
     repair,
     spatial_shape_zyx,
     unreadable_header,
@@ -159,12 +160,8 @@ def nifti_struct(path: Path, start: bytes) -> NiftiStruct:
             if magic.startswith(_SINGLE_FILE_MAGIC):
                 return header
             if magic.startswith(_PAIR_MAGIC):
-                raise InputError(
-                    path,
-                    kind="nifti_pair",
-                    reason="the header belongs to a .hdr/.img pair, the voxels are elsewhere",
-                    remedy="Convert the pair to a single .nii.gz file",
-                )
+                reason = "the header belongs to a .hdr/.img pair, the voxels are elsewhere"
+                raise image_error(path, "nifti_pair", reason)
     raise unreadable_header(path, "the file does not begin with a NIfTI header")
 
 
@@ -293,12 +290,8 @@ def _quaternion(path: Path, header: NiftiStruct) -> npt.NDArray[np.float64]:
     imaginary = np.array([float(header[f"quatern_{part}"]) for part in "bcd"])
     real_squared = 1.0 - float(imaginary @ imaginary)
     if not real_squared >= -_QUATERNION_TOLERANCE:
-        raise InputError(
-            path,
-            kind="bad_quaternion",
-            reason="the quaternion of the qform is not finite or longer than 1",
-            remedy="Correct the qform in the header",
-        )
+        reason = "the quaternion of the qform is not finite or longer than 1"
+        raise image_error(path, "bad_quaternion", reason)
     # Close to a half turn the real part is lost in float32's rounding: it counts as 0 there.
     real = np.sqrt(real_squared) if real_squared > _QUATERNION_ROUNDING else 0.0
     quaternion = np.array([real, *imaginary])

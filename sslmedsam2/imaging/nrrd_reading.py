@@ -7,46 +7,36 @@ Orientation is taken as ITK does: RAS and LAS spaces are turned to LPS.
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import itertools
 import math
-import os
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.imaging.geometry import geometry_from_axes
 from sslmedsam2.imaging.stored import (
-    MAX_VOXELS,
-    StoredImage,
+    check_one_channel,
     check_voxel_type,
-    multi_channel,
+    refuse_too_many,
     repair,
     spatial_shape_zyx,
-    too_large,
     unreadable_header,
 )
 from sslmedsam2.imaging.text_header import (
-    MAX_AXES,
+    check_fields,
     data_file,
     header_lines,
+    number_of_axes,
     numbers,
     whole_number,
     whole_numbers,
 )
-from sslmedsam2.imaging.volume import ArrayZYX, Geometry, Source
-from sslmedsam2.imaging.voxel_data import (
-    LARGEST_DEFLATE_RATIO,
-    damaged,
-    read_voxels,
-    refuse_impossible_size,
-)
+from sslmedsam2.imaging.volume import ArrayZYX, Geometry, Source, Volume
+from sslmedsam2.imaging.voxel_data import Compression, read_voxels
 
 _MAGIC = re.compile(r"NRRD000[1-6]")
 _KEY_VALUE = ":="
@@ -77,7 +67,13 @@ _VOXEL_TYPES = {
     }.items()
     for name in names.split(",")
 }
-_ENCODINGS = {"raw": "raw", "gz": "gzip", "gzip": "gzip", "bz2": "bzip2", "bzip2": "bzip2"}
+_ENCODINGS: dict[str, Compression] = {
+    "raw": "",
+    "gz": "gzip",
+    "gzip": "gzip",
+    "bz2": "bzip2",
+    "bzip2": "bzip2",
+}
 # Signs that turn a position to LPS; those of an unnamed space are taken as they are.
 _LPS_SIGNS = {
     "left-posterior-superior": (1, 1, 1),
@@ -137,7 +133,7 @@ class NrrdHeader:
         return 1 if self.channel_axis is None else self.sizes[self.channel_axis]
 
 
-def read_nrrd(path: Path) -> StoredImage:
+def read_nrrd(path: Path) -> Volume:
     """Read an NRRD image with its data in the same file or in one beside it.
 
     Raises
@@ -148,11 +144,9 @@ def read_nrrd(path: Path) -> StoredImage:
     header = parse_nrrd_header(path)
     shape_zyx = spatial_shape_zyx(path, header.native_shape)
     geometry, repairs = nrrd_geometry(header, shape_zyx=shape_zyx)
-    if header.channels != 1:
-        raise multi_channel(path, header.channels)
+    check_one_channel(path, header.channels)
     voxels = read_nrrd_channels(header).reshape(geometry.shape_zyx)
-    source = Source(path, header.native_shape, header.dtype, nifti_header=None)
-    return StoredImage(voxels, geometry, source, repairs)
+    return Volume(voxels, geometry, Source(path, header.native_shape, header.dtype), repairs)
 
 
 def parse_nrrd_header(path: Path) -> NrrdHeader:
@@ -166,12 +160,8 @@ def parse_nrrd_header(path: Path) -> NrrdHeader:
     with path.open("rb") as file:
         fields, texts = _lines(path, file)
         header_bytes = file.tell()
-    for name in ("type", "dimension", "sizes", "encoding"):
-        if name not in fields:
-            raise unreadable_header(path, f"the header has no field {name!r}")
-    axes = whole_number(path, "dimension", fields["dimension"])
-    if not 1 <= axes <= MAX_AXES:
-        raise unreadable_header(path, f"the header announces {axes} axes")
+    check_fields(path, fields, "type", "dimension", "sizes", "encoding")
+    axes = number_of_axes(path, "dimension", fields["dimension"])
     kinds = fields.get("kinds", " ".join(["none"] * axes)).lower().split()
     channel_axes = [axis for axis, kind in enumerate(kinds) if kind not in _SPATIAL_KINDS]
     if len(kinds) != axes or len(channel_axes) > 1:
@@ -333,57 +323,34 @@ def read_nrrd_channels(header: NrrdHeader) -> ArrayZYX:
         ``missing_data_file``, ``truncated_data`` or ``corrupt_data``.
     """
     path, fields = header.path, header.fields
-    count = math.prod(header.sizes)
-    if count > MAX_VOXELS:
-        raise too_large(path, header.sizes)
+    refuse_too_many(path, header.sizes)
+    encoding = fields["encoding"].lower()
+    if encoding not in _ENCODINGS:
+        reason = f"its voxels have the encoding {encoding[:40]!r}, which is not read"
+        raise unreadable_header(path, reason)
+    compression = _ENCODINGS[encoding]
+    lines = whole_number(path, "line skip", fields.get("lineskip", "0"))
+    skipped = whole_number(path, "byte skip", fields.get("byteskip", "0"))
+    # As a byte skip, -1 stands for all that is not voxels.
+    lowest = 0 if compression else -1
+    if not 0 <= lines <= _MAX_SKIPPED or not lowest <= skipped <= _MAX_SKIPPED:
+        raise unreadable_header(path, f"it skips {lines} lines and {skipped} bytes")
     name = fields.get("datafile")
-    if name is not None and (name.startswith("LIST") or "%" in name):
-        raise unreadable_header(path, "its voxels lie in several files, which is not read")
     data = path if name is None else data_file(path, name)
     with data.open("rb") as file:
         file.seek(header.header_bytes if name is None else 0)
-        stream = _stream(header, file, announced=count * header.dtype.itemsize)
-        shape = tuple(reversed(header.sizes))
-        voxels, _ = read_voxels(path, stream, shape_zyx=shape, dtype=header.dtype)
+        for _ in range(lines):
+            while (part := file.readline(_PART_BYTES)) and not part.endswith(b"\n"):
+                pass
+        voxels, _ = read_voxels(
+            path,
+            file,
+            shape_zyx=tuple(reversed(header.sizes)),
+            dtype=header.dtype,
+            compression=compression,
+            start=None if skipped == -1 else file.tell(),
+            skip=max(skipped, 0),
+        )
     if header.channel_axis is None:
         return voxels[..., None]
     return np.moveaxis(voxels, -1 - header.channel_axis, -1)
-
-
-def _stream(header: NrrdHeader, file: BinaryIO, *, announced: int) -> BinaryIO:
-    """Skip what is to be skipped and return a stream that stands before the first voxel."""
-    path, fields = header.path, header.fields
-    encoding = _ENCODINGS.get(fields["encoding"].lower(), "")
-    if not encoding:
-        raise unreadable_header(
-            path, f"its voxels have the encoding {fields['encoding'][:40]!r}, which is not read"
-        )
-    lines = whole_number(path, "line skip", fields.get("lineskip", "0"))
-    skipped = whole_number(path, "byte skip", fields.get("byteskip", "0"))
-    lowest = -1 if encoding == "raw" else 0
-    if not 0 <= lines <= _MAX_SKIPPED or not lowest <= skipped <= _MAX_SKIPPED:
-        raise unreadable_header(path, f"it skips {lines} lines and {skipped} bytes")
-    for _ in range(lines):
-        while (part := file.readline(_PART_BYTES)) and not part.endswith(b"\n"):
-            pass
-    size = os.fstat(file.fileno()).st_size
-    if skipped == -1:
-        file.seek(max(size - announced, 0))
-    stored, ratio = size - file.tell(), 1
-    announced += max(skipped, 0)
-    stream = file
-    try:
-        if encoding == "gzip":
-            stream, ratio = cast(BinaryIO, gzip.GzipFile(fileobj=file)), LARGEST_DEFLATE_RATIO
-        elif encoding == "bzip2":
-            # Runs of one value shrink without bound: only decompressing tells the size.
-            start = file.tell()
-            stored = bz2.BZ2File(file).seek(announced)
-            file.seek(start)
-            stream = cast(BinaryIO, bz2.BZ2File(file))
-        refuse_impossible_size(path, announced=announced, stored=stored, ratio=ratio)
-        if skipped > 0:
-            stream.seek(skipped, os.SEEK_CUR)
-    except (EOFError, zlib.error, OSError) as error:
-        raise damaged(path, error) from error
-    return stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,12 +18,19 @@ from sslmedsam2.imaging.formats import (
     NIFTI_EXTENSIONS,
     image_extension,
 )
+from sslmedsam2.imaging.geometry import geometry_from_axes
 from sslmedsam2.imaging.intensity import clean_intensities, looks_like_labels
 from sslmedsam2.imaging.metaimage_reading import read_metaimage
 from sslmedsam2.imaging.nifti_reading import read_nifti, read_nifti_grid
 from sslmedsam2.imaging.nrrd_reading import read_nrrd
-from sslmedsam2.imaging.stored import StoredImage, repair
-from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.stored import (
+    check_one_channel,
+    check_voxel_type,
+    image_error,
+    repair,
+    spatial_shape_zyx,
+)
+from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source, Volume
 
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
@@ -55,23 +63,44 @@ def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volu
     InputError
         About the voxels as :func:`read_volume`; others: see ``stored.py`` and ``geometry.py``.
     """
-    from sslmedsam2.imaging.itk_image import stored_from_itk
-
     return _checked_volume(stored_from_itk(image, name=Path(name)))
 
 
-def _checked_volume(stored: StoredImage) -> Volume:
-    voxels, repairs = checked_voxels(stored.source.path, stored.array_zyx)
-    return Volume(
-        array_zyx=voxels,
-        geometry=stored.geometry,
-        source=stored.source,
-        repairs=stored.repairs + repairs,
+def stored_from_itk(image: sitk.Image, *, name: Path) -> Volume:
+    """Take a SimpleITK image over as :func:`read_stored` does a file called ``name``.
+
+    Raises
+    ------
+    InputError
+        Of a kind of ``stored.py`` or ``geometry.py``.
+    """
+    import SimpleITK as sitk  # noqa: N813
+
+    native_shape = tuple(int(length) for length in image.GetSize())
+    axes = len(native_shape)
+    geometry, repairs = geometry_from_axes(
+        name,
+        shape_zyx=spatial_shape_zyx(name, native_shape),
+        spacing_xyz=image.GetSpacing(),
+        origin_xyz=image.GetOrigin(),
+        direction=np.array(image.GetDirection(), dtype=np.float64).reshape(axes, axes),
     )
+    view = sitk.GetArrayViewFromImage(image)
+    if view.dtype.kind != "c":
+        check_one_channel(name, image.GetNumberOfComponentsPerPixel())
+    check_voxel_type(name, view.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        voxels = np.array(view, dtype=np.float32).reshape(geometry.shape_zyx)
+    return Volume(voxels, geometry, Source(name, native_shape, view.dtype), repairs)
 
 
-def checked_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, ...]]:
-    """Correct the intensities of an image ``[z, y, x]`` in place; return them, and what to note.
+def _checked_volume(stored: Volume) -> Volume:
+    repairs = correct_voxels(stored.source.path, stored.array_zyx)
+    return replace(stored, repairs=stored.repairs + repairs)
+
+
+def correct_voxels(path: Path, voxels: ArrayZYX) -> tuple[str, ...]:
+    """Correct the intensities of an image ``[z, y, x]`` in place; return what to note.
 
     Voxels that are not finite become the lowest finite value, outliers are clipped and padding is
     set apart, see ``intensity.py``.
@@ -81,23 +110,14 @@ def checked_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, .
     InputError
         Of kind ``no_finite_voxels``, ``constant`` or ``label_map``.
     """
-    voxels, repairs = _with_finite_voxels(path, voxels)
+    repairs = _make_finite(path, voxels)
     if voxels.min() == voxels.max():
-        raise InputError(
-            path,
-            kind="constant",
-            reason=f"all voxels have the same value ({voxels.flat[0]:g})",
-            remedy="Export the series again",
-        )
+        reason = f"all voxels have the same value ({voxels.flat[0]:g})"
+        raise image_error(path, "constant", reason)
     if looks_like_labels(voxels):
-        raise InputError(
-            path,
-            kind="label_map",
-            reason=f"it holds {np.unique(voxels).size} values in flat areas, as a mask does",
-            remedy="Give the scan; a mask beside it is called mask_<name> or <name>_mask",
-        )
-    repairs += clean_intensities(voxels)
-    return voxels, repairs
+        reason = f"it holds {np.unique(voxels).size} values in flat areas, as a mask does"
+        raise image_error(path, "label_map", reason)
+    return (*repairs, *clean_intensities(voxels))
 
 
 def read_mask(path: Path) -> MaskVolume:
@@ -109,16 +129,7 @@ def read_mask(path: Path) -> MaskVolume:
         As :func:`read_volume`, save that the voxels' values are never refused.
     """
     stored = read_stored(path)
-    return _mask_volume(stored, (stored.array_zyx > 0).view(np.uint8))
-
-
-def _mask_volume(stored: StoredImage, array_zyx: MaskZYX) -> MaskVolume:
-    return MaskVolume(
-        array_zyx=array_zyx,
-        geometry=stored.geometry,
-        source=stored.source,
-        repairs=stored.repairs,
-    )
+    return stored.with_mask((stored.array_zyx > 0).view(np.uint8))
 
 
 def read_grid(path: Path) -> MaskVolume:
@@ -134,11 +145,11 @@ def read_grid(path: Path) -> MaskVolume:
     if _check_file(path) in NIFTI_EXTENSIONS:
         return read_nifti_grid(path)
     stored = read_stored(path)
-    return _mask_volume(stored, np.zeros(stored.geometry.shape_zyx, np.uint8))
+    return stored.with_mask(np.zeros(stored.geometry.shape_zyx, np.uint8))
 
 
-def read_stored(path: Path) -> StoredImage:
-    """Read any image as stored, its voxels unchecked; raises :class:`InputError`."""
+def read_stored(path: Path) -> Volume:
+    """Read any image as stored: its voxels may be NaN or infinite. Raises InputError."""
     extension = _check_file(path)
     try:
         if extension in NIFTI_EXTENSIONS:
@@ -164,27 +175,13 @@ def _check_file(path: Path) -> str:
         raise _permission_denied(path) from error
     except OSError as error:
         if path.is_symlink():
-            raise InputError(
-                path,
-                kind="broken_symlink",
-                reason="the link points to a file that is not there",
-                remedy="Mount the folder that the link points into, or copy the file itself",
-            ) from error
+            reason = "the link points to a file that is not there"
+            raise image_error(path, "broken_symlink", reason) from error
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            raise InputError(
-                path,
-                kind="missing_file",
-                reason="the file does not exist",
-                remedy="Check the path",
-            ) from error
+            raise image_error(path, "missing_file", "the file does not exist") from error
         raise _unreadable_file(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(
-            path,
-            kind="not_a_file",
-            reason="this is a folder or a device, not a file",
-            remedy="Give the path of an image file",
-        )
+        raise image_error(path, "not_a_file", "this is a folder or a device, not a file")
     extension = image_extension(path)
     if extension is None:
         raise InputError(
@@ -194,54 +191,35 @@ def _check_file(path: Path) -> str:
             remedy=f"Supported are {', '.join(IMAGE_EXTENSIONS)}",
         )
     if status.st_size == 0:
-        raise InputError(
-            path,
-            kind="empty_file",
-            reason="the file is empty (0 bytes)",
-            remedy="Copy or export the file again",
-        )
+        raise image_error(path, "empty_file", "the file is empty (0 bytes)")
     if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
         raise _permission_denied(path)
     return extension
 
 
-def _with_finite_voxels(path: Path, voxels: ArrayZYX) -> tuple[ArrayZYX, tuple[str, ...]]:
-    """Replace NaN and infinite voxels in place by the lowest finite value.
+def _make_finite(path: Path, voxels: ArrayZYX) -> tuple[str, ...]:
+    """Replace NaN and infinite voxels in place by the lowest finite value; return what to note.
 
     Such voxels come from masking and from divisions in the background; the lowest value is the
     background in MR (about 0) as in CT (air), where 0 would be the brightness of water.
     """
     # A NaN or an infinity shows in the extremes, so a sound volume needs no array of flags.
     if np.isfinite(voxels.min()) and np.isfinite(voxels.max()):
-        return voxels, ()
+        return ()
     bad = ~np.isfinite(voxels)
-    count = int(np.count_nonzero(bad))
-    if count == voxels.size:
-        raise InputError(
-            path,
-            kind="no_finite_voxels",
-            reason="every voxel is NaN or infinite",
-            remedy="Export the series again",
-        )
+    if bad.all():
+        raise image_error(path, "no_finite_voxels", "every voxel is NaN or infinite")
     lowest = voxels.min(where=~bad, initial=np.inf)
     voxels[bad] = lowest
+    count = int(np.count_nonzero(bad))
     note = f"{count} NaN or infinite voxels were set to the lowest finite value, {lowest:g}"
-    return voxels, (repair("non_finite_voxels", note),)
+    return (repair("non_finite_voxels", note),)
 
 
 def _permission_denied(path: Path) -> InputError:
-    return InputError(
-        path,
-        kind="permission_denied",
-        reason="the file may not be read by this user",
-        remedy="Make it readable, or run as a user who may read it",
-    )
+    return image_error(path, "permission_denied", "the file may not be read by this user")
 
 
 def _unreadable_file(path: Path, error: OSError) -> InputError:
-    return InputError(
-        path,
-        kind="unreadable_file",
-        reason=f"the system cannot read the file ({error.strerror or error})",
-        remedy="Check the disk or the mount",
-    )
+    reason = f"the system cannot read the file ({error.strerror or error})"
+    return image_error(path, "unreadable_file", reason)

@@ -1,32 +1,67 @@
-"""An image as a file stores it, and the checks that are the same for every format."""
+"""The checks that are the same for every format, and the errors of images that cannot be used."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.volume import ArrayZYX, Geometry, Source
 
 MAX_VOXELS = 2**29
 """More voxels than this are refused: 2 GiB as float32, sixteen times a 1024 x 1024 x 32 scan."""
 
-
 _MOST_CHANNELS = 4
 
+_EXPORT_AGAIN = "Export the series again"
+_COPY_AGAIN = "Copy or export the file again"
+_FIX_AFFINE = "Correct the affine matrix in the header"
+_REMEDIES = {
+    "missing_file": "Check the path",
+    "broken_symlink": "Mount the folder that the link points into, or copy the file itself",
+    "not_a_file": "Give the path of an image file",
+    "permission_denied": "Make it readable, or run as a user who may read it",
+    "unreadable_file": "Check the disk or the mount",
+    "empty_file": _COPY_AGAIN,
+    "truncated_data": _COPY_AGAIN,
+    "corrupt_data": _COPY_AGAIN,
+    "unreadable_header": "Check that the file is a complete image of its format and copy or export"
+    " it again",
+    "data_file_elsewhere": "Put the data file beside the header and write its name alone into the"
+    " header",
+    "missing_data_file": "Put the data file beside the header",
+    "nifti_pair": "Convert the pair to a single .nii.gz file",
+    "zero_size": _EXPORT_AGAIN,
+    "two_dimensional": "Give a whole volume in one file",
+    "single_slice": "Give a volume of at least 2 slices",
+    "multi_frame": "Split it into one file per frame",
+    "channel_first": "Save one channel, with the axes x, y, z",
+    "multi_channel": "Give an image with one number per voxel",
+    "too_large": "Check the file's header, or crop or resample the volume",
+    "complex": "Give the magnitude image",
+    "unsupported_dtype": "Convert the voxels to an integer or floating-point type",
+    "bad_spacing": "Correct the voxel size in the header",
+    "bad_quaternion": "Correct the qform in the header",
+    "non_finite_affine": _FIX_AFFINE,
+    "singular_affine": _FIX_AFFINE,
+    "sheared_affine": "Resample the volume to perpendicular axes",
+    "no_finite_voxels": _EXPORT_AGAIN,
+    "constant": _EXPORT_AGAIN,
+    "label_map": "Give the scan; a mask beside it is called mask_<name> or <name>_mask",
+    "shape_mismatch": "Export the mask on the grid of its image",
+    "grid_mismatch": "Export the mask on the grid of its image",
+    "empty_mask": "Remove the case, or correct its mask",
+    "no_such_label": "Give the liver's value with --label, or remove the case",
+    "not_labels": "Give a label map with these values, or remove the file",
+}
+"""What to do about each kind of error of an image."""
 
-@dataclass(frozen=True)
-class StoredImage:
-    """The result of a format reader. Unlike in a ``Volume``, its voxels may be NaN or infinite."""
 
-    array_zyx: ArrayZYX
-    geometry: Geometry
-    source: Source
-    repairs: tuple[str, ...]
+def image_error(path: Path, kind: str, reason: str) -> InputError:
+    """Return the error of an image that cannot be used, with the remedy of its kind."""
+    return InputError(path, kind=kind, reason=reason, remedy=_REMEDIES[kind])
 
 
 def repair(name: str, sentence: str) -> str:
@@ -46,69 +81,30 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
         Of kind ``zero_size``, ``two_dimensional``, ``multi_frame``, ``multi_channel``,
         ``single_slice``, ``channel_first`` or ``too_large``.
     """
-    text = " x ".join(str(length) for length in native_shape)
+    axes, text = len(native_shape), " x ".join(map(str, native_shape))
     if any(length < 1 for length in native_shape):
-        raise InputError(
-            path,
-            kind="zero_size",
-            reason=f"the image has no voxels ({text})",
-            remedy="Export the series again",
-        )
-    if len(native_shape) < 3:
-        raise InputError(
-            path,
-            kind="two_dimensional",
-            reason=f"the image has {len(native_shape)} axes ({text}), not 3",
-            remedy="Give a whole volume in one file",
-        )
-    _refuse_extra_axes(path, native_shape, text)
+        raise image_error(path, "zero_size", f"the image has no voxels ({text})")
+    if axes < 3:
+        raise image_error(path, "two_dimensional", f"the image has {axes} axes ({text}), not 3")
+    if axes == 4 and native_shape[0] <= _MOST_CHANNELS < min(native_shape[1:]):
+        raise image_error(path, "channel_first", f"its first axis looks like channels ({text})")
+    if axes > 3 and native_shape[3] > 1:
+        raise image_error(path, "multi_frame", f"the image holds {native_shape[3]} frames ({text})")
+    if any(length > 1 for length in native_shape[4:]):
+        raise image_error(path, "multi_channel", f"each voxel holds several values ({text})")
+    if min(native_shape[:3]) == 1:
+        raise image_error(path, "single_slice", f"the volume is a single slice ({text})")
+    refuse_too_many(path, native_shape)
     x, y, z = native_shape[:3]
-    if min(x, y, z) == 1:
-        raise InputError(
-            path,
-            kind="single_slice",
-            reason=f"the volume is a single slice ({text})",
-            remedy="Give a volume of at least 2 slices",
-        )
-    if math.prod((x, y, z)) > MAX_VOXELS:
-        raise too_large(path, native_shape)
     return z, y, x
 
 
-def too_large(path: Path, native_shape: Sequence[int]) -> InputError:
-    """Return the error for a shape of more than ``MAX_VOXELS`` voxels."""
-    text = " x ".join(str(length) for length in native_shape)
-    return InputError(
-        path,
-        kind="too_large",
-        reason=f"the header claims {text} voxels, more than {MAX_VOXELS}",
-        remedy="Check the file's header, or crop or resample the volume",
-    )
-
-
-def _refuse_extra_axes(path: Path, native_shape: Sequence[int], text: str) -> None:
-    """Refuse a fourth axis (time, echo, b-value) or further ones of more than one element."""
-    if len(native_shape) == 4 and native_shape[0] <= _MOST_CHANNELS < min(native_shape[1:]):
-        raise InputError(
-            path,
-            kind="channel_first",
-            reason=f"its first axis looks like channels ({text})",
-            remedy="Save one channel, with the axes x, y, z",
-        )
-    if len(native_shape) > 3 and native_shape[3] > 1:
-        raise InputError(
-            path,
-            kind="multi_frame",
-            reason=f"the image holds {native_shape[3]} frames ({text})",
-            remedy="Split it into one file per frame",
-        )
-    if any(length > 1 for length in native_shape[4:]):
-        raise InputError(
-            path,
-            kind="multi_channel",
-            reason=f"each voxel holds several values ({text})",
-            remedy="Give an image with one number per voxel",
-        )
+def refuse_too_many(path: Path, native_shape: Sequence[int]) -> None:
+    """Refuse more than ``MAX_VOXELS`` voxels, or values of voxels (kind ``too_large``)."""
+    if math.prod(native_shape) > MAX_VOXELS:
+        text = " x ".join(map(str, native_shape))
+        reason = f"the header claims {text} voxels, more than {MAX_VOXELS}"
+        raise image_error(path, "too_large", reason)
 
 
 def check_voxel_type(path: Path, dtype: np.dtype) -> None:
@@ -120,73 +116,21 @@ def check_voxel_type(path: Path, dtype: np.dtype) -> None:
         Of kind ``multi_channel`` (RGB, RGBA), ``complex`` or ``unsupported_dtype``.
     """
     if dtype.fields is not None:
-        raise InputError(
-            path,
-            kind="multi_channel",
-            reason="the voxels are colours (RGB), not intensities",
-            remedy="Give an image with one number per voxel",
-        )
+        reason = "the voxels are colours (RGB), not intensities"
+        raise image_error(path, "multi_channel", reason)
     if dtype.kind == "c":
-        raise InputError(
-            path,
-            kind="complex",
-            reason="the voxels are complex numbers",
-            remedy="Give the magnitude image",
-        )
+        raise image_error(path, "complex", "the voxels are complex numbers")
     if dtype.kind not in "iuf":
-        raise InputError(
-            path,
-            kind="unsupported_dtype",
-            reason="the voxels are neither integers nor floating-point numbers",
-            remedy="Convert the voxels to an integer or floating-point type",
-        )
+        reason = "the voxels are neither integers nor floating-point numbers"
+        raise image_error(path, "unsupported_dtype", reason)
+
+
+def check_one_channel(path: Path, channels: int) -> None:
+    """Refuse voxels of several values each (kind ``multi_channel``)."""
+    if channels != 1:
+        raise image_error(path, "multi_channel", f"each voxel holds {channels} values")
 
 
 def unreadable_header(path: Path, reason: str) -> InputError:
-    """Return the error for a header that is damaged or uses what is not read."""
-    return InputError(
-        path,
-        kind="unreadable_header",
-        reason=reason,
-        remedy="Check that the file is a complete image of its format and copy or export it again",
-    )
-
-
-def missing_data_file(path: Path, name: str) -> InputError:
-    """Return the error for a header whose voxels lie in another file that is not there."""
-    return InputError(
-        path,
-        kind="missing_data_file",
-        reason=f"the data file {name!r} of the header is not there",
-        remedy="Put the data file beside the header",
-    )
-
-
-def truncated(path: Path) -> InputError:
-    """Return the error for a file that ends before its last voxel."""
-    return InputError(
-        path,
-        kind="truncated_data",
-        reason="the file ends before the last voxel that its header announces",
-        remedy="Copy or export the file again",
-    )
-
-
-def corrupt(path: Path, detail: object) -> InputError:
-    """Return the error for compressed data that cannot be decompressed or fails its checksum."""
-    return InputError(
-        path,
-        kind="corrupt_data",
-        reason=f"the compressed data is damaged ({detail})",
-        remedy="Copy or export the file again",
-    )
-
-
-def multi_channel(path: Path, count: int) -> InputError:
-    """Return the error for voxels of ``count`` values each."""
-    return InputError(
-        path,
-        kind="multi_channel",
-        reason=f"each voxel holds {count} values",
-        remedy="Give an image with one number per voxel",
-    )
+    """Return the error of a header that is damaged or uses what is not read."""
+    return image_error(path, "unreadable_header", reason)

@@ -7,16 +7,15 @@ would take beyond that (``1_0``, other digits) is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.stored import missing_data_file, unreadable_header
+from sslmedsam2.imaging.stored import image_error, unreadable_header
 
-MAX_AXES = 10
-"""More axes than this are a damaged header."""
-
+# More are a damaged header.
+_MAX_AXES = 10
 _MAX_HEADER_BYTES = 2**20
 _MAX_WHOLE_DIGITS = 18
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -40,6 +39,21 @@ def header_lines(path: Path, file: BinaryIO) -> Iterator[str]:
         if left <= 0:
             raise unreadable_header(path, f"the header is longer than {_MAX_HEADER_BYTES} bytes")
         yield line.decode("latin-1").rstrip("\r\n")
+
+
+def check_fields(path: Path, fields: Mapping[str, str], *names: str) -> None:
+    """Refuse a header without one of the fields (kind ``unreadable_header``)."""
+    for name in names:
+        if name not in fields:
+            raise unreadable_header(path, f"the header has no field {name!r}")
+
+
+def number_of_axes(path: Path, key: str, text: str) -> int:
+    """Parse how many axes an image has, or raise InputError of kind ``unreadable_header``."""
+    axes = whole_number(path, key, text)
+    if not 1 <= axes <= _MAX_AXES:
+        raise unreadable_header(path, f"the header announces {axes} axes")
+    return axes
 
 
 def whole_number(path: Path, key: str, text: str) -> int:
@@ -80,21 +94,22 @@ def data_file(header: Path, name: str) -> Path:
     Raises
     ------
     InputError
-        Of kind ``data_file_elsewhere`` if the name, or a symbolic link, leads out of the header's
-        folder, whether or not a file is there; of kind ``missing_data_file`` if there is none.
+        Of kind ``unreadable_header`` if the name stands for several files;
+        ``data_file_elsewhere`` if it, or a symbolic link, leads out of the header's folder, whether
+        or not a file is there; ``missing_data_file`` if there is none.
     """
+    if name.startswith("LIST") or "%" in name:
+        raise unreadable_header(header, "its voxels lie in several files, which is not read")
     # A header that is a link may have its data beside the link or beside the file.
     folders = {header.parent.resolve(), header.resolve().parent}
     name = name.replace("\0", "")
     target = (header.parent / name).resolve()
     is_inside = any(target != one and target.is_relative_to(one) for one in folders)
+    shown = repr(name[:_SHOWN_CHARACTERS])
     if not is_inside or name.startswith("/") or ".." in Path(name).parts:
-        raise InputError(
-            header,
-            kind="data_file_elsewhere",
-            reason=f"the data file {name[:_SHOWN_CHARACTERS]!r} is not in the folder of the header",
-            remedy="Put the data file beside the header and write its name alone into the header",
-        )
+        reason = f"the data file {shown} is not in the folder of the header"
+        raise image_error(header, "data_file_elsewhere", reason)
     if not target.is_file():
-        raise missing_data_file(header, name[:_SHOWN_CHARACTERS])
+        reason = f"the data file {shown} of the header is not there"
+        raise image_error(header, "missing_data_file", reason)
     return target

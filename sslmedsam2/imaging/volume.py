@@ -59,35 +59,7 @@ class Source:
     path: Path
     native_shape: tuple[int, ...]
     native_dtype: np.dtype
-    nifti_header: bytes | None
-
-
-@dataclass(frozen=True)
-class Volume:
-    """An image as read: finite float32 voxels ``[z, y, x]`` in the file's own orientation.
-
-    ``repairs`` lists what was corrected (NaN voxels, a tiny shear), one sentence each.
-    ``modality`` is DICOM's code, such as MR or CT; None where the file does not say.
-    """
-
-    array_zyx: ArrayZYX
-    geometry: Geometry
-    source: Source
-    repairs: tuple[str, ...] = ()
-    modality: str | None = None
-
-    def sha256(self) -> str:
-        """Return a hash of voxels, place and orientation, whatever file they came from."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.array_zyx).data)
-        geometry = self.geometry
-        for numbers in (
-            geometry.shape_zyx,
-            geometry.spacing_zyx_mm,
-            geometry.origin_xyz_mm,
-            geometry.direction_xyz,
-        ):
-            digest.update(np.asarray(numbers, dtype=np.float64).tobytes())
-        return digest.hexdigest()
+    nifti_header: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +73,39 @@ class MaskVolume:
     geometry: Geometry
     source: Source
     repairs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An image as read: float32 voxels ``[z, y, x]`` in the file's own orientation.
+
+    They are finite, unless ``read_stored`` has read them. ``repairs`` lists what was corrected
+    (NaN voxels, a tiny shear), one sentence each. ``modality`` is DICOM's code, such as MR or CT;
+    None where the file does not say.
+    """
+
+    array_zyx: ArrayZYX
+    geometry: Geometry
+    source: Source
+    repairs: tuple[str, ...] = ()
+    modality: str | None = None
+
+    def with_mask(self, mask_zyx: MaskZYX, *notes: str) -> MaskVolume:
+        """Return a mask on the grid of this image, with further notes on what was corrected."""
+        return MaskVolume(mask_zyx, self.geometry, self.source, (*self.repairs, *notes))
+
+    def sha256(self) -> str:
+        """Return a hash of voxels, place and orientation, whatever file they came from."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.array_zyx).data)
+        geometry = self.geometry
+        for numbers in (
+            geometry.shape_zyx,
+            geometry.spacing_zyx_mm,
+            geometry.origin_xyz_mm,
+            geometry.direction_xyz,
+        ):
+            digest.update(np.asarray(numbers, dtype=np.float64).tobytes())
+        return digest.hexdigest()
 
 
 def mask_volume_ml(mask_zyx: npt.NDArray, *, spacing_zyx_mm: tuple[float, float, float]) -> float:

@@ -6,48 +6,50 @@ a header on trust: what the file cannot hold is refused before memory is taken f
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import math
+import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
 import numpy as np
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.stored import corrupt, truncated
+from sslmedsam2.imaging.stored import image_error, unreadable_header
 from sslmedsam2.imaging.volume import ArrayZYX
 
 LARGEST_DEFLATE_RATIO = 1032
 """Deflate cannot shrink anything further than this."""
 
+Compression = Literal["", "gzip", "zlib", "bzip2"]
+"""Of the voxels; ``zlib`` stands for gzip too."""
+
+# What lies before the voxels has to be decompressed too.
+_LARGEST_SKIP = 2**26
 _PART_VOXELS = 2**18
 _PART_BYTES = 2**16
 _AUTODETECT_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 
-class ZlibStream(io.RawIOBase):
+class _ZlibStream(io.RawIOBase):
     """The content of a zlib or gzip stream that begins where a file stands, for reading.
 
-    Raises
-    ------
-    EOFError
-        The file ends within the stream.
-    zlib.error
-        The stream is damaged, or its checksum is wrong.
+    Raises EOFError where the file ends within the stream, and ``zlib.error`` where it is damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        """Begin at the position of ``file``."""
         self._file = file
         self._inflater = zlib.decompressobj(_AUTODETECT_ZLIB_OR_GZIP)
 
     def readable(self) -> bool:
-        """Return True."""
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Fill a part of a buffer of bytes; return how many, 0 at the end of the stream."""
         inflated = b""
         while buffer and not inflated and not self._inflater.eof:
             part = self._inflater.unconsumed_tail or self._file.read(_PART_BYTES)
@@ -58,45 +60,98 @@ class ZlibStream(io.RawIOBase):
         return len(inflated)
 
 
-def refuse_impossible_size(path: Path, *, announced: int, stored: int, ratio: int = 1) -> None:
-    """Refuse a header that announces more bytes than ``stored`` ones can hold, compressed or not.
+def decompressed(file: BinaryIO, compression: Compression) -> BinaryIO:
+    """Return a stream of the content that begins where a file stands."""
+    if compression == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
+    if compression == "bzip2":
+        return cast(BinaryIO, bz2.BZ2File(file))
+    return cast(BinaryIO, _ZlibStream(file)) if compression == "zlib" else file
 
-    Raises
-    ------
-    InputError
-        Of kind ``truncated_data``.
+
+def truncated(path: Path) -> InputError:
+    """Return the error of a file that ends before its last voxel."""
+    reason = "the file ends before the last voxel that its header announces"
+    return image_error(path, "truncated_data", reason)
+
+
+@contextmanager
+def damage_as_input_error(path: Path) -> Iterator[None]:
+    """Raise what decompressing raises as InputError (``truncated_data``, ``corrupt_data``).
+
+    An error of the system, which has a number, stays as it is.
     """
-    if announced > stored * ratio:
-        raise truncated(path)
+    try:
+        yield
+    except EOFError as error:
+        raise truncated(path) from error
+    except (zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        reason = f"the compressed data is damaged ({error})"
+        raise image_error(path, "corrupt_data", reason) from error
 
 
 def read_voxels(
     path: Path,
-    stream: BinaryIO,
+    file: BinaryIO,
     *,
     shape_zyx: tuple[int, ...],
     dtype: np.dtype,
+    compression: Compression = "",
+    start: int | None = 0,
+    skip: int = 0,
     slope: float = 1.0,
     intercept: float = 0.0,
 ) -> tuple[ArrayZYX, bool]:
-    """Read an array, and whether something else follows the compressed data.
+    """Read an array from a file, and tell whether something else follows.
 
-    ``shape_zyx`` may have further axes: its last one is the fastest in the stream. Each voxel is
-    ``stored * slope + intercept``.
+    Parameters
+    ----------
+    path
+        What errors are about.
+    shape_zyx
+        May have further axes; the last one is the fastest in the file.
+    start
+        Where the data begin, compressed or not; None if the voxels are the last bytes of a file
+        that is not compressed.
+    skip
+        Bytes of the content before the first voxel.
+    slope, intercept
+        Each voxel is ``stored * slope + intercept``.
 
     Raises
     ------
     InputError
-        Of kind ``truncated_data`` or ``corrupt_data``.
+        Of kind ``truncated_data``, ``corrupt_data`` or ``unreadable_header``.
     """
-    voxels = np.empty(shape_zyx, dtype=np.float32)
-    flat = voxels.reshape(-1)
-    buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=dtype)
-    try:
+    n_bytes = math.prod(shape_zyx) * dtype.itemsize
+    size = os.fstat(file.fileno()).st_size
+    if start is None:
+        start = max(size - n_bytes, 0)
+    with damage_as_input_error(path):
+        largest = size - start
+        if compression == "bzip2" and skip <= _LARGEST_SKIP:
+            # Runs of one value shrink without bound: only decompressing tells the size.
+            file.seek(start)
+            largest = bz2.BZ2File(file).seek(skip + n_bytes)
+        elif compression:
+            largest *= LARGEST_DEFLATE_RATIO
+        if skip + n_bytes > largest:
+            raise truncated(path)
+        if skip > _LARGEST_SKIP:
+            raise unreadable_header(path, f"the header says that the voxels begin at byte {skip}")
+        file.seek(start)
+        stream = decompressed(file, compression)
+        if skip:
+            stream.seek(skip, os.SEEK_CUR)
+        voxels = np.empty(shape_zyx, dtype=np.float32)
+        flat = voxels.reshape(-1)
+        buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=dtype)
         # A double may lie beyond float32's range; it becomes infinite, as the caller expects.
         with np.errstate(over="ignore", invalid="ignore"):
-            for start in range(0, flat.size, buffer.size):
-                part = flat[start : start + buffer.size]
+            for first in range(0, flat.size, buffer.size):
+                part = flat[first : first + buffer.size]
                 stored = buffer[: part.size]
                 _fill(stream, stored.view(np.uint8).data)
                 part[:] = stored
@@ -105,20 +160,6 @@ def read_voxels(
                 if intercept != 0:
                     part += np.float32(intercept)
         return voxels, _has_trailing_bytes(stream)
-    except (EOFError, zlib.error, OSError) as error:
-        raise damaged(path, error) from error
-
-
-def damaged(path: Path, error: EOFError | zlib.error | OSError) -> InputError | OSError:
-    """Return what to raise for an error of reading compressed data.
-
-    ``truncated_data`` or ``corrupt_data``; an error of the system, which has a number, unchanged.
-    """
-    if isinstance(error, EOFError):
-        return truncated(path)
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    return corrupt(path, error)
 
 
 def _fill(stream: BinaryIO, buffer: memoryview) -> None:

@@ -17,7 +17,6 @@ from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, WRITTEN_EXTENSIONS, ima
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.nifti_writing import nifti_header, write_nifti
 from sslmedsam2.imaging.reading import read_stored
-from sslmedsam2.imaging.stored import StoredImage
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, Source, Volume
 
 if TYPE_CHECKING:
@@ -143,13 +142,8 @@ def _write(
             write_nifti(array_zyx, header=header, path=partial, compress=extension == ".nii.gz")
         else:
             _write_itk(array_zyx, geometry=geometry, source=source, path=path, partial=partial)
-        expected = StoredImage(
-            array_zyx=array_zyx,
-            geometry=geometry,
-            source=Source(path, source.native_shape, array_zyx.dtype, header_bytes),
-            repairs=(),
-        )
-        _verify(partial, expected)
+        written = Source(path, source.native_shape, array_zyx.dtype, header_bytes)
+        _verify(partial, Volume(array_zyx, geometry, written))
 
 
 def _write_itk(
@@ -169,7 +163,7 @@ def _write_itk(
         ) from error
 
 
-def _verify(partial: Path, expected: StoredImage) -> None:
+def _verify(partial: Path, expected: Volume) -> None:
     """Read a file back and compare it with what it should hold."""
     path = expected.source.path
     try:

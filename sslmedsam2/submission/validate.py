@@ -35,7 +35,7 @@ from sslmedsam2.imaging.nifti_header import (
 )
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import write_record
-from sslmedsam2.imaging.stored import StoredImage
+from sslmedsam2.imaging.volume import Volume
 from sslmedsam2.submission.package import guessed_masks
 
 CheckStatus = Literal["PASS", "FAIL", "NOTE"]
@@ -253,7 +253,7 @@ class _Image:
     """What a mask is compared with; ``header`` is None where the image is no NIfTI file."""
 
     header: NiftiStruct | None
-    stored: StoredImage | None
+    stored: Volume | None
 
 
 def _read_image(path: Path) -> _Image:
@@ -286,7 +286,7 @@ def _read_header(path: Path) -> NiftiStruct:
         ) from error
 
 
-def _value_faults(mask: StoredImage) -> Iterator[_Fault]:
+def _value_faults(mask: Volume) -> Iterator[_Fault]:
     voxels = mask.array_zyx
     if not np.all((voxels == 0) | (voxels == 1)):
         yield "values", f"values from {voxels.min():g} to {voxels.max():g}, not 0 and 1 only"
@@ -297,7 +297,7 @@ def _value_faults(mask: StoredImage) -> Iterator[_Fault]:
             yield "misnamed", repair.removeprefix("misnamed: ")
 
 
-def _type_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
+def _type_faults(mask: Volume, image: _Image) -> Iterator[_Fault]:
     """Check the voxel type and the scaling of a mask."""
     dtype = mask.source.native_dtype
     allowed = _image_dtype(image)
@@ -309,7 +309,7 @@ def _type_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
         yield "scaling", f"slope {slope:g} and intercept {intercept:g} instead of 1 and 0"
 
 
-def _place_faults(mask: StoredImage, image: _Image) -> Iterator[_Fault]:
+def _place_faults(mask: Volume, image: _Image) -> Iterator[_Fault]:
     """Compare shape and position of a mask with its image's."""
     if image.header is not None:
         yield from _header_faults(_header_of(mask), image.header)
@@ -361,7 +361,7 @@ def _affine(header: NiftiStruct, form: str) -> npt.NDArray[np.float64]:
         return np.full((3, 4), np.nan)
 
 
-def _header_of(mask: StoredImage) -> NiftiStruct:
+def _header_of(mask: Volume) -> NiftiStruct:
     """Return a mask's raw header; masks are always NIfTI files (`mask_path` sees to that)."""
     return nifti_struct(mask.source.path, mask.source.nifti_header or b"")
 

@@ -16,8 +16,7 @@ import SimpleITK as sitk  # noqa: N813
 from bad_inputs import noise
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.itk_image import stored_from_itk
-from sslmedsam2.imaging.reading import read_stored
+from sslmedsam2.imaging.reading import read_stored, stored_from_itk
 
 TYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 SHAPE_XYZ = (12, 10, 6)
