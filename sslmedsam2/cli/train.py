@@ -148,10 +148,26 @@ def train(**options: Any) -> int:
     default=1,
     help="Number of processes for each step; the number of CPU cores is fastest.",
 )
+@path_option(
+    "--organs",
+    "organs_dir",
+    help="Labelled scans with maps of organs (organs_*); the liver is never a target.",
+)
+@click.option(
+    "--organ-share",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    help="Share of the steps that use these scans; the others use synthetic volumes.",
+)
+@present_file_option(
+    "--start",
+    "start_path",
+    help="Compact SAM2 to start from (*.safetensors).  [default: random weights]",
+)
 @click.option("--seed", type=click.IntRange(0), default=0)
 @device_option
 def pretrain_sam2(**options: Any) -> None:
-    """Train the compact SAM2 from scratch, on synthetic volumes only."""
+    """Train the compact SAM2, on synthetic volumes and, with --organs, on organs of scans."""
     from sslmedsam2.train.pretrain_sam2 import PretrainOptions
     from sslmedsam2.train.pretrain_sam2 import pretrain_sam2 as run
 

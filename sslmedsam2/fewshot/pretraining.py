@@ -1,4 +1,4 @@
-"""Pretraining of the compact SAM2 on synthetic episodes: resumable, deterministic, CPU or GPU."""
+"""Pretraining of the compact SAM2 on episodes: resumable, deterministic, CPU or GPU."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from sslmedsam2.fewshot.memory import (
     remember_prompts,
     segment,
 )
+from sslmedsam2.fewshot.organ_episodes import OrganVolume, draw_organ_episode
 from sslmedsam2.fewshot.synthetic import Episode, SyntheticTask, draw_episode
 from sslmedsam2.imaging.atomic import atomic_path
 
@@ -67,6 +68,10 @@ class PretrainSettings:
         How many share a step's episodes, each on one thread; 1 lets torch use its threads.
     save_every_s
         Seconds between checkpoints.
+    organ_share
+        Share of the steps whose episodes come from labelled scans.
+    start_sha256, scans_sha256
+        Of the network that the training starts from, and of the labelled scans; None without.
     """
 
     architecture: CompactArchitecture = field(default_factory=CompactArchitecture)
@@ -77,13 +82,40 @@ class PretrainSettings:
     seed: int = 0
     processes: int = 1
     save_every_s: float = 120.0
+    organ_share: float = 0.0
+    start_sha256: str | None = None
+    scans_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class PretrainInputs:
+    """What a pretraining may use besides synthetic volumes.
+
+    Attributes
+    ----------
+    volumes
+        Labelled scans for the share of steps that the settings name.
+    start
+        Weights to start from; None for random ones.
+    """
+
+    volumes: tuple[OrganVolume, ...] = ()
+    start: dict[str, Tensor] | None = None
 
 
 class _Steps(Dataset):
     """Item ``i`` is the batch of step ``first + i``, whoever makes it; each rank has its own."""
 
-    def __init__(self, settings: PretrainSettings, *, first: int, rank: int) -> None:
+    def __init__(
+        self,
+        settings: PretrainSettings,
+        volumes: tuple[OrganVolume, ...],
+        *,
+        first: int,
+        rank: int,
+    ) -> None:
         self._settings = settings
+        self._volumes = volumes
         self._first = first
         self._rank = rank
 
@@ -97,9 +129,12 @@ class _Steps(Dataset):
         seed = lot * _SEEDS_PER_BATCH
         generator = torch.Generator().manual_seed(seed)
         n_support = _SUPPORTS[int(torch.randint(len(_SUPPORTS), (), generator=generator))]
+        of_organs = torch.rand((), generator=generator).item() < settings.organ_share
         slices = settings.slices_per_step // settings.processes
         episodes = [
-            draw_episode(settings.task, seed=seed + k, n_support=n_support, n_query=_QUERIES)
+            draw_organ_episode(self._volumes, seed=seed + k, n_support=n_support, n_query=_QUERIES)
+            if of_organs
+            else draw_episode(settings.task, seed=seed + k, n_support=n_support, n_query=_QUERIES)
             for k in range(max(1, slices // (n_support + _QUERIES)))
         ]
         return Episode(
@@ -107,20 +142,26 @@ class _Steps(Dataset):
         )
 
 
-def pretrain(settings: PretrainSettings, *, work_dir: Path, device: torch.device) -> SAM2Base:
+def pretrain(
+    settings: PretrainSettings,
+    inputs: PretrainInputs = PretrainInputs(),
+    *,
+    work_dir: Path,
+    device: torch.device,
+) -> SAM2Base:
     """Train a compact SAM2 and return it with its averaged weights, in evaluation mode.
 
     A training that was stopped goes on from its last checkpoint in ``work_dir``.
     """
     if settings.processes == 1:
-        average = _train(0, settings, work_dir, device, None)
+        average = _train(0, settings, inputs, work_dir, device, None)
     else:
         # Small tensors leave threads of one process waiting for each other; processes with a
         # thread each do half as much again.
         with tempfile.TemporaryDirectory() as folder:
             torch.multiprocessing.spawn(
                 _train,
-                args=(settings, work_dir, device, Path(folder) / "rendezvous"),
+                args=(settings, inputs, work_dir, device, Path(folder) / "rendezvous"),
                 nprocs=settings.processes,
             )
         written = torch.load(work_dir / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
@@ -133,6 +174,7 @@ def pretrain(settings: PretrainSettings, *, work_dir: Path, device: torch.device
 def _train(
     rank: int,
     settings: PretrainSettings,
+    inputs: PretrainInputs,
     work_dir: Path,
     device: torch.device,
     rendezvous: Path | None,
@@ -148,7 +190,10 @@ def _train(
             "gloo", f"file://{rendezvous}", rank=rank, world_size=settings.processes
         )
     torch.manual_seed(settings.seed)
-    model = build_compact(settings.architecture).to(device)
+    model = build_compact(settings.architecture)
+    if inputs.start is not None:
+        model.load_state_dict(inputs.start)
+    model = model.to(device)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.AdamW(
         model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
@@ -165,7 +210,7 @@ def _train(
     saved = time.monotonic()
     seen: list[float] = []
     batches = DataLoader(
-        _Steps(settings, first=first, rank=rank),
+        _Steps(settings, inputs.volumes, first=first, rank=rank),
         batch_size=None,
         num_workers=_n_workers(device),
         pin_memory=device.type == "cuda",

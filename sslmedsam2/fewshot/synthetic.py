@@ -84,19 +84,23 @@ class _Anatomy:
     n_organs: int
 
 
-class _Dice:
+class RandomDraws:
     """Random draws from one generator, so that an episode follows from its seed alone."""
 
     def __init__(self, seed: int) -> None:
+        """Start the generator."""
         self.generator = torch.Generator().manual_seed(seed)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        """Draw a tensor of numbers from ``low`` to ``high``."""
         return low + (high - low) * torch.rand(shape, generator=self.generator)
 
     def number(self, low: float, high: float) -> float:
+        """Draw one number from ``low`` to ``high``."""
         return self.uniform(low, high).item()
 
     def normal(self, *shape: int) -> Tensor:
+        """Draw a tensor of normal numbers of unit variance."""
         return torch.randn(shape, generator=self.generator)
 
     def integer(self, low: int, high: int) -> int:
@@ -104,6 +108,7 @@ class _Dice:
         return int(torch.randint(low, high + 1, (), generator=self.generator).item())
 
     def chance(self, probability: float) -> bool:
+        """Return True with this probability."""
         return self.number(0, 1) < probability
 
     def field(self, cells: int, size: int, channels: int = 1) -> Tensor:
@@ -114,90 +119,90 @@ class _Dice:
 
 def draw_episode(task: SyntheticTask, *, seed: int, n_support: int, n_query: int) -> Episode:
     """Draw one episode; the same arguments give the same tensors."""
-    dice = _Dice(seed)
+    draws = RandomDraws(seed)
     for _ in range(_ATTEMPTS):
-        episode = _draw(task, dice, n_support=n_support, n_query=n_query)
+        episode = _draw(task, draws, n_support=n_support, n_query=n_query)
         if episode.support_masks.mean((1, 2, 3)).amax() > _ENOUGH_PIXELS:
             break
     return episode
 
 
-def _draw(task: SyntheticTask, dice: _Dice, *, n_support: int, n_query: int) -> Episode:
-    anatomy = _draw_anatomy(task, dice)
-    target = _draw_target(anatomy, dice)
+def _draw(task: SyntheticTask, draws: RandomDraws, *, n_support: int, n_query: int) -> Episode:
+    anatomy = _draw_anatomy(task, draws)
+    target = _draw_target(anatomy, draws)
     at_z, reach_z = _extent(anatomy, target)
-    query_at = at_z + reach_z * dice.number(-0.85, 0.85) * (1.5 if dice.chance(0.2) else 1.0)
-    step = dice.number(0.02, 0.12) * (1 if dice.chance(0.5) else -1)
+    query_at = at_z + reach_z * draws.number(-0.85, 0.85) * (1.5 if draws.chance(0.2) else 1.0)
+    step = draws.number(0.02, 0.12) * (1 if draws.chance(0.5) else -1)
     query_z = [query_at + step * k for k in range(n_query)]
 
     least, greatest = task.warp
-    warp = least + (greatest - least) * dice.number(0, 1) ** 1.5
-    roaming = dice.chance(task.roaming)
-    contrast = _draw_contrast(anatomy, dice, distinct=roaming)
+    warp = least + (greatest - least) * draws.number(0, 1) ** 1.5
+    roaming = draws.chance(task.roaming)
+    contrast = _draw_contrast(anatomy, draws, distinct=roaming)
     foreign = contrast
-    if not roaming and dice.chance(task.cross_contrast):
-        foreign = _draw_contrast(anatomy, dice, distinct=False)
-    similarity = 1 - warp * dice.number(0.0, 1.0)
-    query_patient = _draw_patient(anatomy, warp, dice, roaming=roaming)
-    query = _render(query_patient, _similar(foreign, dice, similarity), query_z, task, dice)
+    if not roaming and draws.chance(task.cross_contrast):
+        foreign = _draw_contrast(anatomy, draws, distinct=False)
+    similarity = 1 - warp * draws.number(0.0, 1.0)
+    query_patient = _draw_patient(anatomy, warp, draws, roaming=roaming)
+    query = _render(query_patient, _similar(foreign, draws, similarity), query_z, task, draws)
 
     images, masks = [], []
-    share_patient = dice.chance(0.5)
+    share_patient = draws.chance(0.5)
     patient, look = query_patient, contrast
     for k in range(n_support):
-        from_query = foreign is contrast and dice.chance(0.1)
+        from_query = foreign is contrast and draws.chance(0.1)
         if from_query:
-            patient, look = query_patient, _similar(foreign, dice, similarity)
-        elif k == 0 or patient is query_patient or not (share_patient and dice.chance(0.5)):
-            patient = _draw_patient(anatomy, warp, dice, roaming=roaming)
-            look = _similar(contrast, dice, similarity)
-        if dice.chance(0.12):
-            side = 1 if dice.chance(0.5) else -1
-            z = at_z + side * reach_z * dice.number(1.0, 1.6)
+            patient, look = query_patient, _similar(foreign, draws, similarity)
+        elif k == 0 or patient is query_patient or not (share_patient and draws.chance(0.5)):
+            patient = _draw_patient(anatomy, warp, draws, roaming=roaming)
+            look = _similar(contrast, draws, similarity)
+        if draws.chance(0.12):
+            side = 1 if draws.chance(0.5) else -1
+            z = at_z + side * reach_z * draws.number(1.0, 1.6)
         else:
-            z = query_at + reach_z * 0.2 * warp * dice.normal(1).item()
-        image, labels = _render(patient, look, [z], task, dice)
+            z = query_at + reach_z * 0.2 * warp * draws.normal(1).item()
+        image, labels = _render(patient, look, [z], task, draws)
         images.append(image)
         masks.append(labels == target)
-    flip = dice.chance(0.5)
+    flip = draws.chance(0.5)
     parts = (torch.cat(images), torch.cat(masks).float(), query[0], (query[1] == target).float())
     return Episode(*(part.flip(-1) if flip else part for part in parts))
 
 
-def _draw_anatomy(task: SyntheticTask, dice: _Dice) -> _Anatomy:
-    n_organs = dice.integer(*task.n_organs)
-    body = torch.tensor([dice.number(0.8, 1.0), dice.number(0.55, 0.9), 2.0])
+def _draw_anatomy(task: SyntheticTask, draws: RandomDraws) -> _Anatomy:
+    n_organs = draws.integer(*task.n_organs)
+    body = torch.tensor([draws.number(0.8, 1.0), draws.number(0.55, 0.9), 2.0])
     centres, radii, organ_of_part = [], [], []
     for organ in range(n_organs):
-        large = organ == 0 or dice.chance(0.12)
-        size = dice.number(0.28, 0.55) if large else math.exp(dice.number(-2.2, -1.0))
-        reach = 0.9 * torch.rand(1, generator=dice.generator).sqrt()
-        angle = dice.number(0, 2 * math.pi)
+        large = organ == 0 or draws.chance(0.12)
+        size = draws.number(0.28, 0.55) if large else math.exp(draws.number(-2.2, -1.0))
+        reach = 0.9 * torch.rand(1, generator=draws.generator).sqrt()
+        angle = draws.number(0, 2 * math.pi)
         place = torch.tensor([math.cos(angle), math.sin(angle), 0.0]) * body * 0.8 * reach
-        place[2] = dice.number(-0.5, 0.5)
-        for part in range(dice.integer(1, 4) if large or dice.chance(0.5) else 1):
-            shrink = 1.0 if part == 0 else dice.number(0.35, 0.9)
-            radii.append(size * shrink * (0.35 * dice.normal(3)).exp())
-            centres.append(place + (size * 0.9 * dice.normal(3) if part else torch.zeros(3)))
+        place[2] = draws.number(-0.5, 0.5)
+        for part in range(draws.integer(1, 4) if large or draws.chance(0.5) else 1):
+            shrink = 1.0 if part == 0 else draws.number(0.35, 0.9)
+            radii.append(size * shrink * (0.35 * draws.normal(3)).exp())
+            centres.append(place + (size * 0.9 * draws.normal(3) if part else torch.zeros(3)))
             organ_of_part.append(organ)
     return _Anatomy(
         body_radii=body,
-        fat=dice.number(0.0, 0.22),
-        muscle=dice.number(0.02, 0.15),
+        fat=draws.number(0.0, 0.22),
+        muscle=draws.number(0.02, 0.15),
         centres=torch.stack(centres),
         radii=torch.stack(radii),
-        turns=_rotations(dice.normal(len(radii), 3) * 1.5),
+        turns=_rotations(draws.normal(len(radii), 3) * 1.5),
         organ_of_part=torch.tensor(organ_of_part),
         n_organs=n_organs,
     )
 
 
-def _draw_target(anatomy: _Anatomy, dice: _Dice) -> int:
+def _draw_target(anatomy: _Anatomy, draws: RandomDraws) -> int:
     """Choose an organ, large ones more often, and return its label."""
     size = torch.zeros(anatomy.n_organs)
     size.index_add_(0, anatomy.organ_of_part, anatomy.radii.mean(1))
-    weights = size.square() if dice.chance(0.9) else torch.ones_like(size)
-    organ = torch.multinomial(weights, 1, generator=dice.generator).item()
+    weights = size.square() if draws.chance(0.9) else torch.ones_like(size)
+    organ = torch.multinomial(weights, 1, generator=draws.generator).item()
     return _FIRST_ORGAN + int(organ)
 
 
@@ -229,34 +234,34 @@ class _Patient:
     """Organs that this patient lacks."""
 
 
-def _draw_patient(anatomy: _Anatomy, warp: float, dice: _Dice, *, roaming: bool) -> _Patient:
+def _draw_patient(anatomy: _Anatomy, warp: float, draws: RandomDraws, *, roaming: bool) -> _Patient:
     n = anatomy.n_organs
     of_part = anatomy.organ_of_part
     own = replace(
         anatomy,
-        body_radii=anatomy.body_radii * (0.06 * warp * dice.normal(3)).exp(),
-        fat=anatomy.fat * math.exp(0.4 * warp * dice.normal(1).item()),
-        centres=anatomy.centres + (0.06 * warp * dice.normal(n, 3))[of_part],
+        body_radii=anatomy.body_radii * (0.06 * warp * draws.normal(3)).exp(),
+        fat=anatomy.fat * math.exp(0.4 * warp * draws.normal(1).item()),
+        centres=anatomy.centres + (0.06 * warp * draws.normal(n, 3))[of_part],
         radii=anatomy.radii
-        * (0.13 * warp * dice.normal(n, 3)).exp()[of_part]
-        * (0.1 * warp * dice.normal(len(of_part), 3)).exp(),
-        turns=_rotations((0.2 * warp * dice.normal(n, 3))[of_part]) @ anatomy.turns,
+        * (0.13 * warp * draws.normal(n, 3)).exp()[of_part]
+        * (0.1 * warp * draws.normal(len(of_part), 3)).exp(),
+        turns=_rotations((0.2 * warp * draws.normal(n, 3))[of_part]) @ anatomy.turns,
     )
-    stretch = torch.diag((0.08 * warp * dice.normal(3)).exp())
-    small = torch.tensor([0.3, 0.3, 1.0]) * 0.12 * warp * dice.normal(1, 3)
-    affine, shift = _rotations(small)[0] @ stretch, 0.05 * warp * dice.normal(3)
+    stretch = torch.diag((0.08 * warp * draws.normal(3)).exp())
+    small = torch.tensor([0.3, 0.3, 1.0]) * 0.12 * warp * draws.normal(1, 3)
+    affine, shift = _rotations(small)[0] @ stretch, 0.05 * warp * draws.normal(3)
     if roaming:
-        turn = _rotations(torch.tensor([[0.0, 0.0, 0.35 * dice.normal(1).item()]]))[0]
-        mirror = torch.tensor([-1.0 if dice.chance(0.3) else 1.0 for _ in range(2)] + [1.0])
-        affine = torch.diag(mirror) @ turn @ torch.diag((0.15 * dice.normal(3)).exp()) @ affine
-        shift = shift + 0.2 * dice.normal(3) * torch.tensor([1.0, 1.0, 0.0])
+        turn = _rotations(torch.tensor([[0.0, 0.0, 0.35 * draws.normal(1).item()]]))[0]
+        mirror = torch.tensor([-1.0 if draws.chance(0.3) else 1.0 for _ in range(2)] + [1.0])
+        affine = torch.diag(mirror) @ turn @ torch.diag((0.15 * draws.normal(3)).exp()) @ affine
+        shift = shift + 0.2 * draws.normal(3) * torch.tensor([1.0, 1.0, 0.0])
     return _Patient(
         anatomy=own,
         affine=affine,
         shift=shift,
-        displacement=0.06 * warp * dice.normal(1, 3, 4, 5, 5),
-        roughness=dice.number(0.02, 0.13) * dice.normal(1, 1, 10, 16, 16),
-        hidden=torch.rand(n, generator=dice.generator) < 0.04 * warp,
+        displacement=0.06 * warp * draws.normal(1, 3, 4, 5, 5),
+        roughness=draws.number(0.02, 0.13) * draws.normal(1, 1, 10, 16, 16),
+        hidden=torch.rand(n, generator=draws.generator) < 0.04 * warp,
     )
 
 
@@ -271,59 +276,69 @@ class _Contrast:
     blur: float
 
 
-def _draw_contrast(anatomy: _Anatomy, dice: _Dice, *, distinct: bool) -> _Contrast:
+def _draw_contrast(anatomy: _Anatomy, draws: RandomDraws, *, distinct: bool) -> _Contrast:
     n_labels = _FIRST_ORGAN + anatomy.n_organs
-    brightness = dice.uniform(0.05, 1.0, n_labels)
+    brightness = draws.uniform(0.05, 1.0, n_labels)
     if distinct:
-        order = torch.randperm(n_labels, generator=dice.generator)
-        brightness = 0.05 + 0.95 * (order + dice.uniform(0, 1, n_labels)) / n_labels
+        order = torch.randperm(n_labels, generator=draws.generator)
+        brightness = 0.05 + 0.95 * (order + draws.uniform(0, 1, n_labels)) / n_labels
     # Many organs look alike; then only place and shape tell them apart.
     for label in range(_MUSCLE, n_labels):
-        if not distinct and dice.chance(0.3):
-            other = dice.integer(_MUSCLE, n_labels - 1)
-            brightness[label] = brightness[other] + 0.04 * dice.normal(1).item()
-    brightness[_AIR] = 0.0 if dice.chance(0.85) else dice.number(0.0, 1.0)
+        if not distinct and draws.chance(0.3):
+            other = draws.integer(_MUSCLE, n_labels - 1)
+            brightness[label] = brightness[other] + 0.04 * draws.normal(1).item()
+    brightness[_AIR] = 0.0 if draws.chance(0.85) else draws.number(0.0, 1.0)
     return _Contrast(
         brightness=brightness,
-        texture=dice.uniform(0, 1, n_labels, 3) ** 2 * 0.13 * (brightness[:, None] > 0),
-        vessels=(0.35 * dice.normal(n_labels))
-        * (torch.rand(n_labels, generator=dice.generator) < 0.45)
+        texture=draws.uniform(0, 1, n_labels, 3) ** 2 * 0.13 * (brightness[:, None] > 0),
+        vessels=(0.35 * draws.normal(n_labels))
+        * (torch.rand(n_labels, generator=draws.generator) < 0.45)
         * (brightness > 0),
-        spots=(0.4 * dice.normal(n_labels))
-        * (torch.rand(n_labels, generator=dice.generator) < 0.12),
-        blur=dice.number(0.3, 1.1),
+        spots=(0.4 * draws.normal(n_labels))
+        * (torch.rand(n_labels, generator=draws.generator) < 0.12),
+        blur=draws.number(0.3, 1.1),
     )
 
 
-def _similar(contrast: _Contrast, dice: _Dice, similarity: float) -> _Contrast:
+def _similar(contrast: _Contrast, draws: RandomDraws, similarity: float) -> _Contrast:
     """Vary a contrast from patient to patient; ``similarity`` 1 varies it least."""
     spread = 0.015 + 0.08 * (1 - similarity)
-    shifted = contrast.brightness + spread * dice.normal(len(contrast.brightness))
+    shifted = contrast.brightness + spread * draws.normal(len(contrast.brightness))
     return replace(
         contrast,
         brightness=torch.where(contrast.brightness == 0, 0, shifted.clamp(0.02, 1.1)),
-        blur=contrast.blur * dice.number(0.8, 1.25),
+        blur=contrast.blur * draws.number(0.8, 1.25),
     )
 
 
 def _render(
-    patient: _Patient, contrast: _Contrast, slices_z: list[float], task: SyntheticTask, dice: _Dice
+    patient: _Patient,
+    contrast: _Contrast,
+    slices_z: list[float],
+    task: SyntheticTask,
+    draws: RandomDraws,
 ) -> tuple[Tensor, Tensor]:
     """Return images in [0, 1] and label maps, each ``(n, 1, size, size)``."""
     labels = _label_maps(patient, slices_z, task.image_size)
-    bias = (dice.number(0, 0.3) * dice.field(3, task.image_size)).exp()
-    noise = dice.number(0.0, 0.07)
-    gamma = math.exp(0.25 * dice.normal(1).item())
-    painted = torch.stack([_paint(labels[k], contrast, dice) for k in range(len(slices_z))])
-    painted = _blurred(painted, contrast.blur) * bias
-    painted = (painted + noise * dice.normal(*painted.shape)).abs()
-    body = painted[labels > _AIR]
-    sample = body if body.numel() > 1 else painted.flatten()
-    ends = torch.tensor([dice.number(0.0, 0.02), dice.number(0.97, 1.0)])
+    painted = torch.stack([_paint(labels[k], contrast, draws) for k in range(len(slices_z))])
+    return as_scanned(_blurred(painted, contrast.blur), labels > _AIR, draws), labels
+
+
+def as_scanned(painted: Tensor, body: Tensor, draws: RandomDraws) -> Tensor:
+    """Add uneven brightness, noise and a scanner's window to slices ``(n, 1, size, size)``.
+
+    ``body``, of the same shape, tells where the window is taken from. Returns values in [0, 1].
+    """
+    bias = (draws.number(0, 0.3) * draws.field(3, painted.shape[-1])).exp()
+    noise = draws.number(0.0, 0.07)
+    gamma = math.exp(0.25 * draws.normal(1).item())
+    painted = (painted * bias + noise * draws.normal(*painted.shape)).abs()
+    inside = painted[body]
+    sample = inside if inside.numel() > 1 else painted.flatten()
+    ends = torch.tensor([draws.number(0.0, 0.02), draws.number(0.97, 1.0)])
     low, high = torch.quantile(sample[:: max(1, sample.numel() // 5000)], ends)
-    low = low * dice.number(0.0, 1.0)
-    unit = ((painted - low) / (high - low).clamp_min(1e-4)).clamp(0, 1) ** gamma
-    return unit, labels
+    low = low * draws.number(0.0, 1.0)
+    return ((painted - low) / (high - low).clamp_min(1e-4)).clamp(0, 1) ** gamma
 
 
 def _label_maps(patient: _Patient, slices_z: list[float], size: int) -> Tensor:
@@ -369,17 +384,17 @@ def _label_maps(patient: _Patient, slices_z: list[float], size: int) -> Tensor:
     return labels
 
 
-def _paint(labels: Tensor, contrast: _Contrast, dice: _Dice) -> Tensor:
+def _paint(labels: Tensor, contrast: _Contrast, draws: RandomDraws) -> Tensor:
     """Give every tissue its brightness and texture; ``(1, size, size)``."""
     size = labels.shape[-1]
     textures = torch.stack(
-        [dice.field(6, size), dice.field(20, size), dice.field(size // 2, size)], -1
+        [draws.field(6, size), draws.field(20, size), draws.field(size // 2, size)], -1
     )
     image = contrast.brightness[labels] + (contrast.texture[labels] * textures).sum(-1)
     # Where smooth noise changes its sign there are curves, much like vessels in a cut.
     curves = (1 - textures[..., 1].abs() / 0.16).clamp_min(0)
     image = image + contrast.vessels[labels] * curves
-    return image + contrast.spots[labels] * (dice.field(12, size) > 1.1)
+    return image + contrast.spots[labels] * (draws.field(12, size) > 1.1)
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:

@@ -1,9 +1,11 @@
-"""``pretrain-sam2``: train the compact SAM2 from scratch on synthetic volumes."""
+"""``pretrain-sam2``: train the compact SAM2 on synthetic volumes and organs of labelled scans."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -11,14 +13,32 @@ from typing import Any, Final
 
 import torch
 
-from sslmedsam2.errors import ModelError, UsageError
-from sslmedsam2.fewshot.checkpoint import COMPACT_SUFFIX, CompactArchitecture, save_compact
-from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
+from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.errors import InputError, ModelError, UsageError
+from sslmedsam2.fewshot.checkpoint import (
+    COMPACT_SUFFIX,
+    CompactArchitecture,
+    load_sam2,
+    save_compact,
+)
+from sslmedsam2.fewshot.organ_episodes import OrganVolume, cut_organs
+from sslmedsam2.fewshot.pretraining import (
+    CHECKPOINT_NAME,
+    PretrainInputs,
+    PretrainSettings,
+    pretrain,
+)
 from sslmedsam2.fewshot.synthetic import SyntheticTask
 from sslmedsam2.imaging.atomic import output_error
+from sslmedsam2.imaging.labelled import read_labelled
+from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.inference.device import Device, choose_device
+from sslmedsam2.weights.manifest import sha256_file
+
+logger = logging.getLogger(__name__)
 
 _SIZE_STEP: Final = 32
+_LEAST_SCANS: Final = 2
 _FREE_TO_CHANGE: Final = ("save_every_s",)
 """Settings in which a training may differ from the one it goes on from."""
 
@@ -33,6 +53,12 @@ class PretrainOptions:
         Of the finished network; ends in ``.safetensors``.
     processes
         How many share each step. Another number gives other episodes, and so another network.
+    organs_dir
+        Labelled scans with maps of organs (``organs_*``); None for synthetic volumes only.
+    organ_share
+        Share of the steps that use them.
+    start_path
+        A compact SAM2 to start from; None for random weights.
     """
 
     work_dir: Path
@@ -42,6 +68,9 @@ class PretrainOptions:
     processes: int = 1
     seed: int = 0
     device: Device = "auto"
+    organs_dir: Path | None = None
+    organ_share: float = 0.5
+    start_path: Path | None = None
 
 
 def pretrain_sam2(options: PretrainOptions) -> Path:
@@ -53,21 +82,30 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
         The device is not there, an option is not valid, or ``work_dir`` holds a training with
         other settings.
     ModelError
-        The checkpoint in ``work_dir`` cannot be read.
+        The checkpoint in ``work_dir`` or the network to start from cannot be read.
+    InputError
+        A labelled scan cannot be read, or fewer than two scans have a map of organs.
     OutputError
         The network cannot be written.
     """
     device = torch.device(choose_device(options.device))
     _check(options, device)
+    inputs = PretrainInputs(
+        volumes=_read_organs(options.organs_dir, size=options.image_size),
+        start=_read_start(options),
+    )
     settings = PretrainSettings(
         architecture=CompactArchitecture(image_size=options.image_size),
         task=SyntheticTask(image_size=options.image_size),
         steps=options.steps,
         seed=options.seed,
         processes=options.processes,
+        organ_share=options.organ_share if inputs.volumes else 0.0,
+        start_sha256=sha256_file(options.start_path) if options.start_path else None,
+        scans_sha256=_hash(inputs.volumes) if inputs.volumes else None,
     )
     _check_same_training(options.work_dir / CHECKPOINT_NAME, settings)
-    model = pretrain(settings, work_dir=options.work_dir, device=device)
+    model = pretrain(settings, inputs, work_dir=options.work_dir, device=device)
     save_compact(
         model, options.output_path, architecture=settings.architecture, notes=_notes(settings)
     )
@@ -94,6 +132,55 @@ def _check(options: PretrainOptions, device: torch.device) -> None:
             remedy="Give it that ending: it says how the file is to be read",
         )
     _check_writable(options.output_path)
+
+
+def _read_organs(folder: Path | None, *, size: int) -> tuple[OrganVolume, ...]:
+    if folder is None:
+        return ()
+    volumes = []
+    for image in find_labelled_series(folder):
+        if image.organs is None:
+            logger.warning("%s is left out: it has no map of organs", image.path)
+            continue
+        read = read_labelled(image)
+        assert read.organs_zyx is not None
+        canonical = to_canonical(read.volume)
+        organs = apply_reorientation(read.organs_zyx, canonical.reorientation)
+        volume = cut_organs(canonical, organs, size=size)
+        if volume.extents:
+            volumes.append(volume)
+        else:
+            logger.warning("%s is left out: its map holds no organ but the liver", image.path)
+    if len(volumes) < _LEAST_SCANS:
+        raise InputError(
+            folder,
+            kind="no_organs",
+            reason=f"{len(volumes)} of its scans have a map of organs other than the liver, "
+            f"{_LEAST_SCANS} are needed",
+            remedy="Put organs_<image> beside the images: 1 liver, 2 and above other organs",
+        )
+    return tuple(volumes)
+
+
+def _read_start(options: PretrainOptions) -> dict[str, torch.Tensor] | None:
+    if options.start_path is None:
+        return None
+    started = load_sam2(options.start_path, device=torch.device("cpu"))
+    if started.image_size != options.image_size:
+        raise UsageError(
+            options.start_path,
+            reason=f"its slices are of {started.image_size} pixels, not {options.image_size}",
+            remedy=f"Add --image-size {started.image_size}",
+        )
+    return dict(started.model.state_dict())
+
+
+def _hash(volumes: tuple[OrganVolume, ...]) -> str:
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(volume.images.numpy().tobytes())
+        digest.update(volume.organs.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_writable(path: Path) -> None:
@@ -143,7 +230,19 @@ def _notes(settings: PretrainSettings) -> dict[str, str]:
         "recipe": json.dumps(recipe),
         "seed": str(settings.seed),
         "steps": str(settings.steps),
-        "training_data": "synthetic volumes only; no image or mask of a patient",
-        "licence": "Apache-2.0",
+        **_data_notes(settings),
         "created": datetime.now(timezone.utc).date().isoformat(),
+    }
+
+
+def _data_notes(settings: PretrainSettings) -> dict[str, str]:
+    if settings.scans_sha256 is None:
+        return {
+            "training_data": "synthetic volumes only; no image or mask of a patient",
+            "licence": "Apache-2.0",
+        }
+    return {
+        "training_data": "synthetic volumes, and organs other than the liver in labelled scans "
+        f"({settings.organ_share:.0%} of the steps)",
+        "licence": "the terms of the labelled scans",
     }

@@ -12,7 +12,12 @@ import torch
 from tiny_sam2 import TINY
 
 from sslmedsam2.fewshot import pretraining
-from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
+from sslmedsam2.fewshot.pretraining import (
+    CHECKPOINT_NAME,
+    PretrainInputs,
+    PretrainSettings,
+    pretrain,
+)
 from sslmedsam2.fewshot.synthetic import SyntheticTask
 
 CPU = torch.device("cpu")
@@ -76,6 +81,27 @@ def test_shown_one_episode_again_and_again_the_loss_falls(monkeypatch, tmp_path)
     assert len(losses) == 8
     assert torch.tensor(losses).isfinite().all()
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_training_starts_from_given_weights_and_uses_labelled_scans(tmp_path, monkeypatch):
+    torch.manual_seed(9)
+    start = pretraining.build_compact(TINY).state_dict()
+    drawn = []
+
+    def from_scans(volumes, *, seed, n_support, n_query):
+        drawn.append(volumes)
+        return pretraining.draw_episode(
+            SETTINGS.task, seed=seed, n_support=n_support, n_query=n_query
+        )
+
+    monkeypatch.setattr(pretraining, "draw_organ_episode", from_scans)
+    settings = replace(SETTINGS, steps=1, organ_share=1.0, learning_rate=0.0)
+    inputs = PretrainInputs(volumes=("scan",), start=start)
+    model = pretrain(settings, inputs, work_dir=tmp_path, device=CPU)
+    assert drawn
+    assert set(drawn) == {("scan",)}
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, start[name])
 
 
 def test_another_seed_gives_other_weights(uninterrupted, tmp_path):

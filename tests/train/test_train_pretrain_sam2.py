@@ -9,11 +9,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
 import torch
 from safetensors import safe_open
+from tiny_scans import small_abdomen
 
-from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.errors import InputError, ModelError, UsageError
 from sslmedsam2.fewshot.checkpoint import load_sam2
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME
 from sslmedsam2.train.pretrain_sam2 import PretrainOptions, pretrain_sam2
@@ -93,3 +96,48 @@ def test_a_torn_checkpoint_is_an_error_that_says_what_to_do(options):
 
     with pytest.raises(ModelError, match="begin anew"):
         pretrain_sam2(options)
+
+
+@pytest.fixture
+def scans_with_organs(tmp_path):
+    """Two phantoms with a map of organs beside their mask."""
+    folder = tmp_path / "organs"
+    for seed in range(2):
+        image, mask = small_abdomen(seed)
+        case = folder / f"case{seed}"
+        case.mkdir(parents=True)
+        organs = np.where(mask, 1, 0).astype(np.uint8)
+        organs[:, -12:, -12:] = 4
+        for name, array in (("T2", image), ("mask_T2", mask), ("organs_T2", organs)):
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(case / f"{name}.nii.gz"))
+    return folder
+
+
+def test_organs_of_scans_are_part_of_the_recipe(options, scans_with_organs, tmp_path):
+    pretrain_sam2(replace(options, steps=1))
+    on_top = replace(
+        options,
+        work_dir=tmp_path / "on_top",
+        output_path=tmp_path / "on_top.safetensors",
+        start_path=options.output_path,
+        organs_dir=scans_with_organs,
+        organ_share=1.0,
+    )
+    pretrain_sam2(on_top)
+    with safe_open(on_top.output_path, framework="pt") as file:
+        notes = file.metadata()
+    assert "organs other than the liver" in notes["training_data"]
+    assert notes["licence"] == "the terms of the labelled scans"
+    recipe = json.loads(notes["recipe"])
+    assert recipe["organ_share"] == 1.0
+    assert recipe["start_sha256"]
+
+    with pytest.raises(UsageError, match="other settings"):
+        pretrain_sam2(replace(on_top, organs_dir=None))
+
+
+def test_a_folder_without_maps_of_organs_is_refused(options, scans_with_organs):
+    for path in scans_with_organs.rglob("organs_*"):
+        path.unlink()
+    with pytest.raises(InputError, match="0 of its scans have a map of organs other"):
+        pretrain_sam2(replace(options, organs_dir=scans_with_organs))
