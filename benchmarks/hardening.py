@@ -601,7 +601,7 @@ PARTS: dict[str, Callable[[Any], Iterator[Unit]]] = {
     "metamorphic": metamorphic_units,
     "sameness": sameness_units,
 }
-_SMALL = {"fuzz": 15, "batches": 2, "kills": 2, "double": 2, "soak": 1, "metamorphic": 2}
+_SMALL = {"fuzz": 1, "batches": 2, "kills": 2, "double": 2, "soak": 1, "metamorphic": 2}
 _SMALL["sameness"] = 2
 
 

@@ -20,7 +20,6 @@ from sslmedsam2.weights.manifest import Manifest, ModelCard, ModelEntry, hash_mo
 
 REPOSITORY = Path(__file__).parents[2]
 RECORDS = {"run_report.json", "liver_volumes.csv"}
-HEAVY = ("torch", "numpy", "nibabel", "SimpleITK", "scipy", "nnunetv2", "openvino", "rich")
 
 
 @pytest.fixture
@@ -189,22 +188,6 @@ def test_an_output_that_cannot_be_written_is_one_line(run, folders, capsys):
 
     assert run() == ExitCode.SOME_CASES_FAILED
     assert "A part of the path is a file" in one_error(capsys)
-
-
-def test_help_imports_no_heavy_package():
-    code = (
-        "import sys\n"
-        "from sslmedsam2.cli.main import main\n"
-        "assert main(['predict', '--help']) == 0\n"
-        f"print(sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False
-    )
-
-    assert done.returncode == 0
-    assert "--on-failure" in done.stdout
-    assert done.stderr.strip() == "[]"
 
 
 def test_a_forgotten_output_is_an_error_outside_the_container(folders, capsys, monkeypatch):
