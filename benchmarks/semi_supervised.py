@@ -270,7 +270,7 @@ def predicted_name(case: Path) -> str:
 def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     """(c): train as ``retrain --method online`` does, one network on all volumes."""
     from sslmedsam2.contract.labelled import find_labelled_series
-    from sslmedsam2.contract.queries import find_queries
+    from sslmedsam2.contract.studies import find_queries
     from sslmedsam2.nnunet.training import preprocessed_dir
     from sslmedsam2.retrain.index import Index
     from sslmedsam2.retrain.options import RetrainOptions
@@ -300,7 +300,7 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
 def published(draw: Draw) -> dict[str, Any]:
     """(p): three rounds on all hard masks; each goes on from the network before and relabels."""
     from sslmedsam2.contract.labelled import find_labelled_series
-    from sslmedsam2.contract.queries import find_queries
+    from sslmedsam2.contract.studies import find_queries
     from sslmedsam2.nnunet.dataset import build_dataset, make_plans
     from sslmedsam2.nnunet.training import preprocessed_dir
 

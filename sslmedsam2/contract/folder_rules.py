@@ -49,28 +49,22 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class Study:
-    """The images of one case, in processing order; at least one.
+class Discovery:
+    """What an input, or one folder of it, holds.
 
-    ``stage`` is the fibrosis stage that training names carry.
+    Attributes
+    ----------
+    series
+        The images, by case and in processing order.
+    problems
+        One error for each file or folder that should have been an image and cannot be.
+    notes
+        For information; no action is needed.
+    left_out
+        What is or looks like an image and is not used.
     """
 
-    case: str
-    vendor: str | None
-    series: tuple[ImageFile, ...]
-    stage: int | None = None
-
-    @property
-    def has_no_sequence(self) -> bool:
-        """Whether this is a volume outside the challenge's layout, without a sequence."""
-        return self.series[0].sequence is None
-
-
-@dataclass(frozen=True)
-class FolderPart:
-    """What one folder contributes to the discovery."""
-
-    studies: tuple[Study, ...] = ()
+    series: tuple[ImageFile, ...] = ()
     problems: tuple[InputError, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
@@ -78,7 +72,7 @@ class FolderPart:
 
 def read_folder(
     folder: Folder, *, tree: Tree, sequence_map: SequenceMap | None = None
-) -> FolderPart:
+) -> Discovery:
     """Apply the module's rules to one folder of a tree; ``sequence_map`` beats the names."""
     images = [path for path in folder.volumes if not is_mask(path)]
     sequence_map = sequence_map or SequenceMap()
@@ -97,7 +91,7 @@ def read_folder(
     elif any(named.values()):
         part = _read_case(folder, named, root=tree.root)
     elif is_case:
-        part = FolderPart(problems=() if oddities else _empty_case(folder, images, tree=tree))
+        part = Discovery(problems=() if oddities else _empty_case(folder, images, tree=tree))
     else:
         part = _read_volumes(folder, named, root=tree.root)
     left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
@@ -179,22 +173,20 @@ def case_of_volume(folder: Path, stem: str, *, root: Path) -> str:
     return "_".join((*folder_names(folder, root=root), stem))
 
 
-def find_vendor(case: str, folder: Path, *, root: Path) -> tuple[str | None, str | None]:
-    """Return the vendor by the nearest vendor folder and by the case name, in this order."""
+def find_vendor(case: str, folder: Path, *, root: Path) -> str | None:
+    """Return the vendor by the nearest vendor folder, else by the case name."""
     inside = [parent for parent in (folder, *folder.parents) if parent.is_relative_to(root)]
     by_folder = (names.vendor_of_folder(folder_name(parent)) for parent in inside)
-    parsed = names.parse_case_name(case)
-    return next((vendor for vendor in by_folder if vendor), None), parsed.vendor if parsed else None
+    return next((vendor for vendor in by_folder if vendor), None) or names.vendor_of_case(case)
 
 
-def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
+def _read_case(folder: Folder, named: _Named, *, root: Path) -> Discovery:
     """Read a folder in which sequence names occur."""
     case = folder_name(folder.path)
     unsafe = names.unsafe_reason(case)
     if unsafe:
-        return FolderPart(problems=(_unsafe(folder.path, unsafe),))
-    by_folder, by_name = find_vendor(case, folder.path, root=root)
-    vendor = by_folder or by_name
+        return Discovery(problems=(_unsafe(folder.path, unsafe),))
+    vendor, by_name = find_vendor(case, folder.path, root=root), names.vendor_of_case(case)
     strangers = [path for path, name in named.items() if not name]
     derived = [path for path in strangers if volume_stem(path).lower() in _DERIVED]
     without_sequence = _read_volumes(
@@ -203,8 +195,8 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
     left_out = [LeftOut(path, "its name says that it is a derived image") for path in derived]
     others = [path for path in folder.others if not info_csv.is_info_table(path)]
     notes = [f"{path}: has no sequence name; not used" for path in (*derived, *others)]
-    if by_folder and by_name and by_folder != by_name:
-        notes.append(f"{folder.path}: lies with vendor {by_folder}, is named as vendor {by_name}")
+    if by_name and vendor != by_name:
+        notes.append(f"{folder.path}: lies with vendor {vendor}, is named as vendor {by_name}")
 
     series, problems = [], list(without_sequence.problems)
     for sequence, paths in _by_sequence(named).items():
@@ -216,28 +208,23 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
             reason = f"{chosen.name} is taken for {sequence}"
             left_out += [LeftOut(path, reason) for path in rejected]
             notes += [f"{path}: {reason}" for path in rejected]
-    parsed = names.parse_case_name(case)
-    stage = parsed.stage if parsed else None
-    study = Study(case=case, vendor=vendor, series=tuple(series), stage=stage)
-    studies = (study, *without_sequence.studies) if series else without_sequence.studies
-    return FolderPart(studies, tuple(problems), tuple(notes), tuple(left_out))
+    series += without_sequence.series
+    return Discovery(tuple(series), tuple(problems), tuple(notes), tuple(left_out))
 
 
-def _read_volumes(folder: Folder, named: _Named, *, root: Path) -> FolderPart:
+def _read_volumes(folder: Folder, named: _Named, *, root: Path) -> Discovery:
     """Read a folder of volumes outside the challenge's layout: each is a case."""
-    studies, problems = [], []
+    series, problems = [], []
     for path, name in named.items():
         case = case_of_volume(folder.path, volume_stem(path), root=root)
         unsafe = names.unsafe_reason(case)
         if unsafe:
             problems.append(_unsafe(path, unsafe))
             continue
-        by_folder, by_name = find_vendor(volume_stem(path), folder.path, root=root)
-        vendor = by_folder or by_name
+        vendor = find_vendor(volume_stem(path), folder.path, root=root)
         sequence = name.sequence if name else None
-        series = ImageFile(case=case, vendor=vendor, sequence=sequence, path=path)
-        studies.append(Study(case=case, vendor=vendor, series=(series,)))
-    return FolderPart(tuple(studies), tuple(problems))
+        series.append(ImageFile(case=case, vendor=vendor, sequence=sequence, path=path))
+    return Discovery(tuple(series), tuple(problems))
 
 
 def _by_sequence(named: _Named) -> dict[str, list[Path]]:
@@ -270,10 +257,9 @@ def _is_same_file(one: Path, other: Path) -> bool:
 
 
 def _is_named_as_case(path: Path) -> bool:
-    below_vendor = names.vendor_of_folder(folder_name(path.parent)) is not None
     name = folder_name(path)
-    named = names.parse_case_name(name) is not None or below_vendor
-    return named and names.vendor_of_folder(name) is None
+    named = names.vendor_of_case(name) or names.vendor_of_folder(folder_name(path.parent))
+    return named is not None and names.vendor_of_folder(name) is None
 
 
 def _empty_case(folder: Folder, images: list[Path], *, tree: Tree) -> tuple[InputError, ...]:

@@ -39,31 +39,12 @@ def is_in(folders: tuple[str, ...], path: Path) -> bool:
     return folder_name(path.parent).lower() in folders
 
 
-def images_beside(folder: Folder, tree: Tree) -> Folder | None:
-    """Return the ``imagesTr`` beside a ``labelsTr``; None for other folders, or without one."""
-    return _beside(folder, tree, LABEL_FOLDERS, IMAGE_FOLDERS)
-
-
-def labels_beside(folder: Folder, tree: Tree) -> Folder | None:
-    """Return the ``labelsTr`` beside an ``imagesTr``; None for other folders, or without one."""
-    return _beside(folder, tree, IMAGE_FOLDERS, LABEL_FOLDERS)
-
-
-def _beside(
-    folder: Folder, tree: Tree, own: tuple[str, ...], other: tuple[str, ...]
-) -> Folder | None:
-    name = folder_name(folder.path).lower()
-    if name not in own:
-        return None
-    wanted = other[own.index(name)]
-    return next(
-        (
-            one
-            for one in tree.folders
-            if one.path.parent == folder.path.parent and folder_name(one.path).lower() == wanted
-        ),
-        None,
-    )
+def nnunet_partner(folder: Folder, tree: Tree) -> Folder | None:
+    """Return the ``labelsTr`` beside an ``imagesTr``, or the other way round; else None."""
+    pairs = dict(zip(IMAGE_FOLDERS + LABEL_FOLDERS, LABEL_FOLDERS + IMAGE_FOLDERS, strict=True))
+    wanted = folder.path.parent, pairs.get(folder_name(folder.path).lower())
+    places = ((one.path.parent, folder_name(one.path).lower()) for one in tree.folders)
+    return next((one for one, at in zip(tree.folders, places, strict=True) if at == wanted), None)
 
 
 def channel_of(stem: str) -> str | None:
@@ -123,8 +104,8 @@ def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> Image
     if told:
         sequence = None if told == NO_SEQUENCE else told
     sequence = sequence if sequence in names.SEQUENCES else None
-    by_folder, by_name = find_vendor(case, image.path.parent, root=root)
-    return replace(image, case=case, sequence=sequence, vendor=by_folder or by_name)
+    vendor = find_vendor(case, image.path.parent, root=root)
+    return replace(image, case=case, sequence=sequence, vendor=vendor)
 
 
 def above_sequences(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:

@@ -16,12 +16,12 @@ from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import folder_name, volume_stem
 from sslmedsam2.contract.identity import (
     IMAGE_FOLDERS,
+    LABEL_FOLDERS,
     channel_of,
     identify,
-    images_beside,
     is_in,
-    labels_beside,
     named_by_folder,
+    nnunet_partner,
     without_channel,
 )
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
@@ -90,12 +90,11 @@ def find_labelled_series(
 
 def _read_folder(folder: Folder, tree: Tree) -> list[tuple[Path, Path, Path | None]]:
     """Return each labelled image of a folder with its mask and its map of organs."""
-    images_folder = images_beside(folder, tree)
-    if images_folder is not None:
-        return _read_nnunet(folder, images_folder)
-    if labels_beside(folder, tree) is not None:
-        # Its images are found by their labels.
-        return []
+    partner = nnunet_partner(folder, tree)
+    if partner is not None:
+        # Images are found by their labels.
+        are_labels = folder_name(folder.path).lower() in LABEL_FOLDERS
+        return _read_nnunet(folder, partner) if are_labels else []
     images: _Paths = defaultdict(list)
     masks: _Paths = defaultdict(list)
     organs: _Paths = defaultdict(list)

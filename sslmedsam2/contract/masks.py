@@ -33,7 +33,7 @@ from sslmedsam2.contract.identity import (
     case_folder,
     identify,
     is_in,
-    labels_beside,
+    nnunet_partner,
     without_channel,
 )
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
@@ -122,7 +122,8 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
     by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
     identities: dict[Path, MaskKey] = {}
     for folder in tree.folders:
-        are_images = labels_beside(folder, tree) is not None
+        are_labels = folder_name(folder.path).lower() in LABEL_FOLDERS
+        are_images = nnunet_partner(folder, tree) is not None and not are_labels
         for path in folder.volumes:
             form, image_stem = _form_of(volume_stem(path))
             if form == "plain" and is_in(LABEL_FOLDERS, path):
@@ -195,14 +196,14 @@ def _mask_file(path: Path, image_stem: str, *, root: Path, case_dir: Path) -> Im
     name = names.parse_sequence(image_stem)
     if name or not image_stem:
         case = folder_name(case_dir)
-        by_folder, by_name = find_vendor(case, path.parent, root=root)
+        vendor = find_vendor(case, path.parent, root=root)
     else:
         is_label = is_in(LABEL_FOLDERS, path) and path.parent != root
         folder = path.parent.parent if is_label else path.parent
         case = case_of_volume(folder, image_stem, root=root)
-        by_folder, by_name = find_vendor(image_stem, path.parent, root=root)
+        vendor = find_vendor(image_stem, path.parent, root=root)
     sequence = name.sequence if name else None
-    return ImageFile(case=case, vendor=by_folder or by_name, sequence=sequence, path=path)
+    return ImageFile(case=case, vendor=vendor, sequence=sequence, path=path)
 
 
 def _split_duplicates(

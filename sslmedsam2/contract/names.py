@@ -40,7 +40,7 @@ _MASK_ALONE = re.compile(
 )
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
-_CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S(\d))?", re.IGNORECASE)
+_CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S\d)?", re.IGNORECASE)
 _MOVED_ASIDE = re.compile(r"\.replaced-\d{8}T\d{6}Z(-\d+)?$")
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*_[0-9A-Za-z]+")
 WORST_RANK = 2
@@ -65,14 +65,6 @@ class MaskName:
 
     kind: str
     image_stem: str
-
-
-@dataclass(frozen=True)
-class CaseName:
-    """What a challenge case name (``0930-A``, ``1406-A-S1``) tells: vendor and fibrosis stage."""
-
-    vendor: str
-    stage: int | None
 
 
 def split_volume_name(name: str) -> tuple[str, str] | None:
@@ -168,12 +160,10 @@ def vendor_of_folder(name: str) -> str | None:
     return match[1].upper() if match else None
 
 
-def parse_case_name(name: str) -> CaseName | None:
-    """Read a challenge case name; None where the name is of another form."""
+def vendor_of_case(name: str) -> str | None:
+    """Return ``A`` for a challenge case, ``0930-A`` or ``1406-A-S1``; else None."""
     match = _CASE.fullmatch(name)
-    if not match:
-        return None
-    return CaseName(vendor=match[1].upper(), stage=int(match[2]) if match[2] else None)
+    return match[1].upper() if match else None
 
 
 def identity_key(name: str) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, TypeVar
 
 from sslmedsam2 import __version__
 from sslmedsam2.contract.names import (
@@ -38,19 +38,7 @@ grand-challenge.org."""
 _BIDS_STEM: Final = re.compile(r"((sub-[^_]+)(?:_(ses-[^_]+))?(?:_[a-z]+-[^_]+)*)_([0-9A-Za-z]+)")
 
 
-class NamedSeries(Protocol):
-    """The fields of a series that decide the name of its result."""
-
-    @property
-    def case(self) -> str:
-        """The case's name."""
-
-    @property
-    def sequence(self) -> str | None:
-        """The canonical sequence name; None outside the challenge's layout."""
-
-
-def mask_path(output_dir: Path, series: NamedSeries) -> Path:
+def mask_path(output_dir: Path, series: ImageFile) -> Path:
     """Return ``LiSeg_pred/<Case>/<MOD>_pred.nii.gz``, or ``<case>_liver.nii.gz`` without MOD.
 
     Raises
@@ -89,12 +77,9 @@ def bids_path(output_dir: Path, series: ImageFile) -> Path:
 
 
 def write_bids_description(output_dir: Path) -> None:
-    """Write ``dataset_description.json``, which BIDS asks of derivatives, unless one is there.
+    """Write ``dataset_description.json``, which BIDS asks of derivatives; raises OutputError.
 
-    Raises
-    ------
-    OutputError
-        It cannot be written.
+    One that is there is left as it is.
     """
     path = output_dir / "dataset_description.json"
     if path.exists():
@@ -109,37 +94,22 @@ def write_bids_description(output_dir: Path) -> None:
     write_bytes_atomic(path, json.dumps(description, indent=2).encode())
 
 
-def socket_path(output_dir: Path, series: NamedSeries, *, slug: str) -> Path:
-    """Return ``images/<slug>/<case>[_<MOD>].mha``, an output socket of grand-challenge.org.
-
-    Raises
-    ------
-    OutputError
-        As for `mask_path`.
-    """
+def socket_path(output_dir: Path, series: ImageFile, *, slug: str) -> Path:
+    """Return ``images/<slug>/<case>[_<MOD>].mha``, an output socket; raises as `mask_path`."""
     name = "_".join(filter(None, (_checked(series.case), series.sequence)))
     return output_dir / "images" / slug / f"{name}.mha"
 
 
-def preview_path(output_dir: Path, series: NamedSeries) -> Path:
-    """Return ``previews/<Case>_<MOD>.png``, or ``previews/<case>_liver.png`` without MOD.
-
-    Raises
-    ------
-    OutputError
-        As for `mask_path`.
-    """
+def preview_path(output_dir: Path, series: ImageFile) -> Path:
+    """Return ``previews/<Case>_<MOD>.png``, or ``<case>_liver.png``; raises as `mask_path`."""
     suffix = GENERIC_SUFFIX if series.sequence is None else f"_{series.sequence}"
     return output_dir / PREVIEW_FOLDER / f"{_checked(series.case)}{suffix}.png"
 
 
-def map_path(output_dir: Path, series: NamedSeries, *, kind: str) -> Path:
-    """Return ``maps/<kind>_<Case>_<MOD>.nii.gz``; ``kind`` is probability or uncertainty.
+def map_path(output_dir: Path, series: ImageFile, *, kind: str) -> Path:
+    """Return ``maps/<kind>_<Case>_<MOD>.nii.gz``; raises as `mask_path`.
 
-    Raises
-    ------
-    OutputError
-        As for `mask_path`.
+    ``kind`` is probability or uncertainty.
     """
     stem = preview_path(output_dir, series).stem
     return output_dir / MAP_FOLDER / f"{kind}_{stem}{MASK_EXTENSION}"
@@ -208,14 +178,8 @@ def parse_shard(text: str) -> Shard:
     return Shard(index, count)
 
 
-def pseudo_label_paths(output_dir: Path, series: NamedSeries) -> PseudoLabelPaths:
-    """Return where the pseudo label of a series goes.
-
-    Raises
-    ------
-    OutputError
-        The case name would lead out of the output folder or is no valid file name.
-    """
+def pseudo_label_paths(output_dir: Path, series: ImageFile) -> PseudoLabelPaths:
+    """Return where the pseudo label of a series goes; raises as `mask_path`."""
     folder, stem = output_dir, _checked(series.case)
     if series.sequence is not None:
         folder, stem = output_dir / stem, series.sequence

@@ -7,57 +7,38 @@ error for both, so that no result overwrites another.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from sslmedsam2.contract import info_csv, names
 from sslmedsam2.contract.folder_rules import (
+    Discovery,
     LeftOut,
-    Study,
     is_in_sequence_folder,
     is_mask,
     read_folder,
     volume_stem,
 )
-from sslmedsam2.contract.identity import above_sequences, identified, spelling_rank
+from sslmedsam2.contract.identity import (
+    above_sequences,
+    identified,
+    named_by_folder,
+    spelling_rank,
+)
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 
-__all__ = ["Discovery", "Layout", "Study", "find_studies"]
+__all__ = ["Discovery", "find_queries", "find_studies"]
 
-Layout = Literal["challenge", "generic", "mixed", "empty"]
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER})
 
-
-@dataclass(frozen=True)
-class Discovery:
-    """What an input path holds.
-
-    Attributes
-    ----------
-    studies
-        Sorted by case; each has at least one series.
-    problems
-        One error for each file or folder that should have been a study and cannot be.
-    layout
-        Which kinds of study were found.
-    left_out
-        What is or looks like an image and is not used.
-    notes
-        For information; no action is needed.
-    """
-
-    studies: tuple[Study, ...]
-    problems: tuple[InputError, ...]
-    layout: Layout
-    notes: tuple[str, ...]
-    left_out: tuple[LeftOut, ...] = ()
+# The images of one case that lie together: where, and the case.
+_Study = tuple[Path, str]
 
 
 def find_studies(
@@ -68,7 +49,7 @@ def find_studies(
     default: Collection[str] = names.PREDICTED_SEQUENCES,
     sequence_map: SequenceMap | None = None,
 ) -> Discovery:
-    """List the studies below a folder, or the one study of a file.
+    """List the images below a folder, or the one image that a path names.
 
     Parameters
     ----------
@@ -90,23 +71,22 @@ def find_studies(
         holds nothing of use is no error here: the discovery is empty and says why.
     """
     tree = _read_input(input_path, only)
+    sequence_map = sequence_map or SequenceMap()
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
-    found = _without_own_results([study for part in parts for study in part.studies])
-    found, superseded = _named_by_folders(
-        found, root=tree.root, sequences=sequence_map or SequenceMap()
-    )
-    unique, clashes = _split_duplicates(found)
-    studies, unasked, missed = _keep_sequences(unique, sequences, default=default)
+    found = _without_own_results([image for part in parts for image in part.series])
+    studies, superseded = _studies_of(found, root=tree.root, sequences=sequence_map)
+    images = [image for study in studies.values() for image in study]
+    unique, clashes = _split_duplicates(studies)
+    series, unasked, missed = _keep_sequences(unique, sequences, default=default)
     problems = (*tree.problems, *(error for part in parts for error in part.problems), *clashes)
     notes = [*tree.notes, *(note for part in parts for note in part.notes), *missed]
     if not found and not problems:
         count = sum(len(folder.volumes) + len(folder.others) for folder in tree.folders)
         notes.append(f"{input_path}: no image among its {count} files")
     return Discovery(
-        studies=studies,
+        series=series,
         problems=problems,
-        layout=_layout_of(found),
-        notes=(*notes, *_disagreements(tree, found)),
+        notes=(*notes, *_disagreements(tree, images)),
         left_out=(*(one for part in parts for one in part.left_out), *superseded, *unasked),
     )
 
@@ -138,54 +118,48 @@ def _mask_as_input(path: Path) -> InputError:
     )
 
 
-def _without_own_results(studies: list[Study]) -> list[Study]:
+def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
     """Drop ``X_liver`` where ``X`` is itself a case: a mask that an earlier run wrote."""
-    plain = {study.case for study in studies if study.has_no_sequence}
+    plain = {image.case for image in images if image.sequence is None}
 
-    def is_own_result(study: Study) -> bool:
-        stem = volume_stem(study.series[0].path)
-        bases = {study.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
-        return study.has_no_sequence and stem.endswith(GENERIC_SUFFIX) and bool(bases & plain)
+    def is_own_result(image: ImageFile) -> bool:
+        stem = volume_stem(image.path)
+        bases = {image.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
+        return image.sequence is None and stem.endswith(GENERIC_SUFFIX) and bool(bases & plain)
 
-    return [study for study in studies if not is_own_result(study)]
+    return [image for image in images if not is_own_result(image)]
 
 
-def _named_by_folders(
-    studies: list[Study], *, root: Path, sequences: SequenceMap
-) -> tuple[list[Study], list[LeftOut]]:
+def _studies_of(
+    images: list[ImageFile], *, root: Path, sequences: SequenceMap
+) -> tuple[dict[_Study, list[ImageFile]], list[LeftOut]]:
     """Name images below folders that are named as sequences, and join those of one case.
 
     Of several images of one sequence the best spelling wins and the others are left out. Where
-    none is better, each stays what its folder's rules made of it.
+    none is better, each stays what its folder's rules made of it, and is a study of its own.
     """
-    kept: list[Study] = []
+    studies: dict[_Study, list[ImageFile]] = defaultdict(list)
     left_out: list[LeftOut] = []
-    groups: dict[tuple[Path, str, str | None], dict[ImageFile, Study]] = defaultdict(dict)
-    for study in studies:
-        for image in study.series:
-            folder, named = image.path.parent, image
-            if is_in_sequence_folder(folder, root=root, sequences=sequences) or (
-                image.sequence is None and _names_sequence(volume_stem(image.path), sequences)
-            ):
-                named = identified(image, root=root, sequences=sequences)
-                folder = above_sequences(folder, root=root, sequences=sequences)
-            groups[folder, named.case, named.sequence][named] = replace(study, series=(image,))
-    joined: dict[tuple[Path, str, bool], list[ImageFile]] = defaultdict(list)
-    stages = {}
-    for (folder, case, sequence), images in groups.items():
-        ranks = {one: spelling_rank(one, root=root, sequences=sequences) for one in images}
-        best = [one for one in images if ranks[one] == min(ranks.values())]
+    groups: dict[tuple[Path, str, str | None], dict[ImageFile, ImageFile]] = defaultdict(dict)
+    for image in images:
+        folder, named = image.path.parent, image
+        if is_in_sequence_folder(folder, root=root, sequences=sequences) or (
+            image.sequence is None and _names_sequence(volume_stem(image.path), sequences)
+        ):
+            named = identified(image, root=root, sequences=sequences)
+            folder = above_sequences(folder, root=root, sequences=sequences)
+        groups[folder, named.case, named.sequence][named] = image
+    for (folder, case, sequence), named_images in groups.items():
+        ranks = {one: spelling_rank(one, root=root, sequences=sequences) for one in named_images}
+        best = [one for one in ranks if ranks[one] == min(ranks.values())]
         if len(best) > 1:
-            kept += images.values()
+            studies |= {(one.path, one.case): [one] for one in named_images.values()}
             continue
-        joined[folder, case, sequence is None] += best
-        stages[case] = images[best[0]].stage
+        # An image without a sequence is a case of its own.
+        studies[folder if sequence else best[0].path, case] += best
         reason = f"{best[0].path.relative_to(root)} is taken for {sequence}"
-        left_out += [LeftOut(one.path, reason) for one in images if one is not best[0]]
-    for (_, case, _), found in joined.items():
-        found.sort(key=lambda one: names.sequence_order(one.sequence))
-        kept.append(Study(case, found[0].vendor, tuple(found), stages[case]))
-    return kept, left_out
+        left_out += [LeftOut(one.path, reason) for one in ranks if one is not best[0]]
+    return {study: sorted(found, key=_by_case) for study, found in studies.items()}, left_out
 
 
 def _names_sequence(stem: str, sequences: SequenceMap) -> bool:
@@ -193,84 +167,149 @@ def _names_sequence(stem: str, sequences: SequenceMap) -> bool:
     return names.is_bids_stem(stem) or sequences.names_a_part_of(stem)
 
 
-def _split_duplicates(studies: list[Study]) -> tuple[list[Study], list[InputError]]:
-    """Separate the studies whose results would overwrite each other's; sort the rest.
+def _split_duplicates(
+    studies: dict[_Study, list[ImageFile]],
+) -> tuple[list[ImageFile], list[InputError]]:
+    """Separate the studies whose results would overwrite each other's; sort the others' images.
 
     Letter case and Unicode form do not tell cases apart, since on some disks they do not tell
     folders apart.
     """
-    groups: dict[tuple[str, bool], list[Study]] = defaultdict(list)
-    for study in studies:
-        groups[names.identity_key(study.case), study.has_no_sequence].append(study)
-    unique = [group[0] for group in groups.values() if len(group) == 1]
+    groups: dict[tuple[str, bool], list[ImageFile]] = defaultdict(list)
+    for first, *_ in studies.values():
+        groups[names.identity_key(first.case), first.sequence is None].append(first)
     clashes = [
-        _duplicate(study, group) for group in groups.values() if len(group) > 1 for study in group
+        _duplicate(first, group) for group in groups.values() if len(group) > 1 for first in group
     ]
-    return sorted(unique, key=lambda study: (study.case, study.has_no_sequence)), clashes
+    unique = {group[0] for group in groups.values() if len(group) == 1}
+    kept = [image for study in studies.values() if study[0] in unique for image in study]
+    return sorted(kept, key=_by_case), clashes
 
 
-def _duplicate(study: Study, group: list[Study]) -> InputError:
-    others = ", ".join(str(_namesake(other)) for other in group if other is not study)
+def _by_case(image: ImageFile) -> tuple[str, int]:
+    return image.case, names.sequence_order(image.sequence)
+
+
+def _duplicate(image: ImageFile, group: list[ImageFile]) -> InputError:
+    others = ", ".join(str(_named_by(other)) for other in group if other is not image)
     return InputError(
-        _namesake(study),
+        _named_by(image),
         kind="duplicate_case",
-        reason=f"the case name {study.case} also belongs to {others}; neither is processed",
+        reason=f"the case name {image.case} also belongs to {others}; neither is processed",
         remedy="Rename one of them",
     )
 
 
-def _namesake(study: Study) -> Path:
-    """Return what gives a study its name: the folder, or outside the challenge the file."""
-    path = study.series[0].path
-    return path if study.has_no_sequence else path.parent
+def _named_by(image: ImageFile) -> Path:
+    """Return what gives an image its case: the folder, or outside the challenge the file."""
+    return image.path.parent if image.sequence else image.path
 
 
 def _keep_sequences(
-    studies: list[Study], wanted: Collection[str] | None, *, default: Collection[str]
-) -> tuple[tuple[Study, ...], list[LeftOut], list[str]]:
-    """Keep the series asked for, and those without a sequence unless others were asked for."""
-    named = {s.path.parent for study in studies for s in study.series if s.sequence is not None}
-    kept: list[Study] = []
+    images: list[ImageFile], wanted: Collection[str] | None, *, default: Collection[str]
+) -> tuple[tuple[ImageFile, ...], list[LeftOut], list[str]]:
+    """Keep the images asked for, and those without a sequence unless others were asked for."""
+    named = {image.path.parent for image in images if image.sequence}
+    kept: list[ImageFile] = []
     left_out: list[LeftOut] = []
-    notes: list[str] = []
-    for study in studies:
-        series = []
-        for one in study.series:
-            if one.sequence is None and wanted is not None and one.path.parent in named:
-                reason = "its name gives no sequence, and --sequences was given"
-                left_out.append(LeftOut(one.path, reason))
-            elif one.sequence is None or one.sequence in (wanted or default):
-                series.append(one)
-            else:
-                left_out.append(LeftOut(one.path, f"{one.sequence} is not asked for"))
-        if series:
-            kept.append(replace(study, series=tuple(series)))
-        elif not study.has_no_sequence:
-            present = ", ".join(str(s.sequence) for s in study.series)
-            notes.append(f"{study.case}: none of the sequences asked for (has {present})")
+    unasked: dict[str, list[str]] = defaultdict(list)
+    for image in images:
+        if image.sequence is None and wanted is not None and image.path.parent in named:
+            reason = "its name gives no sequence, and --sequences was given"
+            left_out.append(LeftOut(image.path, reason))
+        elif image.sequence is None or image.sequence in (wanted or default):
+            kept.append(image)
+        else:
+            left_out.append(LeftOut(image.path, f"{image.sequence} is not asked for"))
+            unasked[image.case].append(image.sequence)
+    served = {image.case for image in kept if image.sequence}
+    notes = [
+        f"{case}: none of the sequences asked for (has {', '.join(present)})"
+        for case, present in unasked.items()
+        if case not in served
+    ]
     return tuple(kept), left_out, notes
 
 
-def _disagreements(tree: Tree, studies: list[Study]) -> list[str]:
+def _disagreements(tree: Tree, images: list[ImageFile]) -> list[str]:
     """Compare every ``info.csv`` with the files; the files are always right."""
+    cases: dict[str, list[ImageFile]] = defaultdict(list)
+    for image in images:
+        if image.sequence:
+            cases[image.case].append(image)
     facts = [
         info_csv.CaseFacts(
-            case=study.case,
-            vendor=study.vendor,
-            missing=frozenset(names.SEQUENCES) - {series.sequence for series in study.series},
+            case=case,
+            vendor=series[0].vendor,
+            missing=frozenset(names.SEQUENCES) - {one.sequence for one in series},
         )
-        for study in studies
-        if not study.has_no_sequence
+        for case, series in cases.items()
     ]
     files = [path for folder in tree.folders for path in folder.others]
     tables = [path for path in files if info_csv.is_info_table(path)]
     return [note for path in tables for note in info_csv.disagreements(path, facts)]
 
 
-def _layout_of(studies: Iterable[Study]) -> Layout:
-    kinds = {study.has_no_sequence for study in studies}
-    if not kinds:
-        return "empty"
-    if len(kinds) == 2:
-        return "mixed"
-    return "generic" if True in kinds else "challenge"
+def find_queries(
+    root: Path,
+    *,
+    labelled: Iterable[ImageFile],
+    sequences: Collection[str] | None = None,
+    sequence_map: SequenceMap | None = None,
+) -> Discovery:
+    """List the volumes below ``root`` that are not the images of ``labelled``.
+
+    A mask beside a volume is passed over: support folders may lie inside ``root``, or be
+    ``root``, and a labelled volume of another folder may be asked for, to see how well it does.
+
+    Parameters
+    ----------
+    root
+        A folder in any layout that `find_studies` or `identify` understands, or one volume.
+    sequences
+        Canonical names; None for all.
+    sequence_map
+        What the user says of files; overrides their names.
+
+    Raises
+    ------
+    NoInputError
+        As `find_studies`.
+    """
+    sequence_map = sequence_map or SequenceMap()
+    found = find_studies(
+        root, sequences=sequences, default=names.SEQUENCES, sequence_map=sequence_map
+    )
+    images = {series.path.resolve() for series in labelled}
+    kept, notes = [], list(found.notes)
+    for series in found.series:
+        if series.path.resolve() in images:
+            notes.append(f"{series.path}: is labelled, and so needs no pseudo label")
+        else:
+            kept.append(series)
+    base = root if root.is_dir() else root.parent
+    wanted = set(sequences or names.SEQUENCES)
+    chosen = []
+    for series in _identified(kept, root=base, sequence_map=sequence_map):
+        if series.sequence is None or series.sequence in wanted:
+            chosen.append(series)
+        else:
+            notes.append(f"{series.path}: {series.sequence} is not asked for")
+    notes += [f"{one.path}: is left out, {one.reason}" for one in found.left_out]
+    return Discovery(tuple(sorted(chosen, key=_by_case)), found.problems, tuple(notes))
+
+
+def _identified(
+    series: list[ImageFile], *, root: Path, sequence_map: SequenceMap
+) -> list[ImageFile]:
+    """Find case and sequence where `find_studies` knows none; a name stays unique."""
+    better = named_by_folder(
+        one if one.sequence else identified(one, root=root, sequences=sequence_map)
+        for one in series
+    )
+    counts = Counter((names.identity_key(one.case), one.sequence) for one in better)
+    by_path = {one.path: one for one in series}
+    return [
+        one if counts[names.identity_key(one.case), one.sequence] == 1 else by_path[one.path]
+        for one in better
+    ]

@@ -25,8 +25,7 @@ from sslmedsam2.dicom.model import (
 from sslmedsam2.dicom.phases import VolumeCandidate, name_phases
 from sslmedsam2.dicom.reading import pixel_digests
 from sslmedsam2.dicom.sequences import Guess, exclusion_of, guess_sequence
-from sslmedsam2.dicom.stacks import split_series
-from sslmedsam2.dicom.volumes import FEWEST_SLICES, make_volume
+from sslmedsam2.dicom.volumes import FEWEST_SLICES, make_volume, split_series
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 
@@ -63,16 +62,6 @@ _UNLIKE = 100.0
 _Key = TypeVar("_Key", bound=Hashable)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What a study contributes."""
-
-    volumes: tuple[NamedVolume, ...]
-    rows: tuple[SeriesRow, ...]
-    used_keys: frozenset[str]
-    notes: tuple[str, ...]
-
-
 def discover(
     files: DicomFiles, *, sequences: Collection[str], sequence_map: SequenceMap
 ) -> DicomDiscovery:
@@ -92,11 +81,10 @@ def discover(
     notes: list[str] = []
     for study_uid in sorted(by_study):
         study = _Study(case_name(study_uid), set(sequences), sequence_map)
-        part = study.read(by_study[study_uid])
-        volumes += part.volumes
-        rows += part.rows
-        used |= part.used_keys
-        notes += part.notes
+        volumes += study.read(by_study[study_uid])
+        rows += study.rows
+        used |= study.used_keys
+        notes += study.notes
         identities |= _identities(study.case, by_study[study_uid], files)
     return DicomDiscovery(
         volumes=tuple(sorted(volumes, key=lambda named: named.volume.name)),
@@ -145,18 +133,18 @@ def _read_all(
 
 
 class _Study:
-    """Reads one study."""
+    """Reads one study, and collects its rows, its notes and the entries of the map that fit."""
 
     def __init__(self, case: str, sequences: set[str], sequence_map: SequenceMap) -> None:
         self.case = case
         self._sequences = sequences
         self._map = sequence_map
-        self._rows: list[SeriesRow] = []
-        self._used_keys: set[str] = set()
-        self._notes: list[str] = []
+        self.rows: list[SeriesRow] = []
+        self.used_keys: set[str] = set()
+        self.notes: list[str] = []
         self._several_patients = False
 
-    def read(self, frames: Sequence[Frame]) -> _Part:
+    def read(self, frames: Sequence[Frame]) -> list[NamedVolume]:
         """Split the study into volumes, name them, and choose one for each sequence."""
         # Spellings of a name may differ from series to series, a number may not.
         self._several_patients = len({frame.patient[0] for frame in frames} - {""}) > 1
@@ -168,10 +156,7 @@ class _Study:
             volume = self._volume(candidate)
             if volume is not None:
                 usable.append((candidate, volume))
-        volumes = self._choose(usable)
-        return _Part(
-            tuple(volumes), tuple(self._rows), frozenset(self._used_keys), tuple(self._notes)
-        )
+        return self._choose(usable)
 
     def _read_series(self, frames: list[Frame]) -> list[VolumeCandidate]:
         """Return what may be volumes; note the rest, one row for each reason."""
@@ -192,12 +177,12 @@ class _Study:
             left_out[exclusion_of(stack[0]) or too_few] += len(stack)
         name = series_name(frames[0].series_uid, frames[0].series_number)
         if found.copies:
-            self._notes.append(
+            self.notes.append(
                 f"{self.case}/{name}: {found.copies} images are copies of others (same place, same "
                 "pixels) and are dropped"
             )
         for reason, images in left_out.items():
-            self._rows.append(SeriesRow(self.case, name, None, "left_out", reason, images))
+            self.rows.append(SeriesRow(self.case, name, None, "left_out", reason, images))
         return candidates
 
     def _without_repeated_series(self, candidates: list[VolumeCandidate]) -> list[VolumeCandidate]:
@@ -249,7 +234,7 @@ class _Study:
                 guess = replace(guess, reason=said)
             return VolumeCandidate(series, frames, guess, averaged=stacks[1:])
         key, choice = chosen
-        self._used_keys.add(key)
+        self.used_keys.add(key)
         if choice == SKIP:
             return VolumeCandidate(series, frames, Guess("left_out", "the sequence map says skip"))
         if first.is_colour or not first.rows:
@@ -302,7 +287,7 @@ class _Study:
             reason,
             len(candidate.frames) * (1 + len(candidate.averaged)),
         )
-        self._rows.append(row)
+        self.rows.append(row)
         return row
 
 

@@ -6,12 +6,13 @@ frame of an enhanced file its own functional groups, the shared ones, then the f
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,9 +41,9 @@ _TEXT_KEYWORDS = (
 # Where makers kept the b-value before the standard had a place for it: group, creator, element.
 # GE adds a multiple of 10**9 to it. All may write 0 into images that are no diffusion images.
 _PRIVATE_B_VALUES = (
-    (0x0019, "SIEMENS MR HEADER", 0x0C),
-    (0x0043, "GEMS_PARM_01", 0x39),
-    (0x2001, "Philips Imaging DD 001", 0x03),
+    (0x0019, "SIEMENS MR HEADER", (0x0C,)),
+    (0x0043, "GEMS_PARM_01", (0x39,)),
+    (0x2001, "Philips Imaging DD 001", (0x03,)),
 )
 _GE_B_OFFSET = 1e9
 _PRIVATE_DIRECTIONS = (
@@ -84,7 +85,8 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
         with path.open("rb") as file:
             dataset = open_dataset(file, stop_before_pixels=True)
             remaining = path.stat().st_size - file.tell()
-        if str(dataset.get("SOPClassUID", "")) == _DIRECTORY_CLASS or _is_directory(dataset):
+        media = dataset.file_meta.get("MediaStorageSOPClassUID", "")
+        if _DIRECTORY_CLASS in (str(dataset.get("SOPClassUID", "")), str(media)):
             return ()
         return tuple(_frames(path, dataset, pixel_bytes=remaining))
     except Exception:
@@ -171,7 +173,8 @@ def scopes_of(dataset: Dataset, index: int | None) -> list[Dataset]:
         if per_frame:
             groups.append(per_frame[index])
         groups.extend((dataset.get("SharedFunctionalGroupsSequence") or [])[:1])
-    items = [element.value[0] for group in groups for element in group if _is_filled(element)]
+    elements = [element for group in groups for element in group]
+    items = [one.value[0] for one in elements if one.VR == "SQ" and one.value]
     return [*items, dataset]
 
 
@@ -183,15 +186,6 @@ def find(scopes: Iterable[Dataset], *keywords: str) -> Any:
             if value is not None and value != "":
                 return value
     return None
-
-
-def _is_directory(dataset: Dataset) -> bool:
-    meta = getattr(dataset, "file_meta", None)
-    return meta is not None and str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY_CLASS
-
-
-def _is_filled(element: Any) -> bool:
-    return element.VR == "SQ" and bool(element.value)
 
 
 def _frames(path: Path, dataset: Dataset, *, pixel_bytes: int) -> Iterable[Frame]:
@@ -262,7 +256,7 @@ def _announced_bytes(dataset: Dataset, frames: int) -> int:
 
     0 where the pixels are compressed, so that nobody can tell, and where there are none.
     """
-    syntax = getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", None)
+    syntax = dataset.file_meta.get("TransferSyntaxUID")
     bits = int(dataset.get("BitsAllocated") or 0) * int(dataset.get("SamplesPerPixel") or 1)
     pixels = int(dataset.get("Rows") or 0) * int(dataset.get("Columns") or 0) * frames
     if syntax is None or syntax.is_encapsulated or syntax.is_deflated or not pixels:
@@ -291,11 +285,7 @@ def _b_value(scopes: list[Dataset]) -> float | None:
     if standard is not None:
         return standard
     root = scopes[-1]
-    for group, creator, element in _PRIVATE_B_VALUES:
-        try:
-            value = root.private_block(group, creator)[element].value
-        except KeyError:
-            continue
+    for [value] in _private_values(root, _PRIVATE_B_VALUES):
         first = _number(value if isinstance(value, (str, bytes)) else _first(value))
         if first is not None and first > 0:
             return first % _GE_B_OFFSET
@@ -313,17 +303,21 @@ def _diffusion_direction(scopes: list[Dataset]) -> str:
     gradient = find(scopes, "DiffusionGradientDirectionSequence")
     places = [*gradient, *scopes] if gradient else scopes
     direction = _numbers(find(places, "DiffusionGradientOrientation"), count=3)
-    for group, creator, elements in _PRIVATE_DIRECTIONS:
-        if direction is not None:
-            break
-        try:
-            values = [root.private_block(group, creator)[element].value for element in elements]
-        except KeyError:
-            continue
-        direction = _numbers(values[0] if len(values) == 1 else values, count=3)
+    for values in _private_values(root, _PRIVATE_DIRECTIONS):
+        direction = direction or _numbers(values[0] if len(values) == 1 else values, count=3)
     if direction is not None and any(direction):
         return " ".join(f"{value:.2f}" for value in direction)
     return named if _B_IN_SEQUENCE_NAME.search(named) and "#" in named else ""
+
+
+def _private_values(
+    dataset: Dataset, places: Iterable[tuple[int, str, tuple[int, ...]]]
+) -> Iterator[list[Any]]:
+    """Yield the values at each place where the data set holds all elements."""
+    for group, creator, elements in places:
+        with contextlib.suppress(KeyError):
+            block = dataset.private_block(group, creator)
+            yield [block[element].value for element in elements]
 
 
 def _patient(dataset: Dataset) -> tuple[str, str, str]:

@@ -110,8 +110,8 @@ class DicomVolume:
     Attributes
     ----------
     case, series
-        Neutral names, see ``names.py``; ``series`` ends in ``.2`` and so on where a series holds
-        several volumes.
+        Neutral names, see ``discovery.py``; ``series`` ends in ``.2`` and so on where a series
+        holds several volumes.
     geometry
         Right-handed: z grows along the normal of the slices.
     repairs
@@ -179,11 +179,6 @@ class Identity:
     series_uid: str = field(repr=False)
     description: str = field(repr=False)
     place: str = field(repr=False)
-
-    @property
-    def values(self) -> tuple[str, ...]:
-        """All of it, in the order of the fields."""
-        return self.patient_id, self.study_uid, self.series_uid, self.description, self.place
 
 
 @dataclass(frozen=True)

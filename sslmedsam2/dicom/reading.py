@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -86,12 +85,7 @@ def dicom_grid(volume: DicomVolume) -> MaskVolume:
 
 def _source(volume: DicomVolume) -> Source:
     """Describe the volume as a file would be: no reader has to know that it is many."""
-    return Source(
-        path=Path(volume.name),
-        native_shape=volume.geometry.shape_zyx[::-1],
-        native_dtype=volume.frames[0].dtype,
-        nifti_header=None,
-    )
+    return Source(Path(volume.name), volume.geometry.shape_zyx[::-1], volume.frames[0].dtype)
 
 
 def _read_voxels(
@@ -106,11 +100,11 @@ def _read_voxels(
         # A damaged file can raise anything, and the message may quote what it held.
         try:
             wanted = list(items)
-            images, traits = _read_file(path, [frame for _, frame in wanted])
-            for (place, _), pixels, padding in zip(wanted, images, traits.padding, strict=True):
+            images, paddings, is_inverted = _read_file(path, [frame for _, frame in wanted])
+            for (place, _), pixels, padding in zip(wanted, images, paddings, strict=True):
                 voxels[place] = pixels
                 is_padding[place] = padding
-                if traits.is_inverted:
+                if is_inverted:
                     inverted.append(place)
         except Exception as error:
             raise InputError(
@@ -129,41 +123,31 @@ def _read_voxels(
     return voxels, (*notes, *set_padding_apart(voxels, is_padding))
 
 
-@dataclass(frozen=True)
-class _Traits:
-    """How the pixels of a file are to be taken: ``padding`` holds a mask for each frame."""
-
-    is_inverted: bool
-    padding: list[npt.NDArray[np.bool_]]
-
-
-def _read_file(path: Path, frames: Sequence[Frame]) -> tuple[list[_Pixels], _Traits]:
-    """Return the rescaled pixels of some frames of a file."""
+def _read_file(
+    path: Path, frames: Sequence[Frame]
+) -> tuple[list[_Pixels], list[npt.NDArray[np.bool_]], bool]:
+    """Return rescaled pixels and a mask of padding for each frame, and whether white is 0."""
     dataset = open_dataset(path)
     is_inverted = (
         str(dataset.get("PhotometricInterpretation") or "").strip() == "MONOCHROME1"
         and frames[0].modality == "MR"
     )
+    is_rescaled = False
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         decoded = decode(path)
-        stored = decoded.frames
-        if decoded.is_rescaled:
-            # The decoder does not tell padding apart.
-            images = [stored[frame.index or 0] for frame in frames]
-            no_padding = [np.zeros(image.shape, np.bool_) for image in images]
-            return images, _Traits(is_inverted, no_padding)
+        stored, is_rescaled = decoded.frames, decoded.is_rescaled
     else:
         stored = dataset.pixel_array
         if stored.ndim == 2:
             stored = stored[None]
     images = [stored[frame.index or 0] for frame in frames]
-    return (
-        [
-            _rescaled(image, dataset, frame.index)
-            for image, frame in zip(images, frames, strict=True)
-        ],
-        _Traits(is_inverted, [_is_padding(image, dataset) for image in images]),
-    )
+    if is_rescaled:
+        # The decoder does not tell padding apart.
+        return images, [np.zeros(image.shape, np.bool_) for image in images], is_inverted
+    rescaled = [
+        _rescaled(image, dataset, frame.index) for image, frame in zip(images, frames, strict=True)
+    ]
+    return rescaled, [_is_padding(image, dataset) for image in images], is_inverted
 
 
 def _is_padding(stored: npt.NDArray, dataset: Dataset) -> npt.NDArray[np.bool_]:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 
 from sslmedsam2.dicom.model import IMAGE_MODALITIES, TRACE, Frame
-from sslmedsam2.dicom.stacks import normal_of
+from sslmedsam2.dicom.volumes import normal_of
 
 Kind = Literal["sequence", "post_contrast", "no_sequence", "left_out"]
 

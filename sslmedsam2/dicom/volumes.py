@@ -1,15 +1,19 @@
-"""A stack of frames to a volume, if its slices are evenly spaced along one line."""
+"""Split the frames of a series into stacks, and make a volume of each that is evenly spaced.
+
+The frames of a stack have one size and orientation, and lie at different places.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.dicom.model import DicomVolume, Frame
-from sslmedsam2.dicom.stacks import SAME_PLACE_MM, most_at_one_place, normal_of
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import geometry_from_steps
 
@@ -18,6 +22,110 @@ FEWEST_SLICES = 6
 
 _UNEVEN = 0.1
 """Largest part of the slice distance by which a slice may lie off its place."""
+
+_SAME_DIRECTION = 1e-2
+"""Largest difference of a direction cosine (half a degree) within a stack."""
+
+_SAME_SPACING = 1e-3
+"""Largest relative difference of pixel spacings within a stack."""
+
+_SAME_PLACE_MM = 1e-2
+"""Slices nearer to each other than this lie at the same place."""
+
+_DIVIDERS: tuple[Callable[[Frame], Any], ...] = (
+    lambda frame: frame.image_type,
+    # Some makers give no b-value to the images without diffusion weighting.
+    lambda frame: -1.0 if frame.b_value is None else frame.b_value,
+    lambda frame: frame.diffusion_direction,
+    lambda frame: frame.echo_time_ms,
+    lambda frame: frame.temporal_position,
+    lambda frame: frame.trigger_time_ms,
+    lambda frame: frame.scan_options,
+    lambda frame: frame.acquisition_number,
+    lambda frame: frame.acquired_s,
+)
+"""What tells volumes of one series apart, in the order in which it is tried."""
+
+
+def split_series(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Divide the frames of a series into stacks: largest group first, then by dividing value.
+
+    A stack that still holds several images at one place could not be divided further.
+    """
+    groups = sorted(_alike(frames), key=len, reverse=True)
+    return [stack for group in groups for stack in _divide(group)]
+
+
+def normal_of(frame: Frame) -> npt.NDArray[np.float64]:
+    """Return the unit vector along which the slices of a right-handed stack follow."""
+    assert frame.orientation is not None
+    row, column = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
+    return np.cross(row, column)
+
+
+def _most_at_one_place(frames: Sequence[Frame]) -> int:
+    """Return how many frames share a position along the normal; 1 in a volume."""
+    if any(frame.position_xyz_mm is None or frame.orientation is None for frame in frames):
+        return 1
+    positions = np.array([frame.position_xyz_mm for frame in frames], dtype=np.float64)
+    heights = np.sort(positions @ normal_of(frames[0]))
+    places = np.cumsum(np.diff(heights, prepend=heights[0]) > _SAME_PLACE_MM)
+    return int(np.bincount(places).max())
+
+
+def _alike(frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Group frames of one size, spacing and orientation."""
+    groups: list[list[Frame]] = []
+    for frame in frames:
+        home = next((group for group in groups if _is_alike(group[0], frame)), None)
+        if home is None:
+            groups.append([frame])
+        else:
+            home.append(frame)
+    return groups
+
+
+def _is_alike(one: Frame, other: Frame) -> bool:
+    def near(
+        first: Sequence[float] | None, second: Sequence[float] | None, *, rtol: float, atol: float
+    ) -> bool:
+        if first is None or second is None:
+            return first is second
+        return bool(np.allclose(first, second, rtol=rtol, atol=atol))
+
+    return (
+        (one.rows, one.columns, one.is_colour) == (other.rows, other.columns, other.is_colour)
+        and near(one.spacing_yx_mm, other.spacing_yx_mm, rtol=_SAME_SPACING, atol=0)
+        and near(one.orientation, other.orientation, rtol=0, atol=_SAME_DIRECTION)
+    )
+
+
+def _divide(group: list[Frame]) -> list[list[Frame]]:
+    """Divide a group until no part holds two images at one place, if that can be done."""
+    crowd = _most_at_one_place(group)
+    for value_of in _DIVIDERS if crowd > 1 else ():
+        parts: dict[Any, list[Frame]] = defaultdict(list)
+        for frame in group:
+            parts[value_of(frame)].append(frame)
+        # More values than images at a place: a value for each image, which divides nothing.
+        if None not in parts and 1 < len(parts) <= crowd:
+            return [stack for value in sorted(parts) for stack in _divide(parts[value])]
+    return _by_instance_number(group, crowd) if crowd > 1 else [group]
+
+
+def _by_instance_number(group: list[Frame], crowd: int) -> list[list[Frame]]:
+    """Divide by InstanceNumber where it counts volume after volume, or place after place."""
+    numbers = [frame.instance_number for frame in group]
+    if None in numbers or len(set(numbers)) < len(numbers) or len(group) % crowd:
+        return [group]
+    ordered = sorted(group, key=lambda frame: frame.instance_number or 0)
+    size = len(group) // crowd
+    blocks = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    interleaved = [ordered[first::crowd] for first in range(crowd)]
+    for stacks in (blocks, interleaved):
+        if all(_most_at_one_place(stack) == 1 for stack in stacks):
+            return stacks
+    return [group]
 
 
 def make_volume(frames: Sequence[Frame], *, case: str, series: str) -> DicomVolume:
@@ -68,7 +176,7 @@ def _check_frames(frames: Sequence[Frame], name: str) -> None:
             reason=f"{unplaced} of its {len(frames)} images do not say where they lie",
             remedy="Export the series with position, orientation and pixel spacing",
         )
-    crowd = most_at_one_place(frames)
+    crowd = _most_at_one_place(frames)
     if crowd > 1:
         raise InputError(
             name,
@@ -87,7 +195,7 @@ def _slice_step(
     gaps = np.diff(heights)
     usual = float(np.median(gaps))
     multiples = np.rint(gaps / usual).astype(int)
-    tolerance = max(_UNEVEN * usual, SAME_PLACE_MM)
+    tolerance = max(_UNEVEN * usual, _SAME_PLACE_MM)
     is_regular = np.abs(gaps - multiples * usual).max() <= tolerance and multiples.min() >= 1
     if is_regular and multiples.max() > 1:
         missing = int((multiples - 1).sum())
@@ -95,8 +203,8 @@ def _slice_step(
         raise InputError(
             name,
             kind="missing_slices",
-            reason=f"{_counted(missing, 'slice')} missing, the first after slice {after} "
-            f"of {len(ordered)}",
+            reason=f"{missing} slice{' is' if missing == 1 else 's are'} missing, the first after"
+            f" slice {after} of {len(ordered)}",
             remedy="Export the series again, complete",
         )
     step = (positions[-1] - positions[0]) / (len(ordered) - 1)
@@ -114,7 +222,3 @@ def _slice_step(
 
 def _position(frame: Frame) -> npt.NDArray[np.float64]:
     return np.array(frame.position_xyz_mm, dtype=np.float64)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun} is" if number == 1 else f"{number} {noun}s are"

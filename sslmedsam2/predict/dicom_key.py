@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import astuple
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +36,7 @@ def write_key(found: DicomDiscovery, path: Path) -> int:
         It cannot be written.
     """
     rows = [
-        dict(zip(_COLUMNS, (case, series, *identity.values), strict=True))
+        dict(zip(_COLUMNS, (case, series, *astuple(identity)), strict=True))
         for (case, series), identity in sorted(found.identities.items())
     ]
     text = csv_text(_COLUMNS, rows)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
-from sslmedsam2.contract.folder_rules import LeftOut
+from sslmedsam2.contract.folder_rules import Discovery, LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.contract.studies import Discovery, find_studies
+from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files, require_dicom
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
 from sslmedsam2.errors import InputError, NoInputError, UsageError
@@ -31,7 +31,6 @@ DICOM_SCHEME = "dicom:"
 """Begins the input name of a DICOM series; the rest is its neutral name."""
 
 NO_MAP = SequenceMap()
-_NOTHING = Discovery(studies=(), problems=(), layout="empty", notes=())
 
 
 def input_name(path: Path, root: Path) -> str:
@@ -102,7 +101,7 @@ def with_archives(found: Inputs, opened: OpenedInput) -> Inputs:
     """Add the archives that cannot be used, and those without an image."""
     studies = found.studies
     images = [
-        *(image.path for study in studies.studies for image in study.series),
+        *(image.path for image in studies.series),
         *(one.path for one in studies.left_out),
         *(Path(problem.subject) for problem in studies.problems),
     ]
@@ -141,14 +140,14 @@ def _find(
         notes = (_impostors(files), *studies.notes) if files.impostors else studies.notes
         studies = replace(studies, notes=notes, left_out=(*left_out, *impostors))
         return Inputs(studies, None)
-    studies = _NOTHING
+    studies = Discovery()
     if input_path.is_dir():
         found = find_studies(input_path, only=only, sequences=sequences, sequence_map=sequence_map)
         studies = _beside(files, found)
     try:
         return Inputs(studies, _discover(files, sequences, sequence_map))
     except UsageError as error:
-        if not studies.studies:
+        if not studies.series:
             raise
         logger.warning("%d DICOM files are left alone: %s", len(files.files), error)
         return Inputs(studies, None)
@@ -299,6 +298,6 @@ def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
         notes=tuple(
             note
             for note in studies.notes
-            if studies.studies and note.partition(": ")[0] not in named
+            if studies.series and note.partition(": ")[0] not in named
         ),
     )

@@ -422,15 +422,14 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
         )
         for one in inputs.left_out
     ]
-    for study in inputs.studies.studies:
-        for series in study.series:
-            target = _target(series, input_name(series.path, options.input_path), options)
-            model = _model_or_reason(target, models)
-            if isinstance(model, str):
-                sequence = series.sequence or WITHOUT_SEQUENCE
-                left_out.append(LeftOutRecord(series.case, sequence, target.input_name, model))
-            else:
-                targets.append(target)
+    for series in inputs.studies.series:
+        target = _target(series, input_name(series.path, options.input_path), options)
+        model = _model_or_reason(target, models)
+        if isinstance(model, str):
+            sequence = series.sequence or WITHOUT_SEQUENCE
+            left_out.append(LeftOutRecord(series.case, sequence, target.input_name, model))
+        else:
+            targets.append(target)
     unserved: dict[SeriesRow, str] = {}
     for named in inputs.dicom.volumes if inputs.dicom else ():
         volume = named.volume

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sslmedsam2 import __version__
+from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
@@ -26,8 +27,8 @@ from sslmedsam2.contract.outputs import (
     pseudo_label_paths,
     run_record_path,
 )
-from sslmedsam2.contract.queries import Queries, find_queries
 from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess, all_or_error, duration
@@ -216,7 +217,7 @@ class _Run:
         options: PseudoLabelOptions,
         work: LabelWork,
         checked: CheckedSupports,
-        queries: Queries,
+        queries: Discovery,
         *,
         device: str,
         executor: Executor,
@@ -434,7 +435,7 @@ def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoL
     )
 
 
-def _no_query(queries: Queries, options: PseudoLabelOptions) -> NoInputError:
+def _no_query(queries: Discovery, options: PseudoLabelOptions) -> NoInputError:
     reasons = [*map(str, queries.problems), *queries.notes]
     return NoInputError(
         options.query_dir,

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.execution.units import Executor, ThisProcess, duration
 from sslmedsam2.imaging.image_file import ImageFile

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.records import read_record
 

@@ -18,9 +18,9 @@ import numpy.typing as npt
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.archives import open_archives
-from sslmedsam2.contract.folder_rules import Study
+from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
-from sslmedsam2.contract.studies import Discovery, find_studies
+from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
@@ -78,11 +78,10 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
     Every case with GED4 needs its GED4 mask; every image outside the challenge's layout needs
     its mask; other sequences are optional. Below ``LiSeg_pred`` nothing else may lie.
     """
-    series = [one for study in discovery.studies for one in study.series]
-    expected = {mask_path(output_dir, one): one for one in series}
+    expected = {mask_path(output_dir, one): one for one in discovery.series}
     present = {path: one for path, one in expected.items() if path.is_file()}
     checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
-    in_cases = {one.path.parent for one in series if one.sequence is not None}
+    in_cases = {one.path.parent for one in discovery.series if one.sequence}
     checks += [
         _presence(
             one,
@@ -91,7 +90,7 @@ def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
         )
         for path, one in expected.items()
     ]
-    cases = {study.case: study for study in discovery.studies if not study.has_no_sequence}
+    cases = {one.case for one in discovery.series if one.sequence}
     folder = output_dir / PREDICTION_FOLDER
     if cases or folder.exists():
         checks += _check_folder(folder, expected=expected.keys(), cases=cases)
@@ -109,7 +108,7 @@ def _presence(series: ImageFile, *, is_there: bool, is_optional: bool) -> Check:
 
 
 def _check_folder(
-    folder: Path, *, expected: Collection[Path], cases: dict[str, Study]
+    folder: Path, *, expected: Collection[Path], cases: Collection[str]
 ) -> list[Check]:
     """Check that the prediction folder exists and holds the expected masks only."""
     if not folder.is_dir():
@@ -127,7 +126,7 @@ def _check_folder(
     return [Check("PASS", "names", PREDICTION_FOLDER, "flat by case, nothing but expected masks")]
 
 
-def _faults(path: Path, *, folder: Path, cases: dict[str, Study]) -> Iterator[tuple[str, str]]:
+def _faults(path: Path, *, folder: Path, cases: Collection[str]) -> Iterator[tuple[str, str]]:
     """Say what is wrong with an entry that was not expected.
 
     A folder that holds anything is not faulted itself unless it is a vendor level: its content
@@ -202,7 +201,7 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
 
 def _validate(input_path: Path, output_dir: Path) -> Validation:
     discovery = find_studies(input_path)
-    if not discovery.studies:
+    if not discovery.series:
         causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]
         raise NoInputError(
             input_path,

@@ -24,11 +24,9 @@ def write_zip(path, *names, content=b"scan", method=zipfile.ZIP_STORED):
 def found(root, **options):
     """List cases and sequences of an input, with the places that the user would be told."""
     with open_archives(root, **options) as opened:
-        studies = find_studies(opened.path, only=opened.only).studies
         return {
             (image.case, image.sequence): image.path.relative_to(opened.path).as_posix()
-            for study in studies
-            for image in study.series
+            for image in find_studies(opened.path, only=opened.only).series
         }
 
 
@@ -126,7 +124,7 @@ def test_an_archive_in_an_archive_stays_closed_and_is_told(tmp_path):
         [left_out] = discovery.left_out
         assert left_out.path.relative_to(opened.path).as_posix() == "outer.zip/inner.zip"
     assert "archive that is not opened" in left_out.reason
-    assert discovery.studies == ()
+    assert discovery.series == ()
 
 
 @pytest.mark.parametrize(

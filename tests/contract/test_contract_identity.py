@@ -8,9 +8,8 @@ import pytest
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.masks import find_predictions, find_references, match_masks
 from sslmedsam2.contract.outputs import mask_path
-from sslmedsam2.contract.queries import find_queries
 from sslmedsam2.contract.sequence_map import parse_sequence_map
-from sslmedsam2.contract.studies import find_studies
+from sslmedsam2.contract.studies import find_queries, find_studies
 from sslmedsam2.errors import InputError
 
 
@@ -59,7 +58,7 @@ def test_masks_are_found_as_slicer_and_itk_snap_name_them(make, mask):
     (image,) = find_labelled_series(root)
     assert (image.case, image.sequence) == ("c1", "T2")
     assert (image.path.name, image.mask.name) == ("T2.nii.gz", mask)
-    assert [study.case for study in find_studies(root).studies] == ["c1"]
+    assert [series.case for series in find_studies(root).series] == ["c1"]
     (reference,) = find_references(root).masks
     assert (reference.case, reference.sequence, reference.path) == ("c1", "T2", image.mask)
 
@@ -122,9 +121,7 @@ def test_folder_named_as_a_case_may_repeat_the_case_in_its_files(make, name):
 
     found = find_studies(root)
     assert not found.problems
-    assert [(study.case, study.series[0].sequence) for study in found.studies] == [
-        ("1001-A-S1", "T2")
-    ]
+    assert [(one.case, one.sequence) for one in found.series] == [("1001-A-S1", "T2")]
     assert _queries(root) == [("1001-A-S1", "T2")]
 
 
@@ -152,10 +149,8 @@ def test_channels_of_an_nnunet_data_set_are_named_by_its_json(make):
         ("p3", "T2"),
     ]
     assert not any("labelsTr" in str(series.path) for series in queries.series)
-    assert {study.series[0].path.parent.name for study in find_studies(root).studies} == {
-        "imagesTr",
-        "imagesTs",
-    }
+    folders = {series.path.parent.name for series in find_studies(root).series}
+    assert folders == {"imagesTr", "imagesTs"}
 
 
 def test_label_without_its_image_in_an_nnunet_data_set_is_an_error(make):
@@ -180,8 +175,8 @@ def test_sequence_map_names_files(make, table, expected):
 
     assert _labelled(root, sequence_map=chosen) == [expected]
     assert _queries(root, sequence_map=chosen) == [expected]
-    (study,) = find_studies(root, sequence_map=chosen).studies
-    assert [(one.case, one.sequence) for one in study.series] == [expected]
+    found = find_studies(root, sequence_map=chosen).series
+    assert [(one.case, one.sequence) for one in found] == [expected]
 
 
 def test_sequence_map_names_parts_of_names_and_folders(make):
@@ -190,8 +185,8 @@ def test_sequence_map_names_parts_of_names_and_folders(make):
 
     assert _labelled(root, sequence_map=chosen) == [("p1", "GED4"), ("p1", "T2")]
     assert _queries(root, sequence_map=chosen) == [("p1", "GED4"), ("p1", "T2")]
-    found = find_studies(root, sequence_map=chosen).studies
-    assert [(one.case, one.sequence) for study in found for one in study.series] == [
+    found = find_studies(root, sequence_map=chosen).series
+    assert [(one.case, one.sequence) for one in found] == [
         ("p1", "GED4"),
         ("p1", "T2"),
     ]
@@ -233,12 +228,10 @@ def test_one_folder_for_each_sequence_is_read_alike_by_every_command(make, image
     found = find_studies(root / "scans")
 
     assert found.problems == ()
-    series = [one for study in found.studies for one in study.series]
-    assert [(one.case, one.sequence) for one in series] == expected
-    assert [study.case for study in found.studies] == ["P1", "P2"]
+    assert [(one.case, one.sequence) for one in found.series] == expected
     assert _labelled(root / "scans") == expected
     assert _queries(root / "scans") == expected
-    made = make(*(str(mask_path(Path("out"), one)) for one in series))
+    made = make(*(str(mask_path(Path("out"), one)) for one in found.series))
     pairs = match_masks(find_references(root / "scans"), find_predictions(made / "out"))
     assert len(pairs) == 3
     assert all(prediction is not None for _, prediction in pairs)
@@ -249,8 +242,7 @@ def test_of_folders_of_one_sequence_the_better_spelling_is_taken(make):
 
     found = find_studies(root)
 
-    series = [one for study in found.studies for one in study.series]
-    assert [one.path.parent.name for one in series] == ["DWI_800", "DWI_800"]
+    assert [one.path.parent.name for one in found.series] == ["DWI_800", "DWI_800"]
     [left_out] = found.left_out
     assert left_out.path == root / "P1/DWI_50/scan.nii.gz"
 
@@ -258,7 +250,7 @@ def test_of_folders_of_one_sequence_the_better_spelling_is_taken(make):
 def test_two_images_in_a_folder_of_one_sequence_stay_volumes_of_their_own(make):
     found = find_studies(make("P1/T2/a.nii.gz", "P1/T2/b.nii.gz"))
 
-    assert [study.case for study in found.studies] == ["P1_T2_a", "P1_T2_b"]
+    assert [series.case for series in found.series] == ["P1_T2_a", "P1_T2_b"]
     assert found.problems == ()
 
 

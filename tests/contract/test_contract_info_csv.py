@@ -62,8 +62,8 @@ def test_disagreements_are_noted_and_the_files_win(tmp_path):
 
     discovery = find_studies(tmp_path)
 
-    assert [study.vendor for study in discovery.studies] == ["A", "A"]
-    assert [len(study.series) for study in discovery.studies] == [2, 1]
+    assert [series.case for series in discovery.series] == ["0001-A", "0001-A", "0003-A"]
+    assert {series.vendor for series in discovery.series} == {"A"}
     assert discovery.problems == ()
     notes = "\n".join(discovery.notes)
     assert "0001-A: the table says vendor B1, the folder A" in notes
@@ -80,6 +80,6 @@ def test_an_unusable_table_is_noted_only(tmp_path):
 
     discovery = find_studies(tmp_path)
 
-    assert len(discovery.studies) == 1
+    assert len(discovery.series) == 1
     assert discovery.problems == ()
     assert "not used" in discovery.notes[0]

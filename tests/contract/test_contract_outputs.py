@@ -76,7 +76,7 @@ def test_each_part_has_a_name_of_its_own(output):
 
 
 def test_nothing_of_it_is_taken_for_an_image_or_a_reference_mask(output):
-    assert find_studies(output).studies == ()
+    assert find_studies(output).series == ()
     assert find_labelled_series(output) == ()
 
 

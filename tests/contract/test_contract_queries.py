@@ -1,7 +1,7 @@
 import pytest
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.queries import find_queries
+from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import NoInputError
 
 

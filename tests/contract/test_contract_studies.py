@@ -29,10 +29,10 @@ def make(tmp_path):
 
 def listed(discovery):
     """{case: {sequence: file name}}."""
-    return {
-        study.case: {series.sequence: series.path.name for series in study.series}
-        for study in discovery.studies
-    }
+    cases = {}
+    for series in discovery.series:
+        cases.setdefault(series.case, {})[series.sequence] = series.path.name
+    return cases
 
 
 def kinds(discovery):
@@ -56,12 +56,9 @@ def kinds(discovery):
 def test_every_folder_form_of_the_contract_is_a_case(make, folder, vendor):
     discovery = find_studies(make(f"{folder}/GED4.nii.gz", f"{folder}/T1.nii.gz"))
 
-    (study,) = discovery.studies
-    assert study.case == Path(folder).name
-    assert study.vendor == vendor
-    assert [series.sequence for series in study.series] == ["GED4", "T1"]
-    assert {series.vendor for series in study.series} == {vendor}
-    assert discovery.layout == "challenge"
+    assert {series.case for series in discovery.series} == {Path(folder).name}
+    assert [series.sequence for series in discovery.series] == ["GED4", "T1"]
+    assert {series.vendor for series in discovery.series} == {vendor}
     assert discovery.problems == ()
     assert discovery.notes == ()
 
@@ -69,8 +66,8 @@ def test_every_folder_form_of_the_contract_is_a_case(make, folder, vendor):
 def test_the_input_may_be_a_vendor_folder_or_one_case(make):
     root = make("Vendor_A/x1/GED4.nii.gz")
 
-    by_vendor = find_studies(root / "Vendor_A").studies[0]
-    by_case = find_studies(root / "Vendor_A" / "x1").studies[0]
+    by_vendor = find_studies(root / "Vendor_A").series[0]
+    by_case = find_studies(root / "Vendor_A" / "x1").series[0]
 
     assert (by_vendor.case, by_vendor.vendor) == ("x1", "A")
     assert by_case.case == "x1"
@@ -84,10 +81,10 @@ def test_a_flat_folder_with_a_lone_ged4_is_a_case_named_after_the_folder(make, m
     assert listed(find_studies(Path())) == {"input": {"GED4": "GED4.nii.gz"}}
 
 
-def test_the_training_name_gives_vendor_and_stage(make):
-    (study,) = find_studies(make("1406-A-S1/GED4.nii.gz")).studies
+def test_the_training_name_gives_the_vendor(make):
+    (series,) = find_studies(make("1406-A-S1/GED4.nii.gz")).series
 
-    assert (study.vendor, study.stage) == ("A", 1)
+    assert series.vendor == "A"
 
 
 def test_sequences_come_in_processing_order_under_canonical_names(make):
@@ -198,7 +195,7 @@ def test_the_better_spelling_wins_and_is_noted(make, chosen, rejected):
 def test_equally_good_spellings_are_ambiguous(make, one, other):
     discovery = find_studies(make(f"c/{one}.nii.gz", f"c/{other}.nii.gz"))
 
-    assert discovery.studies == ()
+    assert discovery.series == ()
     assert kinds(discovery) == ["ambiguous_sequence"]
 
 
@@ -230,7 +227,6 @@ def test_a_flat_folder_of_volumes_gives_a_case_a_file(make):
         "carl": {None: "carl.nrrd"},
         "dora": {None: "dora.nii"},
     }
-    assert discovery.layout == "generic"
     assert discovery.problems == ()
 
 
@@ -243,7 +239,7 @@ def test_volumes_in_sub_folders_are_told_apart_by_the_folders(make):
 def test_volumes_without_sequence_of_one_name_are_an_error_for_both(make):
     discovery = find_studies(make("a.nii", "a.nii.gz", "b_c.nii", "b/c.nii"))
 
-    assert discovery.studies == ()
+    assert discovery.series == ()
     assert kinds(discovery) == ["duplicate_case"] * 4
 
 
@@ -254,7 +250,6 @@ def test_mixed_inputs_are_both_handled(make):
         "0930-A": {"GED4": "GED4.nii.gz"},
         "anna": {None: "anna.nii.gz"},
     }
-    assert discovery.layout == "mixed"
 
 
 def test_a_single_file_is_a_case(make):
@@ -294,8 +289,7 @@ def test_a_file_that_is_no_volume_is_an_error(make):
 def test_an_input_without_images_is_empty_and_says_so(make):
     discovery = find_studies(make("IM0001.dcm", "sub/IM0002.dcm"))
 
-    assert discovery.studies == ()
-    assert discovery.layout == "empty"
+    assert discovery.series == ()
     assert "no image among its 2 files" in discovery.notes[0]
 
 
@@ -393,7 +387,7 @@ def test_problems_are_input_errors_and_discovery_does_not_import_imaging_librari
 def test_a_folder_in_conflict_with_its_name_is_noted(make):
     discovery = find_studies(make("Vendor_C/0930-A/GED4.nii.gz"))
 
-    assert discovery.studies[0].vendor == "C"
+    assert discovery.series[0].vendor == "C"
     assert "named as vendor A" in discovery.notes[0]
 
 
@@ -402,8 +396,8 @@ def test_a_folder_in_conflict_with_its_name_is_noted(make):
 def test_the_real_folders_are_read():
     chaos, ct = find_studies(REAL_DATA / "chaos_mr_t2"), find_studies(REAL_DATA / "totalseg_ct")
 
-    assert len(chaos.studies) == 16
-    assert {series.sequence for study in chaos.studies for series in study.series} == {"T2"}
+    assert len(chaos.series) == 16
+    assert {series.sequence for series in chaos.series} == {"T2"}
     assert list(listed(ct)) == ["tsct01_CT"]
     assert chaos.problems == ct.problems == ()
 
@@ -447,7 +441,7 @@ def test_the_voxels_of_a_header_beside_them_are_no_image_of_their_own(make):
 
     discovery = find_studies(root)
 
-    assert len(discovery.studies) == 4
+    assert len(discovery.series) == 4
     assert discovery.left_out == ()
 
 

@@ -50,7 +50,7 @@ def test_a_folder_without_dicom_loads_nothing_for_dicom(tmp_path):
         "import sys, pathlib\n"
         "from sslmedsam2.predict.inputs import find_inputs\n"
         f"found = find_inputs(pathlib.Path({str(tmp_path)!r}), sequences=None)\n"
-        "assert len(found.studies.studies) == 1 and found.dicom is None\n"
+        "assert len(found.studies.series) == 1 and found.dicom is None\n"
         # nibabel itself imports pydicom where it is installed.
         "slow = {'highdicom', 'sslmedsam2.dicom.headers', 'sslmedsam2.dicom.reading'}\n"
         "print(sorted(slow & set(sys.modules)))\n"

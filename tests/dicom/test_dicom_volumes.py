@@ -9,8 +9,7 @@ from tiny_scans import abdomen
 
 from sslmedsam2.dicom.headers import read_frames
 from sslmedsam2.dicom.reading import dicom_grid, read_dicom
-from sslmedsam2.dicom.stacks import split_series
-from sslmedsam2.dicom.volumes import make_volume
+from sslmedsam2.dicom.volumes import make_volume, split_series
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 

@@ -691,10 +691,9 @@ def _read_zip(folder: Path) -> None:
     from sslmedsam2.contract.studies import find_studies
 
     with _no_end_of_the_run(), open_archives(folder) as opened:
-        for study in find_studies(opened.path).studies:
-            for image in study.series:
-                with contextlib.suppress(InputError):
-                    read_stored(image.path)
+        for image in find_studies(opened.path).series:
+            with contextlib.suppress(InputError):
+                read_stored(image.path)
         for path in opened.path.rglob("*"):
             if not path.is_symlink() and not path.resolve().is_relative_to(opened.path.resolve()):
                 raise BrokenPromiseError(f"{path} lies elsewhere")
