@@ -217,7 +217,8 @@ def kill_units(options: Any) -> Iterator[Unit]:
         shutil.rmtree(out, ignore_errors=True)
         kills, losses = 0, []
         for _ in range(_STARTS[kind]):
-            if _killed(command, out, after=random.uniform(0, seconds)):
+            # Half of a whole run's time, for each start goes on where the one before was killed.
+            if _killed(command, out, after=random.uniform(0, seconds / 2)):
                 kills += 1
             now = fault_runs.results(out)
             losses += [

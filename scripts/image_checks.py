@@ -13,10 +13,13 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -41,6 +44,15 @@ OWNER = (4242, 4242)
 TINY_TRAINING = (
     "--rounds=1", "--folds=2", "--epochs=1", "--iterations-per-epoch=2", "--sequences=GED4",
 )  # fmt: skip
+MEMORY_LIMITS = ("4g", "2g", "1g", "768m", "640m", "512m", "384m", "256m", "128m")
+DENIED_SYSTEM_CALLS = (
+    *("socket", "connect", "bind", "listen", "accept", "accept4", "sendmmsg", "recvmmsg"),
+    *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "perf_event_open", "bpf"),
+    *("mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "mknod", "mknodat"),
+    *("keyctl", "add_key", "request_key", "userfaultfd", "io_uring_setup", "io_uring_enter"),
+    *("open_by_handle_at", "name_to_handle_at", "kexec_load", "init_module", "finit_module"),
+)
+SERVER_STARTS_S = 120
 LARGEST_IMAGE_BYTES = 2_500_000_000
 TIME_LIMIT_S = 900
 _POLL_S = 0.1
@@ -69,6 +81,7 @@ class Ended:
     code: int
     log: str
     seconds: float
+    out_of_memory: bool = False
     peak_memory_mb: float = 0.0
     peak_threads: int = 0
     seconds_to_file: float | None = None
@@ -99,6 +112,7 @@ class Bench:
         *args: str,
         mounts: dict[Path, str],
         user: str = STRANGER,
+        options: tuple[str, ...] = (),
         wait_for: str | None = None,
         then: Callable[[str], None] | None = None,
     ) -> Ended:
@@ -108,19 +122,21 @@ class Bench:
         ----------
         mounts
             From folders to places in the container; ``:ro`` may end a place.
+        options
+            Of the engine's ``run``; they come after the restrictions and may replace them.
         wait_for
             A pattern below the first writable folder; ``seconds_to_file`` tells when it appeared.
         then
-            Called with the container's name once that is so.
+            Called with the container's name once that is so, or at once without ``wait_for``.
         """
-        options = [*HARDENED, f"--user={user}"]
+        restrictions = [*HARDENED, f"--user={user}"]
         if self.engine[0] == "podman":
-            options += PODMAN_ONLY
-        for folder, place in mounts.items():
-            options += ["--volume", f"{folder}:{place}"]
+            restrictions += PODMAN_ONLY
+        volumes = [f"--volume={folder}:{place}" for folder, place in mounts.items()]
         name = f"sslmedsam2-check-{os.getpid()}"
         start = time.perf_counter()
-        self.call("run", "--detach", "--name", name, *options, self.image, *args)
+        everything = (*restrictions, *volumes, *options)
+        self.call("run", "--detach", "--name", name, *everything, self.image, *args)
         try:
             ended = self._watch(name, start, mounts, wait_for=wait_for, then=then)
         finally:
@@ -144,7 +160,9 @@ class Bench:
         def poll() -> None:
             while not done.wait(_POLL_S):
                 _read_status(pid, seen)
-                if wait_for and seen.seconds_to_file is None and any(outputs[0].glob(wait_for)):
+                if seen.seconds_to_file is not None or not (wait_for or then):
+                    continue
+                if wait_for is None or any(outputs[0].glob(wait_for)):
                     seen.seconds_to_file = time.perf_counter() - start
                     if then is not None:
                         then(name)
@@ -157,6 +175,8 @@ class Bench:
             done.set()
             watcher.join()
         seen.seconds = time.perf_counter() - start
+        killed = self.call("inspect", "--format", "{{.State.OOMKilled}}", name)
+        seen.out_of_memory = killed.strip() == "true"
         logs = subprocess.run(
             [*self.engine, "logs", name], capture_output=True, text=True, check=False
         )
@@ -319,7 +339,9 @@ def check_broken_cases(bench: Bench) -> str:
     inputs, output = bench.folder("broken_in"), bench.folder("broken_out")
     make_broken_cases(inputs)
     reference = bench.folder("broken_outside")
-    outside("predict", "--input", str(inputs), "--output", str(reference), codes=(1,))
+    # As in a container; elsewhere no guess is written.
+    options = ("--output", str(reference), "--on-failure", "fallback")
+    outside("predict", "--input", str(inputs), *options, codes=(1,))
     ended = bench.run(mounts={inputs: "/input:ro", output: "/output"})
     expect(ended.code == 1, f"exit code {ended.code}: {ended.log.strip()[-300:]}")
     expect_no_traceback(ended)
@@ -363,6 +385,112 @@ def check_unwritable(bench: Bench) -> str:
     expect(len(errors) == 1, f"{len(errors)} error lines: {ended.log.strip()[-300:]}")
     expect("/output" in errors[0] and "Permission denied" in errors[0], errors[0])
     return f"exit code {ended.code}, one line: {errors[0][:60]}..."
+
+
+def check_memory(bench: Bench) -> str:
+    outcomes = []
+    for limit in MEMORY_LIMITS:
+        output = bench.folder("memory")
+        mounts = {INPUTS / "Vendor-C": "/input:ro", output: "/output"}
+        ended = bench.run(mounts=mounts, options=(f"--memory={limit}",))
+        found, reference = masks_of(output), masks_of(bench.work / "outside")
+        wrong = [name for name, digest in found.items() if reference.get(name) != digest]
+        expect(not wrong, f"with {limit} other masks: {wrong}")
+        if ended.code == 0:
+            whole = {name for name in reference if name.split("/")[1].endswith("-C")}
+            expect(found.keys() == whole, f"with {limit} no {whole - found.keys()}")
+            outcomes.append(f"{limit} finished")
+            continue
+        why = "killed by the system" if ended.out_of_memory else ended.log.strip()[-200:]
+        expect(bool(why), f"with {limit}: exit code {ended.code} and not a word")
+        outcomes.append(f"{limit} exit code {ended.code}, {len(found)} masks, {why}")
+    bench.figures["memory_limits"] = outcomes
+    return "; ".join(outcomes)
+
+
+def check_system_calls(bench: Bench) -> str:
+    profile = bench.work / "seccomp.json"
+    denied = {"names": DENIED_SYSTEM_CALLS, "action": "SCMP_ACT_ERRNO"}
+    profile.write_text(json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [denied]}))
+    output = bench.folder("system_calls")
+    mounts = {INPUTS: "/input:ro", output: "/output"}
+    ended = bench.run(mounts=mounts, options=(f"--security-opt=seccomp={profile}",))
+    expect(ended.code == 0, f"exit code {ended.code}: {ended.log.strip()[-300:]}")
+    same = expect_same_masks(output, bench.work / "outside")
+    return f"{same} with {len(DENIED_SYSTEM_CALLS)} system calls denied, sockets among them"
+
+
+def check_hostile_inputs(bench: Bench) -> str:
+    from known_defects import DEFECTS
+
+    inputs, output = bench.folder("hostile_in"), bench.folder("hostile_out")
+    shutil.copytree(INPUTS / "Vendor-C" / "0004-C", inputs / "0004-C")
+    for name, defect in DEFECTS.items():
+        (inputs / name).mkdir()
+        defect.write(inputs / name)
+    ended = bench.run("--on-failure", "skip", mounts={inputs: "/input:ro", output: "/output"})
+    expect(ended.code == 1, f"exit code {ended.code}: {ended.log.strip()[-300:]}")
+    expect_no_traceback(ended)
+    run = json.loads((output / "run_report.json").read_text(encoding="utf-8"))
+    told = json.dumps([run["series"], run["left_out"]])
+    unnamed = [name for name, one in DEFECTS.items() if one.kind and f"{name}/" not in told]
+    expect(not unnamed, f"not a word of {unnamed}")
+    reference, found = masks_of(bench.work / "outside"), masks_of(output)
+    good = {name: digest for name, digest in reference.items() if "/0004-C" in name}
+    expect(good.items() <= found.items(), "the good scans have other masks")
+    bench.figures["peak_memory_mb_hostile"] = round(ended.peak_memory_mb)
+    return (
+        f"{len(DEFECTS)} hostile files, {len(good)} good masks identical;"
+        f" {ended.peak_memory_mb:.0f} MB, {ended.seconds:.0f} s"
+    )
+
+
+def check_serve(bench: Bench) -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url, image = f"http://127.0.0.1:{port}", INPUTS / "Vendor-C" / "0004-C" / "T2.nii.gz"
+    answers: dict[str, Any] = {}
+
+    def ask(name: str) -> None:
+        try:
+            answers["health"] = json.loads(_http(f"{url}/health"))
+            answers["mask"] = _http(f"{url}/segment?name={image.name}", image.read_bytes())
+        finally:
+            bench.call("kill", "--signal", "TERM", name)
+
+    output = bench.folder("serve")
+    ended = bench.run(
+        *("serve", "--port", str(port)),
+        mounts={output: "/output"},
+        options=("--network=host",),
+        then=ask,
+    )
+    expect(answers.keys() == {"health", "mask"}, f"no answer: {ended.log.strip()[-300:]}")
+    expect(answers["health"]["status"] == "ok", f"{answers['health']}")
+    mask = output / "mask.nii.gz"
+    mask.write_bytes(answers["mask"])
+    from sslmedsam2.imaging.reading import read_mask
+
+    [expected] = (bench.work / "outside").glob("LiSeg_pred/0004-C/*T2*.nii.gz")
+    same = (read_mask(mask).array_zyx == read_mask(expected).array_zyx).all()
+    expect(bool(same), "the mask differs from that of predict")
+    return f"answers, its mask is that of predict, ended with {ended.code}"
+
+
+def _http(url: str, data: bytes | None = None) -> bytes:
+    """Ask a server that may still be starting."""
+    deadline = time.monotonic() + SERVER_STARTS_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, data=data, timeout=SERVER_STARTS_S) as answer:
+                return bytes(answer.read())
+        except urllib.error.HTTPError as error:
+            raise CheckFailedError(f"{url}: {error.read()[:300]!r}") from error
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
 
 
 def check_doctor(bench: Bench) -> str:
@@ -421,6 +549,10 @@ CHECKS: dict[str, Callable[[Bench], str]] = {
     "broken cases": check_broken_cases,
     "SIGTERM, then --resume": check_stop_and_resume,
     "folder not writable": check_unwritable,
+    "memory limits": check_memory,
+    "system calls denied": check_system_calls,
+    "hostile inputs": check_hostile_inputs,
+    "serve": check_serve,
     "doctor": check_doctor,
     "retrain": check_retrain,
 }

@@ -6,7 +6,9 @@ CycloneDX 1.6, JSON. It needs nothing but Python, so it also runs in the image, 
 installer:
 
     docker run --rm --entrypoint python -v "$PWD/scripts":/scripts:ro sslmedsam2 \
-        /scripts/write_sbom.py --weights /app/weights > sbom.json
+        /scripts/write_sbom.py --system --weights /app/weights > sbom.json
+
+With ``--system`` it also lists the packages of Debian or Ubuntu.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import platform
 import re
 import subprocess
 import sys
@@ -21,11 +24,13 @@ import uuid
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 _NAME_IN_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LONGEST_LICENCE = 100
 """Some packages put the whole text of their licence where its name belongs."""
+_DPKG_STATUS = Path("/var/lib/dpkg/status")
 
 
 def normal(name: str) -> str:
@@ -60,6 +65,24 @@ def packages() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return components, needs
 
 
+def system_packages(status: Path = _DPKG_STATUS) -> list[dict[str, Any]]:
+    """Return the installed packages of Debian or Ubuntu; none on another system."""
+    if not status.is_file():
+        return []
+    release = platform.freedesktop_os_release()
+    components = []
+    for paragraph in status.read_text(encoding="utf-8").split("\n\n"):
+        fields = dict(re.findall(r"^([A-Z][A-Za-z-]*): (.*)$", paragraph, re.MULTILINE))
+        if not fields.get("Status", "").endswith(" installed"):
+            continue
+        name, version = fields["Package"], fields["Version"]
+        where = f"arch={fields['Architecture']}&distro={release['ID']}-{release['VERSION_ID']}"
+        ref = f"pkg:deb/{release['ID']}/{name}@{quote(version, safe='~')}?{where}"
+        component = {"type": "library", "bom-ref": ref, "name": name, "version": version}
+        components.append({**component, "purl": ref})
+    return components
+
+
 def models(folder: Path) -> list[dict[str, Any]]:
     """Return every file of the models that a manifest lists, with its hash and licence."""
     path = folder / "manifest.json"
@@ -84,7 +107,7 @@ def models(folder: Path) -> list[dict[str, Any]]:
     ]
 
 
-def bill(weights: Path) -> dict[str, Any]:
+def bill(weights: Path, *, system: bool) -> dict[str, Any]:
     """Return the whole bill of the environment that this script runs in."""
     components, needs = packages()
     return {
@@ -96,7 +119,7 @@ def bill(weights: Path) -> dict[str, Any]:
             "timestamp": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "component": {"type": "application", "bom-ref": "sslmedsam2", "name": "SSL-MedSAM2"},
         },
-        "components": [*components, *models(weights)],
+        "components": [*components, *(system_packages() if system else ()), *models(weights)],
         "dependencies": needs,
     }
 
@@ -106,12 +129,17 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="default: standard output")
     parser.add_argument("--python", help="list the packages of this interpreter")
     parser.add_argument("--weights", type=Path, default=REPOSITORY / "weights")
+    parser.add_argument("--system", action="store_true", help="also packages of Debian or Ubuntu")
     options = parser.parse_args()
     if options.python:
         call = [options.python, __file__, "--weights", str(options.weights)]
+        call += ["--system"] if options.system else []
         text = subprocess.run(call, check=True, capture_output=True, text=True).stdout
     else:
-        text = json.dumps(bill(options.weights), indent=2, ensure_ascii=False) + "\n"
+        text = (
+            json.dumps(bill(options.weights, system=options.system), indent=2, ensure_ascii=False)
+            + "\n"
+        )
     if options.output is None:
         sys.stdout.write(text)
     else:

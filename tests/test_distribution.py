@@ -4,6 +4,8 @@ import email
 import importlib.metadata
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -126,6 +128,18 @@ def test_the_bill_of_materials_lists_packages_and_models(tmp_path):
     hashes = {file.path: file.sha256 for file in manifest.files}
     assert checkpoint["hashes"][0]["content"] == hashes["fold_all/checkpoint_final.pth"]
     assert {need for one in bill["dependencies"] for need in one["dependsOn"]} <= parts.keys()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-query") is None, reason="no packages of Debian here")
+def test_the_bill_of_materials_lists_the_packages_of_the_system_on_request():
+    script = [sys.executable, str(REPOSITORY / "scripts" / "write_sbom.py"), "--system"]
+    bill = json.loads(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
+    parts = {part["bom-ref"]: part for part in bill["components"]}
+    assert len(parts) == len(bill["components"])
+    asked = ["dpkg-query", "--show", "--showformat", "${Version}", "dpkg"]
+    version = subprocess.run(asked, check=True, capture_output=True, text=True).stdout
+    [dpkg] = [part for part in parts.values() if re.match("pkg:deb/[a-z]+/dpkg@", part["bom-ref"])]
+    assert dpkg["version"] == version
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.execution.host import keep_freed_memory, processor_count
 from sslmedsam2.execution.interrupt import StopRequest
-from sslmedsam2.imaging.atomic import locked
+from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.records import read_record
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
@@ -250,6 +250,8 @@ def train_fold(
     with locked(final.parent, "training.lock", what="training this fold"):
         if stop:
             return None
+        # A killed training leaves a checkpoint half-written, of a gigabyte on a GPU.
+        remove_partials(final.parent)
         if gpus == 1:
             run_fold(work_dir, **common)
         else:

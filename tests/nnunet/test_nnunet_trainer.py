@@ -379,3 +379,14 @@ def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir)
 
     # A lock ends with its process, however that ends.
     assert train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu").is_file()
+
+
+def test_what_a_killed_training_had_begun_to_write_is_removed(work_dir):
+    fold = trained_model_dir(work_dir) / "fold_0"
+    fold.mkdir(parents=True)
+    begun = fold / ".0123abcd.partial-checkpoint_latest.pth"
+    begun.write_bytes(b"half a checkpoint")
+
+    train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
+
+    assert not begun.exists()
