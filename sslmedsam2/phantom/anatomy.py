@@ -69,16 +69,11 @@ class Waves:
 
 
 @dataclass(frozen=True)
-class Bowel:
-    """One loop of gut: a wall and what fills it."""
-
-    outline: Ellipsoid
-    content: str
-
-
-@dataclass(frozen=True)
 class Anatomy:
-    """All measures of one abdomen; ``organs.tissue_layers`` turns them into shapes."""
+    """All measures of one abdomen; ``organs.tissue_layers`` turns them into shapes.
+
+    ``bowels`` holds the outline of each loop of gut and what fills it.
+    """
 
     seed: int
     trunk: Trunk
@@ -98,7 +93,7 @@ class Anatomy:
     aorta: Tube
     pancreas: Tube
     duodenum: Tube
-    bowels: tuple[Bowel, ...]
+    bowels: tuple[tuple[Ellipsoid, str], ...]
     portal: VesselTree
     hepatic: VesselTree
 
@@ -202,7 +197,7 @@ def _random_waves(rng: np.random.Generator) -> Waves:
 
 def _random_bowels(
     rng: np.random.Generator, *, half_width: float, half_depth: float
-) -> tuple[Bowel, ...]:
+) -> tuple[tuple[Ellipsoid, str], ...]:
     """Small bowel anywhere in the lower cavity, colon at the flanks and along the front."""
     loops = []
     for _ in range(120):
@@ -214,7 +209,7 @@ def _random_bowels(
         radii = tuple(float(r) for r in rng.uniform((13, 10, 10), (26, 16, 20)))
         content = str(rng.choice(["chyme", "bowel_wall", "fluid", "chyme", "bowel_wall"]))
         outline = Ellipsoid(centre, (radii[0], radii[1], radii[2]), float(rng.uniform(-60, 60)))
-        loops.append(Bowel(outline, content))
+        loops.append((outline, content))
     colon_course = [
         *((-0.66, -0.10, z) for z in (-230, -205, -180, -160)),
         *((x, -0.62, -128 + 12 * abs(x)) for x in (-0.4, -0.22, -0.05, 0.12, 0.3, 0.46)),
@@ -225,5 +220,5 @@ def _random_bowels(
     for x, y, z in colon_course:
         size = float(rng.uniform(15, 20))
         outline = Ellipsoid((x * half_width, y * half_depth, float(z)), (size, size, size + 3))
-        loops.append(Bowel(outline, str(rng.choice(["stool", "gas", "stool"]))))
+        loops.append((outline, str(rng.choice(["stool", "gas", "stool"]))))
     return tuple(loops)

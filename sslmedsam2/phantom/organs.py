@@ -87,11 +87,11 @@ def _chest_layers(anatomy: Anatomy, points: Points, cavity: Field) -> Iterator[L
 
 
 def _gut_layers(anatomy: Anatomy, points: Points, cavity: Field) -> Iterator[Layer]:
-    for loop in anatomy.bowels:
-        if loop.outline.may_touch(points):
-            outline = np.maximum(loop.outline.distance(points), cavity + 1.5)
-            yield "bowel_wall", outline
-            yield loop.content, outline + 2.6
+    for outline, content in anatomy.bowels:
+        if outline.may_touch(points):
+            wall = np.maximum(outline.distance(points), cavity + 1.5)
+            yield "bowel_wall", wall
+            yield content, wall + 2.6
     yield "bowel_wall", anatomy.duodenum.distance(points)
     yield "fluid", anatomy.duodenum.distance(points) + 3.0
     yield "pancreas", anatomy.pancreas.distance(points)

@@ -85,23 +85,8 @@ _APPEARANCES: Mapping[str, Appearance] = {
     "T1": Appearance(full_scale=260, noise=0.007, blur_mm=0.7),
     "DWI_800": Appearance(full_scale=150, noise=0.015, blur_mm=2.0),
 }
+# The dynamic phases share one protocol.
 _DYNAMIC = Appearance(full_scale=220, noise=0.009, blur_mm=0.6)
-
-
-def appearance(sequence: str) -> Appearance:
-    """The scanner's traits for a sequence; the dynamic phases share one protocol."""
-    return _APPEARANCES.get(sequence, _DYNAMIC)
-
-
-def tissue_brightness(sequence: str, *, rng: np.random.Generator) -> dict[str, float]:
-    """Relative brightness by tissue, each off its table value by up to 6 %."""
-    column = SEQUENCES.index(sequence)
-    return {tissue: row[column] * float(rng.uniform(0.94, 1.06)) for tissue, row in _TABLE.items()}
-
-
-def mottle(tissue: str) -> float:
-    """Relative strength of the texture inside a tissue."""
-    return _MOTTLE.get(tissue, _DEFAULT_MOTTLE)
 
 
 # Heights inside a slice, in slice thicknesses, over which partial volume is averaged. The middle
@@ -141,7 +126,7 @@ def render_sequence(
     anatomy
         What is scanned; shared by all sequences of a case.
     sequence
-        One of ``contrast.SEQUENCES``.
+        One of ``SEQUENCES``.
     grid
         The voxel grid, in any orientation.
     seed
@@ -165,7 +150,10 @@ def render_sequence(
             remedy=f"Use one of {', '.join(SEQUENCES)}",
         )
     rng = np.random.default_rng([seed, anatomy.seed, SEQUENCES.index(sequence)])
-    brightness = tissue_brightness(sequence, rng=rng)
+    column = SEQUENCES.index(sequence)
+    brightness = {
+        tissue: row[column] * float(rng.uniform(0.94, 1.06)) for tissue, row in _TABLE.items()
+    }
     texture = _texture(grid, rng=rng)
     image = np.zeros(grid.shape_zyx, dtype=np.float32)
     mask = np.zeros(grid.shape_zyx, dtype=np.uint8)
@@ -210,7 +198,7 @@ def _render_slice(
     liver = np.zeros(points.x_mm.shape[1:], dtype=bool)
     for tissue, distance in tissue_layers(anatomy, points):
         cover = np.clip(0.5 - distance / edge_mm, 0.0, 1.0)
-        paint = brightness[tissue] * (1.0 + mottle(tissue) * texture)
+        paint = brightness[tissue] * (1.0 + _MOTTLE.get(tissue, _DEFAULT_MOTTLE) * texture)
         value += cover * (paint - value)
         inside = distance[_MIDDLE] < 0
         liver = liver | inside if is_part_of_liver(tissue) else liver & ~inside
@@ -231,7 +219,7 @@ def _acquire(
     image: npt.NDArray[np.float32], sequence: str, *, grid: Geometry, rng: np.random.Generator
 ) -> ArrayZYX:
     """Blur in plane, shade by the coils, add Rician noise and scale to stored values."""
-    traits = appearance(sequence)
+    traits = _APPEARANCES.get(sequence, _DYNAMIC)
     _, step_y, step_x = grid.spacing_zyx_mm
     blurred = gaussian_filter(image, (0.0, traits.blur_mm / step_y, traits.blur_mm / step_x))
     shaded = blurred * _coil_shading(grid.shape_zyx, rng=rng)

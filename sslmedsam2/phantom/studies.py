@@ -1,12 +1,8 @@
-"""Folders of phantoms: the included test inputs, and labelled training cases.
-
-The bytes of a NIfTI file written here do not depend on the time of writing.
-"""
+"""Folders of phantoms: the included test inputs, and labelled training cases."""
 
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import logging
 from collections.abc import Sequence
@@ -16,65 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.imaging.atomic import write_bytes_atomic, write_text_atomic
-from sslmedsam2.imaging.volume import Geometry
+from sslmedsam2.imaging.atomic import atomic_path, write_text_atomic
+from sslmedsam2.imaging.nifti_writing import nifti_header, write_nifti
+from sslmedsam2.imaging.volume import Geometry, Source
 from sslmedsam2.phantom.anatomy import make_anatomy
 from sslmedsam2.phantom.rendering import axial_grid, render_sequence
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_SCANNER = 1
-
-
-def write_nifti(
-    path: Path,
-    array_zyx: npt.NDArray[np.generic],
-    *,
-    grid: Geometry,
-    dtype: type[np.generic],
-    trailing_axis: bool = False,
-) -> None:
-    """Write an array as ``.nii.gz``, rounded to whole numbers.
-
-    Parameters
-    ----------
-    path
-        Where to; missing folders are made.
-    array_zyx
-        The voxels, ``[z, y, x]``.
-    grid
-        Where they lie.
-    dtype
-        The stored type.
-    trailing_axis
-        Store the shape (X, Y, Z, 1) rather than (X, Y, Z), as some exporters do.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-    import nibabel as nib
-
-    voxels = np.rint(array_zyx).astype(dtype).transpose(2, 1, 0)
-    if trailing_axis:
-        voxels = voxels[..., None]
-    image = nib.Nifti1Image(voxels, _affine(grid))
-    image.header.set_xyzt_units("mm")
-    image.set_qform(image.affine, code=_SCANNER)
-    image.set_sform(image.affine, code=_SCANNER)
-    image.header["descrip"] = b"synthetic phantom"
-    write_bytes_atomic(path, gzip.compress(image.to_bytes(), compresslevel=9, mtime=0))
-
-
-def _affine(grid: Geometry) -> npt.NDArray[np.float64]:
-    """The RAS affine of NIfTI for an LPS grid."""
-    affine = np.eye(4)
-    affine[:3, :3] = grid.direction_xyz * np.asarray(grid.spacing_zyx_mm)[::-1]
-    affine[:3, 3] = grid.origin_xyz_mm
-    return _LPS_TO_RAS @ affine
-
-
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _README = """\
 Synthetic test inputs
@@ -87,7 +31,7 @@ references/  the true liver masks, <Case>/mask_<SEQUENCE>.nii.gz; give this fold
 Between them the four cases hold one 4-D file (0001-A GED4), left-handed files (0002-B1), oblique
 float32 files (0003-B2), missing sequences and three spellings of the vendor folder.
 
-Regenerate with:  python -m sslmedsam2.phantom test_inputs
+Regenerate with:  sslmedsam2 phantom --output test_inputs
 """
 
 _VENDORS = ("A", "B1", "B2")
@@ -101,7 +45,10 @@ _RAS = np.diag([-1.0, -1.0, 1.0])
 
 @dataclass(frozen=True)
 class Scan:
-    """How one sequence of a case is scanned and stored."""
+    """How one sequence of a case is scanned and stored.
+
+    ``trailing_axis``: the stored shape is (X, Y, Z, 1), as some exporters write it.
+    """
 
     sequence: str
     shape_zyx: tuple[int, int, int]
@@ -235,22 +182,31 @@ def write_case(case: Case, *, image_folder: Path, mask_folder: Path | None) -> N
     for scan in case.scans:
         grid = scan.grid()
         image, mask = render_sequence(anatomy, scan.sequence, grid=grid, seed=case.seed)
-        write_nifti(
-            image_folder / f"{scan.sequence}.nii.gz",
-            image,
-            grid=grid,
-            dtype=scan.dtype,
-            trailing_axis=scan.trailing_axis,
-        )
+        _write(image, image_folder / f"{scan.sequence}.nii.gz", grid, scan, scan.dtype)
         if mask_folder is not None:
-            write_nifti(
-                mask_folder / f"mask_{scan.sequence}.nii.gz",
-                mask,
-                grid=grid,
-                dtype=np.uint8,
-                trailing_axis=scan.trailing_axis,
-            )
-    _LOG.info("wrote phantom %s", case.name)
+            _write(mask, mask_folder / f"mask_{scan.sequence}.nii.gz", grid, scan, np.uint8)
+    logger.info("wrote phantom %s", case.name)
+
+
+def _write(
+    array_zyx: npt.NDArray[np.generic],
+    path: Path,
+    grid: Geometry,
+    scan: Scan,
+    dtype: type[np.generic],
+) -> None:
+    """Write an array, rounded to whole numbers, as the scan is stored."""
+    voxels = np.rint(array_zyx).astype(dtype)
+    native_shape = (*reversed(grid.shape_zyx), *([1] if scan.trailing_axis else []))
+    header = nifti_header(
+        grid,
+        Source(path, native_shape, voxels.dtype),
+        dtype=voxels.dtype,
+        description="synthetic phantom",
+        display_range=(0, 0),
+    )
+    with atomic_path(path) as partial:
+        write_nifti(voxels, header=header, path=partial, compress=True)
 
 
 def _tilt(*, about_x_deg: float, about_z_deg: float) -> npt.NDArray[np.float64]:
