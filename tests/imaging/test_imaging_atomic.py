@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from collections.abc import Iterator
@@ -45,6 +46,19 @@ def test_final_name_is_free_until_the_block_ends(tmp_path: Path) -> None:
         assert partial.name.endswith(".nii.gz")
         assert not path.exists()
     assert path.read_bytes() == b"whole"
+
+
+def test_content_is_on_the_disk_before_its_name(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "mask.nii.gz"
+    seen = []
+    monkeypatch.setattr(os, "fsync", lambda file: seen.append((os.fstat(file), path.exists())))
+
+    write_bytes_atomic(path, b"whole")
+
+    [(synced, was_there)] = seen
+    assert os.path.samestat(synced, path.stat())
+    assert synced.st_size == len(b"whole")
+    assert not was_there
 
 
 def test_failure_in_the_block_keeps_the_old_file(tmp_path: Path) -> None:

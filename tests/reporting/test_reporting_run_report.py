@@ -5,6 +5,7 @@ import pytest
 
 from sslmedsam2.errors import InputError, OutputError
 from sslmedsam2.imaging.volume import Geometry, Source, Volume
+from sslmedsam2.reporting import run_report
 from sslmedsam2.reporting.run_report import (
     DicomRecord,
     InputGeometry,
@@ -141,10 +142,12 @@ def test_numpy_numbers_and_nan_become_plain_json(report, tmp_path):
     assert loaded.mean_foreground_confidence is None
 
 
-def test_versions_name_installed_packages_and_none_for_missing_ones():
+def test_versions_name_installed_packages_and_none_for_missing_ones(monkeypatch):
     versions = installed_versions()
     assert set(versions) == {"python", "torch", "numpy", "nnunetv2", "openvino"}
     assert versions["numpy"] == np.__version__
+    monkeypatch.setattr(run_report, "_REPORTED_PACKAGES", ("no-such-package",))
+    assert installed_versions()["no-such-package"] is None
 
 
 @pytest.mark.parametrize(
