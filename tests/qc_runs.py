@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 from tiny_scans import abdomen, write_scan
 
+from sslmedsam2.imaging.orientation import to_canonical
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.writing import write_mask
-from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import (
     InputGeometry,
     LeftOutRecord,
@@ -58,13 +59,8 @@ class QcRun:
         output_name = f"LiSeg_pred/{case}/{sequence}_pred.nii.gz"
         write_mask(mask, like=image, path=self.run / output_name)
         if preview:
-            write_preview(
-                voxels,
-                mask,
-                spacing_zyx_mm=image.geometry.spacing_zyx_mm,
-                path=self.run / "previews" / f"{case}_{sequence}.png",
-                title=case,
-            )
+            path = self.run / "previews" / f"{case}_{sequence}.png"
+            draw_preview(to_canonical(image), mask, path=path, title=case)
         result = SeriesResult(
             case=case,
             vendor="A",

@@ -13,7 +13,7 @@ from qc_runs import HOSTILE_CASE, HOSTILE_TEXT
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.charts import Curve, LineChart
-from sslmedsam2.reporting.galleries import Gallery, Preview
+from sslmedsam2.reporting.previews import Gallery, Preview
 from sslmedsam2.retrain.page import PageImage, PageRound, RetrainPage
 from sslmedsam2.retrain.selection import Choice, Decision
 from sslmedsam2.retrain.state import RelabelRecord

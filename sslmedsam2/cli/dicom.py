@@ -46,20 +46,20 @@ def dicom(*, input_path: Path, identify: bool, key: Path | None, **options: Any)
     Nothing is segmented. Names are neutral, as in run_report.json; --identify prints and --key
     writes which patients and series they stand for.
     """
-    from sslmedsam2.predict.inputs import list_dicom
+    from sslmedsam2.predict.inputs import list_dicom, write_key
 
     found = list_dicom(input_path, **options)
     click.echo(_table(found.rows, found.identities if identify else {}))
     for note in found.notes:
         click.echo(f"note: {note}")
     if key is not None:
-        from sslmedsam2.predict.dicom_key import write_key
-
         click.echo(f"{write_key(found, key)} names in {key}, which holds patient data")
 
 
 def _table(rows: tuple[SeriesRow, ...], identities: dict[tuple[str, str], Identity]) -> str:
     """Format the rows in columns, each followed by what it is if that is to be shown."""
+    from sslmedsam2.reporting.volume_table import aligned
+
     cells = [
         (
             row.case,
@@ -71,17 +71,12 @@ def _table(rows: tuple[SeriesRow, ...], identities: dict[tuple[str, str], Identi
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *cells, strict=True)]
-    lines = [_line(_HEADINGS, widths)]
-    for row, texts in zip(rows, cells, strict=True):
-        lines.append(_line(texts, widths))
+    heading, *table = aligned([_HEADINGS, *cells])
+    lines = [heading]
+    for row, line in zip(rows, table, strict=True):
+        lines.append(line)
         one = identities.get((row.case, row.series.partition(".")[0]))
         if one:
             shown = (one.series_uid, one.series_uid and (one.description or "(no description)"))
             lines.append("    " + "  ".join(filter(None, (*shown, one.place))))
     return "\n".join(lines)
-
-
-def _line(texts: tuple[str, ...], widths: list[int]) -> str:
-    columns = (text.ljust(width) for text, width in zip(texts, widths, strict=True))
-    return "  ".join(columns).rstrip()

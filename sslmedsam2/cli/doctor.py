@@ -12,7 +12,7 @@ from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import device_option, model_option, path_option
 
 if TYPE_CHECKING:
-    from sslmedsam2.doctor.checks import Diagnosis
+    from sslmedsam2.doctor import Diagnosis
 
 _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 
@@ -44,7 +44,7 @@ def doctor(*, as_json: bool, **options: Any) -> int:
     Checks device, driver, torch, SAM2, weights, memory, shared memory, processes and folders.
     Exit code 0: a run can start; 4: the model is missing or altered; 1: any other problem.
     """
-    from sslmedsam2.doctor.checks import DoctorOptions, run_checks
+    from sslmedsam2.doctor import DoctorOptions, run_checks
 
     diagnosis = run_checks(DoctorOptions(**options))
     click.echo(_as_json(diagnosis) if as_json else _as_text(diagnosis))
@@ -58,23 +58,19 @@ def _as_json(diagnosis: Diagnosis) -> str:
         "ready": not diagnosis.problems,
         "exit_code": int(diagnosis.exit_code),
         "findings": {
-            finding.name: {"state": finding.state.value, **_without(asdict(finding))}
-            for finding in diagnosis.findings
+            name: {**asdict(finding), "state": finding.state.value}
+            for name, finding in diagnosis.findings.items()
         },
     }
     return json.dumps(table, indent=2, ensure_ascii=False)
 
 
-def _without(finding: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in finding.items() if key not in ("name", "state")}
-
-
 def _as_text(diagnosis: Diagnosis) -> str:
-    width = max(len(finding.name) for finding in diagnosis.findings)
+    width = max(map(len, diagnosis.findings))
     lines = []
-    for finding in diagnosis.findings:
-        name = finding.name.replace("_", " ")
-        lines.append(f"{_MARKS[finding.state.value]:4}  {name:{width}}  {finding.text}")
+    for name, finding in diagnosis.findings.items():
+        mark, heading = _MARKS[finding.state.value], name.replace("_", " ")
+        lines.append(f"{mark:4}  {heading:{width}}  {finding.text}")
         if finding.remedy:
             lines.append(f"{'':{width + 8}}{finding.remedy}")
     count = len(diagnosis.problems)

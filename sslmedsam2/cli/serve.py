@@ -73,7 +73,7 @@ def serve(
     try:
         import uvicorn
 
-        from sslmedsam2.serve.app import ServeOptions, make_app
+        from sslmedsam2.serve import ServeOptions, make_app
     except ModuleNotFoundError as error:
         raise missing_packages("serve", "starlette", "uvicorn") from error
     from sslmedsam2.api import LiverSegmenter

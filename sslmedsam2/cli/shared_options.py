@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sslmedsam2.cli.config import load_table
+from sslmedsam2.inference.device import DEVICE_PATTERN
 
 path_option = partial(click.option, type=click.Path(path_type=Path))
 folder_option = partial(click.option, type=click.Path(file_okay=False, path_type=Path))
@@ -25,7 +26,7 @@ class _Device(click.ParamType):
     name = "auto|cpu|cuda|cuda:N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        if not DEVICE_PATTERN.fullmatch(value):
             self.fail("must be auto, cpu, cuda, or cuda:1 for the second GPU", param, ctx)
         return str(value)
 

@@ -149,6 +149,8 @@ def _as_table(model: ModelLocation) -> dict[str, Any]:
 
 
 def _as_text(models: Sequence[ModelLocation]) -> str:
+    from sslmedsam2.reporting.volume_table import aligned
+
     rows = [("NAME", "SEQUENCES", "FOLDS", "SIZE", "STATE", "FOLDER")]
     rows += [
         (
@@ -161,12 +163,7 @@ def _as_text(models: Sequence[ModelLocation]) -> str:
         )
         for model in models
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows))
 
 
 def _size(model: ModelLocation) -> str:

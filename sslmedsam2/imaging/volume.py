@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 ArrayZYX = npt.NDArray[np.float32]
 MaskZYX = npt.NDArray[np.uint8]
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,18 @@ class Volume:
 def mask_volume_ml(mask_zyx: npt.NDArray, *, spacing_zyx_mm: tuple[float, float, float]) -> float:
     """Return the volume of a mask of 0 and 1 in millilitres."""
     return float(mask_zyx.sum()) * float(np.prod(spacing_zyx_mm)) / 1000
+
+
+def bounding_box(mask_zyx: npt.NDArray) -> Box | None:
+    """Return the smallest box around the voxels that are not 0, or None if there are none."""
+    sides = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        occupied = np.flatnonzero(mask_zyx.any(axis=others))
+        if occupied.size == 0:
+            return None
+        sides.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
+    z, y, x = sides
+    return z, y, x
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ out. The results are those of :mod:`resampling` and :mod:`sliding_window` to rou
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,7 @@ from torch import Tensor
 
 from sslmedsam2.inference.postprocessing import keep_largest
 from sslmedsam2.inference.resampling import Matrix, Resampler
-from sslmedsam2.inference.sliding_window import (
-    SURELY_BACKGROUND,
-    Canvas,
-    MarginNetwork,
-    WindowPlan,
-    gaussian,
-    padding,
-)
+from sslmedsam2.inference.sliding_window import SURELY_BACKGROUND, Canvas, MarginNetwork
 
 
 class GpuCanvas(Canvas):
@@ -32,13 +24,11 @@ class GpuCanvas(Canvas):
 
     _library: Any = torch
 
-    def __init__(self, volume: Tensor, networks: Sequence[Any], plan: WindowPlan) -> None:
-        """Take a float32 volume on the GPU."""
-        pads, inner = padding(tuple(volume.shape), plan.patch_size)
-        backwards = [n for pad in reversed(pads) for n in pad]
-        padded: Tensor = torch.nn.functional.pad(volume, backwards) if any(backwards) else volume
-        weights = _gaussian_there(plan.patch_size, padded.device)
-        self._begin(padded, inner, networks, plan, weights=weights, zeros=torch.zeros_like)
+    def _pad(self, volume: Tensor, pads: list[tuple[int, int]]) -> Tensor:
+        return torch.nn.functional.pad(volume, [n for pad in reversed(pads) for n in pad])
+
+    def _placed(self, weights: npt.NDArray[np.float32]) -> Tensor:
+        return _there(weights, self._padded.device)
 
     def _predict(self, network: MarginNetwork, patches: Any) -> Any:
         return network.predict(patches)  # type: ignore[attr-defined]
@@ -94,11 +84,6 @@ def _apply(volume: Tensor, matrices: Iterable[Matrix | None]) -> Tensor:
     for axis, matrix in sorted(there, key=lambda pair: pair[1].shape[0] / pair[1].shape[1]):
         volume = torch.tensordot(matrix, volume, dims=([1], [axis])).movedim(0, axis)
     return volume.contiguous()
-
-
-@lru_cache(maxsize=4)
-def _gaussian_there(patch_size: tuple[int, int, int], device: torch.device) -> Tensor:
-    return torch.from_numpy(gaussian(patch_size)).to(device)
 
 
 _KEPT: dict[tuple[int, torch.device], tuple[Matrix, Tensor]] = {}

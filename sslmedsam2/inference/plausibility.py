@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX
+from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX, bounding_box
 
 _TOO_MANY = 2
 """A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
@@ -86,8 +86,8 @@ def liver_traits(
 ) -> LiverTraits:
     """Measure a mask that is not empty on its image, both ``[z, y, x]`` and canonical."""
     inside = mask_zyx > 0
-    z, y, x = (np.flatnonzero(inside.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    box = tuple(slice(int(i[0]), int(i[-1]) + 1) for i in (z, y, x))
+    box = bounding_box(inside)
+    assert box is not None
     body = _body(array_zyx)
     body |= inside
     body_here = body[box[0]]

@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.imaging.volume import MaskZYX, bounding_box
+
 TYPICAL_CENTRE: Final = (0.68, 0.46, 0.29)
 _PRIOR_HALF_AXES: Final = (0.26, 0.29, 0.24)
 """A typical liver as shares of the body's box, canonical axes (from foot, front, patient's right):
@@ -35,8 +37,6 @@ def typical_liver(shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     # The voxel nearest to the centre is always in, however coarse the grid.
     return (distance <= max(1.0, float(distance.min()))).astype(np.uint8)
 
-
-MaskZYX = npt.NDArray[np.uint8]
 
 _SIDE_SPREAD: Final = 0.25
 """Distance from the usual place, as a share of the image's width, at which a component counts
@@ -98,16 +98,3 @@ def _components(mask_zyx: MaskZYX) -> tuple[npt.NDArray[np.int32], npt.NDArray[n
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     return labels, sizes
-
-
-def bounding_box(mask_zyx: MaskZYX) -> tuple[slice, slice, slice] | None:
-    """Return the smallest box around the mask, or None if it is empty."""
-    slices = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(mask_zyx.any(axis=others))
-        if occupied.size == 0:
-            return None
-        slices.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    z, y, x = slices
-    return z, y, x

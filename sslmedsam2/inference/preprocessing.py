@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.imaging.volume import Box, bounding_box
 from sslmedsam2.inference.model_folder import ModelSpec
 from sslmedsam2.inference.resampling import (
     Resampler,
@@ -20,7 +21,6 @@ from sslmedsam2.inference.resampling import (
 from sslmedsam2.inference.sliding_window import Array
 
 _EPSILON = 1e-8
-Box = tuple[slice, slice, slice]
 _Voxel = TypeVar("_Voxel", bound=np.generic)
 
 
@@ -149,13 +149,9 @@ def _non_zero(volume: npt.NDArray[np.float32]) -> tuple[Box, npt.NDArray[np.bool
     box only.
     """
     non_zero = volume != 0
-    box = []
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(non_zero.any(axis=others))
-        box.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
-    a, b, c = box
-    return (a, b, c), non_zero[a, b, c]
+    a, b, c = volume.shape
+    box = bounding_box(non_zero) or (slice(0, a), slice(0, b), slice(0, c))
+    return box, non_zero[box]
 
 
 def _normalise_in_place(

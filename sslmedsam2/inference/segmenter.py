@@ -292,7 +292,9 @@ class CanonicalSegmenter:
         import torch
 
         if isinstance(error, torch.cuda.OutOfMemoryError):
-            self._notes.append("out of GPU memory: only patches of this volume went to the GPU")
+            self._notes.append(
+                "gpu_memory: it is full; only patches of this volume went to the GPU"
+            )
             logger.warning(self._notes[-1])
             return
         for network in self._networks:

@@ -8,7 +8,7 @@ commute with the difference, so only one channel is ever computed and stored.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.volume import Box
 from sslmedsam2.inference.postprocessing import keep_largest
 
 _GAUSSIAN_SIGMA = 1 / 8
@@ -34,7 +35,6 @@ SURELY_BACKGROUND = np.float32(-20.0)
 Patch = npt.NDArray[np.float32]
 Array = Any
 """A numpy array on a CPU, a torch tensor on a GPU; float32."""
-Box = tuple[slice, slice, slice]
 
 
 class MarginNetwork(Protocol):
@@ -159,41 +159,22 @@ class Canvas:
 
     _library: Any = np
 
-    def __init__(
-        self,
-        volume: npt.NDArray[np.float32],
-        networks: Sequence[MarginNetwork],
-        plan: WindowPlan,
-    ) -> None:
+    def __init__(self, volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) -> None:
         """Take a float32 volume of any shape."""
-        pads, inner = padding(volume.shape, plan.patch_size)
-        padded = np.pad(volume, pads) if any(map(any, pads)) else volume
-        self._begin(
-            padded,
-            inner,
-            networks,
-            plan,
-            weights=gaussian(plan.patch_size),
-            zeros=lambda like: np.zeros(like.shape, np.float32),
-        )
-
-    def _begin(
-        self,
-        padded: Array,
-        inner: tuple[slice, ...],
-        networks: Sequence[MarginNetwork],
-        plan: WindowPlan,
-        *,
-        weights: Array,
-        zeros: Callable[[Array], Array],
-    ) -> None:
-        self._padded, self._inner = padded, inner
-        self._networks = networks
-        self._plan = plan
-        self._weights = weights
-        self._total, self._norm = zeros(padded), zeros(padded)
-        self.shape = tuple(padded.shape)
+        pads, self._inner = padding(tuple(volume.shape), plan.patch_size)
+        self._padded = self._pad(volume, pads) if any(map(any, pads)) else volume
+        self._weights = self._placed(gaussian(plan.patch_size))
+        self._total, self._norm = (self._library.zeros_like(self._padded) for _ in range(2))
+        self._networks, self._plan = networks, plan
+        self.shape = tuple(self._padded.shape)
         self.windows = list(_windows(self.shape, plan.patch_size, plan.step))
+
+    def _pad(self, volume: Array, pads: list[tuple[int, int]]) -> Array:
+        return np.pad(volume, pads)
+
+    def _placed(self, weights: npt.NDArray[np.float32]) -> Array:
+        """Return the weights where the volume is."""
+        return weights
 
     def _predict(self, network: MarginNetwork, patches: Array) -> Array:
         return network(patches)

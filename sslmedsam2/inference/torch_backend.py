@@ -32,7 +32,7 @@ class TorchMarginNetwork:
     patches go at once follows from the memory that the first one takes. No failure of the GPU ends
     a run. Out of memory halves the batch, down to single patches. Any other error, and a single
     patch that does not fit, moves the network to the CPU for good and repeats the patches there.
-    Each such step is logged and kept in ``degradations``.
+    Each such step is logged and kept in ``degradations``, as ``name: sentence``.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class TorchMarginNetwork:
             self.leave_gpu("out of GPU memory with a single patch")
             return
         self._max_batch = failed_batch // 2
-        self._note(f"out of GPU memory: batches of {self._max_batch} patches from here on")
+        self._note(f"gpu_memory: it is full; batches of {self._max_batch} patches from here on")
 
     def leave_gpu(self, reason: str) -> None:
         """Compute on the CPU from here on; without effect where that is so already."""
@@ -154,7 +154,7 @@ class TorchMarginNetwork:
         self._network = nn.Identity()
         self._in_fp32 = None
         self._cpu_network = self._make_cpu_network()
-        self._note(f"{reason}: continuing on the CPU")
+        self._note(f"gpu_failed: {reason}; continuing on the CPU")
 
     def _note(self, step: str) -> None:
         logger.warning(step)

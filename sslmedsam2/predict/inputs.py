@@ -10,26 +10,38 @@ import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery, LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
-from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.contract.studies import find_studies
-from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files, require_dicom
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
 from sslmedsam2.errors import InputError, NoInputError, UsageError
+from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.volume import Volume
+from sslmedsam2.reporting.volume_table import csv_text
 
 logger = logging.getLogger(__name__)
 
 DICOM_SCHEME = "dicom:"
 """Begins the input name of a DICOM series; the rest is its neutral name."""
+
+_KEY_COLUMNS = (
+    "case",
+    "series",
+    "patient_id",
+    "study_instance_uid",
+    "series_instance_uid",
+    "description",
+    "place",
+)
+NO_MAP = SequenceMap()
 
 
 def input_name(path: Path, root: Path) -> str:
@@ -126,14 +138,11 @@ def _find(
     sequences: tuple[str, ...] | None,
     sequence_map: SequenceMap,
 ) -> Inputs:
-    tree = walk_input(input_path, only)
-    files = find_dicom_files(tree)
-    studies = Discovery()
-    if not files.files or input_path.is_dir():
-        studies = find_studies(
-            input_path, only=only, tree=tree, sequences=sequences, sequence_map=sequence_map
-        )
+    files = find_dicom_files(input_path, only)
     if not files.files:
+        studies = find_studies(
+            input_path, only=only, sequences=sequences, sequence_map=sequence_map
+        )
         impostors = tuple(
             LeftOut(path, "it is named like DICOM and does not begin so")
             for path in files.impostors
@@ -142,7 +151,10 @@ def _find(
         notes = (_impostors(files), *studies.notes) if files.impostors else studies.notes
         studies = replace(studies, notes=notes, left_out=(*left_out, *impostors))
         return Inputs(studies, None)
-    studies = _beside(files, studies)
+    studies = Discovery()
+    if input_path.is_dir():
+        found = find_studies(input_path, only=only, sequences=sequences, sequence_map=sequence_map)
+        studies = _beside(files, found)
     try:
         return Inputs(studies, _discover(files, sequences, sequence_map))
     except UsageError as error:
@@ -183,10 +195,46 @@ def list_dicom(
         return replace(found, identities=identities, notes=(*found.notes, *problems))
 
 
+def write_key(found: DicomDiscovery, path: Path) -> int:
+    """Write which patient, study and series each neutral name stands for; return how many.
+
+    The key is a CSV file that only its owner may read. An earlier key is replaced.
+
+    Raises
+    ------
+    UsageError
+        Another file has this name.
+    OutputError
+        It cannot be written.
+    """
+    rows = [
+        dict(zip(_KEY_COLUMNS, (case, series, *astuple(identity)), strict=True))
+        for (case, series), identity in sorted(found.identities.items())
+    ]
+    text = csv_text(_KEY_COLUMNS, rows)
+    if path.exists() and not _is_key(path):
+        raise UsageError(
+            path, reason="it exists and is not a key", remedy="Give a new file to --key"
+        )
+    with atomic_path(path) as partial:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    return len(rows)
+
+
+def _is_key(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.readline().rstrip() == ",".join(_KEY_COLUMNS).encode()
+    except OSError:
+        return False
+
+
 def _list_dicom(
     input_path: Path, sequences: tuple[str, ...] | None, sequence_map: SequenceMap
 ) -> DicomDiscovery:
-    files = find_dicom_files(walk_input(input_path))
+    files = find_dicom_files(input_path)
     if not files.files:
         named = f" ({_impostors(files)})" if files.impostors else ""
         raise NoInputError(
@@ -266,7 +314,7 @@ class InputImages:
             require_dicom()
             from sslmedsam2.dicom.discovery import find_volumes
 
-            self._dicom = find_volumes(find_dicom_files(walk_input(self._with_archives())))
+            self._dicom = find_volumes(find_dicom_files(self._with_archives()))
         return self._dicom
 
     def _with_archives(self) -> Path:

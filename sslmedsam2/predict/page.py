@@ -87,14 +87,6 @@ class WrittenPage:
 
 
 @dataclass(frozen=True)
-class PageFiles:
-    """Where the preview of a result lies, and the text files that the page offers, by name."""
-
-    preview_of: Callable[[SeriesResult], Path]
-    downloads: Mapping[str, str]
-
-
-@dataclass(frozen=True)
 class _Reference:
     """A reference's score, and where it lies if it is on the prediction's grid."""
 
@@ -119,15 +111,25 @@ def report(options: ReportOptions) -> WrittenPage:
         return preview_path(options.run_dir, _named(result))
 
     downloads = {VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)}
-    return write_results_page(run, options, PageFiles(preview_of, downloads))
+    return write_results_page(run, options, preview_of=preview_of, downloads=downloads)
 
 
-def write_results_page(run: RunReport, options: ReportOptions, files: PageFiles) -> WrittenPage:
-    """Write the page of any run that left masks; raises as `report` does."""
+def write_results_page(
+    run: RunReport,
+    options: ReportOptions,
+    *,
+    preview_of: Callable[[SeriesResult], Path],
+    downloads: Mapping[str, str],
+) -> WrittenPage:
+    """Write the page of any run that left masks; raises as `report` does.
+
+    ``preview_of`` says where the preview of a result lies; ``downloads`` are the text files that
+    the page offers, by name.
+    """
     input_dir = _input_dir(options.input_path)
     references, notes = _references(options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
-    views = _ViewWriter(options.run_dir, input_dir, folder, preview_of=files.preview_of)
+    views = _ViewWriter(options.run_dir, input_dir, folder, preview_of=preview_of)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
@@ -152,7 +154,7 @@ def write_results_page(run: RunReport, options: ReportOptions, files: PageFiles)
         folder,
         page_data(run, ordered, notes=notes),
         title=options.run_dir.resolve().name,
-        downloads=files.downloads,
+        downloads=downloads,
     )
     return WrittenPage(index_path=index, entries=tuple(ordered))
 

@@ -1,9 +1,9 @@
 """``predict``: find the studies, segment each series, write masks, previews and the report.
 
-Who does the series is the runner's business: by default this process, which reads the next one
-and writes the last while the network works. The report is rewritten after each series, so that a
-kill loses nothing; of a long list less often, or most of the time would go into it, and what a kill
-loses then is done again.
+The executor computes the series: by default this process, which reads the next one and writes the
+last while the network works. The report is rewritten after each series, so that a kill loses
+nothing; of a long list less often, or most of the time would go into it, and what a kill loses then
+is done again.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from sslmedsam2.contract.outputs import (
     MASK_EXTENSION,
     PREDICTION_FOLDER,
     PREVIEW_FOLDER,
-    SEG_FOLDER,
     Layout,
     bids_path,
     map_path,
     mask_path,
     preview_path,
     report_path,
-    seg_path,
     socket_path,
     write_bids_description,
 )
-from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
+from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.dicom.files import SEG_FOLDER, seg_path
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.errors import (
     ExitCode,
@@ -56,6 +55,7 @@ from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
 from sslmedsam2.predict.inputs import (
+    NO_MAP,
     Inputs,
     dicom_input_name,
     dicom_series,
@@ -68,7 +68,6 @@ from sslmedsam2.predict.series import (
     MAP_KINDS,
     WITHOUT_SEQUENCE,
     DicomTarget,
-    EngineAbout,
     SeriesTarget,
     SeriesWork,
     given_up,
@@ -98,6 +97,10 @@ OnResult = Callable[[SeriesResult, int, int], None]
 _GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
 _SAVED_EACH_TIME = 100
 """Up to so many series the report is rewritten after each."""
+_RECORDED_OPTIONS = (
+    *("sequences", "device", "mode", "mirror", "second_view"),
+    *("on_failure", "previews", "mask_dtype"),
+)
 _OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 
 
@@ -218,13 +221,7 @@ def _predict(
         logger.info(opened.shown(note))
     models = locate_models(options.model_dir, hash_weights=False)
     plan = _plan(inputs, options, models)
-    if options.mask_file is not None and len(plan.targets) != 1:
-        raise UsageError(
-            f"--output {options.mask_file}",
-            reason=f"it names one file, and there are {len(plan.targets)} scans",
-            remedy="Give a folder to --output",
-        )
-    _refuse_clashes(plan.targets, options)
+    _check_targets(plan.targets, options)
     sure_from = None if options.second_view else 0.0
     work = SeriesWork(
         models,
@@ -236,22 +233,25 @@ def _predict(
     with executor.open(work) as about, locked(options.output_dir):
         remove_partials(options.output_dir)
         if not options.resume and plan.targets:
-            _set_aside(options.output_dir)
-            for target in plan.targets:
-                if target.mask_path.exists():
-                    move_aside(target.mask_path, why="this program did not write it in this run")
+            _set_aside(options.output_dir, plan.targets)
         previous = _previous_report(options)
-        resumes = previous is not None
-        recorder = _start(
-            inputs,
-            plan,
-            options,
-            models,
-            about=about,
+        recorder = _Recorder(
+            start_report(
+                models=tuple(_record(model) for model in models),
+                device=about.device,
+                backend=about.backend,
+                options=_recorded_options(options),
+                dicom=plan.dicom,
+                left_out=plan.left_out,
+            ),
+            report_path(options.output_dir),
+            total=len(plan.targets) + len(plan.problems),
             listener=on_result,
-            held=resumes,
+            held=previous is not None,
             shown=opened.shown,
         )
+        for problem in plan.problems:
+            recorder.add(problem)
         if not plan.targets:
             recorder.end(ExitCode.NO_VALID_INPUT)
             raise _no_input(inputs, plan, options)
@@ -267,44 +267,11 @@ def _predict(
             return recorder.end(code, interrupted=bool(stop))
 
 
-def _start(
-    inputs: Inputs,
-    plan: _Plan,
-    options: PredictOptions,
-    models: Sequence[ModelLocation],
-    *,
-    about: EngineAbout,
-    listener: OnResult | None,
-    held: bool,
-    shown: Callable[[str], str],
-) -> _Recorder:
-    """Begin the report with what cannot be segmented; ``held`` keeps the one on disk for now."""
-    report = start_report(
-        models=tuple(_record(model) for model in models),
-        device=about.device,
-        backend=about.backend,
-        options=_recorded_options(options),
-        dicom=plan.dicom,
-        left_out=plan.left_out,
-    )
-    problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
-    problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
-    total = len(plan.targets) + len(problems)
-    recorder = _Recorder(
-        report,
-        report_path(options.output_dir),
-        total=total,
-        listener=listener,
-        held=held,
-        shown=shown,
-    )
-    for problem in problems:
-        recorder.add(problem)
-    return recorder
-
-
 class _Recorder:
-    """Keeps the report on disk up to date and tells the listener."""
+    """Keeps the report on disk up to date and tells the listener.
+
+    ``held`` keeps the report of the run that is resumed until `release`.
+    """
 
     def __init__(
         self,
@@ -366,9 +333,18 @@ class _Recorder:
         return self.report
 
 
-def _refuse_clashes(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
-    """Raise UsageError where two masks would have one name, which `find_inputs` excludes for
-    the challenge's layout only, or a mask the name of a scan."""
+def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
+    """Raise UsageError where masks and names do not fit.
+
+    Several masks cannot go to one file; two masks cannot have one name, which `find_inputs`
+    excludes for the challenge's layout only; and no mask may have the name of a scan.
+    """
+    if options.mask_file is not None and len(targets) != 1:
+        raise UsageError(
+            f"--output {options.mask_file}",
+            reason=f"it names one file, and there are {len(targets)} scans",
+            remedy="Give a folder to --output",
+        )
     for name, count in Counter(target.output_name for target in targets).items():
         if count > 1:
             raise UsageError(
@@ -403,9 +379,13 @@ def _keep_done(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What there is to do, and what is left out; ``dicom`` is the table of all DICOM series."""
+    """What there is to do, what cannot be done, and what is left out.
+
+    ``dicom`` is the table of all DICOM series.
+    """
 
     targets: tuple[SeriesTarget, ...]
+    problems: tuple[SeriesResult, ...]
     left_out: tuple[LeftOutRecord, ...]
     dicom: tuple[DicomRecord, ...]
 
@@ -441,7 +421,9 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
             dicom = _dicom_target(volume, dicom_series(named), model, options)
             targets.append(replace(target, dicom=dicom))
     rows = tuple(_dicom_record(row, unserved.get(row)) for row in inputs.dicom_rows)
-    return _Plan(tuple(targets), tuple(left_out), rows)
+    problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
+    problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
+    return _Plan(tuple(targets), tuple(problems), tuple(left_out), rows)
 
 
 def _model_or_reason(target: SeriesTarget, models: Sequence[ModelLocation]) -> ModelLocation | str:
@@ -460,8 +442,8 @@ def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
     return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
 
 
-def _set_aside(output_dir: Path) -> None:
-    """Move away what an earlier run left in the output folder, so that nothing of it stays."""
+def _set_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> None:
+    """Move away what an earlier run left in the output folder, and what lies at masks' places."""
     path = report_path(output_dir)
     try:
         earlier = load_report(path).series if path.is_file() else ()
@@ -475,6 +457,9 @@ def _set_aside(output_dir: Path) -> None:
         logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
     for one in found:
         move_aside(one, why="it is of an earlier run")
+    for target in targets:
+        if target.mask_path.exists():
+            move_aside(target.mask_path, why="this program did not write it in this run")
 
 
 def _is_fallback(series: ImageFile, options: PredictOptions) -> bool:
@@ -531,14 +516,11 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
     """Report what discovery could not make a series of: a case folder, or a file in one."""
     path = Path(problem.subject)
     is_file = split_volume_name(path.name) is not None
-    return SeriesResult(
-        case=path.parent.name if is_file else path.name,
-        vendor=None,
-        sequence=path.name if is_file else WITHOUT_SEQUENCE,
-        input_path=input_name(path, options.input_path) if path.is_absolute() else problem.subject,
-        output_path=None,
-        status=SeriesStatus.FAILED,
-        error=str(problem),
+    return _unread_result(
+        path.parent.name if is_file else path.name,
+        path.name if is_file else WITHOUT_SEQUENCE,
+        input_name(path, options.input_path) if path.is_absolute() else problem.subject,
+        problem,
     )
 
 
@@ -550,15 +532,12 @@ def _unusable_result(row: SeriesRow) -> SeriesResult:
         reason=row.reason,
         remedy="Find it with 'sslmedsam2 dicom --identify' and export it again",
     )
-    return SeriesResult(
-        case=row.case,
-        vendor=None,
-        sequence=row.sequence or WITHOUT_SEQUENCE,
-        input_path=dicom_input_name(row.case, row.series),
-        output_path=None,
-        status=SeriesStatus.FAILED,
-        error=str(error),
-    )
+    name = dicom_input_name(row.case, row.series)
+    return _unread_result(row.case, row.sequence or WITHOUT_SEQUENCE, name, error)
+
+
+def _unread_result(case: str, sequence: str, name: str, error: InputError) -> SeriesResult:
+    return SeriesResult(case, None, sequence, name, None, SeriesStatus.FAILED, error=str(error))
 
 
 def _previous_report(options: PredictOptions) -> RunReport | None:
@@ -581,15 +560,8 @@ def _recorded_options(options: PredictOptions) -> dict[str, object]:
     So is the sequence map, whose keys may say something of a patient; what it led to is in the
     report's list of DICOM series.
     """
-    recorded = asdict(options)
-    folders = ("input_path", "output_dir", "model_dir", "mask_file", "only")
-    names = ("mask_format", "layout", "slug")
-    others = ("resume", "sequence_map", "dicom_seg", "statistics", "maps", "strict")
-    for name in (*folders, *names, *others):
-        del recorded[name]
-    if recorded["sequence"] is None:
-        del recorded["sequence"]
-    return recorded
+    names = _RECORDED_OPTIONS if options.sequence is None else (*_RECORDED_OPTIONS, "sequence")
+    return {name: getattr(options, name) for name in names}
 
 
 def _record(model: ModelLocation) -> ModelRecord:

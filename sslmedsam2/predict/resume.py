@@ -10,7 +10,7 @@ from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import move_aside
-from sslmedsam2.imaging.volume import Volume, mask_volume_ml
+from sslmedsam2.imaging.volume import MaskVolume, Volume, mask_volume_ml
 from sslmedsam2.predict.series import SeriesTarget, read_image
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
 from sslmedsam2.weights.manifest import sha256_file
@@ -45,13 +45,13 @@ def reusable_result(
     corrected = earlier is not None and earlier.mask_sha256 not in (None, made)
     same = previous is not None and _same_provenance(previous, report)
     usable = corrected or (earlier is not None and earlier.status in _COMPLETE and same)
-    if earlier is not None and usable and (image := _image_that_fits(target, earlier)):
+    if earlier is not None and usable and (stored := _stored(target, earlier)):
+        mask, image = stored
         if corrected or (target.statistics and earlier.intensity is None):
-            mask = read_mask(target.mask_path)
             measured = intensity_statistics(image.array_zyx, mask.array_zyx)
             earlier = replace(earlier, intensity=measured if target.statistics else None)
         if corrected:
-            return _corrected(target, earlier)
+            return _corrected(target, earlier, mask)
         missing = _missing_beside(target, earlier)
         if missing is None:
             is_doubtful = earlier.status is SeriesStatus.CHECK
@@ -78,8 +78,8 @@ def _same_provenance(previous: RunReport, report: RunReport) -> bool:
     return provenance(previous) == provenance(report)
 
 
-def _image_that_fits(target: SeriesTarget, result: SeriesResult) -> Volume | None:
-    """Return the image if the mask is one of it as it is now, and not empty; else None."""
+def _stored(target: SeriesTarget, result: SeriesResult) -> tuple[MaskVolume, Volume] | None:
+    """Return mask and image if the mask is one of the image as it is now, and not empty."""
     try:
         mask = read_mask(target.mask_path)
         image = read_image(target)
@@ -92,17 +92,16 @@ def _image_that_fits(target: SeriesTarget, result: SeriesResult) -> Volume | Non
     if image.sha256() != result.image_sha256:
         logger.info("done again: %s was made of another image", target.output_name)
         return None
-    return image
+    return mask, image
 
 
-def _corrected(target: SeriesTarget, result: SeriesResult) -> SeriesResult:
+def _corrected(target: SeriesTarget, result: SeriesResult, mask: MaskVolume) -> SeriesResult:
     """Return the result of a mask that a person has corrected, with the volume that it has now.
 
     ``mask_sha256`` stays that of the mask as written, so that the next run knows it as well.
     """
-    mask = read_mask(target.mask_path)
     volume_ml = mask_volume_ml(mask.array_zyx, spacing_zyx_mm=mask.geometry.spacing_zyx_mm)
-    note = "manually corrected: the mask is kept as it is"
+    note = "manually_corrected: the mask is kept as it is"
     logger.info("%s: its manually corrected mask stands", target.output_name)
     return replace(
         result,

@@ -22,7 +22,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import entropy_bits, intensity_statistics
 from sslmedsam2.imaging.orientation import reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -41,7 +41,6 @@ from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 
 MAP_KINDS = ("probability", "uncertainty")
-NO_SEG_FOR_GUESSES = "no_dicom_seg: a guess is not written as DICOM-SEG"
 WITHOUT_SEQUENCE = "no sequence"
 LARGEST_GUESS_VOXELS = 2**26
 """Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
@@ -64,34 +63,6 @@ class DicomTarget:
     seg_path: Path | None
     seg_name: str | None
     algorithm: Algorithm
-
-
-@dataclass(frozen=True)
-class WrittenSeg:
-    """Where a DICOM-SEG was written, or None, and what is to be said of that."""
-
-    name: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-def write_seg(target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool) -> WrittenSeg:
-    """Write the DICOM-SEG if one is wanted; a failure is a warning, for the mask is good.
-
-    A guess where the network found nothing, or failed, must not reach an archive of patients.
-    """
-    if target is None or target.seg_path is None:
-        return WrittenSeg()
-    if is_guess:
-        return WrittenSeg(warnings=(NO_SEG_FOR_GUESSES,))
-    from sslmedsam2.dicom.segmentation import write_dicom_seg
-
-    try:
-        write_dicom_seg(
-            mask_zyx, volume=target.volume, path=target.seg_path, algorithm=target.algorithm
-        )
-    except OutputError as error:
-        return WrittenSeg(warnings=(f"no_dicom_seg: {error}",))
-    return WrittenSeg(name=target.seg_name)
 
 
 @dataclass(frozen=True)
@@ -123,35 +94,36 @@ class SeriesTarget:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A series as read and as its network takes it, or the error that prevented it.
+class Scan:
+    """A series on its way through the three steps.
 
-    ``prepared`` is gone once the network has taken it.
+    Attributes
+    ----------
+    ready
+        As read; None where that failed.
+    prepared, inferred
+        What the next step takes; gone once it has.
+    found
+        The segmentation.
+    error
+        What prevented the next step.
     """
 
     target: SeriesTarget
-    ready: ReadyVolume | None
-    error: SslMedSam2Error | None
-    seconds: dict[str, float] = field(default_factory=dict)
+    ready: ReadyVolume | None = None
     prepared: Prepared | None = None
+    inferred: Inferred | None = None
+    found: CanonicalSegmentation | None = None
+    error: SslMedSam2Error | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
-
-@dataclass(frozen=True)
-class Computed:
-    """A loaded series with what its network says, or the error that prevented it."""
-
-    loaded: Loaded
-    inferred: Inferred | None
-    error: SslMedSam2Error | None
-
-
-@dataclass(frozen=True)
-class Segmented:
-    """A loaded series with its segmentation; both may be missing where ``error`` says why."""
-
-    loaded: Loaded
-    segmentation: CanonicalSegmentation | None
-    error: SslMedSam2Error | None
+    def failed(self, error: Exception) -> Scan:
+        """Return the scan with an error; once it was read, that names it as in the report."""
+        if not isinstance(error, SslMedSam2Error):
+            told = unforeseen(self.target.series.path, error)
+        else:
+            told = error if self.ready is None else error.about(self.target.input_name)
+        return replace(self, prepared=None, inferred=None, error=told)
 
 
 @dataclass(frozen=True)
@@ -218,56 +190,55 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         first = next(iter(loaded.values()))
         return EngineAbout(first.device, first.backend)
 
-    def load(self, target: SeriesTarget) -> Loaded:
+    def load(self, target: SeriesTarget) -> Scan:
         """Read a series, turn it to the canonical orientation and prepare it for its network."""
         start = time.perf_counter()
-        seconds: dict[str, float] = {}
-        ready = None
+        scan = Scan(target)
         try:
             ready = make_ready(read_image(target))
-            seconds["read"] = round(time.perf_counter() - start, 4)
+            scan = replace(scan, ready=ready)
+            scan.seconds["read"] = round(time.perf_counter() - start, 4)
             prepared = self._segmenter(target).prepare(ready.canonical)
-            seconds["prepare"] = round(time.perf_counter() - start - seconds["read"], 4)
+            scan.seconds["prepare"] = round(time.perf_counter() - start - scan.seconds["read"], 4)
+            return replace(scan, prepared=prepared)
         except Exception as error:
-            return Loaded(target, ready, _about(error, target, ready), seconds)
-        return Loaded(target, ready, None, seconds, prepared)
+            return scan.failed(error)
 
-    def compute(self, loaded: Loaded, _stop: StopRequest) -> Computed:
+    def compute(self, scan: Scan, _stop: StopRequest) -> Scan:
         """Run the network; an unforeseen failure becomes this series' error."""
-        prepared, rest = loaded.prepared, replace(loaded, prepared=None)
-        if prepared is None:
-            return Computed(rest, None, loaded.error)
+        if scan.prepared is None:
+            return scan
         try:
-            return Computed(rest, self._segmenter(loaded.target).infer(prepared), None)
+            inferred = self._segmenter(scan.target).infer(scan.prepared)
+            return replace(scan, prepared=None, inferred=inferred)
         except Exception as error:
-            return Computed(rest, None, _about(error, loaded.target, loaded.ready))
+            return scan.failed(error)
 
-    def finish(self, computed: Computed) -> SeriesResult:
+    def finish(self, scan: Scan) -> SeriesResult:
         """Clean the mask, decide what to write, write it, and say how it went."""
-        work = self._segmented(computed)
+        scan = self._segmented(scan)
         start = time.perf_counter()
-        target = work.loaded.target
+        target = scan.target
         try:
-            result = _written(work)
+            result = _written(scan)
         except SslMedSam2Error as error:
-            result = _failed(work, error)
+            result = _failed(scan, error)
         except Exception as error:
-            result = _failed(work, unforeseen(target.series.path, error))
+            result = _failed(scan, unforeseen(target.series.path, error))
         seconds = dict(result.seconds)
         seconds["write"] = round(time.perf_counter() - start, 4)
         mask_sha256 = sha256_file(target.mask_path) if result.output_path is not None else None
         return replace(result, seconds=seconds, mask_sha256=mask_sha256)
 
-    def _segmented(self, computed: Computed) -> Segmented:
-        loaded, inferred = computed.loaded, computed.inferred
-        if inferred is None:
-            return Segmented(loaded, None, computed.error)
+    def _segmented(self, scan: Scan) -> Scan:
+        if scan.inferred is None:
+            return scan
         try:
-            with_maps = bool(loaded.target.map_paths)
-            found = self._segmenter(loaded.target).finish(inferred, with_probability=with_maps)
-            return Segmented(loaded, found, None)
+            segmenter, with_maps = self._segmenter(scan.target), bool(scan.target.map_paths)
+            found = segmenter.finish(scan.inferred, with_probability=with_maps)
+            return replace(scan, inferred=None, found=found)
         except Exception as error:
-            return Segmented(loaded, None, _about(error, loaded.target, loaded.ready))
+            return scan.failed(error)
 
     def _segmenter(self, target: SeriesTarget) -> CanonicalSegmenter:
         return self._by_sequence[target.series.sequence]
@@ -275,13 +246,6 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
     def close(self) -> None:
         """Free the networks."""
         self._by_sequence.clear()
-
-
-def _about(error: Exception, target: SeriesTarget, ready: ReadyVolume | None) -> SslMedSam2Error:
-    """Return an error as one of this series; once it was read, it is named as in the report."""
-    if not isinstance(error, SslMedSam2Error):
-        return unforeseen(target.series.path, error)
-    return error if ready is None else error.about(target.input_name)
 
 
 def read_image(target: SeriesTarget) -> Volume:
@@ -293,65 +257,55 @@ def read_image(target: SeriesTarget) -> Volume:
     return read_dicom(target.dicom.volume)
 
 
-def read_target_grid(target: SeriesTarget) -> MaskVolume:
-    """Return an empty mask on a series' grid; raises InputError if that cannot be read."""
-    if target.dicom is None:
-        return read_grid(target.series.path)
-    from sslmedsam2.dicom.reading import dicom_grid
-
-    return dicom_grid(target.dicom.volume)
-
-
 def given_up(target: SeriesTarget, error: SslMedSam2Error) -> SeriesResult:
     """Return the result of a series that no worker could do."""
-    return _failed(Segmented(Loaded(target, None, error), None, error), error)
+    return _failed(Scan(target), error)
 
 
-def _written(work: Segmented) -> SeriesResult:
+def _written(scan: Scan) -> SeriesResult:
     """Write the network's mask, or a fallback where there is none and one is wanted."""
-    found = work.segmentation
+    found = scan.found
     if found is not None and found.n_components > 0:
-        return _write(work, found.mask_zyx, status=SeriesStatus.OK, reason=None)
+        return _write(scan, found.mask_zyx, status=SeriesStatus.OK, reason=None)
     if found is not None:
-        return _written_without_liver(work, found)
-    assert work.error is not None
-    if not work.loaded.target.fallback:
-        return _failed(work, work.error)
-    return _write_typical_liver(work, work.error)
+        return _written_without_liver(scan, found)
+    assert scan.error is not None
+    if not scan.target.fallback:
+        return _failed(scan, scan.error)
+    return _write_typical_liver(scan, scan.error)
 
 
-def _written_without_liver(work: Segmented, found: CanonicalSegmentation) -> SeriesResult:
+def _written_without_liver(scan: Scan, found: CanonicalSegmentation) -> SeriesResult:
     """Write the likeliest region where the network found no liver, or none if none is wanted."""
-    path = work.loaded.target.series.path
+    path = scan.target.series.path
     empty = SslMedSam2Error(
         path, reason="the network found no liver", remedy="Check that it is an abdominal scan"
     )
-    if not work.loaded.target.fallback:
-        return _result(work, status=SeriesStatus.EMPTY, error=str(empty))
+    if not scan.target.fallback:
+        return _result(scan, status=SeriesStatus.EMPTY, error=str(empty))
     relaxed = found.relaxed_mask_zyx
     # A network that says the same of every voxel prefers none.
     if relaxed is None or not relaxed.any():
-        return _write_typical_liver(work, empty)
+        return _write_typical_liver(scan, empty)
     outcome = f"{empty} The likeliest region was written instead."
-    return _write(work, relaxed, status=SeriesStatus.FALLBACK, reason=outcome)
+    return _write(scan, relaxed, status=SeriesStatus.FALLBACK, reason=outcome)
 
 
-def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResult:
+def _write_typical_liver(scan: Scan, cause: SslMedSam2Error) -> SeriesResult:
     """Write the typical liver on the file's grid, if at least that can be read."""
-    ready = work.loaded.ready
-    grid = ready.volume if ready else _unread_grid(work.loaded.target)
+    ready = scan.ready
+    grid = ready.volume if ready else _unread_grid(scan.target)
     if grid is None:
-        return _failed(work, cause)
+        return _failed(scan, cause)
     turn = reorientation_of(grid.geometry)
     z, y, x = (grid.geometry.shape_zyx[axis] for axis in turn.axes)
     guess = typical_liver((z, y, x))
     mask = to_native(guess, turn)
-    target = work.loaded.target
+    target = scan.target
     write_mask(mask, like=grid, path=target.mask_path, dtype=target.mask_dtype)
-    seg = write_seg(target.dicom, mask, is_guess=True)
-    voxel_ml = float(np.prod(grid.geometry.spacing_zyx_mm)) / 1000
+    _, seg_warnings = _write_seg(target.dicom, mask, is_guess=True)
     outcome = f"{cause} A liver of typical place and size was written instead."
-    result = _result(work, status=SeriesStatus.FALLBACK, error=outcome)
+    result = _result(scan, status=SeriesStatus.FALLBACK, error=outcome)
     if ready is not None:
         canonical = ready.canonical
     else:
@@ -361,26 +315,31 @@ def _write_typical_liver(work: Segmented, cause: SslMedSam2Error) -> SeriesResul
     previewing = _preview(target, canonical, guess, status=result.status, warnings=(outcome,))
     return replace(
         result,
-        warnings=(*result.warnings, *seg.warnings, *previewing),
+        warnings=(*result.warnings, *seg_warnings, *previewing),
         output_path=target.output_name,
         verdict="check",
-        liver_volume_ml=round(float(mask.sum()) * voxel_ml, 1),
+        liver_volume_ml=round(mask_volume_ml(mask, spacing_zyx_mm=grid.geometry.spacing_zyx_mm), 1),
     )
 
 
 def _unread_grid(target: SeriesTarget) -> MaskVolume | None:
     """Return the grid of a series whose voxels could not be read, if it can be relied on."""
     try:
-        grid = read_target_grid(target)
+        if target.dicom is None:
+            grid = read_grid(target.series.path)
+        else:
+            from sslmedsam2.dicom.reading import dicom_grid
+
+            grid = dicom_grid(target.dicom.volume)
     except InputError:
         return None
     return grid if grid.array_zyx.size <= LARGEST_GUESS_VOXELS else None
 
 
 def _write(
-    work: Segmented, mask_zyx: MaskZYX, *, status: SeriesStatus, reason: str | None
+    scan: Scan, mask_zyx: MaskZYX, *, status: SeriesStatus, reason: str | None
 ) -> SeriesResult:
-    target, ready, found = work.loaded.target, work.loaded.ready, work.segmentation
+    target, ready, found = scan.target, scan.ready, scan.found
     assert ready is not None
     assert found is not None
     judged = judge(mask_zyx, ready, found)
@@ -389,16 +348,18 @@ def _write(
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     _write_maps(target, ready, found)
     is_guess = status is SeriesStatus.FALLBACK
-    seg = write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
+    seg_name, seg_warnings = _write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
     shown = (*filter(None, (reason,)), *judged.warnings)
     previewing = _preview(target, ready.canonical, mask_zyx, status=status, warnings=shown)
     return replace(
-        _result(work, status=status, error=reason),
+        _result(scan, status=status, error=reason),
         output_path=target.output_name,
         liver_volume_ml=round(judged.volume_ml, 1),
         components=found.n_components,
         touches_border=judged.touches_border,
-        mean_foreground_confidence=_rounded(found.mean_confidence),
+        mean_foreground_confidence=None
+        if found.mean_confidence is None
+        else round(found.mean_confidence, 4),
         estimated_dice=judged.estimate.dice if judged.estimate else None,
         estimated_dice_interval=judged.estimate.interval if judged.estimate else None,
         verdict="ok" if status is SeriesStatus.OK else "check",
@@ -406,9 +367,32 @@ def _write(
         intensity=intensity_statistics(ready.volume.array_zyx, judged.mask_zyx)
         if target.statistics
         else None,
-        warnings=(*judged.warnings, *seg.warnings, *previewing),
-        dicom_seg_path=seg.name,
+        warnings=(*judged.warnings, *seg_warnings, *previewing),
+        dicom_seg_path=seg_name,
     )
+
+
+def _write_seg(
+    target: DicomTarget | None, mask_zyx: MaskZYX, *, is_guess: bool
+) -> tuple[str | None, tuple[str, ...]]:
+    """Write the DICOM-SEG if one is wanted; return its name, or None, and warnings.
+
+    A failure is a warning, for the mask is good. A guess where the network found nothing, or
+    failed, must not reach an archive of patients.
+    """
+    if target is None or target.seg_path is None:
+        return None, ()
+    if is_guess:
+        return None, ("no_dicom_seg: a guess is not written as DICOM-SEG",)
+    from sslmedsam2.dicom.segmentation import write_dicom_seg
+
+    try:
+        write_dicom_seg(
+            mask_zyx, volume=target.volume, path=target.seg_path, algorithm=target.algorithm
+        )
+    except OutputError as error:
+        return None, (f"no_dicom_seg: {error}",)
+    return target.seg_name, ()
 
 
 def _write_maps(target: SeriesTarget, ready: ReadyVolume, found: CanonicalSegmentation) -> None:
@@ -452,33 +436,28 @@ def _preview(
     )
 
 
-def _failed(work: Segmented, error: SslMedSam2Error) -> SeriesResult:
-    return _result(work, status=SeriesStatus.FAILED, error=str(error))
+def _failed(scan: Scan, error: SslMedSam2Error) -> SeriesResult:
+    return _result(scan, status=SeriesStatus.FAILED, error=str(error))
 
 
-def _result(work: Segmented, *, status: SeriesStatus, error: str | None) -> SeriesResult:
+def _result(scan: Scan, *, status: SeriesStatus, error: str | None) -> SeriesResult:
     """Return what is known of a series without its mask."""
-    loaded = work.loaded
-    series, ready = loaded.target.series, loaded.ready
-    stages = work.segmentation.seconds if work.segmentation is not None else {}
+    series, ready = scan.target.series, scan.ready
+    stages = scan.found.seconds if scan.found is not None else {}
     return SeriesResult(
         case=series.case,
         vendor=series.vendor,
         sequence=series.sequence or WITHOUT_SEQUENCE,
-        input_path=loaded.target.input_name,
+        input_path=scan.target.input_name,
         output_path=None,
         status=status,
-        seconds={**loaded.seconds, **stages},
+        seconds={**scan.seconds, **stages},
         peak_memory_mb=peak_memory_mb(),
         warnings=ready.notes if ready else (),
         error=error,
         geometry=InputGeometry.of(ready.volume) if ready else None,
         image_sha256=ready.volume.sha256() if ready else None,
     )
-
-
-def _rounded(confidence: float | None) -> float | None:
-    return None if confidence is None else round(confidence, 4)
 
 
 def peak_memory_mb() -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sslmedsam2.contract.outputs import TABLE_NAME, find_records, pseudo_label_paths
 from sslmedsam2.errors import NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.predict.page import PageFiles, ReportOptions, WrittenPage, write_results_page
+from sslmedsam2.predict.page import ReportOptions, WrittenPage, write_results_page
 from sslmedsam2.predict.series import WITHOUT_SEQUENCE
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult, SeriesStatus
@@ -40,7 +40,7 @@ def report(options: ReportOptions) -> WrittenPage:
     table = options.run_dir / TABLE_NAME
     downloads = {TABLE_NAME: table.read_text("utf-8")} if table.is_file() else {}
     run = _as_run(list(records.values()), options.run_dir)
-    return write_results_page(run, options, PageFiles(preview_of, downloads))
+    return write_results_page(run, options, preview_of=preview_of, downloads=downloads)
 
 
 def _as_run(records: Sequence[PseudoLabelRecord], run_dir: Path) -> RunReport:

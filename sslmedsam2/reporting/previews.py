@@ -1,13 +1,16 @@
 """A preview of every result: the outline of the mask on three axial slices and a coronal one.
 
 Drawn with Pillow on a small palette (greys, shades of the colours of flags and one outline colour):
-it imports and draws in a fraction of the time that matplotlib needs, and the files stay small.
+it imports and draws in a fraction of the time that matplotlib needs, and the files stay small. A
+gallery is a choice of previews for a page.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +24,7 @@ from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, mask_volume_ml
 if TYPE_CHECKING:
     from PIL import ImageFont
 
+logger = logging.getLogger(__name__)
 
 _Pixels = npt.NDArray[np.uint8]
 
@@ -44,17 +48,22 @@ _COLOURS = (_GREEN_RGB, _AMBER_RGB, _RED_RGB)
 _OUTLINE = _GREYS + _SHADES * len(_COLOURS)
 _OUTLINE_RGB = (60, 255, 60)
 
+_MOST_IN_GALLERY = 3
+"""Previews at either end."""
+_MAX_WIDTH = 1000
+"""Pixels; previews are as wide as this."""
+_MOST_COLOURS = 128
 
-def write_preview(
-    image_zyx: npt.NDArray[np.generic],
-    mask_zyx: npt.NDArray[np.generic],
+
+def draw_preview(
+    canonical: CanonicalVolume,
+    mask_zyx: MaskZYX,
     *,
-    spacing_zyx_mm: tuple[float, float, float],
     path: Path,
     title: str,
     flags: Sequence[str] = (),
     warnings: Sequence[str] = (),
-) -> None:
+) -> tuple[str, ...]:
     """Write a PNG of axial slices at 25, 50 and 75 % of the liver's height, and a coronal one.
 
     The coronal slice is the one with most of the mask. Shown as radiologists look at it: anterior
@@ -63,34 +72,30 @@ def write_preview(
 
     Parameters
     ----------
-    image_zyx, mask_zyx
-        The image and its mask (foreground > 0), of one shape, in canonical orientation: z to
-        superior, y to posterior, x to the patient's left.
-    spacing_zyx_mm
-        Distance between voxels along the axes.
+    canonical, mask_zyx
+        The image and its mask (foreground > 0), of one shape.
     path
         Of the PNG; written whole or not at all.
     title
         Case and sequence; the volume in ml is added.
     flags
-        Words after the title: ``ACCEPT`` in green, ``DOUBTFUL`` and ``CHECK`` in amber; ``REJECT``,
-        ``GUESS`` and ``EMPTY`` in red; others in grey.
+        Words after the title, in the colour of their meaning, or grey.
     warnings
         Printed below the slices in amber, one line each, cut to the width.
 
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    Returns
+    -------
+    tuple
+        A warning if the file cannot be written, for the mask is good without it.
     """
-    image, mask = np.asarray(image_zyx), np.asarray(mask_zyx) > 0
+    image, mask = canonical.array_zyx, np.asarray(mask_zyx) > 0
     axial = _slice_indices(mask)
     coronal = _fullest_coronal(mask)
     slices = [image[index] for index in axial]
     # The top of the tile is superior.
     slices.append(image[::-1, coronal])
     covers = [mask[index] for index in axial] + [mask[::-1, coronal]]
-    z, y, x = spacing_zyx_mm
+    z, y, x = canonical.spacing_zyx_mm
     pixels = [(y, x)] * len(axial) + [(z, x)]
     greys = _window([one.astype(np.float32) for one in slices])
     tiles = [
@@ -100,7 +105,7 @@ def write_preview(
     labels = [f"slice {index + 1} of {len(mask)}" for index in axial]
     labels.append(f"coronal {coronal + 1} of {mask.shape[1]}")
     width = _TILE_WIDTH * len(tiles)
-    volume_ml = mask_volume_ml(mask, spacing_zyx_mm=spacing_zyx_mm)
+    volume_ml = mask_volume_ml(mask, spacing_zyx_mm=canonical.spacing_zyx_mm)
     words = [*flags, *([] if mask.any() else ["EMPTY"])]
     canvas = np.concatenate(
         [
@@ -110,8 +115,12 @@ def write_preview(
             *(_warning(warning, width=width) for warning in warnings[:_MOST_WARNINGS]),
         ]
     )
-    with atomic_path(path) as partial:
-        _save(canvas, partial)
+    try:
+        with atomic_path(path) as partial:
+            _save(canvas, partial)
+    except OutputError as error:
+        return (f"no_preview: {error}",)
+    return ()
 
 
 def _save(canvas: _Pixels, target: Path | io.BytesIO) -> None:
@@ -266,26 +275,59 @@ def _palette() -> list[int]:
     return [channel for colour in (*greys, *shades, _OUTLINE_RGB) for channel in colour]
 
 
-def draw_preview(
-    canonical: CanonicalVolume,
-    mask_zyx: MaskZYX,
-    *,
-    path: Path,
-    title: str,
-    flags: tuple[str, ...],
-    warnings: tuple[str, ...] = (),
-) -> tuple[str, ...]:
-    """Write the preview of a canonical mask; return a warning if that fails."""
+@dataclass(frozen=True)
+class Preview:
+    """A preview to be shown; ``png`` is None where it could not be read."""
+
+    title: str
+    score: float
+    png: bytes | None
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The worst previews, worst first, and the best, best first; none is in both.
+
+    ``judged_by`` says what the scores are.
+    """
+
+    judged_by: str
+    worst: tuple[Preview, ...]
+    best: tuple[Preview, ...]
+
+
+def make_gallery(scored: Iterable[tuple[float, str, Path]], *, judged_by: str) -> Gallery:
+    """Choose and read a few previews at either end; of a few, the better half counts as best.
+
+    ``scored`` holds score (higher is better), title and file of each.
+    """
+    ordered = sorted(scored)
+    half = len(ordered) // 2
+    lowest = ordered[: min(_MOST_IN_GALLERY, half)]
+    highest = ordered[max(half, len(ordered) - _MOST_IN_GALLERY) :][::-1]
+    worst, best = (
+        tuple(Preview(title, score, _embeddable_png(path)) for score, title, path in rows)
+        for rows in (lowest, highest)
+    )
+    return Gallery(judged_by, worst, best)
+
+
+def _embeddable_png(path: Path) -> bytes | None:
+    """Read a PNG, made smaller if it is large; None, and a warning, if that is not possible."""
+    from PIL import Image
+
     try:
-        write_preview(
-            canonical.array_zyx,
-            mask_zyx,
-            spacing_zyx_mm=canonical.spacing_zyx_mm,
-            path=path,
-            title=title,
-            flags=flags,
-            warnings=warnings,
-        )
-    except OutputError as error:
-        return (f"no_preview: {error}",)
-    return ()
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as picture:
+            picture.load()
+            if picture.width <= _MAX_WIDTH:
+                return content
+            height = max(1, round(picture.height * _MAX_WIDTH / picture.width))
+            small = picture.convert("RGB").resize((_MAX_WIDTH, height))
+    # Pillow answers damaged files with errors of several families.
+    except (OSError, ValueError, SyntaxError) as error:
+        logger.warning("%s: cannot be shown (%s)", path, error)
+        return None
+    written = io.BytesIO()
+    small.quantize(_MOST_COLOURS).save(written, format="PNG", optimize=True)
+    return written.getvalue()

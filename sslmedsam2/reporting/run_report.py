@@ -39,6 +39,8 @@ NOTES = frozenset(
         "averaged",
         "trailing_bytes",
         "gpu_failed",
+        "gpu_memory",
+        "manually_corrected",
         "second_view",
     )
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +43,23 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     for row in rows:
         writer.writerow({name: _harmless(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def aligned(lines: Sequence[Sequence[str]], *, words: Collection[str] | None = None) -> list[str]:
+    """Lay cells out in columns, with the headings in the first line.
+
+    Columns whose heading is among ``words`` (None: all) go to the left, those of figures to the
+    right.
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    to_left = [words is None or heading in words for heading in lines[0]]
+    return [
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, to_left, strict=True)
+        ).rstrip()
+        for line in lines
+    ]
 
 
 _NO_SCAN: Final = SeriesResult("", None, "", "", None, SeriesStatus.FAILED)

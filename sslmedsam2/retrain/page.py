@@ -19,8 +19,8 @@ from sslmedsam2.nnunet.plans import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
 from sslmedsam2.reporting.charts import Curve, LineChart
-from sslmedsam2.reporting.galleries import Gallery, make_gallery
 from sslmedsam2.reporting.page import write_single_file_page
+from sslmedsam2.reporting.previews import Gallery, make_gallery
 from sslmedsam2.retrain.freeze import below_fewshot
 from sslmedsam2.retrain.index import read_index
 from sslmedsam2.retrain.options import RetrainOptions

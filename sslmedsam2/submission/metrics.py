@@ -28,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from sslmedsam2.imaging.volume import bounding_box
+
 BoolZYX = npt.NDArray[np.bool_]
 SpacingZYX = tuple[float, float, float]
 
@@ -104,13 +106,8 @@ def surface(mask: BoolZYX) -> BoolZYX:
 
 def _crop_to_both(one: BoolZYX, other: BoolZYX) -> tuple[BoolZYX, BoolZYX]:
     """Cut both masks to the smallest box that holds both (a full scan is mostly background)."""
-    either = one | other
-    box = []
-    for axis in range(either.ndim):
-        rest = tuple(other_axis for other_axis in range(either.ndim) if other_axis != axis)
-        filled = np.flatnonzero(either.any(axis=rest))
-        box.append(slice(filled[0], filled[-1] + 1) if filled.size else slice(0, 0))
-    return one[tuple(box)], other[tuple(box)]
+    box = bounding_box(one | other) or (slice(0, 0),) * 3
+    return one[box], other[box]
 
 
 def _surface_distances(

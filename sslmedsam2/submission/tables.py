@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-from sslmedsam2.reporting.volume_table import csv_text
+from sslmedsam2.reporting.volume_table import aligned, csv_text
 from sslmedsam2.submission.metrics import MaskMetrics
 
 Status = Literal["scored", "empty", "missing", "error"]
@@ -176,13 +176,15 @@ def format_tables(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> 
         for row in rows
         if row.reason
     ]
-    parts = [
-        _aligned([_ROW_HEADINGS, *map(_row_cells, rows)]),
-        "\n".join(reasons),
-        _aligned([_MEAN_HEADINGS, *map(_mean_cells, summaries)]),
-        _aligned([_ALL_HEADINGS, *map(_all_cells, summaries)]),
-        _LEGEND,
+    tables = [
+        "\n".join(aligned(lines, words=_WORD_HEADINGS))
+        for lines in (
+            [_ROW_HEADINGS, *map(_row_cells, rows)],
+            [_MEAN_HEADINGS, *map(_mean_cells, summaries)],
+            [_ALL_HEADINGS, *map(_all_cells, summaries)],
+        )
     ]
+    parts = [tables[0], "\n".join(reasons), *tables[1:], _LEGEND]
     return "\n\n".join(filter(None, parts))
 
 
@@ -234,16 +236,3 @@ def _dice(value: float) -> str:
 
 def _number(value: float) -> str:
     return _NOTHING if math.isnan(value) else f"{value:.1f}"
-
-
-def _aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lay cells out in columns, words to the left and figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    to_left = [heading in _WORD_HEADINGS for heading in lines[0]]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if left else cell.rjust(width)
-            for cell, width, left in zip(line, widths, to_left, strict=True)
-        ).rstrip()
-        for line in lines
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,10 +35,15 @@ from sslmedsam2.imaging.nifti_header import (
 )
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import write_record
-from sslmedsam2.imaging.volume import Volume
+from sslmedsam2.imaging.volume import Volume, mask_volume_ml
 from sslmedsam2.submission.package import guessed_masks
 
 CheckStatus = Literal["PASS", "FAIL", "NOTE"]
+_LOG = logging.getLogger(__name__)
+_AFFINE_TOLERANCE_MM = 1e-3
+"""How far a corner voxel may lie from its place in the image: float32 rounding, no more."""
+
+_Fault = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,54 +57,90 @@ class Check:
 
 
 @dataclass(frozen=True)
-class MaskPair:
-    """A mask that is there, and the image that it has to match."""
-
-    series: ImageFile
-    mask: Path
-
-
-@dataclass(frozen=True)
-class ListingReport:
-    """What the names alone show, and the pairs whose content is still to be compared."""
+class Validation:
+    """Every line of a validation, in the order in which it was checked."""
 
     checks: tuple[Check, ...]
-    pairs: tuple[MaskPair, ...]
+
+    @property
+    def failures(self) -> int:
+        """The number of lines that say FAIL."""
+        return sum(check.status == "FAIL" for check in self.checks)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """OK if no line says FAIL."""
+        return ExitCode.SOME_CASES_FAILED if self.failures else ExitCode.OK
 
 
-def series_label(series: ImageFile) -> str:
-    """Return how a series is called in a line for people: ``0930-A/GED4``."""
-    return f"{series.case}/{series.sequence}" if series.sequence else series.case
+def validate(*, input_path: Path, output_dir: Path) -> Validation:
+    """Check an output folder against the studies it was made from.
+
+    Raises
+    ------
+    NoInputError
+        The input holds no study, or the output folder does not exist.
+    """
+    if not output_dir.is_dir():
+        raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
+    with open_archives(input_path) as opened:
+        return _validate(opened.path, output_dir)
 
 
-def check_listing(discovery: Discovery, output_dir: Path) -> ListingReport:
-    """Compare the output folder's names with the studies of the input.
+def _validate(input_path: Path, output_dir: Path) -> Validation:
+    discovery = find_studies(input_path)
+    if not discovery.series:
+        causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]
+        raise NoInputError(
+            input_path,
+            reason="it holds no study to compare with" + "".join(causes),
+            remedy="Give the folder that the masks were made from",
+        )
+    masks = {mask_path(output_dir, series): series for series in discovery.series}
+    present = {path: series for path, series in masks.items() if path.is_file()}
+    guesses = guessed_masks(output_dir)
+    checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
+    checks += _check_names(discovery, masks, folder=output_dir / PREDICTION_FOLDER)
+    for path, series in present.items():
+        checks += _check_mask(path, series)
+    checks += [
+        Check("NOTE", "guess", series.name, "a guess, where the network found no liver")
+        for path, series in present.items()
+        if path in guesses
+    ]
+    return Validation(tuple(checks))
+
+
+def write_json(validation: Validation, path: Path) -> None:
+    """Write the lines and the count of failures; raises OutputError."""
+    write_record(path, {"failures": validation.failures, "checks": validation.checks})
+
+
+def _check_names(
+    discovery: Discovery, masks: Mapping[Path, ImageFile], *, folder: Path
+) -> list[Check]:
+    """Compare the names of the masks with the studies of the input.
 
     Every case with GED4 needs its GED4 mask; every image outside the challenge's layout needs
     its mask; other sequences are optional. Below ``LiSeg_pred`` nothing else may lie.
     """
-    expected = {mask_path(output_dir, one): one for one in discovery.series}
-    present = {path: one for path, one in expected.items() if path.is_file()}
-    checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
-    in_cases = {one.path.parent for one in discovery.series if one.sequence}
-    checks += [
+    in_cases = {one.path.parent for one in masks.values() if one.sequence is not None}
+    checks = [
         _presence(
             one,
-            is_there=path in present,
+            is_there=path.is_file(),
             is_optional=one.sequence is None and one.path.parent in in_cases,
         )
-        for path, one in expected.items()
+        for path, one in masks.items()
     ]
     cases = {one.case for one in discovery.series if one.sequence}
-    folder = output_dir / PREDICTION_FOLDER
     if cases or folder.exists():
-        checks += _check_folder(folder, expected=expected.keys(), cases=cases)
-    pairs = tuple(MaskPair(series=one, mask=path) for path, one in present.items())
-    return ListingReport(checks=tuple(checks), pairs=pairs)
+        checks += _check_folder(folder, expected=masks.keys(), cases=cases)
+    return checks
 
 
 def _presence(series: ImageFile, *, is_there: bool, is_optional: bool) -> Check:
-    subject = series_label(series)
+    subject = series.name
     if is_there:
         return Check("PASS", "present", subject, "the mask is there")
     if not is_optional and series.sequence in (names.REQUIRED_SEQUENCE, None):
@@ -161,84 +202,21 @@ def _name_fault(name: str) -> str:
     return f"the case has no image {sequence}"
 
 
-_LOG = logging.getLogger(__name__)
-AFFINE_TOLERANCE_MM = 1e-3
-"""How far a corner voxel may lie from its place in the image: float32 rounding, no more."""
-
-_Fault = tuple[str, str]
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Every line of a validation, in the order in which it was checked."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def failures(self) -> int:
-        """The number of lines that say FAIL."""
-        return sum(check.status == "FAIL" for check in self.checks)
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """OK if no line says FAIL."""
-        return ExitCode.SOME_CASES_FAILED if self.failures else ExitCode.OK
-
-
-def validate(*, input_path: Path, output_dir: Path) -> Validation:
-    """Check an output folder against the studies it was made from.
-
-    Raises
-    ------
-    NoInputError
-        The input holds no study, or the output folder does not exist.
-    """
-    if not output_dir.is_dir():
-        raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
-    with open_archives(input_path) as opened:
-        return _validate(opened.path, output_dir)
-
-
-def _validate(input_path: Path, output_dir: Path) -> Validation:
-    discovery = find_studies(input_path)
-    if not discovery.series:
-        causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]
-        raise NoInputError(
-            input_path,
-            reason="it holds no study to compare with" + "".join(causes),
-            remedy="Give the folder that the masks were made from",
-        )
-    listing = check_listing(discovery, output_dir)
-    content = [check for pair in listing.pairs for check in _check_mask(pair)]
-    guesses = guessed_masks(output_dir)
-    notes = [
-        Check("NOTE", "guess", pair.series.name, "a guess, where the network found no liver")
-        for pair in listing.pairs
-        if pair.mask in guesses
-    ]
-    return Validation(checks=(*listing.checks, *content, *notes))
-
-
-def write_json(validation: Validation, path: Path) -> None:
-    """Write the lines and the count of failures; raises OutputError."""
-    write_record(path, {"failures": validation.failures, "checks": validation.checks})
-
-
-def _check_mask(pair: MaskPair) -> list[Check]:
+def _check_mask(path: Path, series: ImageFile) -> list[Check]:
     """Compare one mask with its image: a PASS, or a FAIL for each fault; perhaps a NOTE."""
-    subject = series_label(pair.series)
-    _LOG.debug("checking %s", pair.mask)
+    subject = series.name
+    _LOG.debug("checking %s", path)
     try:
-        mask = read_stored(pair.mask)
-        image = _read_image(pair.series.path)
+        mask = read_stored(path)
+        image = _read_image(series.path)
     except InputError as error:
         return [Check("FAIL", "readable", subject, str(error))]
     faults = [*_value_faults(mask), *_type_faults(mask, image), *_place_faults(mask, image)]
     checks = [Check("FAIL", rule, subject, detail) for rule, detail in faults]
     if not faults:
         shape = " x ".join(map(str, mask.source.native_shape))
-        voxel_ml = float(np.prod(mask.geometry.spacing_zyx_mm)) / 1000
-        volume_ml = np.count_nonzero(mask.array_zyx) * voxel_ml
+        spacing = mask.geometry.spacing_zyx_mm
+        volume_ml = mask_volume_ml(mask.array_zyx != 0, spacing_zyx_mm=spacing)
         detail = f"{mask.source.native_dtype.name} {shape}, {volume_ml:.1f} ml, on the image's grid"
         checks.append(Check("PASS", "content", subject, detail))
     if not _is_uint8(mask.source.native_dtype):
@@ -337,7 +315,7 @@ def _header_faults(mask: NiftiStruct, image: NiftiStruct) -> Iterator[_Fault]:
             yield f"{form}_code", f"{code}, the image has {expected}"
         elif code > 0:
             apart_mm = _corners_apart_mm(_affine(mask, form), _affine(image, form), shape=ours)
-            if not apart_mm <= AFFINE_TOLERANCE_MM:
+            if not apart_mm <= _AFFINE_TOLERANCE_MM:
                 yield form, f"puts a corner {apart_mm:.3g} mm away from the image's"
 
 

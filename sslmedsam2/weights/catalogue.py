@@ -102,17 +102,14 @@ OFFICIAL: Final[Mapping[str, CatalogueEntry]] = MappingProxyType(
 
 
 def difference(path: Path, entry: CatalogueEntry) -> str | None:
-    """Say as one clause how a file differs from the published one; None where it does not.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    """
-    size_bytes = path.stat().st_size
-    if size_bytes != entry.size_bytes:
-        return f"it has {size_bytes} bytes where {entry.name} has {entry.size_bytes}"
-    sha256 = sha256_file(path)
+    """Say as one clause how a file differs from the published one; None where it does not."""
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != entry.size_bytes:
+            return f"it has {size_bytes} bytes where {entry.name} has {entry.size_bytes}"
+        sha256 = sha256_file(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     if sha256 != entry.sha256:
         return (
             f"its SHA-256 is {sha256[:12]}... where that of {entry.name} is {entry.sha256[:12]}..."
@@ -152,10 +149,7 @@ def find_official(
             reason=f"{entry.file_name} is not in {' or '.join(str(place) for place in places)}",
             remedy=f"Run 'sslmedsam2 weights fetch {name}'",
         )
-    try:
-        problem = difference(path, entry)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
+    problem = difference(path, entry)
     if problem is not None:
         raise ModelError(
             path,

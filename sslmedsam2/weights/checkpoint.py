@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import io
 import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.errors import ModelError
+from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.weights.manifest import refuse_pointer
 from sslmedsam2.weights.torch_archive import load_archive
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Weights = Mapping[str, npt.NDArray[Any]]
 """Arrays by the names of the network's parameters; several names may share one array's memory."""
+
+_Made = TypeVar("_Made")
 
 _WRAPPER_PREFIXES: Final = ("module.", "_orig_mod.")
 _TRAINER_NAME: Final = "nnUNetTrainer"
@@ -59,7 +61,12 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
         raise
     # A damaged or malicious pickle can make the unpickler fail in almost any way.
     except Exception as error:
-        raise _unloadable(path, error) from error
+        raise ModelError(
+            path,
+            reason="cannot be loaded as a checkpoint of tensors and plain values"
+            f" ({first_line(error):.100})",
+            remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
+        ) from error
     try:
         usable = bool(content["network_weights"]) and "configuration" in content["init_args"]
     except (KeyError, TypeError, IndexError):
@@ -102,15 +109,6 @@ def check_unaltered(path: Path, content: bytes | mmap.mmap, sha256: str | None) 
         )
 
 
-def _unloadable(path: Path, error: Exception) -> ModelError:
-    cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return ModelError(
-        path,
-        reason=f"cannot be loaded as a checkpoint of tensors and plain values ({cause:.100})",
-        remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
-    )
-
-
 def _without_wrappers(weights: Weights) -> Weights:
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in weights):
@@ -124,10 +122,20 @@ def as_tensors(weights: Weights) -> dict[str, torch.Tensor]:
     """Return the weights for torch, in the same memory, so that shared ones stay shared."""
     import torch
 
-    made: dict[tuple[Any, ...], torch.Tensor] = {}
-    for array in weights.values():
+    return _changed(weights, lambda _name, array: torch.from_numpy(array))
+
+
+def _changed(
+    weights: Weights, change: Callable[[str, npt.NDArray[Any]], _Made]
+) -> dict[str, _Made]:
+    """Change each array once: nnU-Net lists most weights under several names of one array.
+
+    Unshared they would be stored as often.
+    """
+    made: dict[tuple[Any, ...], _Made] = {}
+    for name, array in weights.items():
         if _place(array) not in made:
-            made[_place(array)] = torch.from_numpy(array)
+            made[_place(array)] = change(name, array)
     return {name: made[_place(array)] for name, array in weights.items()}
 
 
@@ -206,37 +214,31 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
                 reason=f"it is of another network than {sources[0]}",
                 remedy="Average checkpoints of one training only",
             )
-    means: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
-    averaged = {}
-    for name, first in all_weights[0].items():
-        # nnU-Net lists most weights under several names; they must go on sharing one array.
-        if _place(first) not in means:
-            versions = [np.asarray(weights[name], np.float32) for weights in all_weights]
-            means[_place(first)] = np.stack(versions).mean(axis=0)
-        averaged[name] = means[_place(first)]
-    _write(contents[0], averaged, target)
+
+    def mean(name: str, _first: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        averaged: npt.NDArray[np.float32] = np.stack(
+            [np.asarray(weights[name], np.float32) for weights in all_weights]
+        ).mean(axis=0)
+        return averaged
+
+    _write(contents[0], _changed(all_weights[0], mean), target)
 
 
 def _stored_weights(weights: Weights, *, half: bool, source: Path) -> Weights:
-    """Convert the floating-point weights, keeping names that share one array sharing it.
+    """Convert the floating-point weights."""
 
-    nnU-Net's networks list most weights under several names; unshared they would be stored as
-    often.
-    """
-    converted: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
-    for name, array in weights.items():
-        if _place(array) in converted:
-            continue
+    def stored(name: str, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         floats = np.float16 if half else np.float32
         kept = floats if np.issubdtype(array.dtype, np.floating) else array.dtype
         with np.errstate(over="ignore"):
             # A copy: a view would bring the whole of the storage that it looks into.
-            stored = np.array(array, kept, order="C")
-        if not np.isfinite(stored).all():
+            converted = np.array(array, kept, order="C")
+        if not np.isfinite(converted).all():
             raise ModelError(
                 source,
-                reason=f"the weight {name!r} is not finite as {stored.dtype}",
+                reason=f"the weight {name!r} is not finite as {converted.dtype}",
                 remedy="Freeze a checkpoint of a training that converged",
             )
-        converted[_place(array)] = stored
-    return {name: converted[_place(array)] for name, array in weights.items()}
+        return converted
+
+    return _changed(weights, stored)

@@ -6,7 +6,6 @@ A file gets its final name only when its size and SHA-256 are those of the catal
 from __future__ import annotations
 
 import http.client
-import json
 import logging
 import shutil
 import socket
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.errors import ModelError, OutputError, UsageError
-from sslmedsam2.imaging.atomic import atomic_path, output_error, write_text_atomic
+from sslmedsam2.imaging.atomic import atomic_path, output_error
+from sslmedsam2.imaging.records import write_record
 from sslmedsam2.weights.catalogue import CatalogueEntry, difference
 
 logger = logging.getLogger(__name__)
@@ -147,10 +147,7 @@ def _local_file(source: str | Path | None) -> Path | None:
 
 
 def _check_local(path: Path, entry: CatalogueEntry) -> None:
-    try:
-        problem = "is a folder" if path.is_dir() else difference(path, entry)
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
+    problem = "is a folder" if path.is_dir() else difference(path, entry)
     if problem is not None:
         remedy = f"Give the file {entry.file_name} of revision {entry.revision}"
         raise ModelError(path, reason=problem, remedy=remedy)
@@ -201,4 +198,4 @@ def _write_record(entry: CatalogueEntry, target: Path, *, source: str) -> None:
         "terms_url": entry.licence.url,
         "fetched": datetime.now(timezone.utc).date().isoformat(),
     }
-    write_text_atomic(record_path(target), json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_record(record_path(target), content)

@@ -235,21 +235,8 @@ def verify(model_dir: Path, entry: ModelEntry, *, hash_weights: bool = True) -> 
         A file is missing, cannot be read, has another size or content, or is not listed.
     """
     for expected in entry.files:
-        path = model_dir / expected.path
         is_hashed = hash_weights or not expected.path.startswith(_FOLD_PREFIX)
-        actual = _measure(model_dir, expected.path, None if is_hashed else expected.sha256)
-        if actual.n_bytes != expected.n_bytes:
-            reason = (
-                f"it has {actual.n_bytes} bytes where the manifest says {expected.n_bytes}:"
-                " the copy is incomplete or altered"
-            )
-            raise ModelError(path, reason=reason, remedy=_REMEDY)
-        if actual.sha256 != expected.sha256:
-            reason = (
-                "its content was altered: SHA-256"
-                f" {actual.sha256[:12]}... where the manifest says {expected.sha256[:12]}..."
-            )
-            raise ModelError(path, reason=reason, remedy=_REMEDY)
+        _compare(model_dir, expected, is_hashed=is_hashed)
     listed = {expected.path for expected in entry.files}
     for path in sorted(model_dir.rglob("*")):
         relative = path.relative_to(model_dir)
@@ -272,13 +259,26 @@ def verify_sam2(folder: Path) -> tuple[FileEntry, ...]:
     """
     listed = read_manifest(folder / MANIFEST_NAME).sam2
     for expected in listed:
-        if _measure(folder, expected.path) != expected:
-            raise ModelError(
-                folder / expected.path,
-                reason="it differs from the manifest: the copy is incomplete or altered",
-                remedy=_REMEDY,
-            )
+        _compare(folder, expected)
     return listed
+
+
+def _compare(folder: Path, expected: FileEntry, *, is_hashed: bool = True) -> None:
+    """Refuse a file that differs from its entry: by size only unless ``is_hashed``."""
+    path = folder / expected.path
+    actual = _measure(folder, expected.path, None if is_hashed else expected.sha256)
+    if actual.n_bytes != expected.n_bytes:
+        reason = (
+            f"it has {actual.n_bytes} bytes where the manifest says {expected.n_bytes}:"
+            " the copy is incomplete or altered"
+        )
+        raise ModelError(path, reason=reason, remedy=_REMEDY)
+    if actual.sha256 != expected.sha256:
+        reason = (
+            f"its content was altered: SHA-256 {actual.sha256[:12]}... where the manifest says"
+            f" {expected.sha256[:12]}..."
+        )
+        raise ModelError(path, reason=reason, remedy=_REMEDY)
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -14,7 +14,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, Final, Never
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -97,11 +97,9 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return name
         builder = _BUILDERS.get(f"{module}.{name}")
-        return builder if builder is not None else _refused(module, name)
-
-
-def _refused(module: str, name: str) -> Never:
-    raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
+        if builder is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
+        return builder
 
 
 def _tensor(

@@ -192,8 +192,8 @@ def test_a_corrected_mask_stands_whatever_has_changed_but_its_image(finished, tm
         ended = finished.run(resume=True, **changed)
         assert ended.of("0002-A").status is SeriesStatus.SKIPPED_RESUME
         assert path.read_bytes() == corrected
-        assert [note for note in ended.of("0002-A").warnings if "manually corrected" in note] == [
-            "manually corrected: the mask is kept as it is"
+        assert [note for note in ended.of("0002-A").warnings if "manually_corrected" in note] == [
+            "manually_corrected: the mask is kept as it is"
         ]
     assert not list(finished.output.rglob("*.replaced-*"))
 

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 from retrain_pages import png
 
-from sslmedsam2.reporting.galleries import make_gallery
+from sslmedsam2.reporting.previews import make_gallery
 
 
 def gallery(tmp_path, *scores):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sslmedsam2.errors import OutputError
-from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.reporting.previews import draw_preview
 
 TILE = 250
 HEADER = 26
@@ -15,7 +15,8 @@ OUTLINE = (60, 255, 60)
 
 def draw(tmp_path, image, mask, *, spacing=(5.0, 1.0, 1.0), **more):
     path = tmp_path / "p.png"
-    write_preview(image, mask, spacing_zyx_mm=spacing, path=path, title="0001-A GED4", **more)
+    canonical = CanonicalVolume(image, spacing, Reorientation((0, 1, 2), ()))
+    assert draw_preview(canonical, mask, path=path, title="0001-A GED4", **more) == ()
     return np.asarray(Image.open(path).convert("RGB")), path
 
 
@@ -155,10 +156,12 @@ def test_large_noisy_slices_make_a_small_file(tmp_path):
     assert path.stat().st_size < 150_000
 
 
-def test_unwritable_place_raises_output_error(tmp_path, image):
+def test_unwritable_place_is_a_warning(tmp_path, image):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError):
-        draw(tmp_path / "file", image, np.zeros(image.shape))
+    canonical = CanonicalVolume(image, (5.0, 1.0, 1.0), Reorientation((0, 1, 2), ()))
+    empty = np.zeros(image.shape, np.uint8)
+    (warning,) = draw_preview(canonical, empty, path=tmp_path / "file" / "p.png", title="GED4")
+    assert warning.startswith("no_preview: ")
 
 
 def test_nothing_heavy_is_imported():

@@ -15,10 +15,11 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
-from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.options import as_stored
 from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
@@ -175,7 +176,8 @@ class WorkMaker:
     @staticmethod
     def _preview(path, title):
         image, mask = abdomen()
-        write_preview(image, mask, spacing_zyx_mm=SPACING_ZYX_MM, path=path, title=title)
+        canonical = CanonicalVolume(image, SPACING_ZYX_MM, Reorientation((0, 1, 2), ()))
+        draw_preview(canonical, mask, path=path, title=title)
 
 
 @pytest.fixture

@@ -180,5 +180,5 @@ def test_the_shipped_sam2_is_listed_and_an_altered_copy_is_refused(tmp_path):
 
     with (folder / listed.path).open("ab") as file:
         file.write(b" ")
-    with pytest.raises(ModelError, match="differs from the manifest"):
+    with pytest.raises(ModelError, match="the copy is incomplete or altered"):
         verify_sam2(folder)

@@ -18,7 +18,7 @@ pytest.importorskip("starlette", reason="the extra serve is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from sslmedsam2.api import LiverSegmenter  # noqa: E402
-from sslmedsam2.serve.app import ServeOptions, make_app  # noqa: E402
+from sslmedsam2.serve import ServeOptions, make_app  # noqa: E402
 
 
 class _Served:

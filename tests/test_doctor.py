@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from sslmedsam2.doctor import checks as surroundings
-from sslmedsam2.doctor.checks import Diagnosis, DoctorOptions, Finding, State, run_checks
+from sslmedsam2 import doctor as surroundings
+from sslmedsam2.doctor import DoctorOptions, State, run_checks
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.execution.host import Limits
 from sslmedsam2.weights.locate import SHIPPED_DIR
-
-
-def by_name(diagnosis: Diagnosis) -> dict[str, Finding]:
-    return {finding.name: finding for finding in diagnosis.findings}
 
 
 @pytest.fixture
@@ -27,7 +23,7 @@ def folders(tmp_path):
 def test_a_sound_machine_segments_a_phantom_with_the_shipped_weights(folders):
     diagnosis = run_checks(DoctorOptions(**folders, device="cpu"))
 
-    found = by_name(diagnosis)
+    found = diagnosis.findings
     assert diagnosis.problems == ()
     assert diagnosis.exit_code == ExitCode.OK
     assert found["inference"].state is State.OK
@@ -44,8 +40,8 @@ def test_an_altered_model_is_to_blame_and_all_else_is_still_answered(folders, tm
 
     diagnosis = run_checks(DoctorOptions(**folders, model_dir=tmp_path / "weights", device="cpu"))
 
-    found = by_name(diagnosis)
-    assert {f.name for f in diagnosis.problems} == {"weights", "inference"}
+    found = diagnosis.findings
+    assert set(diagnosis.problems) == {"weights", "inference"}
     assert diagnosis.exit_code == ExitCode.MODEL_INVALID
     assert "plans.json" in found["weights"].text
     assert found["output"].state is State.OK
@@ -54,7 +50,7 @@ def test_an_altered_model_is_to_blame_and_all_else_is_still_answered(folders, tm
 def test_a_model_that_misses_a_phantom_is_worth_a_note(folders, bright_model):
     options = DoctorOptions(**folders, model_dir=bright_model, device="cpu")
 
-    found = by_name(run_checks(options))
+    found = run_checks(options).findings
 
     assert found["weights"].state is State.NOTE
     assert found["inference"].state is State.NOTE
@@ -62,19 +58,19 @@ def test_a_model_that_misses_a_phantom_is_worth_a_note(folders, bright_model):
 
 
 def test_without_inference_no_network_is_loaded(folders):
-    assert "inference" not in by_name(run_checks(DoctorOptions(**folders, inference=False)))
+    assert "inference" not in run_checks(DoctorOptions(**folders, inference=False)).findings
 
 
 def test_a_library_that_cannot_be_loaded_is_a_finding(folders, monkeypatch):
     def broken(_name):
         raise ImportError("libcudart.so.13: cannot open shared object file")
 
-    monkeypatch.setattr("sslmedsam2.doctor.checks.version", broken)
+    monkeypatch.setattr("sslmedsam2.doctor.version", broken)
 
     diagnosis = run_checks(DoctorOptions(**folders, inference=False))
 
-    assert {f.name for f in diagnosis.problems} == {"torch", "sam2"}
-    assert by_name(diagnosis)["torch"].text.startswith("ImportError: libcudart.so.13")
+    assert set(diagnosis.problems) == {"torch", "sam2"}
+    assert diagnosis.findings["torch"].text.startswith("ImportError: libcudart.so.13")
 
 
 def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(folders, monkeypatch):
@@ -82,9 +78,8 @@ def test_a_gpu_that_was_asked_for_and_is_not_there_is_a_problem(folders, monkeyp
 
     diagnosis = run_checks(DoctorOptions(**folders, device="cuda", inference=False))
 
-    (problem,) = diagnosis.problems
-    assert problem.name == "device"
-    assert "--gpus all" in problem.remedy
+    assert diagnosis.problems == ("device",)
+    assert "--gpus all" in diagnosis.findings["device"].remedy
 
 
 def test_a_driver_whose_gpu_cannot_be_used_is_noted(folders, monkeypatch, tmp_path):
@@ -94,7 +89,7 @@ def test_a_driver_whose_gpu_cannot_be_used_is_noted(folders, monkeypatch, tmp_pa
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.version.cuda", "13.0")
 
-    device = by_name(run_checks(DoctorOptions(**folders, inference=False)))["device"]
+    device = run_checks(DoctorOptions(**folders, inference=False)).findings["device"]
 
     assert device.state is State.NOTE
     assert "driver 470.223.02 is too old for CUDA 13.0, which needs 580 or newer" in device.text

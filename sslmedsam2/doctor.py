@@ -43,8 +43,6 @@ class Finding:
 
     Attributes
     ----------
-    name
-        Short and stable, for programs that read the JSON.
     text
         The answer in words, one line.
     remedy
@@ -53,7 +51,6 @@ class Finding:
         The same in numbers and names, ready for JSON.
     """
 
-    name: str
     state: State
     text: str
     remedy: str | None = None
@@ -62,23 +59,31 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything that was found, in the order of the checks."""
+    """Everything that was found, by the short and stable names of the checks, in their order."""
 
-    findings: tuple[Finding, ...]
+    findings: Mapping[str, Finding]
 
     @property
-    def problems(self) -> tuple[Finding, ...]:
-        """The findings that prevent a run."""
-        return tuple(f for f in self.findings if f.state is State.PROBLEM)
+    def problems(self) -> tuple[str, ...]:
+        """The names of the checks without which a run cannot start, or will fail."""
+        return tuple(k for k, found in self.findings.items() if found.state is State.PROBLEM)
 
     @property
     def exit_code(self) -> ExitCode:
         """4 if the model is to blame, 1 for any other problem, else 0."""
         if not self.problems:
             return ExitCode.OK
-        blamed = {finding.name for finding in self.problems}
-        return ExitCode.MODEL_INVALID if "weights" in blamed else ExitCode.SOME_CASES_FAILED
+        return ExitCode.MODEL_INVALID if "weights" in self.problems else ExitCode.SOME_CASES_FAILED
 
+
+_NEEDED_MEMORY_GB: Final = 1.5
+"""The largest scans of the challenge take 1.0 GB; see benchmarks/RESULTS.md."""
+
+_NEEDED_PROCESSES: Final = 40
+_NEEDED_TEMPORARY_MB: Final = 16
+_SHARED_MEMORY: Final = Path("/dev/shm")
+_TRAINING_NEEDS_GB: Final = 2.0
+"""Of shared memory on a GPU, for the processes that prepare patches; see nnunet/training.py."""
 
 _PHANTOM_SEED: Final = 11
 _PHANTOM_SHAPE_ZYX: Final = (24, 64, 72)
@@ -127,19 +132,33 @@ def run_checks(options: DoctorOptions) -> Diagnosis:
     }
     if options.inference:
         checks["inference"] = lambda: _check_inference(options)
-    return Diagnosis(tuple(_finding(name, check) for name, check in checks.items()))
+    return Diagnosis({name: _finding(name, check) for name, check in checks.items()})
 
 
 def _finding(name: str, check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except SslMedSam2Error as error:
-        return Finding(name, State.PROBLEM, f"{error.subject}: {error.reason}", error.remedy)
+        return Finding(State.PROBLEM, f"{error.subject}: {error.reason}", error.remedy)
     except Exception as error:  # One failed check must not stop the others.
         logger.debug("%s", name, exc_info=error)
         detail = " ".join(str(error).split())[:200]
         remedy = "Run again with --verbose and report the traceback"
-        return Finding(name, State.PROBLEM, f"{type(error).__name__}: {detail}", remedy)
+        return Finding(State.PROBLEM, f"{type(error).__name__}: {detail}", remedy)
+
+
+def _judged(
+    is_good: bool,
+    text: str,
+    remedy: str,
+    details: Mapping[str, Any],
+    *,
+    otherwise: State = State.PROBLEM,
+) -> Finding:
+    """Return a finding whose remedy stands only where something should be done."""
+    if is_good:
+        return Finding(State.OK, text, details=details)
+    return Finding(otherwise, text, remedy, details)
 
 
 def _check_torch() -> Finding:
@@ -148,7 +167,6 @@ def _check_torch() -> Finding:
     cuda = torch.version.cuda
     text = f"torch {torch.__version__} ({f'CUDA {cuda}' if cuda else 'CPU only'})"
     return Finding(
-        "torch",
         State.OK,
         f"{text}, openvino {version('openvino')}, nnunetv2 {version('nnunetv2')}",
         details={
@@ -165,21 +183,20 @@ def _check_device(wanted: Device) -> Finding:
     details: dict[str, Any] = {"driver": driver, "device": "cpu"}
     if wanted == "cpu":
         # The GPU is left alone: a context would take memory beside the run that is watched.
-        return Finding("device", State.OK, "CPU", details=details)
+        return Finding(State.OK, "CPU", details=details)
     device = "cuda" if wanted == "auto" else wanted
     fault = gpu_fault(device)
     details["cuda_available"] = fault is None
     if fault is not None:
         state = State.NOTE if wanted == "auto" else State.PROBLEM
         if wanted == "auto" and fault.absent and driver is None:
-            return Finding("device", State.OK, f"CPU; {fault.reason}", details=details)
-        return Finding("device", state, f"CPU; {fault.reason}", fault.remedy, details)
+            return Finding(State.OK, f"CPU; {fault.reason}", details=details)
+        return Finding(state, f"CPU; {fault.reason}", fault.remedy, details)
     import torch
 
     gpu = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
     return Finding(
-        "device",
         State.OK,
         f"{gpu.name}, {_gb(free):.1f} of {_gb(total):.1f} GB free,"
         f" compute capability {gpu.major}.{gpu.minor}, driver {driver or 'unknown'}",
@@ -200,7 +217,7 @@ def _check_sam2(*, load: bool) -> Finding:
     from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 
     if find_spec("sam2") is None:
-        return Finding("sam2", State.NOTE, "not installed", "For pseudo-label: pip install sam2")
+        return Finding(State.NOTE, "not installed", "For pseudo-label: pip install sam2")
     if load:
         import torch
 
@@ -216,12 +233,12 @@ def _check_sam2(*, load: bool) -> Finding:
             logger.debug("%s", error)
         else:
             names.append(name)
-    return Finding(
-        "sam2",
-        State.OK if names else State.NOTE,
+    return _judged(
+        bool(names),
         f"sam2 {version('sam2')}, weights: {', '.join(names) or 'none'}",
-        None if names else "For pseudo-label, give a checkpoint to --sam2",
+        "For pseudo-label, give a checkpoint to --sam2",
         {"sam2": version("sam2"), "weights": names},
+        otherwise=State.NOTE,
     )
 
 
@@ -235,11 +252,10 @@ def _check_weights(model_dir: Path | None) -> Finding:
         f" {'verified' if model.verified else 'unverified'})"
         for model in models
     )
-    return Finding(
-        "weights",
-        State.OK if verified else State.NOTE,
+    return _judged(
+        verified,
         f"{named} in {models[0].path.parent}",
-        None if verified else "No manifest vouches for these files: see weights verify",
+        "No manifest vouches for these files: see weights verify",
         {
             "models": [
                 {
@@ -252,6 +268,7 @@ def _check_weights(model_dir: Path | None) -> Finding:
                 for model in models
             ]
         },
+        otherwise=State.NOTE,
     )
 
 
@@ -277,29 +294,19 @@ def _check_inference(options: DoctorOptions) -> Finding:
     )
     seconds = time.perf_counter() - start
     dice = 2 * int((found.mask_zyx & liver).sum()) / int(found.mask_zyx.sum() + liver.sum())
-    return Finding(
-        "inference",
-        State.OK if dice >= _USUAL_DICE else State.NOTE,
+    return _judged(
+        dice >= _USUAL_DICE,
         f"a phantom's liver in {seconds:.1f} s on {segmenter.device} ({segmenter.backend}),"
         f" Dice {dice:.2f}",
-        None if dice >= _USUAL_DICE else "Low for a phantom: try the model on scans with masks",
+        "Low for a phantom: try the model on scans with masks",
         {
             "seconds": round(seconds, 2),
             "device": segmenter.device,
             "backend": segmenter.backend,
             "dice": round(dice, 4),
         },
+        otherwise=State.NOTE,
     )
-
-
-_NEEDED_MEMORY_GB: Final = 1.5
-"""The largest scans of the challenge take 1.0 GB; see benchmarks/RESULTS.md."""
-
-_NEEDED_PROCESSES: Final = 40
-_NEEDED_TEMPORARY_MB: Final = 16
-_SHARED_MEMORY: Final = Path("/dev/shm")
-_TRAINING_NEEDS_GB: Final = 2.0
-"""Of shared memory on a GPU, for the processes that prepare patches; see nnunet/training.py."""
 
 
 def check_program() -> Finding:
@@ -310,7 +317,7 @@ def check_program() -> Finding:
         f" {platform.system()} {platform.machine()}, user {user}"
     )
     details = {"version": __version__, "python": sys.version.split()[0], "user": user}
-    return Finding("program", State.OK, text, details=details)
+    return Finding(State.OK, text, details=details)
 
 
 def check_processors(limits: Limits) -> Finding:
@@ -318,7 +325,6 @@ def check_processors(limits: Limits) -> Finding:
     used, present = processor_count(), os.cpu_count() or 1
     quota = "" if limits.processors is None else f", a limit of {limits.processors:g}"
     return Finding(
-        "processors",
         State.OK,
         f"{used} of {present}{quota}",
         details={"used": used, "present": present, "limit": limits.processors},
@@ -333,12 +339,10 @@ def check_memory(limits: Limits) -> Finding:
         # container is judged by its limit.
         available = min(available, limits.memory_bytes)
     limit = "no limit" if limits.memory_bytes is None else f"limit {_gb(limits.memory_bytes):.1f}"
-    enough = _gb(available) >= _NEEDED_MEMORY_GB
-    return Finding(
-        "memory",
-        State.OK if enough else State.PROBLEM,
+    return _judged(
+        _gb(available) >= _NEEDED_MEMORY_GB,
         f"{_gb(available):.1f} GB available, {limit}",
-        None if enough else f"Give it {_NEEDED_MEMORY_GB} GB: --memory 2g",
+        f"Give it {_NEEDED_MEMORY_GB} GB: --memory 2g",
         {
             "available_bytes": available,
             "limit_bytes": limits.memory_bytes,
@@ -351,13 +355,11 @@ def check_processes(limits: Limits) -> Finding:
     """How many processes and threads the container may have."""
     details = {"limit": limits.processes, "used": limits.processes_used}
     if limits.processes is None:
-        return Finding("processes", State.OK, "no limit", details=details)
-    enough = limits.processes - (limits.processes_used or 0) >= _NEEDED_PROCESSES
-    return Finding(
-        "processes",
-        State.OK if enough else State.PROBLEM,
+        return Finding(State.OK, "no limit", details=details)
+    return _judged(
+        limits.processes - (limits.processes_used or 0) >= _NEEDED_PROCESSES,
         f"{limits.processes_used} of {limits.processes}",
-        None if enough else "Allow more: --pids-limit 128",
+        "Allow more: --pids-limit 128",
         details,
     )
 
@@ -365,19 +367,18 @@ def check_processes(limits: Limits) -> Finding:
 def check_shared_memory(folder: Path = _SHARED_MEMORY, *, on_gpu: bool = False) -> Finding:
     """How large ``/dev/shm`` is: training on a GPU loads its patches through it."""
     if not folder.is_dir():
-        return Finding("shared_memory", State.OK, f"no {folder}; none is needed")
+        return Finding(State.OK, f"no {folder}; none is needed")
     size = shutil.disk_usage(folder).total
     details = {"bytes": size}
     if not on_gpu:
         text = f"{size / 1e6:.0f} MB in {folder}; none is needed on a CPU"
-        return Finding("shared_memory", State.OK, text, details=details)
-    enough = _gb(size) >= _TRAINING_NEEDS_GB
-    return Finding(
-        "shared_memory",
-        State.OK if enough else State.NOTE,
+        return Finding(State.OK, text, details=details)
+    return _judged(
+        _gb(size) >= _TRAINING_NEEDS_GB,
         f"{size / 1e6:.0f} MB in {folder}; predict needs none, training {_TRAINING_NEEDS_GB:g} GB",
-        None if enough else "For training, which is several times slower without: --shm-size 8g",
+        "For training, which is several times slower without: --shm-size 8g",
         details,
+        otherwise=State.NOTE,
     )
 
 
@@ -391,14 +392,12 @@ def check_temporary_folder() -> Finding:
     try:
         folder = Path(tempfile.gettempdir())
     except FileNotFoundError:
-        return Finding("temporary", State.PROBLEM, "no writable folder for caches", remedy)
+        return Finding(State.PROBLEM, "no writable folder for caches", remedy)
     free = shutil.disk_usage(folder).free
-    enough = free >= _NEEDED_TEMPORARY_MB * 1_000_000
-    return Finding(
-        "temporary",
-        State.OK if enough else State.PROBLEM,
+    return _judged(
+        free >= _NEEDED_TEMPORARY_MB * 1_000_000,
         f"{folder}, {free / 1e6:.0f} MB free",
-        None if enough else remedy,
+        remedy,
         {"path": str(folder), "free_bytes": free},
     )
 
@@ -409,36 +408,34 @@ def check_input(path: Path) -> Finding:
     try:
         entries = sum(1 for _ in path.iterdir())
     except (FileNotFoundError, NotADirectoryError):
-        return Finding("input", State.NOTE, f"there is no folder {path}", None, details)
+        return Finding(State.NOTE, f"there is no folder {path}", None, details)
     except OSError as error:
         return Finding(
-            "input",
             State.PROBLEM,
             f"{path} cannot be listed ({error.strerror})",
             "Make it readable for the user that runs the program",
             details,
         )
-    return Finding("input", State.OK, f"{path}, {entries} entries", None, details)
+    return Finding(State.OK, f"{path}, {entries} entries", None, details)
 
 
 def check_output(folder: Path) -> Finding:
     """Whether the output folder can be written; a missing one is only a note."""
     details = {"path": str(folder)}
     if not folder.exists():
-        return Finding("output", State.NOTE, f"there is no folder {folder}", None, details)
+        return Finding(State.NOTE, f"there is no folder {folder}", None, details)
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-"):
             free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(
-            "output",
             State.PROBLEM,
             f"{folder} cannot be written ({error.strerror})",
             'Make it writable for this user, or start with --user "$(id -u):$(id -g)"',
             details,
         )
     text = f"{folder} is writable, {_gb(free):.0f} GB free"
-    return Finding("output", State.OK, text, None, details | {"free_bytes": free})
+    return Finding(State.OK, text, None, details | {"free_bytes": free})
 
 
 def _available_on_machine() -> int:

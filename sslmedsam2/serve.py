@@ -66,35 +66,33 @@ class _BusyError(Exception):
     """Another job is running."""
 
 
-class _OneJob:
-    """The segmenter, for one job at a time."""
-
-    def __init__(self, segmenter: LiverSegmenter) -> None:
-        self._segmenter = segmenter
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def claimed(self) -> Iterator[LiverSegmenter]:
-        """Give the segmenter, or raise _BusyError at once."""
-        if not self._lock.acquire(blocking=False):
-            raise _BusyError
-        try:
-            yield self._segmenter
-        finally:
-            self._lock.release()
-
-
 def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
     """Return the ASGI application around a loaded segmenter."""
-    job = _OneJob(segmenter)
+    lock = threading.Lock()
+
+    @contextmanager
+    def one_job() -> Iterator[None]:
+        if not lock.acquire(blocking=False):
+            raise _BusyError
+        try:
+            yield
+        finally:
+            lock.release()
 
     def health(_request: Request) -> Response:
         about = {"version": __version__, "device": segmenter.device, "backend": segmenter.backend}
         return JSONResponse({"status": "ok", **about})
 
     def invoke(_request: Request) -> Response:
-        with job.claimed() as engine:
-            return JSONResponse({"written": segment_case(engine, options)}, 201)
+        with one_job():
+            return JSONResponse({"written": segment_case(segmenter, options)}, 201)
+
+    def segment_file(image: Path) -> tuple[Segmentation, bytes]:
+        with one_job():
+            found = segmenter.segment(image)
+        mask = image.with_name("mask.nii.gz")
+        found.save(mask)
+        return found, mask.read_bytes()
 
     async def segment(request: Request) -> Response:
         # Of the sender's file name only the format is used: no path comes from outside.
@@ -102,7 +100,7 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
         with tempfile.TemporaryDirectory(prefix="sslmedsam2-") as scratch:
             image = Path(scratch) / f"image{extension}"
             await _receive(request, image, limit_bytes=options.max_upload_bytes)
-            found, mask = await run_in_threadpool(_segment_file, job, image)
+            found, mask = await run_in_threadpool(segment_file, image)
         return Response(mask, media_type="application/gzip", headers=_headers(found))
 
     def refused(_request: Request, error: Exception) -> Response:
@@ -170,14 +168,6 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
         logger.info("%s: %.0f ml", image.name, found.volume_ml)
         written.append(mask.relative_to(options.output_dir).as_posix())
     return written
-
-
-def _segment_file(job: _OneJob, image: Path) -> tuple[Segmentation, bytes]:
-    with job.claimed() as segmenter:
-        found = segmenter.segment(image)
-    mask = image.with_name("mask.nii.gz")
-    found.save(mask)
-    return found, mask.read_bytes()
 
 
 async def _receive(request: Request, path: Path, *, limit_bytes: int) -> None:
