@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -70,23 +70,66 @@ def _differ(one, other):
     return any(not torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    """The weights of an uninterrupted training, and the patches that each of its steps saw."""
-    work_dir = shutil.copytree(data, tmp_path_factory.mktemp("whole") / "work")
-    batches, step = [], LiverTrainer.train_step
+@dataclass
+class Noted:
+    """What a training did, step by step.
+
+    Attributes
+    ----------
+    batches
+        The patches of each step.
+    averages, weights
+        The teacher's weights before each step, and the network's after it.
+    wanted
+        What the teacher makes of the weak view, before each step.
+    targets
+        The predictions of a teacher that steps learnt from.
+    served
+        The weights in the checkpoint.
+    """
+
+    batches: list = field(default_factory=list)
+    averages: list = field(default_factory=list)
+    weights: list = field(default_factory=list)
+    wanted: list = field(default_factory=list)
+    targets: list = field(default_factory=list)
+    served: dict = field(default_factory=dict)
+
+
+def _noted(work_dir, settings=SETTINGS):
+    """Train, and note each step."""
+    noted = Noted()
+    mix, step = trainer_module.mixed_target, LiverTrainer.train_step
+
+    def noting_target(teacher, fewshot, weight):
+        noted.targets.append(teacher)
+        return mix(teacher, fewshot, weight)
 
     def noting(self, batch):
-        batches.append(batch)
-        return step(self, batch)
+        noted.batches.append(batch)
+        noted.averages.append(copy.deepcopy(self._teacher.state_dict()))
+        with torch.no_grad():
+            logits = self._teacher(batch["unlabelled_data"][:, :1])[0]
+        noted.wanted.append(logits.softmax(dim=1)[:, 1:2])
+        result = step(self, batch)
+        noted.weights.append(copy.deepcopy(self.network.state_dict()))
+        return result
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "mixed_target", noting_target)
         patch.setattr(LiverTrainer, "train_step", noting)
-        return _trained(work_dir), batches
+        noted.served = _trained(work_dir, settings)
+    return noted
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """What an uninterrupted training did."""
+    return _noted(shutil.copytree(data, tmp_path_factory.mktemp("whole") / "work"))
 
 
 def test_labelled_and_unlabelled_cases_keep_to_their_own_patches(trained):
-    _, batches = trained
+    batches = trained.batches
 
     assert {key for batch in batches for key in batch["keys"]} == {"case1__T2"}
     assert {key for batch in batches for key in batch["unlabelled_keys"]} == set(CASES)
@@ -95,23 +138,11 @@ def test_labelled_and_unlabelled_cases_keep_to_their_own_patches(trained):
         assert batch["unlabelled_target"].shape == (1, 1, *PRESET.patch_zyx)
 
 
-def test_unlabelled_patches_change_the_weights_after_the_warm_up_only(data, tmp_path, monkeypatch):
-    weights, step = {}, LiverTrainer.train_step
+def test_unlabelled_patches_change_the_weights_after_the_warm_up_only(trained, work_dir):
+    never = _noted(work_dir, replace(SETTINGS, online=replace(ONLINE, warm_up=1.0)))
 
-    def noting(self, batch):
-        result = step(self, batch)
-        weights[self.settings.online.warm_up, self._steps] = copy.deepcopy(
-            self.network.state_dict()
-        )
-        return result
-
-    monkeypatch.setattr(LiverTrainer, "train_step", noting)
-    for warm_up in (0.25, 1.0):
-        settings = replace(SETTINGS, online=replace(ONLINE, warm_up=warm_up))
-        _trained(shutil.copytree(data, tmp_path / str(warm_up)), settings)
-
-    assert not _differ(weights[0.25, 2], weights[1.0, 2])
-    assert _differ(weights[0.25, 3], weights[1.0, 3])
+    assert not _differ(trained.weights[1], never.weights[1])
+    assert _differ(trained.weights[2], never.weights[2])
 
 
 def test_interrupted_and_resumed_training_ends_like_an_uninterrupted_one(
@@ -131,35 +162,16 @@ def test_interrupted_and_resumed_training_ends_like_an_uninterrupted_one(
     latest = trained_model_dir(work_dir) / "fold_0" / "checkpoint_latest.pth"
     assert torch.load(latest, weights_only=False)["current_epoch"] == 2
 
-    assert not _differ(trained[0], _trained(work_dir))
+    assert not _differ(trained.served, _trained(work_dir))
 
 
-def test_teacher_is_the_average_of_the_weights_and_sees_the_weak_view(work_dir, monkeypatch):
-    predicted, expected, steps = [], [], []
-    mix, step = trainer_module.mixed_target, LiverTrainer.train_step
-
-    def noting_target(teacher, fewshot, weight):
-        predicted.append(teacher)
-        return mix(teacher, fewshot, weight)
-
-    def noting(self, batch):
-        average = copy.deepcopy(self._teacher.state_dict())
-        with torch.no_grad():
-            logits = self._teacher(batch["unlabelled_data"][:, :1])[0]
-        expected.append(logits.softmax(dim=1)[:, 1:2])
-        result = step(self, batch)
-        steps.append((average, copy.deepcopy(self.network.state_dict())))
-        return result
-
-    monkeypatch.setattr(trainer_module, "mixed_target", noting_target)
-    monkeypatch.setattr(LiverTrainer, "train_step", noting)
-    served = _trained(work_dir)
-
-    assert len(predicted) == 6
-    for found, wanted in zip(predicted, expected[2:], strict=True):
+def test_teacher_is_the_average_of_the_weights_and_sees_the_weak_view(trained):
+    assert len(trained.targets) == 6
+    for found, wanted in zip(trained.targets, trained.wanted[2:], strict=True):
         assert torch.equal(found, wanted)
-    averages = [average for average, _ in steps[1:]] + [served]
-    for number, ((before, weights), after) in enumerate(zip(steps, averages, strict=True), start=1):
+    after_each = [*trained.averages[1:], trained.served]
+    steps = zip(trained.averages, trained.weights, after_each, strict=True)
+    for number, (before, weights, after) in enumerate(steps, start=1):
         decay = (1 + number) / (10 + number)
         for name, mean in after.items():
             torch.testing.assert_close(mean, decay * before[name] + (1 - decay) * weights[name])

@@ -1,5 +1,3 @@
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from sslmedsam2.nnunet.labels import TRAINED_LABELS
@@ -37,19 +35,3 @@ def test_label_manager_finds_one_foreground_label():
     assert labels.foreground_labels == [1]
     assert labels.num_segmentation_heads == 2
     assert not labels.has_ignore_label
-
-
-def test_network_of_the_preset_takes_its_own_patches():
-    preset = CompactPreset(features=(2, 2, 2, 2, 2))
-    configuration = _manager(preset).get_configuration(CONFIGURATION)
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        1,
-        2,
-        deep_supervision=False,
-    )
-
-    with torch.no_grad():
-        assert network(torch.zeros(1, 1, *preset.patch_zyx)).shape == (1, 2, *preset.patch_zyx)
