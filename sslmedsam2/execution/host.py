@@ -26,6 +26,9 @@ _MEMORY_USED: Final = ("memory.current", "memory.usage_in_bytes")
 _UNLIMITED_BYTES: Final = 1 << 60
 """Above this, version 1 of the control groups means that there is no limit."""
 
+_SCANT_MEMORY_BYTES: Final = 10**9
+"""What `predict` takes of a scan of ordinary size leaves little of it."""
+
 _THREADS_PER_PROCESSOR: Final = 4
 """OpenVINO's, torch's, and those of the two OpenBLAS that numpy and scipy bring."""
 
@@ -108,12 +111,20 @@ def keep_to_limits() -> None:
     """Run on no more processors than `usable_processors`; call it before loading any library.
 
     They are drawn by lot, so that containers side by side do not all take the same ones. Nothing
-    happens on a system that does not let a process choose its processors.
+    happens on a system that does not let a process choose its processors. A limit on memory that
+    hardly suffices is logged, since the system ends without a message what exceeds it.
     """
+    limits = read_limits()
+    if limits.memory_bytes is not None and limits.memory_bytes < _SCANT_MEMORY_BYTES:
+        logger.warning(
+            "the container may use %d MB of memory: if the run ends without a message (exit code"
+            " 137), that was too little. Give it 2 GB: --memory 2g",
+            limits.memory_bytes // 10**6,
+        )
     if not hasattr(os, "sched_setaffinity"):
         return
     allowed = os.sched_getaffinity(0)
-    usable = usable_processors(read_limits(), allowed=len(allowed))
+    usable = usable_processors(limits, allowed=len(allowed))
     if usable < len(allowed):
         os.sched_setaffinity(0, random.sample(sorted(allowed), usable))
         logger.info("using %d of %d processors, as the limits ask", usable, len(allowed))

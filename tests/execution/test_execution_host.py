@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,16 @@ def test_without_a_limit_all_processors_stay(monkeypatch, caplog):
         keep_to_limits()
     assert os.sched_getaffinity(0) == before
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("megabytes", "warns"), [(256, True), (2000, False)])
+def test_little_memory_is_told_before_the_system_can_end_the_run(
+    monkeypatch, caplog, megabytes, warns
+):
+    limits = replace(NO_LIMITS, memory_bytes=megabytes * 10**6)
+    monkeypatch.setattr("sslmedsam2.execution.host.read_limits", lambda: limits)
+    keep_to_limits()
+    assert [f"{megabytes} MB" in line for line in caplog.messages] == [True] * warns
 
 
 _COUNT_PAGES = """
