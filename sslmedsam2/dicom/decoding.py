@@ -66,7 +66,7 @@ class _Decoder:
         self._process: subprocess.Popen[bytes] | None = None
 
     def decode(self, path: Path) -> DecodedPixels:
-        """See :func:`decode`."""
+        """Decode the compressed pixels of a DICOM file; raises `DecodingError`."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._process = _start()
@@ -92,17 +92,7 @@ class _Decoder:
 
 _DECODER = _Decoder()
 atexit.register(_DECODER.stop)
-
-
-def decode(path: Path) -> DecodedPixels:
-    """Decode the compressed pixels of a DICOM file.
-
-    Raises
-    ------
-    DecodingError
-        See there.
-    """
-    return _DECODER.decode(path)
+decode = _DECODER.decode
 
 
 def _start() -> subprocess.Popen[bytes]:

@@ -167,7 +167,7 @@ class _Study:
         for series, stacks in found.named:
             candidate = self._candidate(series, stacks)
             if candidate.guess.kind == "left_out":
-                left_out[candidate.guess.reason] += len(candidate.frames)
+                left_out[candidate.guess.reason] += sum(map(len, candidate.stacks))
             elif mixture:
                 self._note(candidate, "unusable", mixture)
             else:
@@ -221,8 +221,7 @@ class _Study:
 
     def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> VolumeCandidate:
         """Name the sequence by the map, otherwise by the header."""
-        frames = stacks[0]
-        first = frames[0]
+        first = stacks[0][0]
         whole = series.partition(".")[0]
         names = (f"{self.case}/{series}", series, f"{self.case}/{whole}", whole)
         chosen = self._map.choice((*names, first.series_uid, first.description))
@@ -232,21 +231,21 @@ class _Study:
             if len(stacks) > 1:
                 said = f"{guess.reason}; the mean of {len(stacks)} directions"
                 guess = replace(guess, reason=said)
-            return VolumeCandidate(series, frames, guess, averaged=stacks[1:])
+            return VolumeCandidate(series, stacks, guess)
         key, choice = chosen
         self.used_keys.add(key)
         if choice == SKIP:
-            return VolumeCandidate(series, frames, Guess("left_out", "the sequence map says skip"))
-        if first.is_colour or not first.rows:
-            return VolumeCandidate(series, frames, Guess("left_out", exclusion or ""))
-        if choice == NO_SEQUENCE:
+            guess = Guess("left_out", "the sequence map says skip")
+        elif first.is_colour or not first.rows:
+            guess = Guess("left_out", exclusion or "")
+        elif choice == NO_SEQUENCE:
             guess = Guess("no_sequence", _BY_MAP)
-            return VolumeCandidate(series, frames, guess, by_map=True, averaged=stacks[1:])
-        own = guess_sequence(first)
-        # Of the volumes of one series, the likeliest comes first.
-        penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
-        guess = Guess("sequence", _BY_MAP, choice, penalty)
-        return VolumeCandidate(series, frames, guess, by_map=True, averaged=stacks[1:])
+        else:
+            own = guess_sequence(first)
+            # Of the volumes of one series, the likeliest comes first.
+            penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
+            guess = Guess("sequence", _BY_MAP, choice, penalty)
+        return VolumeCandidate(series, stacks, guess, by_map=True)
 
     def _volume(self, candidate: VolumeCandidate) -> DicomVolume | None:
         """Make the volume if it is wanted and can be made; note it otherwise."""
@@ -255,8 +254,7 @@ class _Study:
             self._note(candidate, "left_out", f"{guess.reason}; {guess.sequence} is not asked for")
             return None
         try:
-            stacks = (candidate.frames, *candidate.averaged)
-            return _make_volume(stacks, case=self.case, series=candidate.series)
+            return _make_volume(candidate.stacks, case=self.case, series=candidate.series)
         except InputError as error:
             self._note(candidate, "unusable", error.reason)
             return None
@@ -285,7 +283,7 @@ class _Study:
             candidate.guess.sequence,
             use,
             reason,
-            len(candidate.frames) * (1 + len(candidate.averaged)),
+            sum(map(len, candidate.stacks)),
         )
         self.rows.append(row)
         return row

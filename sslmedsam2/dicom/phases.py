@@ -25,14 +25,18 @@ _LONGEST_GAP_S = 240.0
 class VolumeCandidate:
     """Frames that may be a volume, under their neutral series name, and what they may stand for.
 
-    ``by_map``: the user said so. ``averaged``: further stacks, see `DicomVolume`.
+    ``stacks`` is one stack, or several of which the mean is taken. ``by_map``: the user said so.
     """
 
     series: str
-    frames: tuple[Frame, ...]
+    stacks: tuple[tuple[Frame, ...], ...]
     guess: Guess
     by_map: bool = False
-    averaged: tuple[tuple[Frame, ...], ...] = ()
+
+    @property
+    def frames(self) -> tuple[Frame, ...]:
+        """The first stack."""
+        return self.stacks[0]
 
     @property
     def started_s(self) -> float | None:
@@ -54,13 +58,24 @@ def name_phases(candidates: Sequence[VolumeCandidate]) -> list[VolumeCandidate]:
     for one in waiting:
         is_late = _minutes_after(one, starts) >= HEPATOBILIARY_FROM_MIN
         (late if is_late else dynamic).append(one)
-    named = {id(one): _hepatobiliary(one, starts, late) for one in late}
-    is_first_native = not (native or has_native)
-    named |= {
-        id(one): guess
-        for one, guess in _by_order(dynamic, is_alone=not known, is_first_native=is_first_native)
-    }
-    named |= {id(one): _native(one) for one in native}
+    # Of several late images the last shows the liver brightest.
+    named = {id(one): _late(one, starts, len(late) - n) for n, one in enumerate(late, start=1)}
+    is_first_native = not (native or has_native) and len(dynamic) > len(_DYNAMIC)
+    order = _WITH_NATIVE if is_first_native else _DYNAMIC
+    can_tell = len(dynamic) > 1 and not known
+    for place, one in enumerate(dynamic):
+        reason = one.guess.reason
+        if not can_tell:
+            guess = Guess("no_sequence", f"{reason}; which phase it is cannot be told")
+        elif place >= len(order):
+            guess = Guess("no_sequence", f"{reason}; a further dynamic image")
+        else:
+            order_said = f"{reason}; number {place + 1} of {len(dynamic)} in time"
+            guess = Guess("sequence", order_said, order[place], one.guess.penalty)
+        named[id(one)] = guess
+    for one in native:
+        reason = f"{one.guess.reason}, but it precedes the dynamic phases"
+        named[id(one)] = Guess("sequence", reason, "T1", one.guess.penalty)
     return [replace(one, guess=named.get(id(one), one.guess)) for one in candidates]
 
 
@@ -86,11 +101,6 @@ def _before_contrast(
     return []
 
 
-def _native(one: VolumeCandidate) -> Guess:
-    reason = f"{one.guess.reason}, but it precedes the dynamic phases"
-    return Guess("sequence", reason, "T1", one.guess.penalty)
-
-
 def _in_time(one: VolumeCandidate) -> tuple[float, int, int]:
     frame = one.frames[0]
     return one.started_s or 0.0, frame.temporal_position or 0, frame.series_number or 0
@@ -100,32 +110,7 @@ def _minutes_after(one: VolumeCandidate, starts: list[float]) -> float:
     return 0.0 if one.started_s is None else (one.started_s - min(starts)) / 60
 
 
-def _hepatobiliary(one: VolumeCandidate, starts: list[float], late: list[VolumeCandidate]) -> Guess:
-    """Name a late image; of several, the last shows the liver brightest."""
+def _late(one: VolumeCandidate, starts: list[float], n_later: int) -> Guess:
     minutes = _minutes_after(one, starts)
     reason = f"{one.guess.reason}; {minutes:.0f} min after the first image with contrast"
-    earlier_than = len(late) - 1 - [id(other) for other in late].index(id(one))
-    return Guess("sequence", reason, "GED4", one.guess.penalty + earlier_than)
-
-
-def _by_order(
-    dynamic: list[VolumeCandidate], *, is_alone: bool, is_first_native: bool
-) -> list[tuple[VolumeCandidate, Guess]]:
-    """Name dynamic images by their order, if there are several and none has a name already.
-
-    ``is_first_native``: of more images than phases, the first was acquired before contrast.
-    """
-    is_first_native = is_first_native and len(dynamic) > len(_DYNAMIC)
-    order = _WITH_NATIVE if is_first_native else _DYNAMIC
-    found = []
-    for place, one in enumerate(dynamic):
-        reason = one.guess.reason
-        if len(dynamic) < 2 or not is_alone:
-            guess = Guess("no_sequence", f"{reason}; which phase it is cannot be told")
-        elif place >= len(order):
-            guess = Guess("no_sequence", f"{reason}; a further dynamic image")
-        else:
-            order_said = f"{reason}; number {place + 1} of {len(dynamic)} in time"
-            guess = Guess("sequence", order_said, order[place], one.guess.penalty)
-        found.append((one, guess))
-    return found
+    return Guess("sequence", reason, "GED4", one.guess.penalty + n_later)

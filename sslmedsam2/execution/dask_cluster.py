@@ -111,33 +111,30 @@ def _read_queue_spec(path: Path) -> QueueSpec:
         raise missing_packages("--cluster", "distributed", "dask-jobqueue", "bokeh") from error
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return _queue_spec(content if isinstance(content, dict) else None)
+        fault = _fault_of(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        if not isinstance(error, _SpecError):
-            reason = f"it cannot be read ({reason})"
-        remedy = "Compare it with the guide's page on clusters"
-        raise UsageError(path, reason=reason, remedy=remedy) from error
+        fault = f"it cannot be read ({' '.join(str(error).split())})"
+    if fault:
+        raise UsageError(path, reason=fault, remedy="Compare it with the guide's page on clusters")
+    jobs, gpus = content.get("jobs", 1), content.get("gpus", 0)
+    return QueueSpec(content["queue"], jobs, gpus, content["options"])
 
 
-class _SpecError(ValueError):
-    """A file can be read, but says nothing that can be done."""
-
-
-def _queue_spec(content: dict[str, Any] | None) -> QueueSpec:
-    if content is None:
-        raise _SpecError("it holds no table")
-    unknown = sorted(set(content) - set(_KEYS))
+def _fault_of(content: Any) -> str | None:
+    """Say what is wrong with the content of a file; None if nothing is."""
+    if not isinstance(content, dict):
+        return "it holds no table"
+    unknown = [key for key in content if key not in _KEYS]
     if unknown:
-        raise _SpecError(f"key {unknown[0]!r} is not known")
-    jobs, gpus, options = content.get("jobs", 1), content.get("gpus", 0), content.get("options")
+        return f"key {unknown[0]!r} is not known"
     if content.get("queue") not in QUEUES:
-        raise _SpecError(f"'queue' is not one of {', '.join(QUEUES)}")
+        return f"'queue' is not one of {', '.join(QUEUES)}"
+    jobs, gpus, options = content.get("jobs", 1), content.get("gpus", 0), content.get("options")
     if type(jobs) is not int or type(gpus) is not int or jobs < 1 or gpus < 0:
-        raise _SpecError("'jobs' and 'gpus' must be whole numbers")
+        return "'jobs' and 'gpus' must be whole numbers"
     if not isinstance(options, dict) or not {"cores", "memory"} <= set(options):
-        raise _SpecError("'options' must hold at least 'cores' and 'memory'")
-    return QueueSpec(content["queue"], jobs, gpus, options)
+        return "'options' must hold at least 'cores' and 'memory'"
+    return None
 
 
 @contextmanager

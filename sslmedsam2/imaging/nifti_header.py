@@ -31,7 +31,7 @@ from sslmedsam2.imaging.stored import (
     spatial_shape_zyx,
     unreadable_header,
 )
-from sslmedsam2.imaging.volume import Geometry
+from sslmedsam2.imaging.volume import Geometry, Source
 
 MAX_HEADER_BYTES = 540
 
@@ -108,12 +108,10 @@ Affine = npt.NDArray[np.float64]
 class NiftiHeader:
     """The parts of a header that reading and writing need.
 
-    ``raw`` is the header as stored. A voxel's value is ``stored * slope + intercept``.
+    A voxel's value is ``stored * slope + intercept``.
     """
 
-    raw: bytes
-    native_shape: tuple[int, ...]
-    dtype: np.dtype
+    source: Source
     slope: float
     intercept: float
     data_offset: int
@@ -138,9 +136,7 @@ def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
     geometry, geometry_repairs = _geometry(path, placing, shape_zyx)
     slope, intercept, scaling_repairs = _scaling(header)
     return NiftiHeader(
-        raw=header.tobytes(),
-        native_shape=shape,
-        dtype=dtype,
+        source=Source(path, shape, dtype, header.tobytes()),
         slope=slope,
         intercept=intercept,
         data_offset=_data_offset(path, header),

@@ -12,7 +12,7 @@ import numpy as np
 
 from sslmedsam2.imaging.nifti_header import MAX_HEADER_BYTES, NiftiHeader, parse_nifti_header
 from sslmedsam2.imaging.stored import repair
-from sslmedsam2.imaging.volume import MaskVolume, Source, Volume
+from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.imaging.voxel_data import (
     Compression,
     damage_as_input_error,
@@ -35,7 +35,7 @@ def read_nifti(path: Path, *, extension: str) -> Volume:
             path,
             file,
             shape_zyx=header.geometry.shape_zyx,
-            dtype=header.dtype,
+            dtype=header.source.native_dtype,
             compression=compression,
             skip=header.data_offset,
             slope=header.slope,
@@ -48,7 +48,7 @@ def read_nifti(path: Path, *, extension: str) -> Volume:
     if has_trailing_bytes:
         note = "bytes after the end of the compressed data were ignored; its checksum is right"
         repairs += (repair("trailing_bytes", note),)
-    return Volume(voxels, header.geometry, _source(path, header), repairs)
+    return Volume(voxels, header.geometry, header.source, repairs)
 
 
 def read_nifti_grid(path: Path) -> MaskVolume:
@@ -63,7 +63,7 @@ def read_nifti_grid(path: Path) -> MaskVolume:
     with path.open("rb") as file:
         header, _ = _read_header(path, file)
     empty = np.zeros(header.geometry.shape_zyx, np.uint8)
-    return MaskVolume(empty, header.geometry, _source(path, header), header.repairs)
+    return MaskVolume(empty, header.geometry, header.source, header.repairs)
 
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[NiftiHeader, Compression]:
@@ -77,7 +77,3 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[NiftiHeader, Compression]:
     with damage_as_input_error(path):
         start = decompressed(file, compression).read(MAX_HEADER_BYTES)
     return parse_nifti_header(path, start), compression
-
-
-def _source(path: Path, header: NiftiHeader) -> Source:
-    return Source(path, header.native_shape, header.dtype, header.raw)

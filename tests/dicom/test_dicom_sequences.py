@@ -160,7 +160,7 @@ def study(frame):
                 ContrastBolusAgent="Primovist",
                 **GRADIENT,
             )
-            found.append(VolumeCandidate(f"{number}", (image,), guess_sequence(image)))
+            found.append(VolumeCandidate(f"{number}", ((image,),), guess_sequence(image)))
         return [one.guess.sequence for one in name_phases(found)]
 
     return make
@@ -183,7 +183,7 @@ def test_one_image_with_contrast_is_no_phase(study):
 def test_named_phases_date_the_others(frame):
     def candidate(description, time, **tags):
         image = frame(description, AcquisitionTime=time, **GRADIENT, **tags)
-        return VolumeCandidate(description, (image,), guess_sequence(image))
+        return VolumeCandidate(description, ((image,),), guess_sequence(image))
 
     found = name_phases(
         [
@@ -250,7 +250,7 @@ def test_an_image_long_before_the_dynamic_phases_is_native(study):
 def test_an_image_before_a_named_phase_is_native(frame):
     def candidate(description, time):
         image = frame(description, AcquisitionTime=time, ContrastBolusAgent="x", **GRADIENT)
-        return VolumeCandidate(description, (image,), guess_sequence(image))
+        return VolumeCandidate(description, ((image,),), guess_sequence(image))
 
     found = name_phases([candidate("vibe", "120000"), candidate("vibe arterial", "120300")])
 
