@@ -273,9 +273,8 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     from sslmedsam2.contract.studies import find_queries
     from sslmedsam2.nnunet.training import preprocessed_dir
     from sslmedsam2.retrain.index import Index
-    from sslmedsam2.retrain.options import RetrainOptions
     from sslmedsam2.retrain.select import fewshot_labels, select
-    from sslmedsam2.retrain.state import WorkDir
+    from sslmedsam2.retrain.state import RetrainOptions, WorkDir
     from sslmedsam2.retrain.train_round import online_settings, prepare_training
 
     labelled = draw.folder("labelled", draw.labelled, masks=True)

@@ -10,9 +10,8 @@ from sslmedsam2.pseudo_label.calibration import CalibrationRun
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.run_report import RunReport
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.selection import RoundFigures, Selection
-from sslmedsam2.retrain.state import RelabelRecord
+from sslmedsam2.retrain.select import Selection
+from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundFigures
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.manifest import StoredManifest
 

@@ -17,7 +17,7 @@ from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_stored, read_volume
 from sslmedsam2.predict.pipeline import PredictOptions, predict
-from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.state import RetrainOptions
 
 REPOSITORY = Path(__file__).parents[1]
 # Stored left-handed, slices downwards.

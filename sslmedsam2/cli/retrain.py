@@ -34,8 +34,8 @@ from sslmedsam2.execution.units import ThisProcess
 
 if TYPE_CHECKING:
     from sslmedsam2.execution.units import Executor
-    from sslmedsam2.retrain.options import RetrainOptions
     from sslmedsam2.retrain.pipeline import RetrainSummary
+    from sslmedsam2.retrain.state import RetrainOptions
 
 
 _ONLINE_LENGTH = 2
@@ -181,8 +181,7 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     """
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.plans import PRESETS, default_preset, default_schedule
-    from sslmedsam2.retrain.options import RetrainOptions
-    from sslmedsam2.retrain.selection import StoppingRule
+    from sslmedsam2.retrain.state import RetrainOptions, StoppingRule
 
     rounds = _rounds(given.pop("rounds"), method=given["method"])
     name = given.pop("preset")
@@ -316,7 +315,7 @@ def plan(**given: Any) -> int:
 )
 def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
     """Train the folds of the next round, or continue them."""
-    from sslmedsam2.retrain.pipeline import begin_round
+    from sslmedsam2.retrain.pipeline import begin_round, current_round
     from sslmedsam2.retrain.state import WorkDir, options_of
     from sslmedsam2.retrain.train_round import train_round
 
@@ -327,7 +326,8 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
             reason=f"the work directory has folds 0 to {options.folds - 1}",
             remedy="Choose one of these",
         )
-    round_dir = begin_round(options).round_dir
+    round_dir = current_round(options)
+    begin_round(options, round_dir)
     with stop_on_signals() as stop:
         train_round(round_dir, options, stop=stop, folds=folds or None)
     if stop:
@@ -341,19 +341,23 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
 @_planned_dir_option
 def relabel(*, work_dir: Path) -> int:
     """Score the folds, relabel the unlabelled scans, decide whether another round is needed."""
-    from sslmedsam2.retrain.index import read_index
-    from sslmedsam2.retrain.pipeline import begin_round, failures_so_far, finish_round
+    from sslmedsam2.retrain.pipeline import (
+        begin_round,
+        current_round,
+        failures_so_far,
+        finish_round,
+    )
     from sslmedsam2.retrain.state import WorkDir, options_of
 
     options = options_of(WorkDir(work_dir))
+    round_dir = current_round(options)
     with stop_on_signals() as stop:
-        decision = finish_round(begin_round(options), options, stop)
+        decision = finish_round(options, round_dir, begin_round(options, round_dir), stop)
     if decision is None:
         return ExitCode.INTERRUPTED
     then = "refine freeze" if decision.stop else "refine train"
     click.echo(f"{decision.reason}; best round {decision.best_round}; next: {then}")
-    work = WorkDir(work_dir)
-    failures = failures_so_far(work, read_index(work))
+    failures = failures_so_far(options)
     if failures:
         click.echo(f"{len(failures)} failure(s), the first: {failures[0]}")
     return ExitCode.SOME_CASES_FAILED if failures else ExitCode.OK

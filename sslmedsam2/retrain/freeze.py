@@ -19,10 +19,10 @@ from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
 from sslmedsam2.inference.confidence import Calibration
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
-from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.select import fewshot_dice
-from sslmedsam2.retrain.selection import Decision
 from sslmedsam2.retrain.state import (
+    Decision,
+    RetrainOptions,
     RoundDir,
     WorkDir,
     decision_so_far,

@@ -32,14 +32,20 @@ from sslmedsam2.nnunet.plans import (
     plan_network,
     planned_network,
 )
-from sslmedsam2.retrain.options import RetrainOptions, as_stored, changed_options
 from sslmedsam2.retrain.plan_cluster import (
     PlanOptions,
     UnitCosts,
     measured_speedup,
     plan_cluster,
 )
-from sslmedsam2.retrain.state import WorkDir, options_of, read_state
+from sslmedsam2.retrain.state import (
+    RetrainOptions,
+    WorkDir,
+    as_stored,
+    changed_options,
+    options_of,
+    read_state,
+)
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.freeze import check_freezable
 from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file

@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import numpy as np
 
 from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.records import Record, read_record_or_none
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import planned_network
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.page import write_single_file_page
 from sslmedsam2.reporting.previews import Gallery, make_gallery
 from sslmedsam2.retrain.freeze import below_fewshot
 from sslmedsam2.retrain.index import read_index
-from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.select import fewshot_dice
-from sslmedsam2.retrain.selection import Choice, Decision, RoundFigures, Selection
+from sslmedsam2.retrain.select import Choice, Selection, fewshot_dice
 from sslmedsam2.retrain.state import (
+    Decision,
     RelabelRecord,
+    RetrainOptions,
     RoundDir,
+    RoundFigures,
     WorkDir,
     decision_so_far,
     options_of,
-    read_relabel_record,
     read_state,
 )
 from sslmedsam2.train.fold_scores import FoldScore
@@ -51,7 +52,6 @@ _CURVES: Final = {
 }
 """What nnU-Net logs once an epoch, with its names on the page."""
 _ROUNDS_CHART_WIDTH: Final = 440
-_Record = TypeVar("_Record")
 
 _SHOWN_OPTIONS: Final = {
     "method": "Method",
@@ -244,7 +244,7 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
     index = read_index(work)
     options = options_of(work)
     images = tuple(
-        PageImage(query, _record(work.pseudo_labels, query, read_pseudo_label))
+        PageImage(query, _record(work.pseudo_labels, query, PseudoLabelRecord))
         for query in index.queries
     )
     first = work.round(1)
@@ -312,11 +312,8 @@ def _in_words(value: object) -> str | None:
     return None if value is None else str(value)
 
 
-def _record(
-    folder: Path, query: ImageFile, read: Callable[[Path], _Record | None]
-) -> _Record | None:
-    path = pseudo_label_paths(folder, query).record
-    return read(path) if path.is_file() else None
+def _record(folder: Path, query: ImageFile, kind: type[Record]) -> Record | None:
+    return read_record_or_none(pseudo_label_paths(folder, query).record, kind)
 
 
 def _gallery(
@@ -338,7 +335,7 @@ def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOpt
         replace(
             image,
             choice=chosen.get(image.query.name),
-            relabelled=_record(round_dir.relabelled, image.query, read_relabel_record),
+            relabelled=_record(round_dir.relabelled, image.query, RelabelRecord),
         )
         for image in images
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,35 +17,32 @@ from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.atomic import locked
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import read_record_or_none, write_record
 from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
-from sslmedsam2.pseudo_label.records import read_pseudo_label
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.retrain.freeze import below_fewshot, freeze_round
-from sslmedsam2.retrain.index import Index, index_data, read_index
-from sslmedsam2.retrain.options import RetrainOptions
+from sslmedsam2.retrain.index import index_data, read_index
 from sslmedsam2.retrain.page import report_or_warn
 from sslmedsam2.retrain.relabel import refuse_if_nearly_all_failed, relabel_round
 from sslmedsam2.retrain.select import (
     PseudoLabel,
+    Selection,
+    ever_trained,
     fewshot_dice,
     fewshot_labels,
     relabelled,
     select,
-)
-from sslmedsam2.retrain.selection import (
-    Decision,
-    RoundFigures,
-    Selection,
     weight_of_first,
 )
 from sslmedsam2.retrain.state import (
+    Decision,
     RelabelRecord,
+    RetrainOptions,
     RoundDir,
+    RoundFigures,
     WorkDir,
     decision_so_far,
-    ever_trained,
     finished_figures,
-    read_relabel_record,
     read_state,
 )
 from sslmedsam2.retrain.train_round import (
@@ -132,7 +130,7 @@ def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> Ret
 def plan(
     options: RetrainOptions, stop: StopRequest, *, executor: Executor | None = None
 ) -> tuple[PseudoLabel, ...] | None:
-    """Index the data, make pseudo labels and plan the first round; None if it was stopped."""
+    """Index the data, make pseudo labels and begin the first round; None if it was stopped."""
     index = index_data(options, executor=executor)
     work = WorkDir(options.work_dir)
     summary = pseudo_label(
@@ -153,67 +151,59 @@ def plan(
     if summary.interrupted or stop:
         return None
     refuse_if_nearly_all_failed(work.pseudo_labels, [record.error for record in summary.records])
-    labels = fewshot_labels(work, index.queries)
-    round_dir = work.round(1)
-    chosen = select(round_dir, labels, options)
-    if not round_dir.outcome.is_file():
-        prepare_training(round_dir, index, chosen, options)
+    labels = begin_round(options, work.round(1))
     report_or_warn(work)
     return labels
 
 
-def newest_labels(work: WorkDir, index: Index, *, before: int) -> tuple[PseudoLabel, ...]:
-    """Return the pseudo labels that round ``before`` starts from."""
-    labels = fewshot_labels(work, index.queries)
-    if before == 1:
-        return labels
-    return relabelled(work.round(before - 1), labels)
-
-
-def current_round(work: WorkDir) -> RoundDir:
+def current_round(options: RetrainOptions) -> RoundDir:
     """Return the round that is not finished yet."""
+    work = WorkDir(options.work_dir)
     return work.round(len(work.finished_rounds()) + 1)
 
 
-@dataclass(frozen=True)
-class BegunRound:
-    """A round that is ready to be trained, and the pseudo labels that it starts from."""
+def begin_round(options: RetrainOptions, round_dir: RoundDir) -> tuple[PseudoLabel, ...]:
+    """Return the pseudo labels that a round starts from.
 
-    round_dir: RoundDir
-    index: Index
-    labels: tuple[PseudoLabel, ...]
-
-
-def begin_round(options: RetrainOptions, round_dir: RoundDir | None = None) -> BegunRound:
-    """Select and export what a round, None for the unfinished one, trains on, unless it is done."""
+    Before it is finished, they are selected and its training data are written.
+    """
     work = WorkDir(options.work_dir)
-    index, round_dir = read_index(work), round_dir or current_round(work)
-    labels = newest_labels(work, index, before=round_dir.number)
-    prepare_training(round_dir, index, select(round_dir, labels, options), options)
-    return BegunRound(round_dir, index, labels)
+    index = read_index(work)
+    labels = fewshot_labels(work, index.queries)
+    if round_dir.number > 1:
+        labels = relabelled(work.round(round_dir.number - 1), labels)
+    chosen = select(round_dir, labels, options)
+    if not round_dir.outcome.is_file():
+        prepare_training(round_dir, index, chosen, options)
+    return labels
 
 
 def finish_round(
-    begun: BegunRound,
     options: RetrainOptions,
+    round_dir: RoundDir,
+    labels: Sequence[PseudoLabel],
     stop: StopRequest,
     *,
     executor: Executor | None = None,
 ) -> Decision | None:
-    """Validate, re-predict and compare a trained round; None if it was stopped."""
-    round_dir, labels = begun.round_dir, begun.labels
+    """Validate, re-predict and compare a trained round, which started from ``labels``.
+
+    Returns None if it was stopped.
+    """
+    work = WorkDir(options.work_dir)
+    index = read_index(work)
     check_trained(round_dir, options)
-    scores = validate_round(round_dir, begun.index, options, stop=stop, executor=executor)
+    scores = validate_round(round_dir, index, options, stop=stop, executor=executor)
     if scores is None:
         return None
     network_dice = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         round_dir,
-        begun.index,
+        index,
         labels,
         options,
         trained=ever_trained(round_dir, warm_start=options.warm_start),
-        fewshot_weight=weight_of_first(fewshot_dice(WorkDir(options.work_dir)), network_dice),
+        fewshot_weight=weight_of_first(fewshot_dice(work), network_dice),
         stop=stop,
         executor=executor,
     )
@@ -223,7 +213,7 @@ def finish_round(
     decision = decision_so_far(options)
     assert decision is not None
     _write_rounds(options, decision)
-    report_or_warn(WorkDir(options.work_dir))
+    report_or_warn(work)
     logger.info(
         "round %d: %s; best so far: %d", round_dir.number, decision.reason, decision.best_round
     )
@@ -264,11 +254,14 @@ def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> Mode
 
 def _round(options: RetrainOptions, stop: StopRequest, executor: Executor) -> bool:
     """Do the next round; False if it was stopped."""
-    begun = begin_round(options)
+    round_dir = current_round(options)
+    labels = begin_round(options, round_dir)
     if stop:
         return False
-    train_folds(begun.round_dir, options, executor=executor, stop=stop)
-    return not stop and finish_round(begun, options, stop, executor=executor) is not None
+    train_folds(round_dir, options, executor=executor, stop=stop)
+    if stop:
+        return False
+    return finish_round(options, round_dir, labels, stop, executor=executor) is not None
 
 
 def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Executor | None) -> bool:
@@ -276,14 +269,17 @@ def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Execut
 
     Returns False if it was stopped. Once a later round has begun, it does so for itself.
     """
-    work = WorkDir(options.work_dir)
-    finished = work.finished_rounds()
-    if not finished or current_round(work).path.is_dir():
+    finished = WorkDir(options.work_dir).finished_rounds()
+    if not finished or current_round(options).path.is_dir():
         return True
     last = finished[-1]
     if not read_state(last.outcome, RoundFigures).failed:
         return True
-    return finish_round(begin_round(options, last), options, stop, executor=executor) is not None
+    labels = begin_round(options, last)
+    # Corrected labels begin the round anew.
+    if not last.outcome.is_file():
+        return True
+    return finish_round(options, last, labels, stop, executor=executor) is not None
 
 
 def _figures(
@@ -346,27 +342,28 @@ def _summary(
     options: RetrainOptions, *, model: ModelEntry | None = None, interrupted: bool = False
 ) -> RetrainSummary:
     work = WorkDir(options.work_dir)
-    index = read_index(work) if work.index.is_file() else Index((), (), (), None)
     warning = below_fewshot(options)
     return RetrainSummary(
         rounds=finished_figures(work),
         decision=decision_so_far(options),
         model=model,
-        problems=index.problems,
-        failures=failures_so_far(work, index),
+        problems=read_index(work).problems if work.index.is_file() else (),
+        failures=failures_so_far(options),
         warning=warning,
         withheld=warning is not None and options.weights_dir is not None and model is None,
         interrupted=interrupted,
     )
 
 
-def failures_so_far(work: WorkDir, index: Index) -> tuple[str, ...]:
+def failures_so_far(options: RetrainOptions) -> tuple[str, ...]:
     """Return the errors of the few-shot branch and of the last finished round."""
-    errors: list[str | None] = []
-    for query in index.queries:
-        fewshot = read_pseudo_label(pseudo_label_paths(work.pseudo_labels, query).record)
-        errors.append(fewshot.error if fewshot is not None else None)
-        for last in work.finished_rounds()[-1:]:
-            new = read_relabel_record(pseudo_label_paths(last.relabelled, query).record)
-            errors.append(new.error if new is not None else None)
-    return tuple(error for error in errors if error is not None)
+    work = WorkDir(options.work_dir)
+    folders: list[tuple[Path, type[PseudoLabelRecord] | type[RelabelRecord]]]
+    folders = [(work.pseudo_labels, PseudoLabelRecord)]
+    folders += [(last.relabelled, RelabelRecord) for last in work.finished_rounds()[-1:]]
+    found = (
+        read_record_or_none(pseudo_label_paths(folder, query).record, kind)
+        for query in (read_index(work).queries if work.index.is_file() else ())
+        for folder, kind in folders
+    )
+    return tuple(record.error for record in found if record is not None and record.error)

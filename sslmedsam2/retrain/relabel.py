@@ -32,7 +32,7 @@ from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.imaging.intensity import entropy_bits
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_stored, read_volume
-from sslmedsam2.imaging.records import key_of, write_record
+from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
 from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
@@ -42,20 +42,19 @@ from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.options import RetrainOptions
 from sslmedsam2.retrain.select import PseudoLabel
 from sslmedsam2.retrain.state import (
     RelabelRecord,
+    RetrainOptions,
     RoundDir,
     WorkDir,
-    read_relabel_record,
 )
 from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.train.fold_scores import load_fold
 from sslmedsam2.weights.manifest import checkpoint_file, sha256_file
 
 if TYPE_CHECKING:
-    from sslmedsam2.inference.segmenter import CanonicalSegmentation, CanonicalSegmenter
+    from sslmedsam2.inference.segmenter import CanonicalSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +231,7 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
 
 def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
     """Return the record of a mask that stands: a person's, or one made alike without an error."""
-    record = read_relabel_record(paths.record)
+    record = read_record_or_none(paths.record, RelabelRecord)
     if record is None or record.error is not None:
         return None
     if record.key == key or record.is_corrected(paths.mask):
@@ -242,7 +241,7 @@ def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
 
 def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
     """Predict, fuse and write one image; its error stays with it, but for a full disk or so."""
-    before = read_relabel_record(unit.paths.record)
+    before = read_record_or_none(unit.paths.record, RelabelRecord)
     make_way(unit.paths, mask_sha256=before.mask_sha256 if before is not None else None)
     try:
         return _written(unit, networks)
@@ -267,7 +266,8 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         fold: network.segment(ready.canonical, with_probability=True)
         for fold, network in networks.items()
     }
-    probability = _mean_probability([found[fold] for fold in unit.members])
+    maps = [found[fold].probability_zyx for fold in unit.members]
+    probability: npt.NDArray[np.float32] = np.stack(maps).mean(axis=0)  # type: ignore[arg-type]
     turn = ready.canonical.reorientation
     if blank.fewshot_weight > 0:
         # No image to be checked: a probability may well be constant.
@@ -289,20 +289,10 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         mean_confidence=round(float(probability[mask > 0].mean()), 4) if mask.any() else None,
         mask_sha256=sha256_file(paths.mask),
     )
-    draw_preview(
-        ready.canonical, mask, path=paths.preview, title=label.query.name, flags=_flags(record)
-    )
+    change = record.change_dice
+    flags = () if change is None else (f"DICE TO LAST {change:.3f}",)
+    draw_preview(ready.canonical, mask, path=paths.preview, title=label.query.name, flags=flags)
     return record
-
-
-def _mean_probability(found: Sequence[CanonicalSegmentation]) -> npt.NDArray[np.float32]:
-    maps = [one.probability_zyx for one in found if one.probability_zyx is not None]
-    mean: npt.NDArray[np.float32] = np.stack(maps).mean(axis=0)
-    return mean
-
-
-def _flags(record: RelabelRecord) -> tuple[str, ...]:
-    return () if record.change_dice is None else (f"DICE TO LAST {record.change_dice:.3f}",)
 
 
 def _change(label: PseudoLabel, mask_zyx: npt.NDArray[np.uint8]) -> float | None:

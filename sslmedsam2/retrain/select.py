@@ -1,4 +1,9 @@
-"""First stage of a round: select pseudo labels, and write the masks to train on."""
+"""First stage of a round: which pseudo labels train, which voxels are ignored, the training masks.
+
+A curriculum, as in ST++ (Yang et al. 2022, arXiv:2106.05095): accepted pseudo labels train first;
+doubtful ones train only after networks that did not train on the scan agree on it; rejected ones
+never train. Uncertain voxels get nnU-Net's ignore label.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +13,148 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from sslmedsam2.contract.outputs import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.fewshot.strategy import Verdict
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_mask_of
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, write_record
 from sslmedsam2.imaging.writing import write_labels
-from sslmedsam2.nnunet.labels import IGNORE, LIVER, UNSURE_LIVER
+from sslmedsam2.nnunet.labels import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.pseudo_label.calibration import CalibrationRun
-from sslmedsam2.pseudo_label.records import read_pseudo_label
-from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.selection import (
-    Candidate,
-    Choice,
-    Selection,
-    choose,
-    choose_online,
-    none_of,
-    training_labels,
-)
-from sslmedsam2.retrain.state import RoundDir, WorkDir, read_relabel_record
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pseudo label that may be trained on.
+
+    Attributes
+    ----------
+    verdict
+        Of the few-shot branch; None if it could not label the image.
+    agreement
+        Mean Dice between the networks of the last round, none of which had trained on this image;
+        None if there was no such round, or the image had been trained on.
+    trained_before
+        Whether a network of the last round had trained on it, then or before a warm start.
+    has_liver
+        Whether its newest mask holds any.
+    manually_corrected
+        Whether a person has corrected a mask of it.
+    estimated_dice
+        Of the few-shot branch's mask, by its calibration; None if that is not known.
+    """
+
+    name: str
+    verdict: Verdict | None
+    agreement: float | None = None
+    trained_before: bool = False
+    has_liver: bool = True
+    manually_corrected: bool = False
+    estimated_dice: float | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a candidate trains, and why.
+
+    Attributes
+    ----------
+    ignored
+        Share of voxels that do not count.
+    fewshot_weight
+        With the method ``online``, what its mask counts at first against the network's prediction,
+        0 to 1; None where the mask alone is learned.
+    """
+
+    name: str
+    trains: bool
+    reason: str
+    ignored: float | None = None
+    fewshot_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The choices of a round; ``key`` is equal for the same choices from the same labels."""
+
+    key: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the candidates that train."""
+        return frozenset(choice.name for choice in self.choices if choice.trains)
+
+
+def choose(candidate: Candidate, *, agreement_needed: float) -> Choice:
+    """Decide whether a candidate trains in a round."""
+    trains, reason = _decide(candidate, agreement_needed)
+    return Choice(candidate.name, trains, reason)
+
+
+def choose_online(candidate: Candidate) -> Choice:
+    """Decide whether a candidate takes part in an online training: all that have a mask do."""
+    name = candidate.name
+    if candidate.verdict is None:
+        return Choice(name, False, "it could not be labelled")
+    if not candidate.has_liver:
+        return Choice(name, False, "its mask is empty")
+    if candidate.manually_corrected:
+        return Choice(name, True, "manually corrected")
+    if candidate.verdict == "reject" or candidate.estimated_dice is None:
+        return Choice(name, True, "the network's own prediction alone", fewshot_weight=0.0)
+    return Choice(
+        name,
+        True,
+        f"{candidate.verdict}: the few-shot mask counts at first",
+        fewshot_weight=candidate.estimated_dice,
+    )
+
+
+def _decide(candidate: Candidate, agreement_needed: float) -> tuple[bool, str]:
+    if candidate.verdict is None:
+        return False, "it could not be labelled"
+    if candidate.verdict == "reject" and not candidate.manually_corrected:
+        return False, "rejected by the few-shot branch"
+    if not candidate.has_liver:
+        return False, "its mask is empty"
+    if candidate.manually_corrected:
+        return True, "manually corrected"
+    if candidate.verdict == "accept":
+        return True, "accepted by the few-shot branch"
+    if candidate.trained_before:
+        return True, "doubtful at first, taken in by an earlier round"
+    if candidate.agreement is None:
+        return False, "doubtful: waits for networks to agree on it"
+    if candidate.agreement >= agreement_needed:
+        return True, f"doubtful, but networks agree on it (Dice {candidate.agreement:.3f})"
+    return False, f"doubtful, and networks do not agree (Dice {candidate.agreement:.3f})"
+
+
+def training_labels(
+    mask_zyx: npt.NDArray[np.uint8],
+    uncertainty_zyx: npt.NDArray[np.float32],
+    *,
+    ignore_above: float,
+) -> npt.NDArray[np.uint8]:
+    """Return labels ``[z, y, x]`` to train on: the mask, with uncertain voxels to be ignored.
+
+    ``uncertainty_zyx`` is the binary entropy of the foreground probability in bits, 0 to 1.
+    """
+    inside, unsure = mask_zyx > 0, uncertainty_zyx > ignore_above
+    labels = np.where(inside, np.uint8(LIVER), np.uint8(BACKGROUND))
+    labels[unsure & inside] = UNSURE_LIVER
+    labels[unsure & ~inside] = IGNORE
+    return labels
 
 
 @dataclass(frozen=True)
@@ -77,7 +199,7 @@ def fewshot_dice(work: WorkDir) -> float | None:
 
 def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
     paths = pseudo_label_paths(work.pseudo_labels, query)
-    record = read_pseudo_label(paths.record)
+    record = read_record_or_none(paths.record, PseudoLabelRecord)
     if record is None or record.verdict is None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
     if record.mask_sha256 is not None and sha256_file(paths.mask) != record.mask_sha256:
@@ -102,7 +224,7 @@ def relabelled(round_dir: RoundDir, fewshot: Sequence[PseudoLabel]) -> tuple[Pse
 
 def _relabelled(round_dir: RoundDir, fewshot: PseudoLabel) -> PseudoLabel:
     query, paths = fewshot.query, pseudo_label_paths(round_dir.relabelled, fewshot.query)
-    record = read_relabel_record(paths.record)
+    record = read_record_or_none(paths.record, RelabelRecord)
     if record is None or record.error is not None:
         if fewshot.candidate.manually_corrected:
             return fewshot
@@ -136,11 +258,12 @@ def select(
     """
     candidates = [label.candidate for label in labels]
     if options.method == "online":
-        choices = choose_online(candidates)
+        choices = [choose_online(one) for one in candidates]
     elif options.reference_masks_first and round_dir.number == 1:
-        choices = none_of(candidates)
+        reason = "the first round learns from reference masks alone"
+        choices = [Choice(one.name, False, reason) for one in candidates]
     else:
-        choices = choose(candidates, agreement_needed=options.agreement_needed)
+        choices = [choose(one, agreement_needed=options.agreement_needed) for one in candidates]
     key = key_of(
         [
             options.ignore_above,
@@ -149,8 +272,8 @@ def select(
             *([choice.fewshot_weight for choice in choices] if options.method == "online" else []),
         ]
     )
-    selection = _earlier(round_dir, key)
-    if selection is None:
+    selection = read_record_or_none(round_dir.selection, Selection)
+    if selection is None or selection.key != key:
         _move_rounds_aside(round_dir, labels)
         trained = tuple(
             _with_training_mask(round_dir, label, choice, options) if choice.trains else choice
@@ -171,12 +294,6 @@ def select(
     )
 
 
-def _earlier(round_dir: RoundDir, key: str) -> Selection | None:
-    """Return the selection that was made from the same labels."""
-    found = read_record_or_none(round_dir.selection, Selection)
-    return found if found is not None and found.key == key else None
-
-
 def _move_rounds_aside(round_dir: RoundDir, labels: Sequence[PseudoLabel]) -> None:
     """Move a round aside, and the later ones, which came from it; raises OutputError."""
     # The last goes first: a kill in between leaves no gap, behind which none would be found.
@@ -192,7 +309,7 @@ def _move_rounds_aside(round_dir: RoundDir, labels: Sequence[PseudoLabel]) -> No
 def _carry_correction(old: RoundDir, new: RoundDir, query: ImageFile) -> None:
     """Copy a new mask that a person has corrected, with its record, from one folder to another."""
     source, target = (pseudo_label_paths(one.relabelled, query) for one in (old, new))
-    record = read_relabel_record(source.record)
+    record = read_record_or_none(source.record, RelabelRecord)
     if record is None or not record.is_corrected(source.mask):
         return
     for name in ("mask", "uncertainty"):
@@ -222,3 +339,27 @@ def _with_training_mask(
     write_labels(labels, like=mask, path=_training_mask_path(round_dir, label.query))
     ignored = round(float(np.isin(labels, (IGNORE, UNSURE_LIVER)).mean()), 5)
     return replace(choice, ignored=ignored)
+
+
+def ever_trained(round_dir: RoundDir, *, warm_start: bool) -> frozenset[str]:
+    """Return the names of the queries that a round's networks have trained on.
+
+    With ``warm_start`` they go on from those of the round before, and so have trained on what these
+    had trained on, even if it was left out since. Raises UsageError.
+    """
+    first = 1 if warm_start else round_dir.number
+    rounds = map(WorkDir(round_dir.path.parent).round, range(first, round_dir.number + 1))
+    return frozenset().union(*(read_state(one.selection, Selection).trained for one in rounds))
+
+
+def weight_of_first(first_dice: float | None, second_dice: float) -> float:
+    """Return the weight, 0 to 1, of the first of two predictions in their mean.
+
+    Each counts by the inverse square of its error on reference masks, as independent measurements
+    count by the inverse of their variance. A prediction of unknown error gets no weight.
+    """
+    if first_dice is None:
+        return 0.0
+    first, second = 1 - first_dice, 1 - second_dice
+    total = first**2 + second**2
+    return round(second**2 / total, 4) if total else 0.5

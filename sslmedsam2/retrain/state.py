@@ -1,4 +1,4 @@
-"""The work directory of ``retrain``: one place that knows its names.
+"""The work directory of ``retrain``: its files, its options, and when its rounds end.
 
 ::
 
@@ -25,14 +25,242 @@ What no longer holds is moved aside (``round_2.replaced-<UTC time>``), never del
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Final, Literal
 
+from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import InputError, UsageError
-from sslmedsam2.imaging.records import Record, read_record, read_record_or_none
-from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.selection import Decision, RoundFigures, Selection, decide
+from sslmedsam2.imaging.records import Record, check_words, read_record
+from sslmedsam2.inference.device import Device
+from sslmedsam2.nnunet.plans import CompactPreset, Preset
 from sslmedsam2.weights.manifest import sha256_file
+
+FinalModel = Literal["ensemble", "best-fold", "average"]
+Method = Literal["rounds", "online"]
+
+_FREE_TO_CHANGE: Final = frozenset(
+    (
+        *("labelled_dir", "unlabelled_dir", "start", "work_dir", "sequence_map", "rule"),
+        *("weights_dir", "name", "training_data", "licence", "final"),
+        *("device", "deterministic", "gpus", "force"),
+    )
+)
+"""Options that may change between two calls on one work directory. The content of the folders is
+compared by the index; rounds that are done stay, and the new rule decides about the next; no stage
+before freezing depends on the others, or they only say what computes and how exactly it repeats
+itself."""
+
+IGNORE_ABOVE: Final = 0.95
+"""Bits. Of what it hides near the liver 43 % is wrong, against 15 % of all voxels there; a lower
+threshold hides more wrong voxels but mostly right ones (``benchmarks/ignore_threshold.py``)."""
+
+
+@dataclass(frozen=True)
+class StoppingRule:
+    """When to stop.
+
+    Attributes
+    ----------
+    most_rounds
+        The maximum.
+    settled_at
+        ``change_dice`` from which the pseudo masks count as settled.
+    fixed
+        Do ``most_rounds`` whatever the figures say.
+    tolerance
+        Loss of ``validation_dice`` against the best round that is no worsening yet.
+    """
+
+    most_rounds: int = 5
+    settled_at: float = 0.97
+    fixed: bool = False
+    tolerance: float = 0.005
+
+
+@dataclass(frozen=True)
+class RetrainOptions:
+    """What ``retrain`` is asked to do.
+
+    Attributes
+    ----------
+    labelled_dir
+        Case folders with ``<SEQ>.nii.gz`` and ``mask_<SEQ>.nii.gz``.
+    unlabelled_dir
+        Volumes to learn from, in any layout that ``predict`` reads. May be the same folder.
+    work_dir
+        All that is made on the way, see :mod:`sslmedsam2.retrain.state`.
+    weights_dir
+        Where to freeze the model of the best round under ``name``; None to leave that out.
+    sam2
+        As in ``pseudo-label``.
+    sequences
+        Canonical names that take part, in both folders; None for all. The frozen model then
+        serves only these.
+    method
+        ``rounds`` trains on pseudo masks and makes them anew, several times. ``online`` is one
+        longer training, in which the network's average predicts the unlabelled images on the way
+        (:mod:`sslmedsam2.nnunet.online`); its rule is that of a single round.
+    rule
+        When the rounds end.
+    folds
+        Networks a round; each re-predicts the unlabelled patients it was not trained on.
+    contrast_probability
+        Share of the patches that are repainted with a random contrast.
+    start
+        A checkpoint of the same plans, trained on none of these data, to begin round 1 with.
+    warm_start
+        Begin each later round with the networks of the one before, else as round 1.
+    reference_masks_first
+        Train round 1 on reference masks alone, so that the first pseudo labels to train on are
+        those of both branches.
+    reference_share
+        Share of the training patches with reference masks.
+    ignore_above
+        Uncertainty in bits, 0 to 1, above which a voxel of a pseudo label is ignored.
+    agreement_needed
+        Dice between networks from which a doubtful pseudo label is used.
+    final
+        What is frozen of the best round: all folds, the best of them, or one network with the
+        mean of their weights.
+    deterministic
+        Train deterministically on a GPU too, which is slower; on a CPU it always is.
+    gpus
+        Number of GPUs for each training.
+    force
+        Freeze even a network that is worse than the few-shot branch it learned from.
+    preset
+        Size of the network.
+    label
+        The value of the liver in the reference masks; None for their only foreground value.
+    sequence_map
+        What the user says of files; overrides their names.
+    """
+
+    labelled_dir: Path
+    unlabelled_dir: Path
+    work_dir: Path
+    weights_dir: Path | None = None
+    sam2: str = "compact"
+    sequences: tuple[str, ...] | None = None
+    method: Method = "rounds"
+    rule: StoppingRule = field(default_factory=StoppingRule)
+    folds: int = 3
+    epochs: int = 30
+    iterations_per_epoch: int = 50
+    contrast_probability: float = 0.7
+    start: Path | None = None
+    warm_start: bool = True
+    reference_masks_first: bool = False
+    reference_share: float = 0.5
+    ignore_above: float = IGNORE_ABOVE
+    agreement_needed: float = 0.85
+    final: FinalModel = "ensemble"
+    device: Device = "auto"
+    deterministic: bool = False
+    gpus: int = 1
+    force: bool = False
+    seed: int = 20260
+    preset: Preset = field(default_factory=CompactPreset)
+    label: int | None = None
+    sequence_map: SequenceMap = field(default_factory=SequenceMap)
+    name: str = "liver"
+    training_data: str = "not stated"
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        """Check the words; raises UsageError."""
+        check_words(self)
+
+
+def as_stored(options: RetrainOptions) -> RetrainOptions:
+    """Return the options as ``options.json`` holds them: with absolute paths, without the map.
+
+    Keys of a sequence map may say something of a patient; what it led to is in the index.
+    """
+    paths = {
+        name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
+    }
+    return replace(options, sequence_map=SequenceMap(), **paths)  # type: ignore[arg-type]
+
+
+def changed_options(before: RetrainOptions, now: RetrainOptions) -> tuple[str, ...]:
+    """Return the options that two calls on one work directory must agree on and do not."""
+    names = {item.name for item in fields(RetrainOptions)} - _FREE_TO_CHANGE
+    return tuple(name for name in sorted(names) if getattr(before, name) != getattr(now, name))
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """The figures of a finished round, on which the decision rests.
+
+    Attributes
+    ----------
+    round
+        Counts from 1.
+    validation_dice, validation_hausdorff_mm
+        Means over reference masks, each scored by the fold that had not trained on its patient.
+    change_dice
+        Mean Dice between the pseudo masks before and after the round; None if there are none.
+    trained, waiting, rejected, failed
+        Numbers of unlabelled images: that the round trained on, that wait, that never train, and
+        that could not be re-predicted.
+    changes
+        ``change_dice`` of each unlabelled image.
+    """
+
+    round: int
+    validation_dice: float
+    change_dice: float | None
+    trained: int
+    waiting: int
+    rejected: int
+    failed: int
+    validation_hausdorff_mm: float | None = None
+    changes: Mapping[str, float | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to go on, why (or why not), and the best round so far."""
+
+    stop: bool
+    reason: str
+    best_round: int
+
+
+def decide(history: Sequence[RoundFigures], rule: StoppingRule) -> Decision:
+    """Judge the rounds so far; at least one.
+
+    The best round is that of the highest validation Dice, among equals the latest: its pseudo
+    masks have been refined further.
+    """
+    best = max(history, key=lambda figures: (figures.validation_dice, figures.round))
+    last = history[-1]
+    # Two rounds without any would train on reference masks alone for ever.
+    untried = last.trained == 0 and (len(history) < 2 or history[-2].trained > 0)
+    stop, reason = _judge(last, best, rule, untried=untried)
+    return Decision(stop, reason, best.round)
+
+
+def _judge(
+    last: RoundFigures, best: RoundFigures, rule: StoppingRule, *, untried: bool
+) -> tuple[bool, str]:
+    if last.round >= rule.most_rounds:
+        return True, f"the limit of {rule.most_rounds} round(s) is reached"
+    if rule.fixed:
+        return False, f"round {last.round} of {rule.most_rounds}"
+    loss = best.validation_dice - last.validation_dice
+    if loss > rule.tolerance:
+        return True, f"Dice on reference masks fell by {loss:.4f} against round {best.round}"
+    if untried:
+        return False, "no pseudo label has trained yet"
+    if last.change_dice is None:
+        return True, "there are no pseudo masks that could change"
+    if last.change_dice >= rule.settled_at:
+        return True, f"the pseudo masks have settled (Dice to the last {last.change_dice:.4f})"
+    return False, f"the pseudo masks still change (Dice to the last {last.change_dice:.4f})"
 
 
 class _Part:
@@ -128,17 +356,6 @@ def decision_so_far(options: RetrainOptions) -> Decision | None:
     return decide(figures, options.rule) if figures else None
 
 
-def ever_trained(round_dir: RoundDir, *, warm_start: bool) -> frozenset[str]:
-    """Return the names of the queries that a round's networks have trained on.
-
-    With ``warm_start`` they go on from those of the round before, and so have trained on what these
-    had trained on, even if it was left out since. Raises UsageError.
-    """
-    first = 1 if warm_start else round_dir.number
-    rounds = map(WorkDir(round_dir.path.parent).round, range(first, round_dir.number + 1))
-    return frozenset().union(*(read_state(one.selection, Selection).trained for one in rounds))
-
-
 @dataclass(frozen=True)
 class RelabelRecord:
     """How a round's networks saw one unlabelled image.
@@ -187,8 +404,3 @@ class RelabelRecord:
             return False
         edited = self.mask_sha256 is not None and sha256_file(mask) != self.mask_sha256
         return self.manually_corrected or edited
-
-
-def read_relabel_record(path: Path) -> RelabelRecord | None:
-    """Read a record; None without one and, after a warning, if it is not usable."""
-    return read_record_or_none(path, RelabelRecord)

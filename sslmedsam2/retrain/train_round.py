@@ -35,10 +35,8 @@ from sslmedsam2.nnunet.training import (
     worth_measuring,
 )
 from sslmedsam2.retrain.index import Index, read_index
-from sslmedsam2.retrain.options import RetrainOptions
-from sslmedsam2.retrain.select import fewshot_dice
-from sslmedsam2.retrain.selection import Selection
-from sslmedsam2.retrain.state import RoundDir, WorkDir, read_state
+from sslmedsam2.retrain.select import Selection, fewshot_dice
+from sslmedsam2.retrain.state import RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
 from sslmedsam2.weights.manifest import checkpoint_file
 

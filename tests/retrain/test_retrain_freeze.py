@@ -23,8 +23,7 @@ from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.retrain import pipeline
 from sslmedsam2.retrain.freeze import FrozenScores, below_fewshot
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.selection import RoundFigures, StoppingRule
-from sslmedsam2.retrain.state import WorkDir
+from sslmedsam2.retrain.state import RoundFigures, StoppingRule, WorkDir
 from sslmedsam2.train.calibration import LEAST_PATIENTS
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable

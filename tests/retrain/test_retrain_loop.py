@@ -19,7 +19,7 @@ from sslmedsam2.errors import ExitCode
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain.pipeline import plan, retrain
-from sslmedsam2.retrain.selection import StoppingRule
+from sslmedsam2.retrain.state import StoppingRule
 from sslmedsam2.weights.locate import locate_models
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_progress_png")

@@ -15,7 +15,8 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet.trainer import LiverTrainer
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.pipeline import plan, retrain
-from sslmedsam2.retrain.selection import Candidate, StoppingRule, choose_online
+from sslmedsam2.retrain.select import Candidate, choose_online
+from sslmedsam2.retrain.state import StoppingRule
 from sslmedsam2.retrain.train_round import online_settings
 from sslmedsam2.weights.locate import locate_models
 
@@ -101,17 +102,16 @@ def test_no_fold_learns_from_a_patient_that_it_relabels(done):
 
 
 def test_mask_counts_by_its_estimated_dice_unless_it_is_rejected():
-    choices = choose_online(
-        [
-            Candidate("a", "accept", estimated_dice=0.9),
-            Candidate("b", "doubtful", estimated_dice=0.6),
-            Candidate("c", "reject", estimated_dice=0.5),
-            Candidate("d", "doubtful"),
-            Candidate("e", "reject", estimated_dice=0.5, manually_corrected=True),
-            Candidate("f", "accept", estimated_dice=0.9, has_liver=False),
-            Candidate("g", None),
-        ]
-    )
+    candidates = [
+        Candidate("a", "accept", estimated_dice=0.9),
+        Candidate("b", "doubtful", estimated_dice=0.6),
+        Candidate("c", "reject", estimated_dice=0.5),
+        Candidate("d", "doubtful"),
+        Candidate("e", "reject", estimated_dice=0.5, manually_corrected=True),
+        Candidate("f", "accept", estimated_dice=0.9, has_liver=False),
+        Candidate("g", None),
+    ]
+    choices = [choose_online(one) for one in candidates]
 
     assert {one.name: one.fewshot_weight for one in choices if one.trains} == {
         **{"a": 0.9, "b": 0.6},

@@ -21,10 +21,9 @@ from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.options import as_stored
 from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
-from sslmedsam2.retrain.selection import Choice, Selection
-from sslmedsam2.retrain.state import RelabelRecord, WorkDir
+from sslmedsam2.retrain.select import Choice, Selection
+from sslmedsam2.retrain.state import RelabelRecord, WorkDir, as_stored
 from sslmedsam2.train.fold_scores import FoldScore
 
 QUERIES = (("0011-B1", "T2"), ("0012-B1", "T2"), ("0013-B1", None))

@@ -28,7 +28,8 @@ from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain import pipeline as run
 from sslmedsam2.retrain.pipeline import retrain
-from sslmedsam2.retrain.selection import StoppingRule, weight_of_first
+from sslmedsam2.retrain.select import weight_of_first
+from sslmedsam2.retrain.state import StoppingRule
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import sha256_file
 

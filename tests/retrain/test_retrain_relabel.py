@@ -12,8 +12,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.retrain import relabel as module
 from sslmedsam2.retrain.relabel import RelabelUnit, refuse_if_nearly_all_failed
-from sslmedsam2.retrain.select import PseudoLabel
-from sslmedsam2.retrain.selection import Candidate
+from sslmedsam2.retrain.select import Candidate, PseudoLabel
 from sslmedsam2.retrain.state import RelabelRecord
 
 QUERY = ImageFile(case="0011-B1", sequence="T2", path=Path("T2.nii.gz"), sha256="0")

@@ -14,10 +14,16 @@ from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.nnunet.labels import LIVER
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
-from sslmedsam2.retrain import selection as rules
-from sslmedsam2.retrain.select import fewshot_labels, relabelled, select
-from sslmedsam2.retrain.selection import Choice, Selection
-from sslmedsam2.retrain.state import RelabelRecord, WorkDir, ever_trained
+from sslmedsam2.retrain import select as rules
+from sslmedsam2.retrain.select import (
+    Choice,
+    Selection,
+    ever_trained,
+    fewshot_labels,
+    relabelled,
+    select,
+)
+from sslmedsam2.retrain.state import RelabelRecord, WorkDir
 from sslmedsam2.weights.manifest import sha256_file
 
 CASES = ("0011-B1", "0012-B1")

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 
 from sslmedsam2.nnunet.labels import IGNORE, LIVER, UNSURE_LIVER
-from sslmedsam2.retrain.selection import Candidate, choose, training_labels
+from sslmedsam2.retrain.select import Candidate, choose, training_labels
 
 
 def _one(verdict, **more):
-    (choice,) = choose([Candidate("c", verdict, **more)], agreement_needed=0.8)
+    choice = choose(Candidate("c", verdict, **more), agreement_needed=0.8)
     return choice
 
 
@@ -37,7 +37,7 @@ def test_curriculum(verdict, more, trains, reason):
 
 def test_choices_keep_the_order_and_the_names():
     candidates = [Candidate("b", "reject"), Candidate("a", "accept"), Candidate("c", "doubtful")]
-    choices = choose(candidates, agreement_needed=0.8)
+    choices = [choose(one, agreement_needed=0.8) for one in candidates]
 
     assert [(choice.name, choice.trains) for choice in choices] == [
         ("b", False),
