@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ import torch
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
 from sslmedsam2.nnunet.trainer import LiverTrainer
-from sslmedsam2.nnunet.training import SharedTraining, run_rank
+from sslmedsam2.nnunet.training import FoldTraining, run_rank
 
 
-def run_rank_on_a_cpu(rank: int, training: SharedTraining, notes: Path) -> None:
+def run_rank_on_a_cpu(rank: int, training: FoldTraining, rendezvous: Path, notes: Path) -> None:
     """Do what a process with a GPU does; note the patches it drew and the weights it ended with."""
     torch.set_num_threads(1)
     _keep_nnunet_from_gpus()
@@ -30,7 +31,7 @@ def run_rank_on_a_cpu(rank: int, training: SharedTraining, notes: Path) -> None:
         torch.save({"drawn": drawn, "weights": weights}, notes / f"{rank}.pt")
 
     LiverTrainer.train_step, LiverTrainer.on_train_end = noting, note  # type: ignore[method-assign]
-    run_rank(rank, training)
+    run_rank(rank, training, rendezvous, logging.WARNING)
 
 
 def _keep_nnunet_from_gpus() -> None:

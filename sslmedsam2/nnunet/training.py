@@ -17,60 +17,45 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
+
+import torch
+import torch.multiprocessing
+from torch import distributed
 
 from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.execution.host import keep_freed_memory, processor_count
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.records import read_record
+from sslmedsam2.nnunet.cpu import can_compile
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
-from sslmedsam2.nnunet.trainer import TrainingSettings
+from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings, deterministic_algorithms
 from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
-
-if TYPE_CHECKING:
-    from sslmedsam2.nnunet.trainer import LiverTrainer
-
+from sslmedsam2.weights.manifest import checkpoint_file
 
 logger = logging.getLogger(__name__)
+
+Fold = int | str
+"""A fold's number, or ``"all"`` for training on every case."""
 
 _LOOK_AROUND_S: Final = 1.0
 
 
 @dataclass(frozen=True)
-class SharedTraining:
-    """What every process is told.
-
-    Attributes
-    ----------
-    rendezvous_file
-        Where they find each other; must not exist yet.
-    stop
-        An event of ``multiprocessing`` that the parent sets, or None.
-    """
+class FoldTraining:
+    """One fold that is trained; see `train_fold`."""
 
     work_dir: Path
     fold: Fold
     settings: TrainingSettings
     device: str
-    warm_start: Path | None
-    gpus: int
-    rendezvous_file: Path
-    log_level: int
-    stop: Any = None
+    warm_start: Path | None = None
+    gpus: int = 1
 
 
-def train_on_several_gpus(
-    work_dir: Path,
-    *,
-    fold: Fold,
-    settings: TrainingSettings,
-    device: str,
-    warm_start: Path | None,
-    gpus: int,
-    stop: StopRequest,
-) -> None:
+def train_on_several_gpus(training: FoldTraining, stop: StopRequest) -> None:
     """Train a fold to its end, or to the end of an epoch once ``stop`` is true.
 
     Raises
@@ -78,23 +63,14 @@ def train_on_several_gpus(
     SslMedSam2Error
         One process failed; the others are ended.
     """
-    import torch.multiprocessing
-
     with tempfile.TemporaryDirectory() as folder:
         stopped = torch.multiprocessing.get_context("spawn").Event()
-        training = SharedTraining(
-            work_dir=work_dir,
-            fold=fold,
-            settings=settings,
-            device=device,
-            warm_start=warm_start,
-            gpus=gpus,
-            rendezvous_file=Path(folder) / "processes",
-            log_level=logging.getLogger().getEffectiveLevel(),
-            stop=stopped,
-        )
+        rendezvous, log_level = Path(folder) / "processes", logging.getLogger().getEffectiveLevel()
         processes: Any = torch.multiprocessing.spawn(
-            run_rank, args=(training,), nprocs=gpus, join=False
+            run_rank,
+            args=(training, rendezvous, log_level, stopped),
+            nprocs=training.gpus,
+            join=False,
         )
         try:
             while not processes.join(timeout=_LOOK_AROUND_S):
@@ -105,7 +81,7 @@ def train_on_several_gpus(
             torch.multiprocessing.ProcessExitedException,
         ) as error:
             raise SslMedSam2Error(
-                f"fold {fold} on {gpus} GPUs",
+                f"fold {training.fold} on {training.gpus} GPUs",
                 reason=str(error).strip().splitlines()[-1],
                 remedy="Look at the lines above, and run the same command again to continue",
             ) from error
@@ -114,32 +90,28 @@ def train_on_several_gpus(
                 process.terminate()
 
 
-def run_rank(rank: int, training: SharedTraining) -> None:
-    """Run one of the processes that share a fold, on the GPU of that number."""
-    import torch
-    from torch import distributed
+def run_rank(
+    rank: int, training: FoldTraining, rendezvous_file: Path, log_level: int, stopped: Any = None
+) -> None:
+    """Run one of the processes that share a fold, on the GPU of that number.
 
-    logging.basicConfig(level=training.log_level, format="%(levelname)s %(message)s")
+    They find each other by ``rendezvous_file``, which must not exist yet. The parent sets
+    ``stopped``, an event of ``multiprocessing``, to end them.
+    """
+    logging.basicConfig(level=log_level, format="%(levelname)s %(message)s")
     _leave_ctrl_c_to_parent()
     on_gpu = training.device != "cpu"
     if on_gpu:
         torch.cuda.set_device(rank)
     distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=training.rendezvous_file.as_uri(),
+        init_method=rendezvous_file.as_uri(),
         rank=rank,
         world_size=training.gpus,
         device_id=torch.device("cuda", rank) if on_gpu else None,
     )
     try:
-        run_fold(
-            training.work_dir,
-            fold=training.fold,
-            settings=training.settings,
-            device=training.device,
-            warm_start=training.warm_start,
-            stop=StopRequest(training.stop.is_set) if training.stop else StopRequest(),
-        )
+        _run_fold(training, StopRequest(stopped.is_set) if stopped else StopRequest())
     finally:
         distributed.destroy_process_group()
 
@@ -157,8 +129,6 @@ def _leave_ctrl_c_to_parent() -> None:
 
 def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
     """Raise :class:`UsageError` if so many GPUs cannot share a training."""
-    import torch
-
     if gpus == 1:
         return
     there = torch.cuda.device_count() if device == "cuda" else 0
@@ -172,10 +142,6 @@ def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
     else:
         return
     raise UsageError(f"--gpus {gpus}", reason=reason, remedy=remedy)
-
-
-Fold = int | str
-"""A fold's number, or ``"all"`` for training on every case."""
 
 
 _WORTH_MEASURING = 1000
@@ -199,10 +165,13 @@ def preprocessed_dir(work_dir: Path) -> Path:
 
 def trained_model_dir(work_dir: Path) -> Path:
     """Return the folder with ``plans.json``, ``dataset.json`` and the folds."""
-    from sslmedsam2.nnunet.trainer import LiverTrainer
-
     run = f"{LiverTrainer.__name__}__{PLANS_NAME}__{CONFIGURATION}"
     return work_dir / "results" / DATASET_NAME / run
+
+
+def final_checkpoint(work_dir: Path, fold: Fold) -> Path:
+    """Return where the checkpoint of a fold lies that is trained to its end."""
+    return trained_model_dir(work_dir) / checkpoint_file(str(fold))
 
 
 def train_fold(
@@ -235,58 +204,41 @@ def train_fold(
     UsageError
         Another process trains this fold.
     """
-    final = _final_checkpoint(work_dir, fold)
+    final = final_checkpoint(work_dir, fold)
     stop = StopRequest() if stop is None else stop
     if final.is_file():
         logger.info("fold %s is trained already", fold)
         return final
-    common: dict[str, Any] = {
-        "fold": fold,
-        "settings": settings,
-        "device": device,
-        "warm_start": warm_start,
-        "stop": stop,
-    }
+    training = FoldTraining(work_dir, fold, settings, device, warm_start, gpus)
     with locked(final.parent, "training.lock", what="training this fold"):
         if stop:
             return None
         # A killed training leaves a checkpoint half-written, of a gigabyte on a GPU.
         remove_partials(final.parent)
-        if gpus == 1:
-            run_fold(work_dir, **common)
-        else:
-            train_on_several_gpus(work_dir, gpus=gpus, **common)
+        run = _run_fold if gpus == 1 else train_on_several_gpus
+        run(training, stop)
     return final if final.is_file() else None
 
 
-def run_fold(
-    work_dir: Path,
-    *,
-    fold: Fold,
-    settings: TrainingSettings,
-    device: str,
-    warm_start: Path | None,
-    stop: StopRequest,
-) -> None:
-    """Train one fold in this process, alone or as one of several; see `train_fold`."""
-    import torch
-
-    from sslmedsam2.nnunet.trainer import deterministic_algorithms
-
-    set_environment(work_dir, device=device, settings=settings)
+def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
+    """Train one fold in this process, alone or as one of several."""
+    work_dir, fold, device = training.work_dir, training.fold, training.device
+    set_environment(work_dir, device=device, settings=training.settings)
     if device == "cpu":
         keep_freed_memory()
-    with deterministic_algorithms() if settings.deterministic else _quickest_convolutions():
+    with (
+        deterministic_algorithms() if training.settings.deterministic else _quickest_convolutions()
+    ):
         trainer = _make_trainer(work_dir, fold=fold, device=device)
-        trainer.use(settings)
+        trainer.use(training.settings)
         trainer.stop = stop
         trainer.initialize()
-        latest = _final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
+        latest = final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():
             trainer.load_checkpoint(str(latest))
             logger.info("fold %s continues at epoch %d", fold, trainer.current_epoch)
-        elif warm_start is not None:
-            _load_weights(trainer, warm_start)
+        elif training.warm_start is not None:
+            _load_weights(trainer, training.warm_start)
         try:
             trainer.run_training()
         except torch.cuda.OutOfMemoryError as error:
@@ -297,14 +249,8 @@ def run_fold(
             ) from error
 
 
-def _final_checkpoint(work_dir: Path, fold: Fold) -> Path:
-    return trained_model_dir(work_dir) / f"fold_{fold}" / "checkpoint_final.pth"
-
-
 def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) -> None:
     """Tell nnU-Net its folders and settings in the environment, where alone it looks."""
-    from sslmedsam2.nnunet.cpu import can_compile
-
     os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
     os.environ["nnUNet_results"] = str(work_dir / "results")
     if device == "cpu" or settings.deterministic or _shared_memory_is_small():
@@ -321,8 +267,6 @@ def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) 
 
 def _n_workers() -> int:
     """Return how many processes prepare patches for each GPU; this process keeps a processor."""
-    from torch import distributed
-
     sharing = distributed.get_world_size() if distributed.is_initialized() else 1
     return max(1, min(_MOST_WORKERS, processor_count() // sharing - 1))
 
@@ -330,8 +274,6 @@ def _n_workers() -> int:
 @contextmanager
 def _quickest_convolutions() -> Iterator[None]:
     """Let cuDNN measure which of its algorithms is quickest, as nnU-Net's own command does."""
-    import torch
-
     former = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -353,10 +295,6 @@ def _shared_memory_is_small() -> bool:
 
 def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
     """Build nnU-Net's trainer by hand: its class search would import every variant it has."""
-    import torch
-
-    from sslmedsam2.nnunet.trainer import LiverTrainer
-
     folder = preprocessed_dir(work_dir) / DATASET_NAME
     plans = {**read_plans(folder / f"{PLANS_NAME}.json"), "continue_training": False}
     meta = read_record(folder / "dataset.json", dict[str, Any])

@@ -17,7 +17,7 @@ from sslmedsam2.execution.units import Executor, ThisProcess, map_units
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
 from sslmedsam2.inference.confidence import Calibration
-from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.nnunet.training import final_checkpoint, trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
 from sslmedsam2.retrain.select import fewshot_dice
 from sslmedsam2.retrain.state import (
@@ -37,7 +37,7 @@ from sslmedsam2.train.calibration import (
     fit_if_enough,
     observe_images,
 )
-from sslmedsam2.train.fold_scores import FoldScore, load_fold, load_folds, score_fold
+from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.checkpoint import average_checkpoints
 from sslmedsam2.weights.freeze import freeze_model, move_model
 from sslmedsam2.weights.locate import locate_models
@@ -106,7 +106,7 @@ def freeze_round(
     round_dir = WorkDir(options.work_dir).round(decision.best_round)
     scores = read_state(round_dir.validation, tuple[FoldScore, ...])
     training_dir = trained_model_dir(round_dir.path)
-    folds = _folds(options, training_dir, scores)
+    folds = _folds(options, round_dir, scores)
     if options.final == "best-fold":
         scores = tuple(score for score in scores if str(score.fold) in folds)
     images = _scored_images(options, folds)
@@ -182,12 +182,12 @@ def observe_fold(
 ) -> list[Observation]:
     """Observe what a fold makes of the patients that it never saw, and of degraded copies."""
     model_dir = trained_model_dir(round_dir.path)
-    segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
+    segmenter = load_folds(model_dir, folds=[unit.fold], device=options.device)
     return observe_images(unit.held_out, segmenter=segmenter)
 
 
 def _folds(
-    options: RetrainOptions, training_dir: Path, scores: Sequence[FoldScore]
+    options: RetrainOptions, round_dir: RoundDir, scores: Sequence[FoldScore]
 ) -> tuple[str, ...]:
     if options.final == "ensemble":
         return tuple(str(fold) for fold in range(options.folds))
@@ -197,17 +197,12 @@ def _folds(
             for fold in range(options.folds)
         }
         return (str(max(means, key=lambda fold: means[fold])),)
-    return (_average(options, training_dir),)
-
-
-def _average(options: RetrainOptions, training_dir: Path) -> str:
-    """Write one checkpoint with the mean of all folds' weights (model soups, arXiv:2203.05482)."""
-    folders = [training_dir / f"fold_{fold}" for fold in range(options.folds)]
+    # The mean of all folds' weights: model soups, arXiv:2203.05482.
     average_checkpoints(
-        [folder / "checkpoint_final.pth" for folder in folders],
-        training_dir / f"fold_{_AVERAGE_FOLD}" / "checkpoint_final.pth",
+        [final_checkpoint(round_dir.path, fold) for fold in range(options.folds)],
+        final_checkpoint(round_dir.path, _AVERAGE_FOLD),
     )
-    return _AVERAGE_FOLD
+    return (_AVERAGE_FOLD,)
 
 
 def _card(

@@ -32,6 +32,7 @@ from sslmedsam2.nnunet.plans import (
     plan_network,
     planned_network,
 )
+from sslmedsam2.nnunet.training import check_gpus
 from sslmedsam2.retrain.plan_cluster import (
     PlanOptions,
     UnitCosts,
@@ -267,8 +268,6 @@ def _check_machine(
     index: Index, options: RetrainOptions, executor: Executor, *, device: str
 ) -> list[Grid]:
     """Check GPUs and disk, and return the images' grids, those of the labelled first."""
-    from sslmedsam2.nnunet.training import check_gpus
-
     grids = [
         _grid(path)
         for path in (

@@ -17,7 +17,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import Record, read_record_or_none
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import planned_network
-from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.nnunet.training import final_checkpoint
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.page import write_single_file_page
@@ -38,7 +38,6 @@ from sslmedsam2.retrain.state import (
 )
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.checkpoint import read_checkpoint
-from sslmedsam2.weights.manifest import checkpoint_file
 
 logger = logging.getLogger(__name__)
 
@@ -385,7 +384,7 @@ def _training_logs(round_dir: RoundDir, *, n_folds: int) -> dict[int, dict[str, 
     """Read what nnU-Net logged of each fold that has a checkpoint; a damaged one is passed over."""
     found = {}
     for fold in range(n_folds) if round_dir.path.is_dir() else ():
-        final = trained_model_dir(round_dir.path) / checkpoint_file(str(fold))
+        final = final_checkpoint(round_dir.path, fold)
         path = final if final.is_file() else final.with_name(_LATEST)
         if not path.is_file():
             continue

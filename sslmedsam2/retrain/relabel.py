@@ -38,7 +38,7 @@ from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.masks import make_ready
 from sslmedsam2.inference.postprocessing import keep_liver
-from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.nnunet.training import final_checkpoint, trained_model_dir
 from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
@@ -50,8 +50,8 @@ from sslmedsam2.retrain.state import (
     WorkDir,
 )
 from sslmedsam2.retrain.train_round import fold_cases
-from sslmedsam2.train.fold_scores import load_fold
-from sslmedsam2.weights.manifest import checkpoint_file, sha256_file
+from sslmedsam2.train.fold_scores import load_folds
+from sslmedsam2.weights.manifest import sha256_file
 
 if TYPE_CHECKING:
     from sslmedsam2.inference.segmenter import CanonicalSegmenter
@@ -95,8 +95,7 @@ def relabel_round(
     SslMedSam2Error
         Nearly all failed, or no worker of a cluster could do one of them; the others are done.
     """
-    model_dir = trained_model_dir(round_dir.path)
-    sha256 = [sha256_file(model_dir / checkpoint_file(str(k))) for k in range(options.folds)]
+    sha256 = [sha256_file(final_checkpoint(round_dir.path, k)) for k in range(options.folds)]
     held_out_cases = fold_cases(index, n_folds=options.folds)
     known = {image.case for image in index.labelled}
     known |= {query.case for query in index.queries if query.name in trained}
@@ -211,7 +210,7 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
         model_dir = trained_model_dir(self._round_dir.path)
         for fold in unit.blank.folds:
             if fold not in self._networks:
-                self._networks[fold] = load_fold(model_dir, fold=fold, device=self._device)
+                self._networks[fold] = load_folds(model_dir, folds=[fold], device=self._device)
         return unit, _relabel(unit, {fold: self._networks[fold] for fold in unit.blank.folds})
 
     def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:

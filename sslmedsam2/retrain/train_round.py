@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, TypeVar
 
 from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.interrupt import StopRequest
@@ -27,8 +27,12 @@ from sslmedsam2.nnunet.dataset import (
     write_unlabelled,
 )
 from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.nnunet.online import OnlineSettings
 from sslmedsam2.nnunet.plans import planned_network
+from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
+    check_gpus,
+    final_checkpoint,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
@@ -37,11 +41,7 @@ from sslmedsam2.nnunet.training import (
 from sslmedsam2.retrain.index import Index, read_index
 from sslmedsam2.retrain.select import Selection, fewshot_dice
 from sslmedsam2.retrain.state import RetrainOptions, RoundDir, WorkDir, read_state
-from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
-from sslmedsam2.weights.manifest import checkpoint_file
-
-if TYPE_CHECKING:
-    from sslmedsam2.nnunet.online import OnlineSettings
+from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 
 logger = logging.getLogger(__name__)
 
@@ -198,8 +198,6 @@ def online_settings(index: Index) -> OnlineSettings:
     at first only, and the training ends on reference masks alone. Elsewhere nothing tells whether
     the network has become better than the few-shot branch, whose masks count to the end.
     """
-    from sslmedsam2.nnunet.online import OnlineSettings
-
     of_one_domain = all(_is_of_one_domain(query, index) for query in index.queries)
     return OnlineSettings(finish=_FINISH) if of_one_domain else OnlineSettings(hand_over=None)
 
@@ -221,9 +219,6 @@ def train_round(
     UsageError
         The device, or so many GPUs, are not there.
     """
-    from sslmedsam2.nnunet.trainer import TrainingSettings
-    from sslmedsam2.nnunet.training import check_gpus
-
     device = choose_device(options.device)
     planned = planned_network(read_plans(WorkDir(options.work_dir).plans))
     check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
@@ -272,14 +267,13 @@ def _warm_start(round_dir: RoundDir, fold: int, options: RetrainOptions) -> Path
     """Return the same fold's network of the round before: it has not seen its held-out cases."""
     if round_dir.number == 1 or not options.warm_start:
         return options.start
-    before = WorkDir(options.work_dir).round(round_dir.number - 1)
-    return trained_model_dir(before.path) / checkpoint_file(str(fold))
+    return final_checkpoint(WorkDir(options.work_dir).round(round_dir.number - 1).path, fold)
 
 
 def check_trained(round_dir: RoundDir, options: RetrainOptions) -> None:
     """Raise :class:`UsageError` if a fold of the round is not trained to its end."""
     for fold in range(options.folds):
-        if not (trained_model_dir(round_dir.path) / checkpoint_file(str(fold))).is_file():
+        if not final_checkpoint(round_dir.path, fold).is_file():
             raise UsageError(
                 round_dir.path,
                 reason=f"fold {fold} is not trained yet",
@@ -319,5 +313,5 @@ def _score(
     round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, _stop: StopRequest
 ) -> list[FoldScore]:
     model_dir = trained_model_dir(round_dir.path)
-    segmenter = load_fold(model_dir, fold=unit.fold, device=options.device)
+    segmenter = load_folds(model_dir, folds=[unit.fold], device=options.device)
     return score_fold(unit.held_out, segmenter=segmenter, fold=unit.fold)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,21 +40,14 @@ class FoldScore:
     hausdorff95_mm: float
 
 
-def load_fold(
-    model_dir: Path, *, fold: int, device: Device, sure_from: float | None = None
-) -> CanonicalSegmenter:
-    """Load the network of one fold as ``predict`` would; raises ModelError."""
-    return load_folds(model_dir, folds=(str(fold),), device=device, sure_from=sure_from)
-
-
 def load_folds(
-    model_dir: Path, *, folds: tuple[str, ...], device: Device, sure_from: float | None = None
+    model_dir: Path, *, folds: Iterable[int | str], device: Device, sure_from: float | None = None
 ) -> CanonicalSegmenter:
-    """Load several folds, whose margins are averaged; raises ModelError."""
+    """Load one fold, or several whose margins are averaged, as ``predict``; raises ModelError."""
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
-    spec = read_model_spec(model_dir, folds=folds)
+    spec = read_model_spec(model_dir, folds=tuple(map(str, folds)))
     return CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=sure_from))
 
 

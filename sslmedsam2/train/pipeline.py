@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -36,7 +35,10 @@ from sslmedsam2.nnunet.dataset import (
     write_splits,
 )
 from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset, planned_network
+from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
+    check_gpus,
+    final_checkpoint,
     preprocessed_dir,
     train_fold,
     trained_model_dir,
@@ -49,12 +51,9 @@ from sslmedsam2.train.calibration import (
     fit_if_enough,
     observe_images,
 )
-from sslmedsam2.train.fold_scores import FoldScore, load_fold, score_fold
+from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable, freeze_model
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE
-
-if TYPE_CHECKING:
-    from sslmedsam2.nnunet.trainer import TrainingSettings
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE, ModelCard
 
 logger = logging.getLogger(__name__)
 
@@ -147,21 +146,33 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     options = replace(options, device=choose_device(options.device))
     if options.weights_dir is not None:
         check_freezable(options.weights_dir, name=options.name, sequences=(ANY_SEQUENCE,))
-    images, also = _training_images(options), _also_images(options)
+    images = _training_images(options)
+    also = [image for folder in options.also_dirs for image in _find(options, folder)]
     options.sequence_map.warn_of_unused(options.data_dir, *options.also_dirs)
     _check_patients(images, also)
     preprocessed = preprocessed_dir(options.work_dir)
     if len(images) > 1 and not preprocessed.exists():
         check_labelled([*images, *also])
     folder = build_dataset([*images, *also], preprocessed_dir=preprocessed, preset=options.preset)
-    _check_gpus(options, folder)
+    planned = planned_network(read_plans(folder / f"{PLANS_NAME}.json"))
+    check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
     splits = alternating_splits(images, n_folds=options.folds, always=also)
     if splits:
         write_splits(folder, splits)
     if also:
         write_repeats(folder, repeats_for_share(images, also, share=options.share))
-    settings = _settings(options)
+    settings = TrainingSettings(
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
+        learning_rate=options.learning_rate,
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
+    )
     final_settings = replace(settings, epochs=options.final_epochs)
+    start_of_final = options.warm_start or options.start
+    if options.warm_start is None and options.folds:
+        start_of_final = final_checkpoint(options.work_dir, 0)
     with stop_on_signals() as stop:
 
         def is_trained(fold: int | str, settings: TrainingSettings, start: Path | None) -> bool:
@@ -179,7 +190,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         if not all(is_trained(fold, settings, options.start) for fold in range(options.folds)):
             return None
         scores, observations = _cross_validate(images, splits=splits, options=options)
-        if stop or not is_trained(FINAL_FOLD, final_settings, _start_of_final(options)):
+        if stop or not is_trained(FINAL_FOLD, final_settings, start_of_final):
             return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
@@ -192,19 +203,6 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
 def _sure_from(options: TrainOptions) -> float:
     """Return the promised Dice below which the network is to see a scan inverted as well."""
     return SURE_FROM if options.contrast_probability >= _MANY_CONTRASTS else 0.0
-
-
-def _check_gpus(options: TrainOptions, dataset_folder: Path) -> None:
-    from sslmedsam2.nnunet.training import check_gpus
-
-    planned = planned_network(read_plans(dataset_folder / f"{PLANS_NAME}.json"))
-    check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
-
-
-def _start_of_final(options: TrainOptions) -> Path | None:
-    if options.warm_start is None and options.folds:
-        return trained_model_dir(options.work_dir) / "fold_0" / "checkpoint_final.pth"
-    return options.warm_start or options.start
 
 
 def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
@@ -246,23 +244,6 @@ def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:
     return find_labelled_series(folder, label=options.label, sequence_map=options.sequence_map)
 
 
-def _also_images(options: TrainOptions) -> list[ImageFile]:
-    return [image for folder in options.also_dirs for image in _find(options, folder)]
-
-
-def _settings(options: TrainOptions) -> TrainingSettings:
-    from sslmedsam2.nnunet.trainer import TrainingSettings
-
-    return TrainingSettings(
-        epochs=options.epochs,
-        iterations_per_epoch=options.iterations_per_epoch,
-        contrast_probability=options.contrast_probability,
-        learning_rate=options.learning_rate,
-        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
-        deterministic=options.deterministic,
-    )
-
-
 def _cross_validate(
     images: Sequence[ImageFile],
     *,
@@ -276,9 +257,9 @@ def _cross_validate(
     scores: list[FoldScore] = []
     observations: list[Observation] = []
     for fold, split in enumerate(splits):
-        segmenter = load_fold(
+        segmenter = load_folds(
             trained_model_dir(options.work_dir),
-            fold=fold,
+            folds=[fold],
             device=options.device,
             sure_from=_sure_from(options),
         )
@@ -291,8 +272,6 @@ def _cross_validate(
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:
-    from sslmedsam2.weights.manifest import ModelCard
-
     assert options.weights_dir is not None
     measured = {}
     if scores:

@@ -1,6 +1,5 @@
 """One fold trained in several processes, on a CPU instead of several GPUs."""
 
-import logging
 from dataclasses import replace
 
 import pytest
@@ -21,7 +20,7 @@ from sslmedsam2.nnunet.dataset import (
 from sslmedsam2.nnunet.online import OnlineSettings
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
-    SharedTraining,
+    FoldTraining,
     check_gpus,
     preprocessed_dir,
     train_on_several_gpus,
@@ -42,25 +41,14 @@ def work_dir(tmp_path):
     return folder
 
 
-def _shared(work_dir, rendezvous_file, **changes):
-    chosen = {
-        "work_dir": work_dir,
-        "fold": 0,
-        "settings": SETTINGS,
-        "device": "cpu",
-        "warm_start": None,
-        "gpus": 2,
-        "rendezvous_file": rendezvous_file,
-        "log_level": logging.WARNING,
-        **changes,
-    }
-    return SharedTraining(**chosen)
+def _train(training, notes, rendezvous="rendezvous"):
+    args = (training, notes / rendezvous, notes)
+    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=args, nprocs=2)
 
 
 @pytest.mark.slow
 def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, tmp_path):
-    shared = _shared(work_dir, tmp_path / "rendezvous")
-    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+    _train(FoldTraining(work_dir, 0, SETTINGS, "cpu", gpus=2), tmp_path)
 
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert [len(batch) for batch in first["drawn"]] == [2] * 4
@@ -76,14 +64,9 @@ def test_processes_share_batch_and_gradients_and_write_one_checkpoint(work_dir, 
     assert [epoch for epoch, _ in read_curves(fold)["loss/train"]] == [0, 1]
 
     # A checkpoint of one process, or of several, warm-starts several.
-    again = _shared(
-        work_dir,
-        tmp_path / "another_rendezvous",
-        fold=1,
-        settings=replace(SETTINGS, epochs=1),
-        warm_start=fold / "checkpoint_final.pth",
-    )
-    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(again, tmp_path), nprocs=2)
+    short, start = replace(SETTINGS, epochs=1), fold / "checkpoint_final.pth"
+    again = FoldTraining(work_dir, 1, short, "cpu", warm_start=start, gpus=2)
+    _train(again, tmp_path, "another_rendezvous")
     other_fold = fold.with_name("fold_1") / "checkpoint_final.pth"
     warm = torch.load(other_fold, weights_only=False)["network_weights"]
     for name, weights in written["network_weights"].items():
@@ -100,10 +83,8 @@ def test_processes_share_gradients_of_unlabelled_patches(tmp_path):
     write_splits(dataset, [{"train": keys[:3], "val": keys[3:]}])
     write_unlabelled(dataset, {key: UnlabelledCase(0.8) for key in keys[1:3]})
     online = OnlineSettings(warm_up=0.25, ramp=0.0, sure_above=0.5)
-    shared = _shared(
-        folder, tmp_path / "rendezvous", settings=replace(SETTINGS, seed=1, online=online)
-    )
-    torch.multiprocessing.spawn(run_rank_on_a_cpu, args=(shared, tmp_path), nprocs=2)
+    settings = replace(SETTINGS, seed=1, online=online)
+    _train(FoldTraining(folder, 0, settings, "cpu", gpus=2), tmp_path)
 
     first, second = (torch.load(tmp_path / f"{rank}.pt")["weights"] for rank in (0, 1))
     assert not torch.equal(*(torch.load(tmp_path / f"{rank}.pt")["drawn"][0] for rank in (0, 1)))
@@ -115,13 +96,7 @@ def test_processes_share_gradients_of_unlabelled_patches(tmp_path):
 def test_process_that_fails_ends_the_others_and_is_named(tmp_path):
     with pytest.raises(SslMedSam2Error, match=r"fold 0 on 2 GPUs: .*nnUNetPlans\.json"):
         train_on_several_gpus(
-            tmp_path / "nothing",
-            fold=0,
-            settings=SETTINGS,
-            device="cpu",
-            warm_start=None,
-            gpus=2,
-            stop=StopRequest(),
+            FoldTraining(tmp_path / "nothing", 0, SETTINGS, "cpu", gpus=2), StopRequest()
         )
 
 
