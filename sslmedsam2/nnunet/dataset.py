@@ -57,14 +57,6 @@ class LabelledArray:
     spacing_zyx_mm: tuple[float, float, float]
 
 
-@dataclass(frozen=True)
-class _Extent:
-    """What the plans take of one image: its grid, and a sample of its liver's intensities."""
-
-    grid: Grid
-    liver: npt.NDArray[np.float32]
-
-
 def case_key(series: ImageFile) -> str:
     """Return the identifier of a training image within the data set."""
     return f"{series.case}__{series.sequence_or_volume}"
@@ -185,7 +177,25 @@ def _clear_abandoned(preprocessed_dir: Path) -> None:
 
 def make_plans(series: Sequence[ImageFile], preset: Preset) -> dict[str, Any]:
     """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
-    return _plans_for([_extent(load_labelled(item)) for item in series], preset)
+    grids, livers = [], []
+    # One at a time, and of each a sample of its liver's intensities.
+    for item in series:
+        labelled = load_labelled(item)
+        liver = labelled.image_zyx[labelled.labels_zyx == LIVER]
+        livers.append(liver[:: max(1, liver.size // _SAMPLED_VOXELS)].copy())
+        grids.append(Grid(labelled.image_zyx.shape, labelled.spacing_zyx_mm))
+    foreground = np.concatenate(livers)
+    low, median, high = np.percentile(foreground, [0.5, 50, 99.5])
+    intensity = {
+        "mean": float(foreground.mean()),
+        "std": float(foreground.std()),
+        "min": float(foreground.min()),
+        "max": float(foreground.max()),
+        "median": float(median),
+        "percentile_00_5": float(low),
+        "percentile_99_5": float(high),
+    }
+    return plan_network(preset, grids, intensity=intensity)
 
 
 def read_plans(path: Path) -> dict[str, Any]:
@@ -219,30 +229,6 @@ def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
         folder,
         reason="it was made from other images, masks or settings",
         remedy="Choose another work directory, or remove that one to begin anew",
-    )
-
-
-def _extent(item: LabelledArray) -> _Extent:
-    liver = item.image_zyx[item.labels_zyx == LIVER]
-    step = max(1, liver.size // _SAMPLED_VOXELS)
-    return _Extent(Grid(item.image_zyx.shape, item.spacing_zyx_mm), liver[::step].copy())
-
-
-def _plans_for(extents: Sequence[_Extent], preset: Preset) -> dict[str, Any]:
-    foreground = np.concatenate([extent.liver for extent in extents])
-    low, median, high = np.percentile(foreground, [0.5, 50, 99.5])
-    return plan_network(
-        preset,
-        [extent.grid for extent in extents],
-        intensity={
-            "mean": float(foreground.mean()),
-            "std": float(foreground.std()),
-            "min": float(foreground.min()),
-            "max": float(foreground.max()),
-            "median": float(median),
-            "percentile_00_5": float(low),
-            "percentile_99_5": float(high),
-        },
     )
 
 
@@ -317,22 +303,30 @@ def split_cases(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], 
 
 
 def alternating_splits(
-    images: Sequence[ImageFile], *, n_folds: int, always: Sequence[ImageFile] = ()
+    images: Sequence[ImageFile], *, n_folds: int, others: Sequence[ImageFile] = ()
 ) -> list[dict[str, list[str]]]:
-    """Split cases over folds; the held-out cases of a fold are its validation set.
+    """Split cases over folds in turn; see `splits_of`."""
+    held_out = split_cases((image.case for image in images), n_folds=n_folds)
+    return splits_of(held_out, images, others=others)
+
+
+def splits_of(
+    held_out: Sequence[frozenset[str]],
+    images: Sequence[ImageFile],
+    *,
+    others: Sequence[ImageFile] = (),
+) -> list[dict[str, list[str]]]:
+    """Return each fold's training and validation images, by the cases that it never trains on.
 
     All images of a case go to one fold: a network must not be scored on a patient that it has
-    seen in another sequence. ``always`` trains in every fold and validates in none.
+    seen in another sequence. ``others`` are validated in none.
     """
     return [
         {
-            "train": sorted(
-                [case_key(image) for image in images if image.case not in held_out]
-                + [case_key(image) for image in always]
-            ),
-            "val": sorted(case_key(image) for image in images if image.case in held_out),
+            "train": sorted(case_key(one) for one in (*images, *others) if one.case not in cases),
+            "val": sorted(case_key(one) for one in images if one.case in cases),
         }
-        for held_out in split_cases((image.case for image in images), n_folds=n_folds)
+        for cases in held_out
     ]
 
 

@@ -22,6 +22,7 @@ from sslmedsam2.nnunet.dataset import (
     read_plans,
     repeats_for_share,
     split_cases,
+    splits_of,
     write_repeats,
     write_splits,
     write_unlabelled,
@@ -146,18 +147,8 @@ def prepare_training(
         labels=TRAINED_LABELS_WITH_IGNORE,
         plans=read_plans(plans_path),
     )
-    write_splits(
-        folder,
-        [
-            {
-                "train": sorted(case_key(image) for image in images if image.case not in held_out),
-                "val": sorted(
-                    case_key(image) for image in index.labelled if image.case in held_out
-                ),
-            }
-            for held_out in fold_cases(index, n_folds=options.folds)
-        ],
-    )
+    held_out = fold_cases(index, n_folds=options.folds)
+    write_splits(folder, splits_of(held_out, index.labelled, others=pseudo))
     if options.method == "online":
         write_unlabelled(folder, _unlabelled_cases(round_dir, index, pseudo, options))
     elif pseudo:

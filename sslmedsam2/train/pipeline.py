@@ -156,7 +156,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     folder = build_dataset([*images, *also], preprocessed_dir=preprocessed, preset=options.preset)
     planned = planned_network(read_plans(folder / f"{PLANS_NAME}.json"))
     check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
-    splits = alternating_splits(images, n_folds=options.folds, always=also)
+    splits = alternating_splits(images, n_folds=options.folds, others=also)
     if splits:
         write_splits(folder, splits)
     if also:

@@ -357,7 +357,7 @@ def test_plans_of_the_same_images_are_the_same(built):
 def test_some_images_can_train_in_every_fold_and_validate_in_none():
     images, always = [_image(f"c{n}") for n in range(4)], [_image("more"), _image("and")]
 
-    for split in alternating_splits(images, n_folds=2, always=always):
+    for split in alternating_splits(images, n_folds=2, others=always):
         assert {"more__T2", "and__T2"} <= set(split["train"])
         assert len(split["train"]) == 4
         assert len(split["val"]) == 2
