@@ -59,7 +59,7 @@ class LabelledVolume:
     Attributes
     ----------
     labels_zyx
-        1 is liver, 0 background; of a pseudo label also 2 and 3 (see ``nnunet/labels.py``).
+        1 is liver, 0 background; of a pseudo label also 2 and 3 (see ``nnunet/plans.py``).
     organs_zyx
         The map of organs, 0 to 13; None without one.
     notes

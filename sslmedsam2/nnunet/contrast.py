@@ -19,12 +19,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from sslmedsam2.imaging.labelled import N_ORGANS
-from sslmedsam2.nnunet.labels import (
-    AUXILIARY_OFFSET,
-    IGNORE,
-    LIVER,
-    UNSURE_LIVER,
-)
+from sslmedsam2.nnunet.plans import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
 
 _QUANTILE_SAMPLE = 20_000
 _CURVE_BINS = 1024

@@ -24,11 +24,13 @@ from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.records import key_of, read_record, write_record
-from sslmedsam2.nnunet.labels import AUXILIARY_OFFSET, LIVER, TRAINED_LABELS
 from sslmedsam2.nnunet.plans import (
+    AUXILIARY_OFFSET,
     CONFIGURATION,
     DATASET_NAME,
+    LIVER,
     PLANS_NAME,
+    TRAINED_LABELS,
     Grid,
     Preset,
     dataset_json,

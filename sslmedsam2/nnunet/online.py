@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d
 
 from sslmedsam2.nnunet.dataset import UnlabelledCase
-from sslmedsam2.nnunet.labels import IGNORE, LIVER
+from sslmedsam2.nnunet.plans import IGNORE, LIVER
 
 
 @dataclass(frozen=True)

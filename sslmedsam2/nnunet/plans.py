@@ -1,4 +1,4 @@
-"""Sizes of networks, by name, and the plans that nnU-Net trains them by.
+"""What nnU-Net is told of data and network: label values, sizes by name, and plans.
 
 nnU-Net's own planner sizes a network for a GPU. The compact preset trades in-plane resolution for
 context: at 6 x 3 x 3 mm one patch covers most of an abdomen, which keeps stray components rare
@@ -6,6 +6,11 @@ context: at 6 x 3 x 3 mm one patch covers most of an abdomen, which keeps stray 
 other presets are residual-encoder networks (Isensee et al. 2024, arXiv:2404.09556), planned by
 nnU-Net's own planner, which knows its data by a fingerprint and finds that in folders named by the
 environment: both are made here for the moment that it takes.
+
+The network learns liver against background. Masks of other organs, where they exist, are kept in
+the training data as *auxiliary* labels: the contrast augmentation changes each organ separately
+and removes these labels before the loss. Uncertain voxels of a pseudo label get nnU-Net's ignore
+label.
 """
 
 from __future__ import annotations
@@ -24,7 +29,22 @@ from typing import Any, ClassVar, Final, Literal
 import msgspec
 import numpy as np
 
-from sslmedsam2.nnunet.labels import TRAINED_LABELS
+BACKGROUND: Final = 0
+LIVER: Final = 1
+IGNORE: Final = 2
+UNSURE_LIVER: Final = 3
+"""Liver by the pseudo mask, but uncertain: repainted with the liver, then ignored. Were it not
+repainted, the liver would keep a rim of another brightness, and networks would learn to stop
+short of it."""
+AUXILIARY_OFFSET: Final = 10
+"""Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``, above the ignore
+label, which must be the highest *trained* one."""
+
+TRAINED_LABELS: Final = {"background": BACKGROUND, "liver": LIVER}
+"""The ``labels`` entry of nnU-Net's dataset.json."""
+
+TRAINED_LABELS_WITH_IGNORE: Final = {**TRAINED_LABELS, "ignore": IGNORE}
+"""The same where pseudo masks take part."""
 
 DATASET_NAME: Final = "Dataset001_Liver"
 CONFIGURATION: Final = "3d_fullres"

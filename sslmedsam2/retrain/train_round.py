@@ -27,9 +27,8 @@ from sslmedsam2.nnunet.dataset import (
     write_splits,
     write_unlabelled,
 )
-from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.online import OnlineSettings
-from sslmedsam2.nnunet.plans import planned_network
+from sslmedsam2.nnunet.plans import TRAINED_LABELS_WITH_IGNORE, planned_network
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
     check_gpus,

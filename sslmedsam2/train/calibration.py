@@ -31,7 +31,7 @@ from sslmedsam2.inference.confidence import (
     read_calibration,
 )
 from sslmedsam2.nnunet.dataset import load_labelled
-from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded, random_of
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import (

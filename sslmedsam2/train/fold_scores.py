@@ -12,7 +12,7 @@ from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.nnunet.dataset import load_labelled
-from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.submission.metrics import diagonal_mm, measure
 
 if TYPE_CHECKING:

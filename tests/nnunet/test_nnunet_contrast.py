@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sslmedsam2.nnunet import contrast
-from sslmedsam2.nnunet.labels import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
+from sslmedsam2.nnunet.plans import AUXILIARY_OFFSET, IGNORE, LIVER, UNSURE_LIVER
 
 SPLEEN = AUXILIARY_OFFSET + 4
 BOX = {

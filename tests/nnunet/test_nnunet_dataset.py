@@ -26,12 +26,7 @@ from sslmedsam2.nnunet.dataset import (
     write_repeats,
     write_splits,
 )
-from sslmedsam2.nnunet.labels import (
-    AUXILIARY_OFFSET,
-    IGNORE,
-    LIVER,
-    TRAINED_LABELS_WITH_IGNORE,
-)
+from sslmedsam2.nnunet.plans import AUXILIARY_OFFSET, IGNORE, LIVER, TRAINED_LABELS_WITH_IGNORE
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from sslmedsam2.nnunet.dataset import (
     write_splits,
     write_unlabelled,
 )
-from sslmedsam2.nnunet.labels import IGNORE, TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.online import (
     OnlineSettings,
     TwoViewsTransform,
@@ -27,6 +26,7 @@ from sslmedsam2.nnunet.online import (
     mixed_target,
     unlabelled_loss,
 )
+from sslmedsam2.nnunet.plans import IGNORE, TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import preprocessed_dir, train_fold, trained_model_dir
 

@@ -1,7 +1,12 @@
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from sslmedsam2.nnunet.labels import TRAINED_LABELS
-from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, compact_plans, dataset_json
+from sslmedsam2.nnunet.plans import (
+    CONFIGURATION,
+    TRAINED_LABELS,
+    CompactPreset,
+    compact_plans,
+    dataset_json,
+)
 
 
 def _manager(preset):

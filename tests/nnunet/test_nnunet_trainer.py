@@ -26,7 +26,7 @@ from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
 from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
-from sslmedsam2.nnunet.labels import TRAINED_LABELS_WITH_IGNORE
+from sslmedsam2.nnunet.plans import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.trainer import LiverTrainer, PatchLoader, TrainingSettings
 from sslmedsam2.nnunet.training import (
     preprocessed_dir,

@@ -25,7 +25,7 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.nnunet.labels import IGNORE, UNSURE_LIVER
+from sslmedsam2.nnunet.plans import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain import pipeline as run
 from sslmedsam2.retrain.pipeline import retrain
 from sslmedsam2.retrain.select import weight_of_first

@@ -12,7 +12,7 @@ from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import read_record, write_record
-from sslmedsam2.nnunet.labels import LIVER
+from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.retrain import select as rules
 from sslmedsam2.retrain.select import (

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sslmedsam2.nnunet.labels import IGNORE, LIVER, UNSURE_LIVER
+from sslmedsam2.nnunet.plans import IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.retrain.select import Candidate, choose, training_labels
 
 
