@@ -6,8 +6,7 @@ from pathlib import Path
 
 from sslmedsam2.imaging.records import schema_of
 from sslmedsam2.inference.confidence import Calibration as DiceCalibration
-from sslmedsam2.pseudo_label.calibration import CalibrationRun
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord
 from sslmedsam2.reporting.run_report import RunReport
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.select import Selection

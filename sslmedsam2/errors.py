@@ -123,7 +123,12 @@ def first_line(error: Exception) -> str:
 
 
 def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
-    """Wrap any exception that arose over ``path``; its traceback goes to the debug log."""
+    """Wrap any exception that arose over ``path``; its traceback goes to the debug log.
+
+    One of this family is returned as it is.
+    """
+    if isinstance(error, SslMedSam2Error):
+        return error
     logger.debug("unforeseen error", exc_info=error)
     detail = " ".join(str(error).split())[:200] or "no details"
     return SslMedSam2Error(

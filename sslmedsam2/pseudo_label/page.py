@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sslmedsam2.contract.outputs import TABLE_NAME, find_records, pseudo_label_paths
+from sslmedsam2.contract.outputs import TABLE_NAME, pseudo_label_paths
 from sslmedsam2.errors import NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.predict.page import ReportOptions, WrittenPage, write_results_page
 from sslmedsam2.predict.series import WITHOUT_SEQUENCE
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_pseudo_label
+from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_all
 from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult, SeriesStatus
 
 
@@ -24,8 +24,7 @@ def report(options: ReportOptions) -> WrittenPage:
     OutputError
         The page cannot be written.
     """
-    found = (read_pseudo_label(path) for path in find_records(options.run_dir))
-    records = {record.image: record for record in found if record is not None}
+    records = {record.image: record for record in read_all(options.run_dir)}
     if not records:
         raise NoInputError(
             options.run_dir,

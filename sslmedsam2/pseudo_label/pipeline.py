@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
@@ -36,28 +36,26 @@ from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import read_record_or_none, write_record
 from sslmedsam2.inference.device import Device
 from sslmedsam2.predict.inputs import input_name
-from sslmedsam2.pseudo_label.calibration import (
-    CalibrationRun,
-    LeftOut,
-    calibrate_on,
-    read_calibration,
-)
 from sslmedsam2.pseudo_label.query import (
-    EncodeUnit,
     LabelResult,
     LabelUnit,
     LabelWork,
     QueryTarget,
-    QueryUnit,
-    SupportUnit,
     given_up,
     standing_record,
 )
-from sslmedsam2.pseudo_label.records import Provenance, PseudoLabelRecord, write_table
-from sslmedsam2.pseudo_label.supports import CheckedSupports, check_supports, find_sam2
+from sslmedsam2.pseudo_label.records import (
+    CalibrationCase,
+    CalibrationRun,
+    Provenance,
+    PseudoLabelRecord,
+    calibrate_on,
+    write_table,
+)
+from sslmedsam2.pseudo_label.supports import SupportFiles, check_supports, find_sam2
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +191,7 @@ def pseudo_label(
     work = LabelWork(
         options.settings,
         sam2=sam2,
-        supports=checked.supports,
+        supports=checked,
         provenance=_provenance(options.settings, sam2, checked),
         device=options.device,
         shared_dir=options.output_dir,
@@ -203,55 +201,50 @@ def pseudo_label(
     lock_name = f".{run_record_path(options.output_dir, options.shard).stem}.lock"
     with executor.open(work) as device, locked(options.output_dir, lock_name):
         run = _Run(
-            options, work, checked, queries, device=device, executor=executor, listener=on_record
+            options,
+            work,
+            executor,
+            support_errors=tuple(str(problem) for problem in checked.problems),
+            problems=tuple(_problem_record(error, options) for error in queries.problems),
+            device=device,
+            listener=on_record,
+            n_queries=len(part),
         )
         with stop_on_signals() as stop:
             return run.label(part, stop)
 
 
+@dataclass
 class _Run:
     """One run: what all queries have in common, and what has come of them so far."""
 
-    def __init__(
-        self,
-        options: PseudoLabelOptions,
-        work: LabelWork,
-        checked: CheckedSupports,
-        queries: Discovery,
-        *,
-        device: str,
-        executor: Executor,
-        listener: OnRecord | None,
-    ) -> None:
-        self._options = options
-        self._work, self._device, self._executor = work, device, executor
-        self._supports = work.supports
-        self._support_errors = tuple(str(problem) for problem in checked.problems)
-        self._problems = tuple(_problem_record(error, options) for error in queries.problems)
-        self._listener = listener
-        self._started = _now()
-        self._provenance = work.provenance
-        self._records: list[PseudoLabelRecord] = []
-        self._n_queries = 0
-        self._kept = 0
-        self._seconds: dict[str, float] = {}
-        self._pace = _Pace(n_units=0)
+    options: PseudoLabelOptions
+    work: LabelWork
+    executor: Executor
+    support_errors: tuple[str, ...]
+    problems: tuple[PseudoLabelRecord, ...]
+    device: str
+    listener: OnRecord | None
+    n_queries: int
+    started: str = field(default_factory=lambda: _now())
+    records: list[PseudoLabelRecord] = field(default_factory=list)
+    kept: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
         """Label the targets, until done or stopped, and sum up."""
-        self._n_queries = len(targets)
-        for problem in self._problems:
+        for problem in self.problems:
             logger.error(problem.error)
         self._write_run_record(None)
         pending = [target for target in targets if not self._keep(target)]
         if pending:
             self._label(pending, stop)
         summary = PseudoLabelSummary(
-            records=tuple(self._records),
-            kept=self._kept,
-            problems=self._problems,
-            support_errors=self._support_errors,
-            table_path=write_table(self._options.output_dir, problems=self._problems),
+            records=tuple(self.records),
+            kept=self.kept,
+            problems=self.problems,
+            support_errors=self.support_errors,
+            table_path=write_table(self.options.output_dir, problems=self.problems),
             interrupted=bool(stop),
         )
         self._write_run_record(summary)
@@ -259,105 +252,97 @@ class _Run:
 
     def _keep(self, target: QueryTarget) -> bool:
         """Take over what a person has corrected and, to resume, what an earlier run completed."""
-        record = standing_record(target, self._provenance, resume=self._options.resume)
+        record = standing_record(target, self.work.provenance, resume=self.options.resume)
         if record is None:
             return False
-        self._kept += 1
+        self.kept += 1
         self._add(record)
         return True
 
     def _label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> None:
         """Calibrate, then label the queries, until done or stopped."""
+        pace = _Pace(n_units=len(targets))
         with self._timed("supports"):
-            all_or_error(self._map([EncodeUnit()], stop))
-        self._pace = _Pace(n_units=len(targets))
+            built = self.executor.map(self.work, [LabelUnit()], stop=stop)
+            all_or_error(built)
         with self._timed("calibration"):
-            calibrated = self._calibrate(stop)
+            calibrated = self._calibrate(pace, stop)
         if calibrated is None:
             return
-        units: list[LabelUnit] = [QueryUnit(one, calibrated.calibration) for one in targets]
-        for unit, record in self._map(units, stop):
-            assert isinstance(unit, QueryUnit)
+        units = [LabelUnit(target, calibrated.calibration) for target in targets]
+        for unit, record in self.executor.map(self.work, units, stop=stop):
             if isinstance(record, SslMedSam2Error):
+                assert unit.target is not None
                 record = given_up(unit.target, record)
             assert isinstance(record, PseudoLabelRecord)
             self._add(record)
-            self._pace.unit_done()
+            pace.unit_done()
 
-    def _map(
-        self, units: Sequence[LabelUnit], stop: StopRequest
-    ) -> Iterator[tuple[LabelUnit, LabelResult | SslMedSam2Error]]:
-        return self._executor.map(self._work, units, stop=stop)
-
-    def _calibrate(self, stop: StopRequest) -> CalibrationRun | None:
+    def _calibrate(self, pace: _Pace, stop: StopRequest) -> CalibrationRun | None:
         """Take over an earlier calibration as far as it holds, and do the rest; None if stopped."""
-        path, key = self._options.output_dir / CALIBRATION_NAME, self._provenance.key
-        earlier = None
-        if self._options.resume or self._options.shard is not None:
-            earlier = read_calibration(path, key=key)
-        names = list(self._supports.sha256)
-        found = {} if earlier is None else {one.name: one for one in earlier.left_out}
+        path, key = self.options.output_dir / CALIBRATION_NAME, self.work.provenance.key
+        names = list(self.work.supports.sha256)
         # A single patient leaves nothing to learn from; the calibration then says so.
-        if len(self._supports.cases) < 2:
+        if len(self.work.supports.cases) < 2:
             names = []
             logger.warning(
                 "one labelled patient cannot tell how good pseudo labels are: none accepted"
             )
-
-        def kept(
-            results: Iterable[tuple[LabelUnit, LabelResult | SslMedSam2Error]],
-        ) -> Iterator[tuple[LabelUnit, LabelResult | SslMedSam2Error]]:
-            """Write the calibration after each support, so that a stop loses none."""
-            for unit, one in results:
-                if isinstance(one, LeftOut):
-                    found[one.name] = one
-                    logger.info(
-                        "calibration %d/%d %s: Dice %.3f",
-                        len(found),
-                        len(names),
-                        one.name,
-                        one.dice,
-                    )
-                    write_record(path, calibrated())
-                self._pace.unit_done()
-                yield unit, one
+        found: dict[str, CalibrationCase] = {}
+        if self.options.resume or self.options.shard is not None:
+            earlier = read_record_or_none(path, CalibrationRun)
+            if earlier is not None and earlier.key == key:
+                found = {case.name: case for case in earlier.cases}
+            elif earlier is not None:
+                logger.info("%s was made from other data or settings and is made again", path.name)
 
         def calibrated() -> CalibrationRun:
             return calibrate_on((found[name] for name in names if name in found), key=key)
 
-        pending = [SupportUnit(index) for index, name in enumerate(names) if name not in found]
-        self._pace.n_units += len(pending)
-        all_or_error(kept(self._map(pending, stop)))
+        pending = [LabelUnit(support=i) for i, name in enumerate(names) if name not in found]
+        pace.n_units += len(pending)
+        errors: list[tuple[LabelUnit, LabelResult | SslMedSam2Error]] = []
+        for unit, case in self.executor.map(self.work, pending, stop=stop):
+            if isinstance(case, CalibrationCase):
+                found[case.name] = case
+                message = "calibration %d/%d %s: Dice %.3f"
+                logger.info(message, len(found), len(names), case.name, case.dice)
+                # After each support, so that a stop loses none.
+                write_record(path, calibrated())
+            elif case is not None:
+                errors.append((unit, case))
+            pace.unit_done()
+        all_or_error(errors)
         if stop:
             return None
         write_record(path, calibrated())
         return calibrated()
 
     def _add(self, record: PseudoLabelRecord) -> None:
-        self._records.append(record)
+        self.records.append(record)
         if record.error is not None:
             logger.error(record.error)
-        if self._listener is not None:
-            self._listener(record, len(self._records), self._n_queries)
+        if self.listener is not None:
+            self.listener(record, len(self.records), self.n_queries)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[stage] = round(time.perf_counter() - start, 3)
+        self.seconds[stage] = round(time.perf_counter() - start, 3)
 
     def _write_run_record(self, summary: PseudoLabelSummary | None) -> None:
         """Write what was asked for and, with a ``summary``, how it went."""
         content: dict[str, Any] = {
             "tool_version": __version__,
-            "started": self._started,
+            "started": self.started,
             "finished": None,
-            "options": _recorded_options(self._options),
-            "device": self._device,
-            "provenance": self._provenance,
-            "support_errors": self._support_errors,
-            "query_problems": [problem.error for problem in self._problems],
-            "queries": self._n_queries,
+            "options": _recorded_options(self.options),
+            "device": self.device,
+            "provenance": self.work.provenance,
+            "support_errors": self.support_errors,
+            "query_problems": [problem.error for problem in self.problems],
+            "queries": self.n_queries,
         }
         if summary is not None:
             content |= {
@@ -366,9 +351,9 @@ class _Run:
                 "exit_code": int(summary.exit_code),
                 "counts": summary.counts,
                 "kept": summary.kept,
-                "seconds": self._seconds,
+                "seconds": self.seconds,
             }
-        write_record(run_record_path(self._options.output_dir, self._options.shard), content)
+        write_record(run_record_path(self.options.output_dir, self.options.shard), content)
 
 
 class _Pace:
@@ -409,9 +394,9 @@ def _check_output_dir(options: PseudoLabelOptions) -> None:
         )
 
 
-def _provenance(settings: FewShotSettings, sam2: Sam2File, checked: CheckedSupports) -> Provenance:
+def _provenance(settings: FewShotSettings, sam2: Sam2File, supports: SupportFiles) -> Provenance:
     chosen = {name: v for name, v in asdict(settings).items() if name not in _WITHOUT_EFFECT}
-    return Provenance(__version__, sam2.name, sam2.sha256, chosen, checked.supports.sha256)
+    return Provenance(__version__, sam2.name, sam2.sha256, chosen, supports.sha256)
 
 
 def _target(series: ImageFile, options: PseudoLabelOptions) -> QueryTarget:

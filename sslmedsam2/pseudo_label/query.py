@@ -1,7 +1,7 @@
 """One query: read, segment, write.
 
-The three steps overlap between queries. Each takes the frozen result of the step before; an error
-is passed along as data, so that it stays with its query.
+The three steps overlap between queries. An error is passed along as data, so that it stays with its
+query.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforesee
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.fewshot.checkpoint import Sam2File, load_sam2
+from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
 from sslmedsam2.fewshot.strategy import (
     FewShotResult,
@@ -40,8 +41,8 @@ from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
-from sslmedsam2.pseudo_label.calibration import LeftOut, leave_out
 from sslmedsam2.pseudo_label.records import (
+    CalibrationCase,
     Provenance,
     PseudoLabelRecord,
     make_way,
@@ -75,40 +76,30 @@ class QueryTarget:
 
 
 @dataclass(frozen=True)
-class LoadedQuery:
-    """A query as read, or the error that prevented it."""
+class QueryInWork:
+    """What is known of a query so far; ``error`` says why a step failed."""
 
     target: QueryTarget
     image_sha256: str | None = None
     volume: Volume | None = None
     canonical: CanonicalVolume | None = None
+    result: FewShotResult | None = None
     error: SslMedSam2Error | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SegmentedQuery:
-    """A loaded query with its result; None where ``error`` says why."""
-
-    loaded: LoadedQuery
-    result: FewShotResult | None
-    error: SslMedSam2Error | None
     warnings: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
-def load(target: QueryTarget) -> LoadedQuery:
+def load(target: QueryTarget) -> QueryInWork:
     """Read a query and turn it to the canonical orientation."""
     start = time.perf_counter()
     path = target.series.path
     try:
         volume = read_volume(path)
         canonical, sha256 = to_canonical(volume), sha256_file(path)
-    except SslMedSam2Error as error:
-        return LoadedQuery(target, error=error)
     except Exception as error:
-        return LoadedQuery(target, error=unforeseen(target.series.path, error))
+        return QueryInWork(target, error=unforeseen(path, error))
     seconds = {"read": round(time.perf_counter() - start, 4)}
-    return LoadedQuery(target, sha256, volume, canonical, seconds=seconds)
+    return QueryInWork(target, sha256, volume, canonical, seconds=seconds)
 
 
 def given_up(target: QueryTarget, error: SslMedSam2Error) -> PseudoLabelRecord:
@@ -176,15 +167,11 @@ def _key(target: QueryTarget, image_sha256: str | None, provenance: Provenance) 
 
 def _remove_files(paths: PseudoLabelPaths) -> None:
     for path in (paths.mask, paths.probability, paths.uncertainty, paths.preview):
-        _remove(path)
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        # The record says that there is no pseudo label, whatever lies beside it.
-        logger.warning("%s cannot be removed (%s)", path, error.strerror)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            # The record says that there is no pseudo label, whatever lies beside it.
+            logger.warning("%s cannot be removed (%s)", path, error.strerror)
 
 
 def _preview(
@@ -207,38 +194,30 @@ def _preview(
     )
 
 
-def _only_itself(target: QueryTarget) -> InputError:
-    return InputError(
-        target.series.path,
-        kind="labelled_query",
-        reason="it is itself the only labelled volume",
-        remedy="Add other labelled volumes, or leave this query out",
-    )
+def leave_out(strategy: Strategy, support: Support) -> CalibrationCase | None:
+    """Segment a support by all other patients' and compare; None if that fails."""
+    query = Query(support.name, support.case, support.image, support.geometry)
+    try:
+        found = strategy.segment(query, leave_out_case=support.case)
+    except SslMedSam2Error as error:
+        logger.error("left out of the calibration: %s", error)
+        return None
+    dice = mask_dice(found.mask_zyx > 0, support.mask_zyx > 0)
+    return CalibrationCase(name=support.name, dice=dice, evidence=found.evidence)
 
 
 @dataclass(frozen=True)
-class EncodeUnit:
-    """Nothing but building the strategy."""
+class LabelUnit:
+    """A query, with the calibration that its estimate rests on; or a support, by its place among
+    them, to be labelled by the others; or neither, to build the strategy alone."""
+
+    target: QueryTarget | None = None
+    calibration: Calibration | None = None
+    support: int | None = None
 
 
-@dataclass(frozen=True)
-class SupportUnit:
-    """A support, by its place among them, to be labelled by the others."""
-
-    index: int
-
-
-@dataclass(frozen=True)
-class QueryUnit:
-    """A query, with the calibration that its estimate rests on."""
-
-    target: QueryTarget
-    calibration: Calibration
-
-
-LabelUnit = EncodeUnit | SupportUnit | QueryUnit
-LabelResult = LeftOut | PseudoLabelRecord | None
-"""Of an `EncodeUnit`, and of a support that could not be labelled, None."""
+LabelResult = CalibrationCase | PseudoLabelRecord | None
+"""Of a unit that only builds the strategy, and of a support that could not be labelled, None."""
 
 
 class LabelWork(Work[LabelUnit, LabelResult]):
@@ -266,13 +245,13 @@ class LabelWork(Work[LabelUnit, LabelResult]):
 
     def name_of(self, unit: LabelUnit) -> str:
         """Return what messages call a volume."""
-        if isinstance(unit, QueryUnit):
+        if unit.target is not None:
             return unit.target.name
-        return "the supports" if isinstance(unit, EncodeUnit) else f"support {unit.index + 1}"
+        return "the supports" if unit.support is None else f"support {unit.support + 1}"
 
     def files_of(self, unit: LabelUnit) -> Sequence[Path]:
         """Return the volume's files, and those of all supports."""
-        own = (unit.target.series.path,) if isinstance(unit, QueryUnit) else ()
+        own = () if unit.target is None else (unit.target.series.path,)
         return (*own, *self.supports.paths)
 
     def set_up(self) -> str:
@@ -296,28 +275,30 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         self._scratch = ExitStack()
         return self._chosen
 
-    def load(self, unit: LabelUnit) -> tuple[LabelUnit, Support | LoadedQuery | None]:
+    def load(self, unit: LabelUnit) -> tuple[LabelUnit, Support | QueryInWork | None]:
         """Read the volume."""
-        if isinstance(unit, QueryUnit):
+        if unit.target is not None:
             return unit, load(unit.target)
-        return unit, self.supports[unit.index] if isinstance(unit, SupportUnit) else None
+        return unit, None if unit.support is None else self.supports[unit.support]
 
     def compute(
-        self, loaded: tuple[LabelUnit, Support | LoadedQuery | None], _stop: StopRequest
-    ) -> tuple[LabelUnit, LeftOut | SegmentedQuery | None]:
+        self, loaded: tuple[LabelUnit, Support | QueryInWork | None], _stop: StopRequest
+    ) -> tuple[LabelUnit, CalibrationCase | QueryInWork | None]:
         """Run SAM2."""
         unit, volume = loaded
         strategy = self._strategy()
-        if isinstance(unit, QueryUnit) and isinstance(volume, LoadedQuery):
+        if isinstance(volume, QueryInWork):
             return unit, self._segment(volume)
-        return unit, leave_out(strategy, volume) if isinstance(volume, Support) else None
+        return unit, None if volume is None else leave_out(strategy, volume)
 
-    def finish(self, computed: tuple[LabelUnit, LeftOut | SegmentedQuery | None]) -> LabelResult:
+    def finish(
+        self, computed: tuple[LabelUnit, CalibrationCase | QueryInWork | None]
+    ) -> LabelResult:
         """Write what comes of a query."""
         unit, found = computed
-        if isinstance(unit, QueryUnit) and isinstance(found, SegmentedQuery):
+        if isinstance(found, QueryInWork):
+            assert unit.calibration is not None
             return self._write(found, unit.calibration)
-        assert not isinstance(found, SegmentedQuery)
         return found
 
     def close(self) -> None:
@@ -332,64 +313,74 @@ class LabelWork(Work[LabelUnit, LabelResult]):
             )
         return self._built
 
-    def _segment(self, loaded: LoadedQuery) -> SegmentedQuery:
+    def _segment(self, work: QueryInWork) -> QueryInWork:
         """Run the network; an unforeseen failure becomes this query's error."""
-        if loaded.canonical is None or loaded.volume is None or loaded.image_sha256 is None:
-            return SegmentedQuery(loaded, None, loaded.error)
-        target = loaded.target
-        own_case = self.supports.case_with_image(loaded.image_sha256)
-        warnings = (
-            f"labelled: the same image as a support's; case {own_case} was left out of them",
-        )
-        query = Query(target.name, target.series.case, loaded.canonical, loaded.volume.geometry)
+        if work.canonical is None or work.volume is None or work.image_sha256 is None:
+            return work
+        series = work.target.series
+        own_case = self.supports.case_with_image(work.image_sha256)
+        query = Query(work.target.name, series.case, work.canonical, work.volume.geometry)
         try:
             if own_case is not None and self.supports.cases == {own_case}:
-                raise _only_itself(target)
+                raise InputError(
+                    series.path,
+                    kind="labelled_query",
+                    reason="it is itself the only labelled volume",
+                    remedy="Add other labelled volumes, or leave this query out",
+                )
             result = self._strategy().segment(query, leave_out_case=own_case)
-        except SslMedSam2Error as error:
-            return SegmentedQuery(loaded, None, error)
         except Exception as error:
-            return SegmentedQuery(loaded, None, unforeseen(target.series.path, error))
-        return SegmentedQuery(loaded, result, None, warnings if own_case else ())
+            return replace(work, error=unforeseen(series.path, error))
+        note = f"labelled: the same image as a support's; case {own_case} was left out of them"
+        return replace(work, result=result, warnings=(note,) if own_case else ())
 
-    def _write(self, work: SegmentedQuery, calibration: Calibration) -> PseudoLabelRecord:
+    def _write(self, work: QueryInWork, calibration: Calibration) -> PseudoLabelRecord:
         """Write what there is, and last the record; raises OutputError if that cannot be written.
 
         Of a query that failed, no earlier result is left either: it would have no record. A mask
         that a person may have touched is moved aside.
         """
         start = time.perf_counter()
-        target = work.loaded.target
-        _make_way(target.paths)
+        paths, key = work.target.paths, _key(work.target, work.image_sha256, self.provenance)
+        _make_way(paths)
+        record = replace(
+            work.target.blank,
+            key=key,
+            seconds={**work.seconds, **(work.result.seconds if work.result else {})},
+            device=self._chosen,
+            provenance=self.provenance,
+            image_sha256=work.image_sha256,
+        )
         try:
-            record = self._written(work, calibration)
-        except SslMedSam2Error as error:
-            record = replace(self._record(work), error=str(error))
+            record = self._written(work, record, calibration)
         except Exception as error:
-            record = replace(self._record(work), error=str(unforeseen(target.series.path, error)))
+            record = replace(record, error=str(unforeseen(work.target.series.path, error)))
         if record.error is not None:
-            _remove_files(target.paths)
+            _remove_files(paths)
         seconds = {**record.seconds, "write": round(time.perf_counter() - start, 4)}
         record = replace(record, seconds=seconds)
-        write_record(target.paths.record, record)
+        write_record(paths.record, record)
         return record
 
-    def _written(self, work: SegmentedQuery, calibration: Calibration) -> PseudoLabelRecord:
-        loaded, result = work.loaded, work.result
-        if result is None or loaded.volume is None or loaded.canonical is None:
+    @staticmethod
+    def _written(
+        work: QueryInWork, record: PseudoLabelRecord, calibration: Calibration
+    ) -> PseudoLabelRecord:
+        """Write mask, maps and preview, and return the record with what they show."""
+        result, volume, canonical = work.result, work.volume, work.canonical
+        if result is None or volume is None or canonical is None:
             assert work.error is not None
             raise work.error
-        volume, canonical, paths = loaded.volume, loaded.canonical, loaded.target.paths
-        turn = canonical.reorientation
+        paths, turn = work.target.paths, canonical.reorientation
         write_mask(to_native(result.mask_zyx, turn), like=volume, path=paths.mask)
         write_map(to_native(result.probability_zyx, turn), like=volume, path=paths.probability)
         write_map(to_native(result.uncertainty_zyx, turn), like=volume, path=paths.uncertainty)
         reliability = judge(result.evidence, calibration)
-        drawing = _preview(loaded.target, canonical, result.mask_zyx, reliability=reliability)
+        drawing = _preview(work.target, canonical, result.mask_zyx, reliability=reliability)
         volume_ml = mask_volume_ml(result.mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
         low, high = reliability.interval
         return replace(
-            self._record(work),
+            record,
             verdict=reliability.verdict,
             estimated_dice=round(reliability.estimated_dice, 4),
             interval=(round(low, 4), round(high, 4)),
@@ -400,19 +391,6 @@ class LabelWork(Work[LabelUnit, LabelResult]):
             supports=result.supports,
             calibration=calibration,
             mask_sha256=sha256_file(paths.mask),
-        )
-
-    def _record(self, work: SegmentedQuery) -> PseudoLabelRecord:
-        """Return what is known of a query without its result."""
-        loaded = work.loaded
-        stages = {} if work.result is None else work.result.seconds
-        return replace(
-            loaded.target.blank,
-            key=_key(loaded.target, loaded.image_sha256, self.provenance),
-            seconds={**loaded.seconds, **stages},
-            device=self._chosen,
-            provenance=self.provenance,
-            image_sha256=loaded.image_sha256,
         )
 
     def _scratch_folder(self) -> Path:

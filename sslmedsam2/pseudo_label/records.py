@@ -1,14 +1,14 @@
-"""The record of each pseudo label: a JSON file beside it, and a row of ``pseudo_labels.csv``."""
+"""The record of each pseudo label, their table ``pseudo_labels.csv``, and ``calibration.json``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from sslmedsam2.contract.outputs import TABLE_NAME, PseudoLabelPaths, find_records
-from sslmedsam2.fewshot.reliability import Calibration
+from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none
@@ -121,6 +121,59 @@ def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
         raise output_error(paths.mask, error) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationCase:
+    """One support, segmented by the others as if it had no mask.
+
+    Attributes
+    ----------
+    dice
+        Of the result with the reference mask.
+    score
+        The evidence in one number.
+    estimated_dice, interval
+        What a calibration on all the other supports makes of this one: how good estimates are
+        where the truth is not known.
+    """
+
+    name: str
+    dice: float
+    score: float = 0.0
+    estimated_dice: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
+class CalibrationRun:
+    """A calibration, what it rests on, and the `Provenance.key` that it holds for.
+
+    Written after each support: one that was stopped goes on with the supports it lacks.
+    """
+
+    key: str
+    calibration: Calibration
+    cases: tuple[CalibrationCase, ...]
+
+
+def calibrate_on(cases: Iterable[CalibrationCase], *, key: str) -> CalibrationRun:
+    """Learn from supports, each labelled by the others, and estimate each by the rest."""
+    cases = list(cases)
+    known = [(case.evidence, case.dice) for case in cases]
+    estimated = []
+    for index, case in enumerate(cases):
+        estimate = judge(case.evidence, calibrate(known[:index] + known[index + 1 :]))
+        estimated.append(
+            replace(
+                case,
+                score=score(case.evidence),
+                estimated_dice=estimate.estimated_dice,
+                interval=estimate.interval,
+            )
+        )
+    return CalibrationRun(key, calibrate(known), tuple(estimated))
+
+
 def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> Path:
     """Write one row for each record of the output folder, and for ``problems`` that left none.
 
@@ -130,13 +183,15 @@ def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> P
     path, more = output_dir / TABLE_NAME, list(problems)
     text = None
     # Another shard may have added a record meanwhile: whoever writes last has seen them all.
-    while text != (text := _table([*_all_records(output_dir), *more])):
+    while text != (text := _table([*read_all(output_dir), *more])):
         write_text_atomic(path, text)
     return path
 
 
-def _all_records(output_dir: Path) -> list[PseudoLabelRecord]:
-    return [record for path in find_records(output_dir) if (record := read_pseudo_label(path))]
+def read_all(output_dir: Path) -> Iterator[PseudoLabelRecord]:
+    """Read the usable records of an output folder."""
+    found = (read_pseudo_label(path) for path in find_records(output_dir))
+    return (record for record in found if record is not None)
 
 
 def _table(records: Iterable[PseudoLabelRecord]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Final, overload
+from typing import Final
 
 from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error, missing_packages
 from sslmedsam2.fewshot.strategy import Support
@@ -31,32 +31,28 @@ class SupportFiles(Sequence[Support]):
     ----------
     sha256
         Of each one's files ``image`` and ``mask``, by the support's name.
+    problems
+        An error for each labelled volume that cannot be used.
     """
 
     def __init__(
-        self, series: Sequence[ImageFile], sha256: Mapping[str, Mapping[str, str]]
+        self,
+        series: Sequence[ImageFile],
+        sha256: Mapping[str, Mapping[str, str]],
+        problems: Sequence[SslMedSam2Error] = (),
     ) -> None:
         """Take series that have been seen to be readable, and the hashes of their files."""
         self._series = tuple(series)
-        self.sha256 = sha256
+        self.sha256, self.problems = sha256, tuple(problems)
 
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self._series)
 
-    @overload
-    def __getitem__(self, index: int) -> Support: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> SupportFiles: ...
-
-    def __getitem__(self, index: int | slice) -> Support | SupportFiles:
-        """Read one support, or choose some without reading them."""
-        if isinstance(index, int):
-            # The map of organs was checked and serves training only.
-            return read_support(replace(self._series[index], organs=None))
-        chosen = self._series[index]
-        return SupportFiles(chosen, {one.name: self.sha256[one.name] for one in chosen})
+    def __getitem__(self, index: int) -> Support:  # type: ignore[override]
+        """Read one support."""
+        # The map of organs was checked and serves training only.
+        return read_support(replace(self._series[index], organs=None))
 
     @property
     def cases(self) -> frozenset[str]:
@@ -76,15 +72,7 @@ class SupportFiles(Sequence[Support]):
         return None
 
 
-@dataclass(frozen=True)
-class CheckedSupports:
-    """The supports that can be used, and an error for each that cannot."""
-
-    supports: SupportFiles
-    problems: tuple[SslMedSam2Error, ...]
-
-
-def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports:
+def check_supports(root: Path, labelled: Iterable[ImageFile]) -> SupportFiles:
     """Read every labelled volume once and set aside what cannot be used.
 
     Raises
@@ -116,7 +104,7 @@ def check_supports(root: Path, labelled: Iterable[ImageFile]) -> CheckedSupports
             reason=f"it holds no labelled volume that can be used{first}",
             remedy="Give case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
-    return CheckedSupports(SupportFiles(usable, hashes), tuple(problems))
+    return SupportFiles(usable, hashes, problems)
 
 
 def read_support(image: ImageFile) -> Support:

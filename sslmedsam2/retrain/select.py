@@ -24,8 +24,7 @@ from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, write_record
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.nnunet.plans import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
-from sslmedsam2.pseudo_label.calibration import CalibrationRun
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord
 from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.weights.manifest import sha256_file
 

@@ -19,7 +19,7 @@ from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.inference.confidence import read_calibration
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
+from sslmedsam2.pseudo_label.records import CalibrationCase, calibrate_on
 from sslmedsam2.retrain import pipeline
 from sslmedsam2.retrain.freeze import FrozenScores, below_fewshot
 from sslmedsam2.retrain.index import Index
@@ -51,7 +51,8 @@ class Finished:
         labelled = find_labelled_series(root / "labelled")
         query = ImageFile(case="0011-B1", sequence="T2", path=root / "a", sha256="0")
         write_record(self.work.index, Index(labelled, (query,), (), None, ({},) * len(cases)))
-        found = [LeftOut(name, Evidence(0.7, 0.9, 0.9, 0.9, 1.0), 0.95) for name in "ab"]
+        evidence = Evidence(0.7, 0.9, 0.9, 0.9, 1.0)
+        found = [CalibrationCase(name=name, dice=0.95, evidence=evidence) for name in "ab"]
         write_record(self.work.pseudo_labels / CALIBRATION_NAME, calibrate_on(found, key="key"))
         one = self.work.round(1)
         scores = [FoldScore("a", "T2", fold, dice, 9.0, 4.0) for fold, dice in enumerate(dices)]

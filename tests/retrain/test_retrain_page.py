@@ -17,8 +17,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.pseudo_label.calibration import LeftOut, calibrate_on
-from sslmedsam2.pseudo_label.records import PseudoLabelRecord
+from sslmedsam2.pseudo_label.records import CalibrationCase, PseudoLabelRecord, calibrate_on
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
@@ -85,7 +84,8 @@ class WorkMaker:
         for number in range(len(QUERIES)):
             self.pseudo_label(number)
         calibration = self.work.pseudo_labels / CALIBRATION_NAME
-        found = [LeftOut(name, Evidence(0.7, 0.9, 0.9, 0.9, 1.0), d) for name, d in DICES]
+        evidence = Evidence(0.7, 0.9, 0.9, 0.9, 1.0)
+        found = [CalibrationCase(name=name, dice=d, evidence=evidence) for name, d in DICES]
         write_record(calibration, calibrate_on(found, key="key"))
 
     def begin(self, number):
