@@ -212,7 +212,7 @@ def reliability(sam2: Path, cases: Sequence[Case]) -> dict[str, Any]:
     """Estimate each volume's Dice from all others', each segmented by all but itself."""
     from scipy import stats
 
-    from sslmedsam2.fewshot.reliability import calibrate, judge, score
+    from sslmedsam2.fewshot.outcome import calibrate, judge, score
     from sslmedsam2.fewshot.strategy import Evidence
 
     answers = isolated(answer, sam2, {}, cases, cases, True)

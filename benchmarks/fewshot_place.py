@@ -30,8 +30,7 @@ from scipy import stats
 
 from sslmedsam2.fewshot.alignment import Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import load_sam2
-from sslmedsam2.fewshot.outcome import mask_dice
-from sslmedsam2.fewshot.reliability import Reliability, calibrate, judge, score
+from sslmedsam2.fewshot.outcome import Reliability, calibrate, judge, mask_dice, score
 from sslmedsam2.fewshot.retrieval import Retrieval
 from sslmedsam2.fewshot.slices import cut_masks, cut_slices
 from sslmedsam2.fewshot.store import EncodedVolume, Encoder

@@ -192,15 +192,6 @@ class LoadedSam2:
             yield
 
 
-@dataclass(frozen=True)
-class Sam2File:
-    """A checkpoint that is there; ``name`` and ``sha256`` as in :class:`LoadedSam2`."""
-
-    path: Path
-    name: str
-    sha256: str
-
-
 def save_compact(
     model: SAM2Base,
     path: Path,
@@ -218,10 +209,10 @@ def save_compact(
     write_bytes_atomic(path, save(halves, metadata=metadata))
 
 
-def identify_sam2(path: Path) -> Sam2File:
-    """Return what a checkpoint is, without loading it; raises ModelError if there is none."""
+def hash_sam2(path: Path) -> str:
+    """Return the SHA-256 of a checkpoint; raises ModelError if there is none."""
     _check_is_file(path)
-    return Sam2File(path, path.stem, sha256_file(path))
+    return sha256_file(path)
 
 
 def _check_is_file(path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslmedsam2.fewshot.slices import AIR_BELOW
 
-Pictures = npt.NDArray[np.float32]
+Slices = npt.NDArray[np.float32]
 Quantiles = npt.NDArray[np.float64]
 
 AS_IS: Final = "as is"
@@ -27,12 +27,12 @@ MATCHED: Final = "matched"
 INVERTED: Final = "inverted"
 
 _LEVELS: Final = np.linspace(0, 1, 65)
-_SAME_CONTRAST: Final = 0.06
+SAME_CONTRAST: Final = 0.06
 """Mean difference of quantiles up to which two volumes count as one contrast: between two T2
 volumes of one scanner it is 0.02 to 0.05, to the same volume inverted 0.2 and more."""
 
 
-def body_quantiles(slices: Pictures) -> Quantiles:
+def body_quantiles(slices: Slices) -> Quantiles:
     """Return 65 evenly spaced quantiles of the pixels that are not air; zeros if all are air."""
     inside = slices[slices > AIR_BELOW]
     return np.quantile(inside, _LEVELS) if inside.size else np.zeros(len(_LEVELS))
@@ -43,13 +43,13 @@ def contrast_distance(one: Quantiles, other: Quantiles) -> float:
     return float(np.abs(one - other).mean())
 
 
-def appearances(slices: Pictures, reference: Quantiles) -> Mapping[str, Pictures]:
+def appearances(slices: Slices, reference: Quantiles) -> Mapping[str, Slices]:
     """Return the query's slices in each contrast to try, by name.
 
     A query of the supports' own contrast is left as it is.
     """
     own = body_quantiles(slices)
-    if contrast_distance(own, reference) <= _SAME_CONTRAST:
+    if contrast_distance(own, reference) <= SAME_CONTRAST:
         return {AS_IS: slices}
     inverted = np.where(slices > AIR_BELOW, 1 - slices, slices)
     return {
@@ -59,7 +59,7 @@ def appearances(slices: Pictures, reference: Quantiles) -> Mapping[str, Pictures
     }
 
 
-def _matched(slices: Pictures, reference: Quantiles) -> Pictures:
+def _matched(slices: Slices, reference: Quantiles) -> Slices:
     """Match the histogram of the body to the reference quantiles."""
     own = body_quantiles(slices)
     inside = slices > AIR_BELOW

@@ -11,7 +11,7 @@ shared generator, and short queries get fewer positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -147,7 +147,8 @@ def _track(
     n_query = len(frames) - len(masks)
     probability = np.zeros((n_query, sam2.image_size, sam2.image_size), np.float32)
     scores = np.zeros(n_query, np.float32)
-    for order, reverse in _directions(min(prompted), len(frames)):
+    first = min(prompted)
+    for order, reverse in ((range(first, len(frames)), False), (range(first, -1, -1), True)):
         output["non_cond_frame_outputs"] = {}
         for index in order:
             if index in prompted:
@@ -160,11 +161,6 @@ def _track(
             probability[at] = found["pred_masks_high_res"][0, 0].float().sigmoid().cpu().numpy()
             scores[at] = found["object_score_logits"].float().sigmoid().item()
     return probability, scores
-
-
-def _directions(first: int, n_frames: int) -> Iterator[tuple[range, bool]]:
-    yield range(first, n_frames), False
-    yield range(first, -1, -1), True
 
 
 def _encode(

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
+from sslmedsam2.fewshot.alignment import Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,
@@ -53,7 +53,6 @@ from sslmedsam2.fewshot.store import (
     memory_for_supports,
 )
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
-from sslmedsam2.imaging.volume import CanonicalVolume
 
 logger = logging.getLogger(__name__)
 
@@ -143,11 +142,13 @@ class Retrieval:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
         start = time.perf_counter()
         calls_before = self._encoder.calls
-        stack = self._cut(query.image)
+        stack = cut_slices(query.image, size=self._size)
         check_image(stack, name=query.name)
         supports = [known for known in self._known if known.case != leave_out_case]
         reference = np.mean([known.contrast for known in supports], axis=0)
-        shown = self._appearances(stack, reference)
+        shown: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
+        if self._settings.harmonise:
+            shown = appearances(stack.slices, reference)
         attempts = [
             self._attempt(query, replace(stack, slices=slices), supports, appearance=name)
             for name, slices in shown.items()
@@ -166,23 +167,9 @@ class Retrieval:
             contrast_distance=round(distance, 4),
             similarity=round(float(np.mean([view.similarity for view in best.views])), 4),
         )
-        result = replace(result, evidence=evidence)
-        if best.appearance != AS_IS:
-            note = (
-                f"harmonised: the query's contrast was matched to the supports ({best.appearance})"
-            )
-            result = replace(result, warnings=(*result.warnings, note))
-        return result
-
-    def _appearances(
-        self, stack: SliceStack, reference: Quantiles
-    ) -> Mapping[str, npt.NDArray[np.float32]]:
-        if not self._settings.harmonise:
-            return {AS_IS: stack.slices}
-        return appearances(stack.slices, reference)
-
-    def _cut(self, image: CanonicalVolume) -> SliceStack:
-        return cut_slices(image, size=self._encoder.sam2.image_size)
+        note = f"harmonised: the query's contrast was matched to the supports ({best.appearance})"
+        notes = () if best.appearance == AS_IS else (note,)
+        return replace(result, evidence=evidence, warnings=(*result.warnings, *notes))
 
     def _attempt(
         self,
@@ -197,7 +184,14 @@ class Retrieval:
         aligned = align(volume, [(known.described, known.place) for known in supports])
         others = len(supports) - 1
         views = [
-            self._same_patient(query, stack, known, others=others) or self._aligned(known, partners)
+            self._same_patient(query, stack, known, others=others)
+            or _AlignedSupport(
+                known.name,
+                partial(self._store.get, known.key),
+                partial(self._store.memory, known.key),
+                partners.indices,
+                partners.similarity,
+            )
             for known, partners in zip(supports, aligned, strict=True)
         ]
         predictions, together = self._segment_by_each_and_all(volume, views)
@@ -213,7 +207,7 @@ class Retrieval:
         there: Tensor,
     ) -> npt.NDArray[np.float32]:
         """Enlarge to the size of the slices, and correct by them; ``there`` is where SAM2 is."""
-        size = self._encoder.sam2.image_size
+        size = self._size
         if self._settings.refine and there.device.type != "cpu":
             try:
                 enlarged = _enlarge(torch.from_numpy(probability).to(there.device), size)
@@ -223,9 +217,17 @@ class Retrieval:
         on_cpu = _enlarge(torch.from_numpy(probability), size).numpy()
         return refine_by_intensity(on_cpu, slices) if self._settings.refine else on_cpu
 
+    @property
+    def _size(self) -> int:
+        return self._encoder.sam2.image_size
+
     def _know(self, index: int, support: Support) -> _StoredSupport:
-        stack = self._cut(support.image)
-        key = self._encode_support(support, stack)
+        stack = cut_slices(support.image, size=self._size)
+        masks = cut_masks(support.mask_zyx, stack.crop, size=self._size)
+        check_masks(masks, name=support.name)
+        key = content_key(stack.slices, masks)
+        if key not in self._store:
+            self._store.put(key, self._encoded(stack, masks))
         encoded = self._store.get(key)
         return _StoredSupport(
             name=support.name,
@@ -237,26 +239,9 @@ class Retrieval:
             contrast=body_quantiles(stack.slices),
         )
 
-    def _encode_support(self, support: Support, stack: SliceStack) -> str:
-        masks = cut_masks(support.mask_zyx, stack.crop, size=self._encoder.sam2.image_size)
-        check_masks(masks, name=support.name)
-        key = content_key(stack.slices, masks)
-        if key not in self._store:
-            self._store.put(key, self._encoded(stack, masks))
-        return key
-
     def _encoded(self, stack: SliceStack, masks: npt.NDArray[np.float32]) -> EncodedSupport:
         volume = self._encoder.volume(stack)
         return EncodedSupport(volume, self._encoder.remember(volume, masks), masks)
-
-    def _aligned(self, known: _StoredSupport, partners: Partners) -> _AlignedSupport:
-        return _AlignedSupport(
-            known.name,
-            partial(self._store.get, known.key),
-            partial(self._store.memory, known.key),
-            partners.indices,
-            partners.similarity,
-        )
 
     def _same_patient(
         self, query: Query, stack: SliceStack, known: _StoredSupport, *, others: int
@@ -266,11 +251,11 @@ class Retrieval:
             return None
         support = self._supports[known.index]
         image_zyx, mask_zyx = on_query_grid(support, query)
-        slices = cut(unit_intensities(image_zyx), stack.crop, size=stack.slices.shape[-1])
+        slices = cut(unit_intensities(image_zyx), stack.crop, size=self._size)
         covered = np.flatnonzero(slices.any((1, 2)))
         if len(covered) < _LEAST_COVERED * len(slices) or not mask_zyx.any():
             return None
-        masks = cut_masks(mask_zyx, stack.crop, size=self._encoder.sam2.image_size)
+        masks = cut_masks(mask_zyx, stack.crop, size=self._size)
         encoded = self._encoded(replace(stack, slices=slices), masks)
         nearest = np.abs(np.arange(len(slices))[:, None] - covered[None]).argmin(1)
         share = float(max(1, others))
@@ -330,10 +315,12 @@ class Retrieval:
         checked = []
         for view, prediction in zip(best.views, best.predictions, strict=True):
             support = view.support()
-            back = _inverse(view.partners, support.volume.n_slices)
+            numbers = np.arange(support.volume.n_slices)
+            # For each support slice the query slice whose partner lies nearest.
+            back = np.abs(numbers[:, None] - view.partners[None]).argmin(1)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
             expected = shrink(support.masks, found.shape[-1])
-            seen = np.isin(np.arange(support.volume.n_slices), view.partners)
+            seen = np.isin(numbers, view.partners)
             checked.append(
                 replace(prediction, reverse_dice=mask_dice(found[seen] > 0.5, expected[seen] > 0.5))
             )
@@ -368,15 +355,6 @@ def _enlarge(maps: Tensor, size: int) -> Tensor:
 
 
 def _mean(predictions: Sequence[SupportPrediction]) -> npt.NDArray[np.float32]:
-    weights = np.array([prediction.weight for prediction in predictions], np.float32)
-    total = sum(
-        weight * prediction.probability
-        for weight, prediction in zip(weights, predictions, strict=True)
-    )
+    weights = np.array([one.weight for one in predictions], np.float32)
+    total = sum(w * one.probability for w, one in zip(weights, predictions, strict=True))
     return (total / weights.sum()).astype(np.float32)
-
-
-def _inverse(partners: npt.NDArray[np.int64], n_support: int) -> npt.NDArray[np.int64]:
-    """Return the query slice for each support slice: the one whose partner lies nearest."""
-    distance = np.abs(np.arange(n_support)[:, None] - partners[None])
-    return distance.argmin(1)

@@ -91,11 +91,20 @@ class Encoder:
 
     def volume(self, stack: SliceStack, *, slices: Tensor | None = None) -> EncodedVolume:
         """Encode each slice once; ``slices`` are those of the stack, if they are there already."""
-        features = self._features(self.on_device(stack.slices) if slices is None else slices)
+        there = self.on_device(stack.slices) if slices is None else slices
+        parts = self.in_batches(
+            len(there), lambda part: encode_slices(self.sam2.model, there[part])
+        )
+        features = Features(
+            torch.cat([part.fine for part in parts]),
+            torch.cat([part.middle for part in parts]),
+            torch.cat([part.coarse for part in parts]),
+        )
         self.calls += len(stack.slices)
+        pooled = nnf.adaptive_avg_pool2d(features.middle.float(), _DESCRIPTOR_CELLS)
         return EncodedVolume(
             features=features,
-            descriptors=_descriptors(features),
+            descriptors=pooled.flatten(1).cpu().numpy(),
             z_mm=np.arange(len(stack.slices)) * stack.spacing_zyx_mm[0],
         )
 
@@ -141,21 +150,6 @@ class Encoder:
         """Return ``(n, h, w)`` of any type as float32 ``(n, 1, h, w)`` where SAM2 computes."""
         there = torch.from_numpy(np.ascontiguousarray(array)).to(self.sam2.device)
         return there[:, None].float()
-
-    def _features(self, slices: Tensor) -> Features:
-        parts = self.in_batches(
-            len(slices), lambda part: encode_slices(self.sam2.model, slices[part])
-        )
-        return Features(
-            torch.cat([part.fine for part in parts]),
-            torch.cat([part.middle for part in parts]),
-            torch.cat([part.coarse for part in parts]),
-        )
-
-
-def _descriptors(features: Features) -> npt.NDArray[np.float32]:
-    pooled = nnf.adaptive_avg_pool2d(features.middle.float(), _DESCRIPTOR_CELLS)
-    return pooled.flatten(1).cpu().numpy()
 
 
 _USUAL_LIMIT_BYTES: Final = 2 * 2**30

@@ -32,7 +32,7 @@ from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess, all_or_error, duration
-from sslmedsam2.fewshot.checkpoint import Sam2File, identify_sam2
+from sslmedsam2.fewshot.checkpoint import hash_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.image_file import ImageFile
@@ -55,7 +55,7 @@ from sslmedsam2.pseudo_label.records import (
     calibrate_on,
     write_table,
 )
-from sslmedsam2.pseudo_label.supports import SupportFiles, check_supports, find_sam2
+from sslmedsam2.pseudo_label.supports import check_supports, find_sam2
 
 logger = logging.getLogger(__name__)
 
@@ -186,13 +186,15 @@ def pseudo_label(
     targets = [_target(series, options) for series in queries.series]
     if not targets:
         raise _no_query(queries, options)
-    sam2 = identify_sam2(find_sam2(options.sam2))
+    sam2 = find_sam2(options.sam2)
+    sam2_sha256 = hash_sam2(sam2)
     checked = check_supports(options.support_dir, labelled)
+    settings = {k: v for k, v in asdict(options.settings).items() if k not in _WITHOUT_EFFECT}
     work = LabelWork(
         options.settings,
         sam2=sam2,
         supports=checked,
-        provenance=_provenance(options.settings, sam2, checked),
+        provenance=Provenance(__version__, sam2.stem, sam2_sha256, settings, checked.sha256),
         device=options.device,
         shared_dir=options.output_dir,
     )
@@ -392,11 +394,6 @@ def _check_output_dir(options: PseudoLabelOptions) -> None:
             reason=f"the output would lie among the queries in {options.query_dir}",
             remedy="Choose an output folder beside the query folder",
         )
-
-
-def _provenance(settings: FewShotSettings, sam2: Sam2File, supports: SupportFiles) -> Provenance:
-    chosen = {name: v for name, v in asdict(settings).items() if name not in _WITHOUT_EFFECT}
-    return Provenance(__version__, sam2.name, sam2.sha256, chosen, supports.sha256)
 
 
 def _target(series: ImageFile, options: PseudoLabelOptions) -> QueryTarget:

@@ -20,9 +20,8 @@ from sslmedsam2.contract.outputs import PseudoLabelPaths
 from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
-from sslmedsam2.fewshot.checkpoint import Sam2File, load_sam2
-from sslmedsam2.fewshot.outcome import mask_dice
-from sslmedsam2.fewshot.reliability import Calibration, Reliability, judge
+from sslmedsam2.fewshot.checkpoint import load_sam2
+from sslmedsam2.fewshot.outcome import Calibration, Reliability, judge, mask_dice
 from sslmedsam2.fewshot.strategy import (
     FewShotResult,
     FewShotSettings,
@@ -227,7 +226,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         self,
         settings: FewShotSettings,
         *,
-        sam2: Sam2File,
+        sam2: Path,
         supports: SupportFiles,
         provenance: Provenance,
         device: Device,
@@ -235,7 +234,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
     ) -> None:
         """Take files and settings; SAM2 is loaded by ``set_up``, the supports when needed."""
         self.supports, self.provenance, self.shared_dir = supports, provenance, shared_dir
-        self._settings, self._sam2_file, self._device = settings, sam2, device
+        self._settings, self._sam2_path, self._device = settings, sam2, device
         self._built: Strategy | None = None
 
     @property
@@ -265,10 +264,10 @@ class LabelWork(Work[LabelUnit, LabelResult]):
             The device is not there.
         """
         self._chosen = choose_device(self._device)
-        self._sam2 = load_sam2(self._sam2_file.path, device=torch.device(self._chosen))
-        if self._sam2.sha256 != self._sam2_file.sha256:
+        self._sam2 = load_sam2(self._sam2_path, device=torch.device(self._chosen))
+        if self._sam2.sha256 != self.provenance.sam2_sha256:
             raise ModelError(
-                self._sam2_file.path,
+                self._sam2_path,
                 reason="it is another SAM2 here than where the run was started",
                 remedy="Put the checkpoint into a folder that all machines share",
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sslmedsam2.contract.outputs import TABLE_NAME, PseudoLabelPaths, find_records
-from sslmedsam2.fewshot.reliability import Calibration, calibrate, judge, score
+from sslmedsam2.fewshot.outcome import Calibration, calibrate, judge, score
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none

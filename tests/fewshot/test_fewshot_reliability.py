@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sslmedsam2.fewshot.reliability import calibrate, judge, score
+from sslmedsam2.fewshot.outcome import calibrate, judge, score
 from sslmedsam2.fewshot.strategy import Evidence
 
 GOOD = Evidence(
