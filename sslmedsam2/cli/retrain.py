@@ -407,11 +407,10 @@ def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given:
 
     n_labelled, n_unlabelled = planning.count_volumes(labelled, unlabelled)
     measured = planning.UnitCosts() if costs is None else planning.read_costs(costs)
-    options = planning.PlanOptions(n_labelled, n_unlabelled, **given, costs=measured)
-    plan = planning.plan_cluster(options)
+    plan = planning.plan_cluster(n_labelled, n_unlabelled, **given, costs=measured)
     click.echo(f"an estimate, from measured costs: {n_labelled} labelled, {n_unlabelled} not")
-    for stage, times in planning.stages_once(plan.stages):
-        often = f" x {times} rounds" if times > 1 else ""
+    for stage in plan.stages:
+        often = f" x {stage.times} rounds" if stage.times > 1 else ""
         click.echo(f"  {stage.name}: {stage.units} x {stage.unit_s:.1f} s{often}")
     click.echo(f"{plan.worker_hours:.1f} worker hours in all; a worker is a GPU where there is one")
     for workers in (1, 8, 64):

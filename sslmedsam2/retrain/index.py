@@ -34,7 +34,6 @@ from sslmedsam2.nnunet.plans import (
 )
 from sslmedsam2.nnunet.training import check_gpus
 from sslmedsam2.retrain.plan_cluster import (
-    PlanOptions,
     UnitCosts,
     measured_speedup,
     plan_cluster,
@@ -268,13 +267,7 @@ def _check_machine(
     index: Index, options: RetrainOptions, executor: Executor, *, device: str
 ) -> list[Grid]:
     """Check GPUs and disk, and return the images' grids, those of the labelled first."""
-    grids = [
-        _grid(path)
-        for path in (
-            *(image.path for image in index.labelled),
-            *(query.path for query in index.queries),
-        )
-    ]
+    grids = [_grid(image.path) for image in (*index.labelled, *index.queries)]
     planned = planned_network(plan_network(options.preset, grids, intensity={}))
     executor.call(check_gpus, options.gpus, device=device, batch_size=planned.batch_size)
     _check_disk(grids, planned, options)
@@ -333,26 +326,23 @@ def _estimate_time(
         )
         return
     slices = float(np.mean([grid.shape_zyx[0] for grid in grids])) / _MEASURED_SLICES
-    costs = UnitCosts()
-    costs = replace(
-        costs,
-        label_s=costs.label_s * slices,
-        encode_s=costs.encode_s * slices,
-        predict_s=costs.predict_s * slices,
-        iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
-    )
+    usual = UnitCosts()
     speedup = executor.call(measured_speedup)
     plan = plan_cluster(
-        PlanOptions(
-            labelled=n_labelled,
-            unlabelled=len(grids) - n_labelled,
-            folds=folds,
-            epochs=options.epochs,
-            iterations_per_epoch=options.iterations_per_epoch,
-            rounds=1,
-            speedup=speedup,
-            costs=costs,
-        )
+        n_labelled,
+        len(grids) - n_labelled,
+        folds=folds,
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        rounds=1,
+        speedup=speedup,
+        costs=replace(
+            usual,
+            label_s=usual.label_s * slices,
+            encode_s=usual.encode_s * slices,
+            predict_s=usual.predict_s * slices,
+            iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
+        ),
     )
     labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
     a_round = folds * _FOLD_START_S / speedup + sum(stage.work_s for stage in plan.stages[2:])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -83,49 +82,27 @@ def measured_speedup() -> float:
 
 
 @dataclass(frozen=True)
-class PlanOptions:
-    """What is to be done; ``labelled`` and ``unlabelled`` count volumes.
-
-    ``speedup`` says how many times as fast as the measured worker a worker is.
-    """
-
-    labelled: int
-    unlabelled: int
-    folds: int = 3
-    epochs: int = 30
-    iterations_per_epoch: int = 50
-    rounds: int = 3
-    speedup: float = 1.0
-    costs: UnitCosts = UnitCosts()
-
-
-@dataclass(frozen=True)
 class Stage:
-    """Units that do not wait for each other, all of one cost."""
+    """Units that do not wait for each other, all of one cost; ``times`` is 1, or the rounds."""
 
     name: str
     units: int
     unit_s: float
+    times: int
 
     @property
     def work_s(self) -> float:
-        """Seconds of one worker."""
+        """Seconds of one worker, each time."""
         return self.units * self.unit_s
 
     def wall_s(self, workers: int) -> float:
-        """Return the seconds until the last unit is done."""
+        """Return the seconds until the last unit is done, each time."""
         return math.ceil(self.units / workers) * self.unit_s
 
 
 @dataclass(frozen=True)
 class ClusterPlan:
-    """An estimate.
-
-    Attributes
-    ----------
-    stages
-        Of the whole retraining; those of a round stand once for each.
-    """
+    """An estimate for a whole retraining."""
 
     stages: tuple[Stage, ...]
     memory_mb: float
@@ -135,34 +112,47 @@ class ClusterPlan:
     @property
     def worker_hours(self) -> float:
         """Hours of computing, whatever the number of workers, without their set-up."""
-        return sum(stage.work_s for stage in self.stages) / 3600
+        return sum(stage.times * stage.work_s for stage in self.stages) / 3600
 
     def wall_hours(self, workers: int) -> float:
         """Return the hours from start to end."""
-        return (self.setup_s + sum(stage.wall_s(workers) for stage in self.stages)) / 3600
+        waits = sum(stage.times * stage.wall_s(workers) for stage in self.stages)
+        return (self.setup_s + waits) / 3600
 
 
-def plan_cluster(options: PlanOptions) -> ClusterPlan:
-    """Estimate a retraining."""
-    costs, n = options.costs, options
-    label_s = costs.label_s * max(n.labelled, 1) / _SUPPORTS_MEASURED
-    by_folds = _RELABELLED_BY_ONE + (1 - _RELABELLED_BY_ONE) * n.folds
-    one_round = (
-        ("train a fold", n.folds, n.epochs * n.iterations_per_epoch * costs.iteration_s),
-        ("score a fold", n.folds, n.labelled / n.folds * costs.predict_s),
-        ("relabel a volume", n.unlabelled, by_folds * costs.predict_s),
+def plan_cluster(
+    labelled: int,
+    unlabelled: int,
+    *,
+    folds: int = 3,
+    epochs: int = 30,
+    iterations_per_epoch: int = 50,
+    rounds: int = 3,
+    speedup: float = 1.0,
+    costs: UnitCosts | None = None,
+) -> ClusterPlan:
+    """Estimate a retraining on so many volumes.
+
+    ``speedup`` says how many times as fast as the measured worker a worker is.
+    """
+    costs = costs or UnitCosts()
+    label_s = costs.label_s * max(labelled, 1) / _SUPPORTS_MEASURED
+    by_folds = _RELABELLED_BY_ONE + (1 - _RELABELLED_BY_ONE) * folds
+    stages = (
+        ("calibrate by a support", labelled, label_s, 1),
+        ("label a volume", unlabelled, label_s, 1),
+        ("train a fold", folds, epochs * iterations_per_epoch * costs.iteration_s, rounds),
+        ("score a fold", folds, labelled / folds * costs.predict_s, rounds),
+        ("relabel a volume", unlabelled, by_folds * costs.predict_s, rounds),
     )
-    stages = [
-        ("calibrate by a support", n.labelled, label_s),
-        ("label a volume", n.unlabelled, label_s),
-    ]
-    stages += list(one_round) * n.rounds
-    volumes = n.labelled + n.unlabelled
+    volumes = labelled + unlabelled
     return ClusterPlan(
-        stages=tuple(Stage(name, units, s / n.speedup) for name, units, s in stages),
+        stages=tuple(
+            Stage(name, n, seconds / speedup, times) for name, n, seconds, times in stages
+        ),
         memory_mb=max(costs.predict_mb, costs.label_mb),
-        disk_gb=n.rounds * (volumes * costs.volume_mb + n.folds * costs.checkpoint_mb) / 1000,
-        setup_s=n.labelled * costs.encode_s / n.speedup,
+        disk_gb=rounds * (volumes * costs.volume_mb + folds * costs.checkpoint_mb) / 1000,
+        setup_s=labelled * costs.encode_s / speedup,
     )
 
 
@@ -194,8 +184,3 @@ def read_costs(path: Path) -> UnitCosts:
     except InputError as error:
         known = sorted(item.name for item in fields(UnitCosts))
         raise UsageError(path, reason=error.reason, remedy=f"Write some of {known}") from error
-
-
-def stages_once(stages: Sequence[Stage]) -> tuple[tuple[Stage, int], ...]:
-    """Return each kind of stage once, and how often it comes."""
-    return tuple((stage, stages.count(stage)) for stage in dict.fromkeys(stages))

@@ -10,7 +10,6 @@ from retrain_samples import write_data
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import UsageError
 from sslmedsam2.retrain.plan_cluster import (
-    PlanOptions,
     UnitCosts,
     count_volumes,
     plan_cluster,
@@ -24,9 +23,7 @@ SIMPLE = UnitCosts(
 
 
 def test_stages_follow_each_other_and_units_are_shared_out():
-    plan = plan_cluster(
-        PlanOptions(5, 8, folds=2, epochs=10, iterations_per_epoch=10, rounds=2, costs=SIMPLE)
-    )
+    plan = plan_cluster(5, 8, folds=2, epochs=10, iterations_per_epoch=10, rounds=2, costs=SIMPLE)
     # 5 s a support and query; training 100 s a fold; 2.5 volumes scored a fold; 15 s to relabel.
     one_round = 2 * 100 + 2 * 25 + 8 * 15
     assert plan.worker_hours == pytest.approx((5 * 5 + 8 * 5 + 2 * one_round) / 3600)
@@ -38,7 +35,7 @@ def test_stages_follow_each_other_and_units_are_shared_out():
 
 
 def test_faster_workers_take_less():
-    slow, fast = (plan_cluster(PlanOptions(5, 20, speedup=speedup)) for speedup in (1, 4))
+    slow, fast = (plan_cluster(5, 20, speedup=speedup) for speedup in (1, 4))
     assert slow.wall_hours(8) == pytest.approx(4 * fast.wall_hours(8))
 
 
