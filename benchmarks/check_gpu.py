@@ -273,7 +273,7 @@ def time_hiera(results: Results) -> None:
 
     model = build_hiera_tiny(512).to(CUDA).eval().requires_grad_(False)
     torch.cuda.reset_peak_memory_stats()
-    with LoadedSam2(model=model, name="random", sha256="0").computing():
+    with LoadedSam2(model, "0").computing():
         for n in (16, 72):
             slices = torch.rand(n, 1, 512, 512, device=CUDA)
             taken = seconds_of(lambda slices=slices: encode_slices(model, slices))

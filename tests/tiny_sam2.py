@@ -34,7 +34,7 @@ def tiny_compact(*, seed: int = 0) -> LoadedSam2:
     """Build a compact SAM2 whose random weights make every part of it matter."""
     torch.manual_seed(seed)
     model = _stirred(build_compact(TINY)).eval().requires_grad_(False)
-    return LoadedSam2(model=model, name="tiny", sha256="0" * 64)
+    return LoadedSam2(model, "0" * 64)
 
 
 def write_tiny_compact(path: Path) -> Path:

@@ -160,8 +160,6 @@ class LoadedSam2:
 
     Attributes
     ----------
-    name
-        The file's stem, for reports.
     sha256
         Of the file.
     path
@@ -169,7 +167,6 @@ class LoadedSam2:
     """
 
     model: SAM2Base
-    name: str
     sha256: str
     path: Path | None = None
 
@@ -247,9 +244,7 @@ def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
         logger.warning("the GPU cannot take SAM2 (%s): it runs on the CPU", first_line(error))
         model = load(path, content)  # The first may have been moved in part.
     model = model.eval().requires_grad_(False)
-    return LoadedSam2(
-        model=model, name=path.stem, sha256=hashlib.sha256(content).hexdigest(), path=path
-    )
+    return LoadedSam2(model, hashlib.sha256(content).hexdigest(), path)
 
 
 def _load_compact(path: Path, content: bytes) -> SAM2Base:

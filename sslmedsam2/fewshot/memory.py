@@ -7,6 +7,7 @@ tensor has the slices (or independent queries) along its first axis.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,6 +17,7 @@ from torch.nn import functional as nnf
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
+    from typing_extensions import Self
 
 _IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 _IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -23,8 +25,25 @@ _PROMPT_LOGIT: Final = 10.0
 """SAM2 turns a mask prompt into logits of +10 and -10."""
 
 
+class _OfSlices:
+    """Tensors with the slices along their first axis."""
+
+    def __getitem__(self, index: Tensor | slice) -> Self:
+        """Return those of some slices, in the order asked for."""
+        return self.map(lambda tensor: tensor[index])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return the same with each tensor changed."""
+        return type(self)(*map(change, vars(self).values()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return all slices of the parts, in order."""
+        return cls(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
+
+
 @dataclass(frozen=True)
-class Features:
+class Features(_OfSlices):
     """What the image encoder makes of ``n`` slices.
 
     ``fine`` and ``middle`` are ``(n, c, h, w)`` at strides 4 and 8; ``coarse`` at stride 16 is what
@@ -35,21 +54,13 @@ class Features:
     middle: Tensor
     coarse: Tensor
 
-    def __getitem__(self, index: Tensor | slice) -> Features:
-        """Return the features of some slices, in the order asked for."""
-        return Features(self.fine[index], self.middle[index], self.coarse[index])
-
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(_OfSlices):
     """What SAM2 keeps of ``n`` segmented slices: maps ``(n, c, h, w)``, pointers ``(n, d)``."""
 
     spatial: Tensor
     pointer: Tensor
-
-    def __getitem__(self, index: Tensor | slice) -> Memory:
-        """Return the memories of some slices, in the order asked for."""
-        return Memory(self.spatial[index], self.pointer[index])
 
 
 @dataclass(frozen=True)

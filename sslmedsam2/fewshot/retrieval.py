@@ -297,10 +297,7 @@ class Retrieval:
         if self._encoder.sam2.device.type == "cpu":
             return [self._segment(volume, [memory]) for memory in memories]
         # On a GPU batches go across the supports, so that they are full.
-        joined = Memory(
-            torch.cat([memory.spatial for memory in memories]),
-            torch.cat([memory.pointer for memory in memories]),
-        )
+        joined = Memory.joined(memories)
         slices = torch.arange(volume.n_slices, device=joined.spatial.device).repeat(len(memories))
         probability, scores = self._segment(volume, [joined], slices=slices)
         parts = (np.split(array, len(memories)) for array in (probability, scores))

@@ -95,11 +95,7 @@ class Encoder:
         parts = self.in_batches(
             len(there), lambda part: encode_slices(self.sam2.model, there[part])
         )
-        features = Features(
-            torch.cat([part.fine for part in parts]),
-            torch.cat([part.middle for part in parts]),
-            torch.cat([part.coarse for part in parts]),
-        )
+        features = Features.joined(parts)
         self.calls += len(stack.slices)
         pooled = nnf.adaptive_avg_pool2d(features.middle.float(), _DESCRIPTOR_CELLS)
         return EncodedVolume(
@@ -115,10 +111,7 @@ class Encoder:
             masks_there = self.on_device(masks[part])
             return remember_prompts(self.sam2.model, volume.features[part], masks_there)
 
-        parts = self.in_batches(len(masks), compute)
-        return Memory(
-            torch.cat([part.spatial for part in parts]), torch.cat([part.pointer for part in parts])
-        )
+        return Memory.joined(self.in_batches(len(masks), compute))
 
     def in_batches(self, n: int, compute: Callable[[slice], Part]) -> list[Part]:
         """Return what ``compute`` makes of each batch of ``n`` slices.
@@ -216,7 +209,7 @@ class SupportStore:
         """Return the memory of what was stored under ``key``, a small part of it."""
         kept = self._kept.get(key)
         memory = _read_memory(self._path(key)) if kept is None else kept.memory
-        return Memory(self._to_device(memory.spatial), self._to_device(memory.pointer))
+        return memory.map(self._to_device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self._device, non_blocking=True)
@@ -226,13 +219,9 @@ class SupportStore:
 
 
 def _tensors(support: EncodedSupport) -> dict[str, torch.Tensor]:
-    features, memory = support.volume.features, support.memory
     return {
-        "fine": features.fine,
-        "middle": features.middle,
-        "coarse": features.coarse,
-        "spatial": memory.spatial,
-        "pointer": memory.pointer,
+        **vars(support.volume.features),
+        **vars(support.memory),
         "masks": torch.from_numpy(support.masks),
         "descriptors": torch.from_numpy(support.volume.descriptors),
         "z_mm": torch.from_numpy(support.volume.z_mm),
@@ -241,13 +230,8 @@ def _tensors(support: EncodedSupport) -> dict[str, torch.Tensor]:
 
 def _moved(support: EncodedSupport, move: Callable[[Tensor], Tensor]) -> EncodedSupport:
     """Move what the network computes with; the rest stays in the host's memory."""
-    features, memory = support.volume.features, support.memory
-    there = Features(move(features.fine), move(features.middle), move(features.coarse))
-    return replace(
-        support,
-        volume=replace(support.volume, features=there),
-        memory=Memory(move(memory.spatial), move(memory.pointer)),
-    )
+    volume = replace(support.volume, features=support.volume.features.map(move))
+    return replace(support, volume=volume, memory=support.memory.map(move))
 
 
 def _page_locked(tensor: Tensor) -> Tensor:

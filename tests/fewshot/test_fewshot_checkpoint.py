@@ -42,7 +42,7 @@ def _refused(path):
 
 def test_a_saved_network_comes_back(tiny_sam2, compact_file):
     loaded = load_sam2(compact_file, device=CPU)
-    assert loaded.name == "compact"
+    assert loaded.path.stem == "compact"
     assert loaded.sha256 == hashlib.sha256(compact_file.read_bytes()).hexdigest()
     assert loaded.image_size == TINY.image_size
     saved = tiny_sam2.model.state_dict()
@@ -183,7 +183,7 @@ def test_an_official_checkpoint_loads_at_512_pixels(tmp_path):
     torch.save({"model": state}, path)
     loaded = load_sam2(path, device=CPU)
     assert loaded.image_size == 512
-    assert loaded.name == "sam2.1_hiera_tiny"
+    assert loaded.path.stem == "sam2.1_hiera_tiny"
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, state[name]), name
 
