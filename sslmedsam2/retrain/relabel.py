@@ -95,54 +95,66 @@ def relabel_round(
     SslMedSam2Error
         Nearly all failed, or no worker of a cluster could do one of them; the others are done.
     """
+    units = _units(
+        round_dir, index, before, options, trained=trained, fewshot_weight=fewshot_weight
+    )
+    found = {unit.label.query.name: _kept(unit.paths, unit.blank.key) for unit in units}
+    pending = [unit for unit in units if found[unit.label.query.name] is None]
+    if pending:
+        work = RelabelWork(round_dir, options.device)
+        done = map_units(work, pending, stop=stop, executor=executor or ThisProcess())
+        found |= {unit.label.query.name: record for unit, record in done}
+    if stop:
+        return None
+    records = tuple(record for record in found.values() if record is not None)
+    refuse_if_nearly_all_failed(round_dir.relabelled, [record.error for record in records])
+    return records
+
+
+def _units(
+    round_dir: RoundDir,
+    index: Index,
+    before: Sequence[PseudoLabel],
+    options: RetrainOptions,
+    *,
+    trained: frozenset[str],
+    fewshot_weight: float,
+) -> list[RelabelUnit]:
+    """Say for each image which folds predict it and what its new mask is made of."""
     sha256 = [sha256_file(final_checkpoint(round_dir.path, k)) for k in range(options.folds)]
     held_out_cases = fold_cases(index, n_folds=options.folds)
     known = {image.case for image in index.labelled}
     known |= {query.case for query in index.queries if query.name in trained}
     fewshot_dir = WorkDir(options.work_dir).pseudo_labels
-    kept: dict[str, RelabelRecord] = {}
     units = []
     for label in before:
-        own = next(
-            fold for fold, held_out in enumerate(held_out_cases) if label.query.case in held_out
-        )
-        folds = (own,) if label.query.name in trained else tuple(range(options.folds))
-        fewshot_file, weight = pseudo_label_paths(fewshot_dir, label.query).probability, 0.0
-        if label.candidate.manually_corrected:
+        query, corrected = label.query, label.candidate.manually_corrected
+        [own] = (fold for fold, held_out in enumerate(held_out_cases) if query.case in held_out)
+        folds = (own,) if query.name in trained else tuple(range(options.folds))
+        members = (own,) if query.case in known else folds
+        fewshot_file, weight = pseudo_label_paths(fewshot_dir, query).probability, 0.0
+        if corrected:
             fewshot_file, weight = label.paths.mask, 1.0
         elif label.candidate.verdict in ("accept", "doubtful"):
             weight = fewshot_weight
-        members = (own,) if label.query.case in known else folds
         key = key_of(
             [
-                *(label.query.sha256, [sha256[fold] for fold in folds], members, weight),
-                label.key if label.candidate.manually_corrected else None,
+                *(query.sha256, [sha256[fold] for fold in folds], members, weight),
+                label.key if corrected else None,
             ]
         )
-        paths = pseudo_label_paths(round_dir.relabelled, label.query)
-        record = _kept(paths, key)
-        if record is not None:
-            kept[label.query.name] = record
-            continue
         blank = RelabelRecord(
-            label.query.case,
-            label.query.sequence,
+            query.case,
+            query.sequence,
             key,
             folds,
-            trained=label.query.name in trained,
+            trained=query.name in trained,
             fewshot_weight=weight,
-            manually_corrected=label.candidate.manually_corrected,
+            manually_corrected=corrected,
         )
+        paths = pseudo_label_paths(round_dir.relabelled, query)
         units.append(RelabelUnit(blank, label, paths, members, fewshot_file))
-    if units:
-        work = RelabelWork(round_dir, options.device)
-        found = map_units(work, units, stop=stop, executor=executor or ThisProcess())
-        kept |= {unit.label.query.name: record for unit, record in found}
-    if stop:
-        return None
-    records = tuple(kept[label.query.name] for label in before)
-    refuse_if_nearly_all_failed(round_dir.relabelled, [record.error for record in records])
-    return records
+    return units
 
 
 def refuse_if_nearly_all_failed(folder: Path, errors: Sequence[str | None]) -> None:
@@ -251,8 +263,6 @@ def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
         raise
     except ModelError as error:
         return replace(unit.blank, error=str(error.about(unit.label.query.name)))
-    except SslMedSam2Error as error:
-        return replace(unit.blank, error=str(error))
     except Exception as error:
         return replace(unit.blank, error=str(unforeseen(unit.label.query.path, error)))
 
