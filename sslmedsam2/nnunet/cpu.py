@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ _COMPILERS: Final = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang")}
 """What torch.compile calls: for a CPU's kernels, and for what starts Triton's on a GPU."""
 _ARITHMETIC_FILE = "cpu_arithmetic.json"
 _TIMED_STEPS = 3
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -94,25 +96,21 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
     seconds: dict[str, float] = {}
     candidates: dict[str, tuple[bool, bool, bool]] = {}
 
-    def measure(*, bfloat16: bool, compiled: bool, channels_last: bool, call: Any) -> None:
-        name = " ".join(
-            [
-                "bfloat16" if bfloat16 else "float32",
-                "compiled" if compiled else "eager",
-                "channels-last" if channels_last else "channels-first",
-            ]
+    def measure(call: Any, bfloat16: bool, compiled: bool, channels_last: bool) -> None:
+        name = (
+            f"{'bfloat16' if bfloat16 else 'float32'} {'compiled' if compiled else 'eager'} "
+            f"channels-{'last' if channels_last else 'first'}"
         )
         candidates[name] = (bfloat16, compiled, channels_last)
         layout = torch.channels_last_3d if channels_last else torch.contiguous_format
         network.to(memory_format=layout)  # type: ignore[call-overload]
-        seconds[name] = round(
-            _seconds_a_step(call, patch.contiguous(memory_format=layout), bfloat16=bfloat16), 4
-        )
+        there = patch.contiguous(memory_format=layout)
+        seconds[name] = round(_seconds_a_step(call, there, bfloat16=bfloat16), 4)
 
     formats = (False, True) if _may_know_bfloat16() else (False,)
     for channels_last in (True, False):
         for bfloat16 in formats:
-            measure(bfloat16=bfloat16, compiled=False, channels_last=channels_last, call=network)
+            measure(network, bfloat16, False, channels_last)
     if can_compile():
         _, _, channels_last = candidates[min(seconds, key=seconds.__getitem__)]
         eager = dict(seconds)
@@ -120,12 +118,7 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
             # A format that is emulated gains nothing from half a minute of compiling.
             of_format = min(s for n, s in eager.items() if candidates[n][0] == bfloat16)
             if of_format < 2 * min(eager.values()):
-                measure(
-                    bfloat16=bfloat16,
-                    compiled=True,
-                    channels_last=channels_last,
-                    call=torch.compile(network),
-                )
+                measure(torch.compile(network), bfloat16, True, channels_last)
     best = min(seconds, key=seconds.__getitem__)
     return CpuArithmetic(*candidates[best], seconds=seconds, cpu=cpu)
 
@@ -146,15 +139,22 @@ def _seconds_a_step(
     return min(taken[1:])
 
 
+def replace_layers(
+    network: nn.Module, kind: type[Layer], made_of: Callable[[Layer], nn.Module]
+) -> None:
+    """Replace all layers of a kind, in place."""
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, kind):
+                setattr(module, name, made_of(child))
+
+
 def arrange_for_cpu(network: nn.Module) -> nn.Module:
     """Swap instance for group normalisation and lay the weights out channels-last, in place.
 
     Parameters keep their names and values, so checkpoints fit both forms.
     """
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.InstanceNorm3d):
-                setattr(module, name, _as_group_norm(child))
+    replace_layers(network, nn.InstanceNorm3d, _as_group_norm)
     # torch's stubs do not know this documented form.
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network

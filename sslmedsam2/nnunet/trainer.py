@@ -50,6 +50,7 @@ from sslmedsam2.nnunet.cpu import (
     CpuArithmetic,
     arithmetic_of_fold,
     arrange_for_cpu,
+    replace_layers,
 )
 from sslmedsam2.nnunet.dataset import UnlabelledCase, read_repeats, read_unlabelled
 from sslmedsam2.nnunet.online import (
@@ -121,10 +122,7 @@ class CrossEntropy(nn.Module):
 
 def arrange_deterministically(network: nn.Module) -> nn.Module:
     """Replace the poolings, in place; all weights keep their names."""
-    for module in list(network.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, nn.AvgPool3d):
-                setattr(module, name, _as_block_mean(child))
+    replace_layers(network, nn.AvgPool3d, _as_block_mean)
     return network
 
 

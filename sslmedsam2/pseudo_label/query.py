@@ -44,6 +44,7 @@ from sslmedsam2.pseudo_label.records import (
     CalibrationCase,
     Provenance,
     PseudoLabelRecord,
+    is_edited,
     make_way,
     read_pseudo_label,
 )
@@ -125,7 +126,7 @@ def standing_record(
     if record is None or record.error is not None:
         return None
     try:
-        corrected = _is_corrected(record, paths.mask)
+        corrected = is_edited(paths.mask, record.mask_sha256)
         if not corrected and not resume:
             return None
         image_sha256 = sha256_file(target.series.path)
@@ -153,11 +154,6 @@ def standing_record(
 def _make_way(paths: PseudoLabelPaths) -> None:
     record = read_pseudo_label(paths.record)
     make_way(paths, mask_sha256=record.mask_sha256 if record is not None else None)
-
-
-def _is_corrected(record: PseudoLabelRecord, mask: Path) -> bool:
-    """Tell whether a mask differs from what its record says; raises OSError without the file."""
-    return record.mask_sha256 is not None and sha256_file(mask) != record.mask_sha256
 
 
 def _key(target: QueryTarget, image_sha256: str | None, provenance: Provenance) -> str | None:

@@ -103,6 +103,11 @@ def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
     return read_record_or_none(path, PseudoLabelRecord)
 
 
+def is_edited(mask: Path, mask_sha256: str | None) -> bool:
+    """Tell whether a mask is not as it was written; raises OSError without the file."""
+    return mask_sha256 is not None and sha256_file(mask) != mask_sha256
+
+
 def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
     """Clear the place of a pseudo label: its record goes first, lest it speak of another mask.
 

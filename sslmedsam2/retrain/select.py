@@ -24,7 +24,7 @@ from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, write_record
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.nnunet.plans import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
-from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord
+from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord, is_edited
 from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -201,7 +201,7 @@ def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
     record = read_record_or_none(paths.record, PseudoLabelRecord)
     if record is None or record.verdict is None:
         return PseudoLabel(query, paths, Candidate(query.name, None), has_mask=False)
-    if record.mask_sha256 is not None and sha256_file(paths.mask) != record.mask_sha256:
+    if is_edited(paths.mask, record.mask_sha256):
         has_liver = bool(read_mask_of(replace(query, mask=paths.mask)).array_zyx.any())
         candidate = Candidate(
             query.name, record.verdict, has_liver=has_liver, manually_corrected=True

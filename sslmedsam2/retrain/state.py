@@ -35,7 +35,7 @@ from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.imaging.records import Record, check_words, read_record
 from sslmedsam2.inference.device import Device
 from sslmedsam2.nnunet.plans import CompactPreset, Preset
-from sslmedsam2.weights.manifest import sha256_file
+from sslmedsam2.pseudo_label.records import is_edited
 
 FinalModel = Literal["ensemble", "best-fold", "average"]
 Method = Literal["rounds", "online"]
@@ -402,5 +402,4 @@ class RelabelRecord:
         """Tell whether the mask is, or repeats, one that a person has corrected."""
         if self.error is not None or not mask.is_file():
             return False
-        edited = self.mask_sha256 is not None and sha256_file(mask) != self.mask_sha256
-        return self.manually_corrected or edited
+        return self.manually_corrected or is_edited(mask, self.mask_sha256)
