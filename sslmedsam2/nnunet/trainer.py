@@ -6,6 +6,7 @@ Importing this module imports torch and nnU-Net; import it inside functions.
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import os
 import sys
@@ -36,7 +37,7 @@ from torch import Tensor, nn
 
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import duration
-from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.imaging.atomic import atomic_path, write_text_atomic
 from sslmedsam2.nnunet.contrast import (
     BiasFieldTransform,
     DropAuxiliaryLabelsTransform,
@@ -256,6 +257,22 @@ class PatchLoader(nnUNetDataLoader):
         return batch
 
 
+@contextmanager
+def _parent_uses(name: str, replacement: Any) -> Iterator[None]:
+    """Replace what nnU-Net's trainer names in its module, and nowhere else."""
+    module: Any = sys.modules[nnUNetTrainer.__module__]
+    usual = getattr(module, name)
+    setattr(module, name, replacement)
+    try:
+        yield
+    finally:
+        setattr(module, name, usual)
+
+
+def _save_json(content: Any, path: str, indent: int = 4, sort_keys: bool = True) -> None:
+    write_text_atomic(Path(path), json.dumps(content, indent=indent, sort_keys=sort_keys))
+
+
 class _StoppedError(Exception):
     """A training ends before its last epoch."""
 
@@ -360,9 +377,6 @@ class LiverTrainer(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Load patches as nnU-Net does, by a :class:`PatchLoader`."""
-        # The parent names its loader's class in its module, and nowhere else.
-        module: Any = sys.modules[nnUNetTrainer.__module__]
-        usual = module.nnUNetDataLoader
         seed = (self.settings.seed, self.local_rank, self.current_epoch)
         training: list[PatchLoader] = []
 
@@ -375,11 +389,8 @@ class LiverTrainer(nnUNetTrainer):
             training.append(loader)
             return loader
 
-        module.nnUNetDataLoader = make_loader
-        try:
+        with _parent_uses("nnUNetDataLoader", make_loader):
             return super().get_dataloaders()
-        finally:
-            module.nnUNetDataLoader = usual
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """Split as nnU-Net does, with each training case listed as often as the data set says.
@@ -493,8 +504,9 @@ class LiverTrainer(nnUNetTrainer):
         return loss
 
     def on_train_start(self) -> None:
-        """Begin the curves where the training begins or goes on."""
-        super().on_train_start()
+        """Begin the curves where the training begins or goes on; no file is left half written."""
+        with _parent_uses("save_json", _save_json):
+            super().on_train_start()
         if self.local_rank == 0:
             self.curves = Curves(Path(self.output_folder), first_epoch=self.current_epoch)
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from tiny_training import PRESET, read_curves, write_labelled_cases
 
 from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.inference.model_folder import read_model_spec
@@ -390,3 +392,22 @@ def test_what_a_killed_training_had_begun_to_write_is_removed(work_dir):
     train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
 
     assert not begun.exists()
+
+
+def test_what_nnunet_notes_of_a_training_is_written_whole_or_not_at_all(work_dir, monkeypatch):
+    def full_disk(path, content):
+        if path.name == "debug.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_text_atomic(path, content)
+
+    monkeypatch.setattr(trainer_module, "write_text_atomic", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
+
+    folder = trained_model_dir(work_dir)
+    assert json.loads((folder / "plans.json").read_text())["plans_name"] == "nnUNetPlans"
+    assert json.loads((folder / "dataset.json").read_text())["labels"] == {
+        "background": 0,
+        "liver": 1,
+    }
+    assert not (folder / "fold_0" / "debug.json").exists()
