@@ -22,28 +22,20 @@ Verdict = Literal["accept", "doubtful", "reject"]
 
 
 @dataclass(frozen=True)
-class Support:
-    """A labelled volume.
-
-    ``mask_zyx`` is 0 or 1 on the canonical grid of ``image``; ``geometry`` is the file's own and
-    places it in the patient.
-    """
+class Query:
+    """A volume to be segmented; ``geometry`` is the file's own and places it in the patient."""
 
     name: str
     case: str
     image: CanonicalVolume
     geometry: Geometry
-    mask_zyx: MaskZYX
 
 
 @dataclass(frozen=True)
-class Query:
-    """A volume to be segmented; ``geometry`` is the file's own."""
+class Support(Query):
+    """A labelled volume; ``mask_zyx`` is 0 or 1 on the canonical grid of ``image``."""
 
-    name: str
-    case: str
-    image: CanonicalVolume
-    geometry: Geometry
+    mask_zyx: MaskZYX
 
 
 @dataclass(frozen=True)

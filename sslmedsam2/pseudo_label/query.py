@@ -191,9 +191,8 @@ def _preview(
 
 def leave_out(strategy: Strategy, support: Support) -> CalibrationCase | None:
     """Segment a support by all other patients' and compare; None if that fails."""
-    query = Query(support.name, support.case, support.image, support.geometry)
     try:
-        found = strategy.segment(query, leave_out_case=support.case)
+        found = strategy.segment(support, leave_out_case=support.case)
     except SslMedSam2Error as error:
         logger.error("left out of the calibration: %s", error)
         return None
