@@ -317,7 +317,7 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
     """Train the folds of the next round, or continue them."""
     from sslmedsam2.retrain.pipeline import begin_round, current_round
     from sslmedsam2.retrain.state import WorkDir, options_of
-    from sslmedsam2.retrain.train_round import train_round
+    from sslmedsam2.retrain.train_round import train_folds
 
     options = options_of(WorkDir(work_dir))
     if any(fold >= options.folds for fold in folds):
@@ -329,7 +329,7 @@ def train(*, work_dir: Path, folds: tuple[int, ...]) -> int:
     round_dir = current_round(options)
     begin_round(options, round_dir)
     with stop_on_signals() as stop:
-        train_round(round_dir, options, stop=stop, folds=folds or None)
+        train_folds(round_dir, options, stop=stop, folds=folds or None)
     if stop:
         click.echo("stopped; run the same command again to go on")
         return ExitCode.INTERRUPTED

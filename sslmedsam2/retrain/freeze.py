@@ -105,17 +105,19 @@ def freeze_round(
     check_final(options)
     round_dir = WorkDir(options.work_dir).round(decision.best_round)
     scores = read_state(round_dir.validation, tuple[FoldScore, ...])
-    training_dir = trained_model_dir(round_dir.path)
     folds = _folds(options, round_dir, scores)
+    index = read_index(WorkDir(options.work_dir))
+    images = index.labelled
+    # Each image was seen by all folds but one, so only a single fold is scored on unseen ones.
     if options.final == "best-fold":
+        images = fold_units(index, options)[int(folds[0])].held_out
         scores = tuple(score for score in scores if str(score.fold) in folds)
-    images = _scored_images(options, folds)
 
     # In the work directory, where the workers of a cluster see it.
     with tempfile.TemporaryDirectory(dir=round_dir.path, prefix=".frozen-") as folder:
         unscored = replace(options, weights_dir=Path(folder))
         entry = freeze_model(
-            training_dir,
+            trained_model_dir(round_dir.path),
             Path(folder),
             name=options.name,
             sequences=served_by(options),
@@ -128,17 +130,6 @@ def freeze_round(
             add_calibration(Path(folder) / entry.name, frozen.calibration, folds=folds)
         entry = replace(entry, card=_card(options, decision, scores, frozen.scores))
         return move_model(Path(folder) / entry.name, options.weights_dir, entry)
-
-
-def _scored_images(options: RetrainOptions, folds: Sequence[str]) -> tuple[ImageFile, ...]:
-    """Return the labelled images that no network to be frozen has seen, or all if there are none.
-
-    Each was seen by all folds but one, so that only a single fold has any.
-    """
-    index = read_index(WorkDir(options.work_dir))
-    if options.final != "best-fold":
-        return index.labelled
-    return fold_units(index, options)[int(folds[0])].held_out
 
 
 def _score_as_frozen(

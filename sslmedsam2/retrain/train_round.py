@@ -192,15 +192,17 @@ def online_settings(index: Index) -> OnlineSettings:
     return OnlineSettings(finish=_FINISH) if of_one_domain else OnlineSettings(hand_over=None)
 
 
-def train_round(
+def train_folds(
     round_dir: RoundDir,
     options: RetrainOptions,
     *,
     stop: StopRequest,
+    executor: Executor | None = None,
     folds: Sequence[int] | None = None,
 ) -> None:
-    """Train the round's folds, or some of them, until done or stopped; what is trained is kept,
-    and what was stopped goes on.
+    """Train the round's folds, or some of them, until done or stopped.
+
+    What is trained is kept, and what was stopped goes on.
 
     Raises
     ------
@@ -208,10 +210,19 @@ def train_round(
         The checkpoint to start from does not fit.
     UsageError
         The device, or so many GPUs, are not there.
+    SslMedSam2Error
+        A fold could not be trained; on a cluster the others are.
     """
-    device = choose_device(options.device)
-    planned = planned_network(read_plans(WorkDir(options.work_dir).plans))
+    units = [FoldUnit(fold) for fold in (range(options.folds) if folds is None else folds)]
+    work = FoldWork(round_dir, options, _train)
+    map_units(work, units, stop=stop, executor=executor or ThisProcess())
+
+
+def _train(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, stop: StopRequest) -> None:
+    work, device = WorkDir(options.work_dir), choose_device(options.device)
+    planned = planned_network(read_plans(work.plans))
     check_gpus(options.gpus, device=device, batch_size=planned.batch_size)
+    online = online_settings(read_index(work)) if options.method == "online" else None
     settings = TrainingSettings(
         epochs=options.epochs,
         iterations_per_epoch=options.iterations_per_epoch,
@@ -219,38 +230,17 @@ def train_round(
         measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
         seed=options.seed,
-        online=online_settings(read_index(WorkDir(options.work_dir)))
-        if options.method == "online"
-        else None,
+        online=online,
     )
-    for fold in range(options.folds) if folds is None else folds:
-        train_fold(
-            round_dir.path,
-            fold=fold,
-            settings=settings,
-            device=device,
-            warm_start=_warm_start(round_dir, fold, options),
-            gpus=options.gpus,
-            stop=stop,
-        )
-
-
-def train_folds(
-    round_dir: RoundDir, options: RetrainOptions, *, executor: Executor, stop: StopRequest
-) -> None:
-    """Train all folds of a round, until done or stopped.
-
-    Raises
-    ------
-    SslMedSam2Error
-        A fold could not be trained; the others are.
-    """
-    units = [FoldUnit(fold) for fold in range(options.folds)]
-    map_units(FoldWork(round_dir, options, _train), units, stop=stop, executor=executor)
-
-
-def _train(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, stop: StopRequest) -> None:
-    train_round(round_dir, options, folds=[unit.fold], stop=stop)
+    train_fold(
+        round_dir.path,
+        fold=unit.fold,
+        settings=settings,
+        device=device,
+        warm_start=_warm_start(round_dir, unit.fold, options),
+        gpus=options.gpus,
+        stop=stop,
+    )
 
 
 def _warm_start(round_dir: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
