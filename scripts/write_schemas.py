@@ -3,8 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from sslmedsam2.imaging.records import schema_of
+import msgspec
+
 from sslmedsam2.inference.confidence import Calibration as DiceCalibration
 from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord
 from sslmedsam2.reporting.run_report import RunReport
@@ -29,6 +31,26 @@ PUBLISHED = {
     "confidence": (DiceCalibration, "confidence.json of a model folder"),
     "manifest": (StoredManifest, "manifest.json of a folder of weights"),
 }
+
+
+def schema_of(kind: Any, *, title: str) -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of a record, without the text of docstrings."""
+    schema = _without_descriptions(msgspec.json.schema(kind, schema_hook=_schema_hook))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
+
+
+def _schema_hook(kind: type) -> dict[str, Any]:
+    return {"type": "string" if kind is Path else "object"}
+
+
+def _without_descriptions(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        return {
+            name: _without_descriptions(value)
+            for name, value in schema.items()
+            if name != "description" or not isinstance(value, str)
+        }
+    return [_without_descriptions(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def schemas() -> dict[str, str]:

@@ -70,12 +70,9 @@ class Discovery:
     left_out: tuple[LeftOut, ...] = ()
 
 
-def read_folder(
-    folder: Folder, *, tree: Tree, sequence_map: SequenceMap | None = None
-) -> Discovery:
+def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Discovery:
     """Apply the module's rules to one folder of a tree; ``sequence_map`` beats the names."""
     images = [path for path in folder.volumes if not is_mask(path)]
-    sequence_map = sequence_map or SequenceMap()
     named, skipped, told = _names_of(images, sequence_map, root=tree.root)
     images = list(named)
     oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))

@@ -24,7 +24,7 @@ from sslmedsam2.contract.identity import (
     nnunet_partner,
     without_channel,
 )
-from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
+from sslmedsam2.contract.sequence_map import NO_MAP, NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX, unread_image
@@ -40,7 +40,7 @@ _Paths = dict[str, list[Path]]
 
 
 def find_labelled_series(
-    root: Path, *, label: int | None = None, sequence_map: SequenceMap | None = None
+    root: Path, *, label: int | None = None, sequence_map: SequenceMap = NO_MAP
 ) -> tuple[ImageFile, ...]:
     """Find every image that has a mask, at any depth.
 
@@ -76,12 +76,11 @@ def find_labelled_series(
     for path in (path for folder in tree.folders for path in folder.others):
         if path.name.lower().endswith(ARCHIVE_SUFFIX):
             logger.warning("%s is left out: %s", path, unread_image(path))
-    sequences = sequence_map or SequenceMap()
     found = [
         image
         for folder in tree.folders
         for files in _read_folder(folder, tree)
-        for image in _labelled(*files, root=root, sequences=sequences, label=label)
+        for image in _labelled(*files, root=root, sequences=sequence_map, label=label)
     ]
     found = named_by_folder(found)
     _check_distinct(found)

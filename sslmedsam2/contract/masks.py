@@ -37,7 +37,7 @@ from sslmedsam2.contract.identity import (
     without_channel,
 )
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
-from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
+from sslmedsam2.contract.sequence_map import NO_MAP, NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
@@ -70,14 +70,14 @@ class MaskListing:
     identities: Mapping[Path, MaskKey]
 
 
-def find_predictions(root: Path, *, sequence_map: SequenceMap | None = None) -> MaskListing:
+def find_predictions(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
     """List predicted masks; raises NoInputError if there is no such folder, or none in it."""
-    return _find_masks(root, _PREDICTION_FORMS, sequence_map or SequenceMap())
+    return _find_masks(root, _PREDICTION_FORMS, sequence_map)
 
 
-def find_references(root: Path, *, sequence_map: SequenceMap | None = None) -> MaskListing:
+def find_references(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
     """List reference masks; raises NoInputError if there is no such folder, or none in it."""
-    return _find_masks(root, _REFERENCE_FORMS, sequence_map or SequenceMap())
+    return _find_masks(root, _REFERENCE_FORMS, sequence_map)
 
 
 def match_masks(

@@ -22,6 +22,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 
 PREDICTION_FOLDER = "LiSeg_pred"
 PREVIEW_FOLDER = "previews"
+SEG_FOLDER = "dicom_seg"
 MAP_FOLDER = "maps"
 REPORT_NAME = "run_report.json"
 PREDICTION_SUFFIX = "_pred"
@@ -98,6 +99,14 @@ def socket_path(output_dir: Path, series: ImageFile, *, slug: str) -> Path:
     """Return ``images/<slug>/<case>[_<MOD>].mha``, an output socket; raises as `mask_path`."""
     name = "_".join(filter(None, (_checked(series.case), series.sequence)))
     return output_dir / "images" / slug / f"{name}.mha"
+
+
+def seg_path(output_dir: Path, series: ImageFile) -> Path:
+    """Return ``dicom_seg/<Case>/<MOD>_seg.dcm``, or ``dicom_seg/<case>_liver.dcm`` without MOD."""
+    folder = output_dir / SEG_FOLDER
+    if series.sequence is None:
+        return folder / f"{series.case}{GENERIC_SUFFIX}.dcm"
+    return folder / series.case / f"{series.sequence}_seg.dcm"
 
 
 def preview_path(output_dir: Path, series: ImageFile) -> Path:

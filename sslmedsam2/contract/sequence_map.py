@@ -96,6 +96,9 @@ class SequenceMap:
                 logger.warning("--sequence-map: entry %d%s fits no file or series", number, quoted)
 
 
+NO_MAP = SequenceMap()
+
+
 def _keys(folder: Path, name: str) -> set[str]:
     """Return every key that could name a file of that name, in lower case."""
     stem = (split_volume_name(name) or (name,))[0]

@@ -27,15 +27,13 @@ from sslmedsam2.contract.identity import (
     named_by_folder,
     spelling_rank,
 )
-from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
-from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.contract.walk import Folder, Tree, walk
+from sslmedsam2.contract.outputs import GENERIC_SUFFIX
+from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
+from sslmedsam2.contract.walk import Tree, walk_input
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 
 __all__ = ["Discovery", "find_queries", "find_studies"]
-
-_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER})
 
 # The images of one case that lie together: where, and the case.
 _Study = tuple[Path, str]
@@ -45,9 +43,10 @@ def find_studies(
     input_path: Path,
     *,
     only: Sequence[Path] = (),
+    tree: Tree | None = None,
     sequences: Collection[str] | None = None,
     default: Collection[str] = names.PREDICTED_SEQUENCES,
-    sequence_map: SequenceMap | None = None,
+    sequence_map: SequenceMap = NO_MAP,
 ) -> Discovery:
     """List the images below a folder, or the one image that a path names.
 
@@ -57,6 +56,8 @@ def find_studies(
         A folder, in any layout that `folder_rules` describes, or one volume.
     only
         The files and folders of it to look at; none for all.
+    tree
+        What `walk_input` has found there, if it was called before.
     sequences
         Canonical names of the sequences to keep; None for those of ``default``.
         Images without a sequence are kept, save that those beside images with a sequence are left
@@ -70,8 +71,7 @@ def find_studies(
         The path does not exist or is neither a folder nor a volume. An input that exists and
         holds nothing of use is no error here: the discovery is empty and says why.
     """
-    tree = _read_input(input_path, only)
-    sequence_map = sequence_map or SequenceMap()
+    tree = _without_masks_as_input(tree or walk_input(input_path, only), input_path, only)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
     found = _without_own_results([image for part in parts for image in part.series])
     studies, superseded = _studies_of(found, root=tree.root, sequences=sequence_map)
@@ -91,31 +91,26 @@ def find_studies(
     )
 
 
-def _read_input(path: Path, only: Sequence[Path]) -> Tree:
-    """List a folder, or a single file as a folder that holds nothing else."""
-    if path.is_dir():
-        tree = walk(path, only=only, skipped_names=_OWN_OUTPUT)
-        masks = [_mask_as_input(one) for one in only if one.is_file() and is_mask(one)]
-        return replace(tree, problems=(*tree.problems, *masks))
-    if not path.is_file() or names.split_volume_name(path.name) is None:
+def _without_masks_as_input(tree: Tree, input_path: Path, only: Sequence[Path]) -> Tree:
+    """Report each mask that was given by its name, and refuse a single file that is no volume."""
+    files = [input_path] if input_path.is_file() else [one for one in only if one.is_file()]
+    if not input_path.is_dir() and names.split_volume_name(input_path.name) is None:
         raise NoInputError(
-            path,
-            reason="is neither a folder nor a volume" if path.exists() else "does not exist",
+            input_path,
+            reason="is neither a folder nor a volume",
             remedy=f"Give a folder, or a file that ends in {', '.join(names.VOLUME_SUFFIXES)}",
         )
-    if is_mask(path):
-        return Tree(root=path.parent, folders=(), problems=(_mask_as_input(path),), notes=())
-    folder = Folder(path=path.parent, volumes=(path,), others=(), oddities=())
-    return Tree(root=path.parent, folders=(folder,), problems=(), notes=())
-
-
-def _mask_as_input(path: Path) -> InputError:
-    return InputError(
-        path,
-        kind="mask_as_input",
-        reason="is named like a mask",
-        remedy="Give the image, or rename the file",
-    )
+    masks = [
+        InputError(
+            path,
+            kind="mask_as_input",
+            reason="is named like a mask",
+            remedy="Give the image, or rename the file",
+        )
+        for path in files
+        if is_mask(path)
+    ]
+    return replace(tree, problems=(*tree.problems, *masks))
 
 
 def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
@@ -255,7 +250,7 @@ def find_queries(
     *,
     labelled: Iterable[ImageFile],
     sequences: Collection[str] | None = None,
-    sequence_map: SequenceMap | None = None,
+    sequence_map: SequenceMap = NO_MAP,
 ) -> Discovery:
     """List the volumes below ``root`` that are not the images of ``labelled``.
 
@@ -276,7 +271,6 @@ def find_queries(
     NoInputError
         As `find_studies`.
     """
-    sequence_map = sequence_map or SequenceMap()
     found = find_studies(
         root, sequences=sequences, default=names.SEQUENCES, sequence_map=sequence_map
     )

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sslmedsam2.contract.names import is_hidden, split_volume_name
-from sslmedsam2.errors import InputError
+from sslmedsam2.contract.names import VOLUME_SUFFIXES, is_hidden, split_volume_name
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER, PREVIEW_FOLDER, SEG_FOLDER
+from sslmedsam2.errors import InputError, NoInputError
+
+_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,25 @@ class Tree:
     folders: tuple[Folder, ...]
     problems: tuple[InputError, ...]
     notes: tuple[str, ...]
+
+
+def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
+    """List an input, without the results of this program in it: a folder, or a single file.
+
+    Raises
+    ------
+    NoInputError
+        The path does not exist.
+    """
+    if path.is_dir():
+        return walk(path, only=only, skipped_names=_OWN_OUTPUT)
+    if not path.is_file():
+        raise NoInputError(
+            path,
+            reason="does not exist",
+            remedy=f"Give a folder, or a file that ends in {', '.join(VOLUME_SUFFIXES)}",
+        )
+    return Tree(path.parent, folders=(_folder_of(path.parent, [path]),), problems=(), notes=())
 
 
 def walk(

@@ -10,28 +10,12 @@ import importlib
 import logging
 import struct
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sslmedsam2.contract.names import is_hidden, split_volume_name
-from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREDICTION_FOLDER, PREVIEW_FOLDER
-from sslmedsam2.contract.walk import walk
+from sslmedsam2.contract.walk import Tree
 from sslmedsam2.errors import missing_packages
-from sslmedsam2.imaging.image_file import ImageFile
 
-SEG_FOLDER = "dicom_seg"
-
-
-def seg_path(output_dir: Path, series: ImageFile) -> Path:
-    """Return ``dicom_seg/<Case>/<MOD>_seg.dcm``, or ``dicom_seg/<case>_liver.dcm`` without MOD."""
-    folder = output_dir / SEG_FOLDER
-    if series.sequence is None:
-        return folder / f"{series.case}{GENERIC_SUFFIX}.dcm"
-    return folder / series.case / f"{series.sequence}_seg.dcm"
-
-
-_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 _PREAMBLE_BYTES = 128
 _MARKER = b"DICM"
 _START_BYTES = 1024
@@ -60,26 +44,12 @@ class DicomFiles:
     impostors: tuple[Path, ...]
 
 
-def find_dicom_files(input_path: Path, only: Sequence[Path] = ()) -> DicomFiles:
-    """List the DICOM files below a folder, or the one that a path names.
-
-    ``only`` are the files and folders of it to look at; none for all. A path that does not exist
-    gives no files.
-    """
-    if input_path.is_file():
-        candidates = [input_path]
-        root = input_path.parent
-    elif input_path.is_dir():
-        folders = walk(input_path, only=only, skipped_names=_OWN_OUTPUT).folders
-        candidates = [path for folder in folders for path in folder.others]
-        root = input_path
-    else:
-        return DicomFiles(input_path, (), ())
-    candidates = [path for path in candidates if split_volume_name(path.name) is None]
-    files = [path for path in candidates if _is_dicom(path)]
-    known = set(files)
-    impostors = [path for path in candidates if path not in known and _is_named_so(path)]
-    return DicomFiles(root, tuple(sorted(files)), tuple(sorted(impostors)))
+def find_dicom_files(tree: Tree) -> DicomFiles:
+    """Tell which files of an input are DICOM."""
+    others = sorted(path for folder in tree.folders for path in folder.others)
+    files = tuple(path for path in others if _is_dicom(path))
+    named = [path for path in others if path.suffix.lower() in _DICOM_SUFFIXES]
+    return DicomFiles(tree.root, files, tuple(path for path in named if path not in set(files)))
 
 
 def _is_dicom(path: Path) -> bool:
@@ -118,10 +88,6 @@ def _begins_with_elements(start: bytes) -> bool:
         place += length
         last, count = tag, count + 1
     return count >= _ENOUGH_ELEMENTS
-
-
-def _is_named_so(path: Path) -> bool:
-    return path.suffix.lower() in _DICOM_SUFFIXES and not is_hidden(path.name)
 
 
 _PACKAGES = ("pydicom", "highdicom")

@@ -96,12 +96,6 @@ def record_text(record: object) -> str:
     return msgspec.json.format(content, indent=1).decode("utf-8") + "\n"
 
 
-def schema_of(kind: Any, *, title: str) -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) of a record, without the text of docstrings."""
-    schema = _without_descriptions(msgspec.json.schema(kind, schema_hook=_schema_hook))
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title, **schema}
-
-
 def key_of(content: object) -> str:
     """Return the SHA-256 of anything that JSON can hold, whatever the order of its mappings."""
     plain = msgspec.json.encode(content, enc_hook=_to_plain, order="deterministic")
@@ -136,20 +130,6 @@ def _to_plain(value: Any) -> Any:
 def _from_plain(kind: type, value: Any) -> Any:
     """Make what msgspec does not know: paths, and families that choose the class themselves."""
     return Path(value) if kind is Path else kind.from_plain(value)  # type: ignore[attr-defined]
-
-
-def _schema_hook(kind: type) -> dict[str, Any]:
-    return {"type": "string" if kind is Path else "object"}
-
-
-def _without_descriptions(schema: Any) -> Any:
-    if isinstance(schema, dict):
-        return {
-            name: _without_descriptions(value)
-            for name, value in schema.items()
-            if name != "description" or not isinstance(value, str)
-        }
-    return [_without_descriptions(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _in_words(error: Exception) -> str:

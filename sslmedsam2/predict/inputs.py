@@ -16,8 +16,9 @@ from pathlib import Path
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery, LeftOut
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
-from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.contract.studies import find_studies
+from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.files import DicomFiles, find_dicom_files, require_dicom
 from sslmedsam2.dicom.model import DicomDiscovery, DicomVolume, NamedVolume, SeriesRow
 from sslmedsam2.errors import InputError, NoInputError, UsageError
@@ -41,7 +42,6 @@ _KEY_COLUMNS = (
     "description",
     "place",
 )
-NO_MAP = SequenceMap()
 
 
 def input_name(path: Path, root: Path) -> str:
@@ -138,11 +138,14 @@ def _find(
     sequences: tuple[str, ...] | None,
     sequence_map: SequenceMap,
 ) -> Inputs:
-    files = find_dicom_files(input_path, only)
-    if not files.files:
+    tree = walk_input(input_path, only)
+    files = find_dicom_files(tree)
+    studies = Discovery()
+    if not files.files or input_path.is_dir():
         studies = find_studies(
-            input_path, only=only, sequences=sequences, sequence_map=sequence_map
+            input_path, only=only, tree=tree, sequences=sequences, sequence_map=sequence_map
         )
+    if not files.files:
         impostors = tuple(
             LeftOut(path, "it is named like DICOM and does not begin so")
             for path in files.impostors
@@ -151,10 +154,7 @@ def _find(
         notes = (_impostors(files), *studies.notes) if files.impostors else studies.notes
         studies = replace(studies, notes=notes, left_out=(*left_out, *impostors))
         return Inputs(studies, None)
-    studies = Discovery()
-    if input_path.is_dir():
-        found = find_studies(input_path, only=only, sequences=sequences, sequence_map=sequence_map)
-        studies = _beside(files, found)
+    studies = _beside(files, studies)
     try:
         return Inputs(studies, _discover(files, sequences, sequence_map))
     except UsageError as error:
@@ -234,7 +234,7 @@ def _is_key(path: Path) -> bool:
 def _list_dicom(
     input_path: Path, sequences: tuple[str, ...] | None, sequence_map: SequenceMap
 ) -> DicomDiscovery:
-    files = find_dicom_files(input_path)
+    files = find_dicom_files(walk_input(input_path))
     if not files.files:
         named = f" ({_impostors(files)})" if files.impostors else ""
         raise NoInputError(
@@ -314,7 +314,7 @@ class InputImages:
             require_dicom()
             from sslmedsam2.dicom.discovery import find_volumes
 
-            self._dicom = find_volumes(find_dicom_files(self._with_archives()))
+            self._dicom = find_volumes(find_dicom_files(walk_input(self._with_archives())))
         return self._dicom
 
     def _with_archives(self) -> Path:

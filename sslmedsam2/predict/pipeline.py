@@ -24,17 +24,18 @@ from sslmedsam2.contract.outputs import (
     MASK_EXTENSION,
     PREDICTION_FOLDER,
     PREVIEW_FOLDER,
+    SEG_FOLDER,
     Layout,
     bids_path,
     map_path,
     mask_path,
     preview_path,
     report_path,
+    seg_path,
     socket_path,
     write_bids_description,
 )
-from sslmedsam2.contract.sequence_map import SequenceMap
-from sslmedsam2.dicom.files import SEG_FOLDER, seg_path
+from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.dicom.model import Algorithm, DicomVolume, SeriesRow
 from sslmedsam2.errors import (
     ExitCode,
@@ -55,7 +56,6 @@ from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
 from sslmedsam2.predict.inputs import (
-    NO_MAP,
     Inputs,
     dicom_input_name,
     dicom_series,

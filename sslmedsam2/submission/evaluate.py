@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, match_masks
-from sslmedsam2.contract.sequence_map import SequenceMap
+from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.geometry import same_grid
@@ -51,7 +51,7 @@ def evaluate(
     predictions: Path,
     references: Path,
     label: int | None = None,
-    sequence_map: SequenceMap | None = None,
+    sequence_map: SequenceMap = NO_MAP,
 ) -> Evaluation:
     """Score every reference; a bad pair is a row that says so, and the others go on.
 
@@ -70,8 +70,7 @@ def evaluate(
     """
     found = find_predictions(predictions, sequence_map=sequence_map)
     expected = find_references(references, sequence_map=sequence_map)
-    if sequence_map is not None:
-        sequence_map.warn_of_unused(predictions, references)
+    sequence_map.warn_of_unused(predictions, references)
     scored = []
     pairs = match_masks(expected, found)
     for reference, prediction in pairs:

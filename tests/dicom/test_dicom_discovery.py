@@ -17,6 +17,7 @@ from tiny_scans import abdomen
 
 from sslmedsam2.contract.names import PREDICTED_SEQUENCES
 from sslmedsam2.contract.sequence_map import parse_sequence_map
+from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.discovery import NO_STUDY, case_name, discover, find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.reading import read_dicom
@@ -27,7 +28,7 @@ ARRAY = abdomen()[0][:10, :16, :16]
 
 
 def found(folder, *, table=None, sequences=PREDICTED_SEQUENCES):
-    files = find_dicom_files(folder)
+    files = find_dicom_files(walk_input(folder))
     return discover(files, sequences=sequences, sequence_map=parse_sequence_map(table or {}))
 
 
@@ -165,8 +166,8 @@ def test_every_volume_of_an_enhanced_file_has_its_own_name(tmp_path):
 
     assert named.row.sequence == "DWI_800"
     assert named.volume.series.endswith(".2")
-    assert len(find_volumes(find_dicom_files(tmp_path))) == 3
-    assert named.volume.name in find_volumes(find_dicom_files(tmp_path))
+    assert len(find_volumes(find_dicom_files(walk_input(tmp_path)))) == 3
+    assert named.volume.name in find_volumes(find_dicom_files(walk_input(tmp_path)))
 
 
 @pytest.mark.parametrize("key", ["uid", "description", "series", "full"])
@@ -351,7 +352,7 @@ def test_without_a_trace_image_the_mean_of_the_directions_is_segmented(tmp_path)
     image = read_dicom(named.volume)
     assert np.allclose(image.array_zyx, np.rint(ARRAY) + 100, atol=1)
     assert any(note.startswith("averaged: ") for note in image.repairs)
-    assert named.volume.name in find_volumes(find_dicom_files(tmp_path))
+    assert named.volume.name in find_volumes(find_dicom_files(walk_input(tmp_path)))
 
 
 def test_a_trace_image_is_preferred_to_its_directions(tmp_path):

@@ -10,8 +10,10 @@ import pytest
 from dicom_samples import write_series
 from tiny_scans import abdomen, write_scan
 
+from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.headers import read_frames
+from sslmedsam2.errors import NoInputError
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -24,7 +26,7 @@ def test_content_and_not_the_name_tells_dicom(tmp_path):
     (tmp_path / "._IM1").write_bytes(real[0].read_bytes())
     write_scan(tmp_path / "case" / "GED4.nii.gz")
 
-    found = find_dicom_files(tmp_path)
+    found = find_dicom_files(walk_input(tmp_path))
 
     assert found.files == tuple(sorted(real))
     assert found.impostors == (tmp_path / "empty.dcm", tmp_path / "text.IMA")
@@ -33,14 +35,15 @@ def test_content_and_not_the_name_tells_dicom(tmp_path):
 def test_what_this_tool_has_written_is_no_input(tmp_path):
     write_series(tmp_path / "dicom_seg" / "study-1", abdomen()[0][:2])
 
-    assert find_dicom_files(tmp_path).files == ()
+    assert find_dicom_files(walk_input(tmp_path)).files == ()
 
 
 def test_one_file_is_enough_and_none_is_no_error(tmp_path):
     [path] = write_series(tmp_path, abdomen()[0][:1])
 
-    assert find_dicom_files(path).files == (path,)
-    assert find_dicom_files(tmp_path / "nowhere").files == ()
+    assert find_dicom_files(walk_input(path)).files == (path,)
+    with pytest.raises(NoInputError):
+        walk_input(tmp_path / "nowhere")
 
 
 def test_a_folder_without_dicom_loads_nothing_for_dicom(tmp_path):
@@ -71,6 +74,6 @@ def test_a_data_set_without_preamble_is_dicom(tmp_path, is_implicit):
     pydicom.dcmwrite(bare, dataset, implicit_vr=is_implicit, little_endian=True)
     (tmp_path / "numbers").write_bytes(struct.pack("<64H", *range(8, 72)))
 
-    assert find_dicom_files(tmp_path).files == (bare, real)
+    assert find_dicom_files(walk_input(tmp_path)).files == (bare, real)
     [frame] = read_frames(bare, name="bare")
     assert frame.rows == abdomen()[0].shape[1]

@@ -18,6 +18,7 @@ from tiny_models import bright_tissue_model
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.cli.main import main
+from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.discovery import find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.segmentation import read_dicom_seg
@@ -65,7 +66,7 @@ class Place:
 
     def volume_of(self, result):
         name = result.input_path.removeprefix("dicom:")
-        return find_volumes(find_dicom_files(self.input))[name]
+        return find_volumes(find_dicom_files(walk_input(self.input)))[name]
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from dicom_samples import CORONAL, PATIENT_NAME, edit, write_enhanced, write_ser
 from tiny_scans import abdomen
 
 from sslmedsam2 import __version__
+from sslmedsam2.contract.walk import walk_input
 from sslmedsam2.dicom.discovery import find_volumes
 from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.dicom.model import Algorithm
@@ -32,7 +33,7 @@ ALGORITHM = Algorithm("tiny", {"plans.json": "a" * 64, "fold_0/checkpoint_final.
 def volume(tmp_path):
     """Return the one volume of a series, its files in no order."""
     write_series(tmp_path / "series", ARRAY, number=7, orientation=CORONAL)
-    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+    [found] = find_volumes(find_dicom_files(walk_input(tmp_path))).values()
     return found
 
 
@@ -97,7 +98,7 @@ def test_object_and_nifti_mask_have_the_centre_of_what_was_imaged(tmp_path, numb
         origin_xyz_mm=tuple(origin),
         SliceThickness=5.0,
     )
-    [volume] = find_volumes(find_dicom_files(tmp_path)).values()
+    [volume] = find_volumes(find_dicom_files(walk_input(tmp_path))).values()
     image = read_dicom(volume)
     mask = (image.array_zyx > 350).astype(np.uint8)
 
@@ -185,7 +186,7 @@ def test_the_object_belongs_to_the_study_and_names_every_source_image(volume, wr
 
 def test_an_enhanced_source_is_referred_to_frame_by_frame(tmp_path):
     write_enhanced(tmp_path / "enhanced", {50.0: ARRAY, 800.0: ARRAY})
-    volumes = find_volumes(find_dicom_files(tmp_path))
+    volumes = find_volumes(find_dicom_files(walk_input(tmp_path)))
     [volume] = [one for one in volumes.values() if one.frames[0].b_value == 800]
     [other] = [one for one in volumes.values() if one is not volume]
     path = tmp_path / "seg.dcm"
@@ -236,7 +237,7 @@ def test_what_de_identification_removed_is_left_empty(tmp_path):
             "FrameOfReferenceUID")  # fmt: skip
     for path in paths:
         edit(path, **dict.fromkeys(gone))
-    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+    [found] = find_volumes(find_dicom_files(walk_input(tmp_path))).values()
 
     write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
 
@@ -248,7 +249,7 @@ def test_orientations_that_differ_by_rounding_are_no_obstacle(tmp_path):
     paths = write_series(tmp_path / "series", ARRAY)
     for number, path in enumerate(paths):
         edit(path, ImageOrientationPatient=[1, 1e-4 * (number % 3), 0, -1e-4 * (number % 3), 1, 0])
-    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+    [found] = find_volumes(find_dicom_files(walk_input(tmp_path))).values()
 
     write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)
 
@@ -257,7 +258,7 @@ def test_orientations_that_differ_by_rounding_are_no_obstacle(tmp_path):
 
 def test_images_that_share_one_identifier_are_refused_with_that_reason(tmp_path):
     write_series(tmp_path / "series", ARRAY, SOPInstanceUID="1.2.3")
-    [found] = find_volumes(find_dicom_files(tmp_path)).values()
+    [found] = find_volumes(find_dicom_files(walk_input(tmp_path))).values()
 
     with pytest.raises(OutputError, match="have one SOPInstanceUID"):
         write_dicom_seg(LIVER, volume=found, path=tmp_path / "seg.dcm", algorithm=ALGORITHM)

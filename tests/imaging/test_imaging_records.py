@@ -16,7 +16,6 @@ from sslmedsam2.imaging.records import (
     move_aside,
     read_record,
     read_record_or_none,
-    schema_of,
     write_record,
 )
 
@@ -154,13 +153,6 @@ def test_a_missing_record_is_named_or_none(path, caplog):
 def test_a_key_depends_on_content_and_not_on_order():
     assert key_of({"a": 1, "b": (2, 3)}) == key_of({"b": [2, 3], "a": 1})
     assert key_of({"a": 1}) != key_of({"a": 2})
-
-
-def test_a_schema_names_the_fields_and_which_are_required():
-    schema = schema_of(Tree, title="A tree")
-    assert schema["title"] == "A tree"
-    assert schema["$defs"]["Tree"]["required"] == ["name", "leaves"]
-    assert schema["$defs"]["Leaf"]["properties"]["size"] == {"type": "number"}
 
 
 def test_what_is_moved_aside_keeps_its_content_and_never_replaces_another(tmp_path, caplog):
