@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 from sslmedsam2.errors import UsageError
-from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS
+from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, image_extension
 
 REQUIRED_SEQUENCE = "GED4"
 PREDICTED_SEQUENCES = (REQUIRED_SEQUENCE, "T1", "T2", "DWI_800")
@@ -69,11 +70,8 @@ class MaskName:
 
 def split_volume_name(name: str) -> tuple[str, str] | None:
     """Split a file name into stem and volume suffix (lower case); None for other files."""
-    lowered = name.lower()
-    for suffix in VOLUME_SUFFIXES:
-        if lowered.endswith(suffix) and len(name) > len(suffix):
-            return name[: -len(suffix)], suffix
-    return None
+    suffix = image_extension(Path(name))
+    return (name[: -len(suffix)], suffix) if suffix and len(name) > len(suffix) else None
 
 
 def is_bids_stem(stem: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -97,7 +97,9 @@ def walk(
         entries = [entry for entry in entries if not is_hidden(entry.name)]
         folders.append(_list_folder(path, entries))
         for entry in entries:
-            if _enterable(entry) and entry.name.lower() not in skipped_names:
+            # A folder named like a volume is reported instead.
+            is_open = split_volume_name(entry.name) is None and _is(entry.is_dir)
+            if is_open and entry.name.lower() not in skipped_names:
                 (linked if entry.is_symlink() else waiting).append(path / entry.name)
     listed = {folder.path for folder in folders}
     files: dict[Path, set[Path]] = defaultdict(set)
@@ -110,8 +112,8 @@ def walk(
 
 
 def _list_folder(path: Path, entries: list[os.DirEntry[str]]) -> Folder:
-    files = [path / entry.name for entry in entries if _is_regular_file(entry)]
-    rest = [path / entry.name for entry in entries if not _is_regular_file(entry)]
+    files = [path / entry.name for entry in entries if _is(entry.is_file)]
+    rest = [path / entry.name for entry in entries if not _is(entry.is_file)]
     oddities = tuple(_oddity(entry) for entry in rest if split_volume_name(entry.name))
     return replace(_folder_of(path, files), oddities=oddities)
 
@@ -122,17 +124,10 @@ def _folder_of(path: Path, files: list[Path]) -> Folder:
     return Folder(path=path, volumes=volumes, others=others, oddities=())
 
 
-def _enterable(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder to look into (one named like a volume is reported instead)."""
+def _is(kind: Callable[[], bool]) -> bool:
+    """Ask an entry what it is; one that cannot be looked at is nothing."""
     try:
-        return entry.is_dir() and split_volume_name(entry.name) is None
-    except OSError:
-        return False
-
-
-def _is_regular_file(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_file()
+        return kind()
     except OSError:
         return False
 

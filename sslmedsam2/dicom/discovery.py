@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,6 +60,7 @@ NO_STUDY = "no-study"
 _BY_MAP = "named by the sequence map"
 _UNLIKE = 100.0
 _Key = TypeVar("_Key", bound=Hashable)
+_Stacks = tuple[tuple[Frame, ...], ...]
 
 
 def discover(
@@ -101,7 +102,7 @@ def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
     volumes = {}
     for series in _grouped(frames, lambda frame: frame.series_uid).values():
         case = case_name(series[0].study_uid)
-        for name, stacks in _read_stacks(series).named:
+        for name, stacks in _read_stacks(_without_copies(series))[0].items():
             try:
                 volume = _make_volume(stacks, case=case, series=name)
             except InputError:
@@ -160,11 +161,12 @@ class _Study:
 
     def _read_series(self, frames: list[Frame]) -> list[VolumeCandidate]:
         """Return what may be volumes; note the rest, one row for each reason."""
-        found = _read_stacks(frames)
+        kept = _without_copies(frames)
+        named, small = _read_stacks(kept)
         mixture = self._mixture_of(frames)
         candidates = []
         left_out: dict[str, int] = defaultdict(int)
-        for series, stacks in found.named:
+        for series, stacks in named.items():
             candidate = self._candidate(series, stacks)
             if candidate.guess.kind == "left_out":
                 left_out[candidate.guess.reason] += sum(map(len, candidate.stacks))
@@ -172,13 +174,14 @@ class _Study:
                 self._note(candidate, "unusable", mixture)
             else:
                 candidates.append(candidate)
-        for stack in found.small:
+        for stack in small:
             too_few = f"fewer than {FEWEST_SLICES} images that could be one volume"
             left_out[exclusion_of(stack[0]) or too_few] += len(stack)
         name = series_name(frames[0].series_uid, frames[0].series_number)
-        if found.copies:
+        copies = len(frames) - len(kept)
+        if copies:
             self.notes.append(
-                f"{self.case}/{name}: {found.copies} images are copies of others (same place, same "
+                f"{self.case}/{name}: {copies} images are copies of others (same place, same "
                 "pixels) and are dropped"
             )
         for reason, images in left_out.items():
@@ -219,7 +222,7 @@ class _Study:
             return "its images have more than one FrameOfReferenceUID, so their places differ"
         return None
 
-    def _candidate(self, series: str, stacks: tuple[tuple[Frame, ...], ...]) -> VolumeCandidate:
+    def _candidate(self, series: str, stacks: _Stacks) -> VolumeCandidate:
         """Name the sequence by the map, otherwise by the header."""
         first = stacks[0][0]
         whole = series.partition(".")[0]
@@ -289,37 +292,17 @@ class _Study:
         return row
 
 
-@dataclass(frozen=True)
-class _Stacks:
-    """The stacks of a series.
+def _read_stacks(frames: list[Frame]) -> tuple[dict[str, _Stacks], list[list[Frame]]]:
+    """Split a series into what may be volumes, by name, and stacks of too few images.
 
-    Attributes
-    ----------
-    named
-        Those that may be volumes: a name, and one stack, or several of which the mean is taken.
-    small
-        Those of too few images.
-    copies
-        How many images were dropped since they repeat others.
+    A volume is one stack, or several of which the mean is taken.
     """
-
-    named: list[tuple[str, tuple[tuple[Frame, ...], ...]]]
-    small: list[list[Frame]]
-    copies: int
-
-
-def _read_stacks(frames: list[Frame]) -> _Stacks:
-    """Drop copies and split a series into stacks."""
     name = series_name(frames[0].series_uid, frames[0].series_number)
-    kept = _without_copies(frames)
-    stacks = split_series(kept)
+    stacks = split_series(frames)
     groups = _with_directions_joined([stack for stack in stacks if len(stack) >= FEWEST_SLICES])
-    numbered = len(groups) > 1
-    return _Stacks(
-        [(f"{name}.{n}" if numbered else name, group) for n, group in enumerate(groups, 1)],
-        [stack for stack in stacks if len(stack) < FEWEST_SLICES],
-        len(frames) - len(kept),
-    )
+    names = [name] if len(groups) == 1 else [f"{name}.{n}" for n in range(1, len(groups) + 1)]
+    small = [stack for stack in stacks if len(stack) < FEWEST_SLICES]
+    return dict(zip(names, groups, strict=True)), small
 
 
 def _without_copies(frames: list[Frame]) -> list[Frame]:
@@ -358,7 +341,7 @@ def _without_identity(frame: Frame) -> Frame:
     )
 
 
-def _with_directions_joined(stacks: list[list[Frame]]) -> list[tuple[tuple[Frame, ...], ...]]:
+def _with_directions_joined(stacks: list[list[Frame]]) -> list[_Stacks]:
     """Join the directions of one b-value, of which the mean is segmented, where no trace is."""
     groups: dict[object, list[tuple[Frame, ...]]] = defaultdict(list)
     for number, stack in enumerate(stacks):
@@ -367,7 +350,7 @@ def _with_directions_joined(stacks: list[list[Frame]]) -> list[tuple[tuple[Frame
         key = (first.b_value, first.image_type, len(stack)) if has_direction else number
         groups[key].append(tuple(stack))
     traced = {stack[0].b_value for stack in stacks if stack[0].diffusion_direction == TRACE}
-    joined: list[tuple[tuple[Frame, ...], ...]] = []
+    joined: list[_Stacks] = []
     for group in groups.values():
         is_joined = len(group) > 1 and group[0][0].b_value not in traced
         joined += [tuple(group)] if is_joined else [(stack,) for stack in group]

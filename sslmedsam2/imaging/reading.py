@@ -56,24 +56,15 @@ def read_volume(path: Path) -> Volume:
 
 
 def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volume:
-    """Take over a SimpleITK image as :func:`read_volume` does a file; ``name`` is for messages.
+    """Take over a SimpleITK image, and raise, as :func:`read_volume` does for a file.
 
-    Raises
-    ------
-    InputError
-        About the voxels as :func:`read_volume`; others: see ``stored.py`` and ``geometry.py``.
+    ``name`` is for messages.
     """
     return _checked_volume(stored_from_itk(image, name=Path(name)))
 
 
 def stored_from_itk(image: sitk.Image, *, name: Path) -> Volume:
-    """Take a SimpleITK image over as :func:`read_stored` does a file called ``name``.
-
-    Raises
-    ------
-    InputError
-        Of a kind of ``stored.py`` or ``geometry.py``.
-    """
+    """Take over a SimpleITK image, and raise, as :func:`read_stored` does for a file ``name``."""
     import SimpleITK as sitk  # noqa: N813
 
     native_shape = tuple(int(length) for length in image.GetSize())
