@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,57 +46,38 @@ _LOCALIZER = _listed(
     "localizer|localiser|loc|scout|survey|3plane|3 plane|topogram|lokalizer|lokalisator|"
     "localizador|localisateur|reperage|定位|位置決|スカウト"
 )
-_DERIVED_TYPES = {
-    "ADC": "an ADC map",
-    "EADC": "an ADC map",
-    "FA": "an anisotropy map",
-    "SUB": "a subtraction",
-    "SUBTRACT": "a subtraction",
-    "SUBTRACTION": "a subtraction",
-    "MIP": "a projection",
-    "MNIP": "a projection",
-    "MINIP": "a projection",
-    "PROJECTION IMAGE": "a projection",
-    "MPR": "a reformat",
-    "REFORMATTED": "a reformat",
-    "RESAMPLED": "a reformat",
-    "T1 MAP": "a parameter map",
-    "T2 MAP": "a parameter map",
-    "R2 MAP": "a parameter map",
-    "R2_STAR MAP": "a parameter map",
-    "T2_STAR MAP": "a parameter map",
-    "FAT_FRACTION": "a parameter map",
-    "P": "a phase image",
-    "PHASE MAP": "a phase image",
-    "R": "a real image",
-    "REAL": "a real image",
-    "I": "an imaginary image",
-    "IMAGINARY": "an imaginary image",
-    "F": "a fat image",
-    "FAT": "a fat image",
-}
-_DERIVED_WORDS = {
-    "adc": "an ADC map",
-    "eadc": "an ADC map",
-    "sub": "a subtraction",
-    "subtraction": "a subtraction",
-    "subtraktion": "a subtraction",
-    "soustraction": "a subtraction",
-    "sustraccion": "a subtraction",
-    "sottrazione": "a subtraction",
-    "减影": "a subtraction",
-    "減影": "a subtraction",
-    "サブトラクション": "a subtraction",
-    "差分": "a subtraction",
-    "mip": "a projection",
-    "minip": "a projection",
-    "mpr": "a reformat",
-    "t1 map": "a parameter map",
-    "t2 map": "a parameter map",
-    "pdff": "a parameter map",
-    "fat fraction": "a parameter map",
-    "screenshot": "a picture of a screen",
-}
+
+
+def _reasons(words: Mapping[str, str]) -> dict[str, str]:
+    """Return the key of each word of some lists."""
+    return {word: reason for reason, listed in words.items() for word in _listed(listed)}
+
+
+_DERIVED_TYPES = _reasons(
+    {
+        "an ADC map": "ADC|EADC",
+        "an anisotropy map": "FA",
+        "a subtraction": "SUB|SUBTRACT|SUBTRACTION",
+        "a projection": "MIP|MNIP|MINIP|PROJECTION IMAGE",
+        "a reformat": "MPR|REFORMATTED|RESAMPLED",
+        "a parameter map": "T1 MAP|T2 MAP|R2 MAP|R2_STAR MAP|T2_STAR MAP|FAT_FRACTION",
+        "a phase image": "P|PHASE MAP",
+        "a real image": "R|REAL",
+        "an imaginary image": "I|IMAGINARY",
+        "a fat image": "F|FAT",
+    }
+)
+_DERIVED_WORDS = _reasons(
+    {
+        "an ADC map": "adc|eadc",
+        "a subtraction": "sub|subtraction|subtraktion|soustraction|sustraccion|sottrazione|减影|"
+        "減影|サブトラクション|差分",
+        "a projection": "mip|minip",
+        "a reformat": "mpr",
+        "a parameter map": "t1 map|t2 map|pdff|fat fraction",
+        "a picture of a screen": "screenshot",
+    }
+)
 _DIFFUSION = _listed(
     "dwi|diff|diffusion|ep2d diff|resolve|tracew|ivim|difusion|diffusione|弥散|扩散|擴散|拡散"
 )

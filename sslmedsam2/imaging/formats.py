@@ -28,23 +28,13 @@ _VOXEL_FILES = {
     ".raw.gz": (".nhdr",),
     ".raw.bz2": (".nhdr",),
 }
+_ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".7z", ".rar")
 _OTHER_IMAGES = {
-    ".mnc": "a MINC image",
-    ".gipl": "a GIPL image",
-    ".vtk": "a VTK file",
-    ".vti": "a VTK file",
-    ".tif": "a TIFF picture",
-    ".tiff": "a TIFF picture",
-    ".png": "a picture",
-    ".jpg": "a picture",
-    ".jpeg": "a picture",
-    ".bmp": "a picture",
-    ".zip": "an archive",
-    ".tar": "an archive",
-    ".tgz": "an archive",
-    ".tar.gz": "an archive",
-    ".7z": "an archive",
-    ".rar": "an archive",
+    "a MINC image": (".mnc",),
+    "a GIPL image": (".gipl",),
+    "a VTK file": (".vtk", ".vti"),
+    "a TIFF picture": (".tif", ".tiff"),
+    "a picture": (".png", ".jpg", ".jpeg", ".bmp"),
 }
 _READ_BYTES = 352
 
@@ -87,9 +77,9 @@ def unread_image(path: Path) -> str | None:
             if beside & wanted or others:
                 return None
             return f"it holds voxels without a header ({' or '.join(headers)})"
-    kind = next((kind for end, kind in _OTHER_IMAGES.items() if name.endswith(end)), None)
-    if kind == "an archive":
+    if name.endswith(_ARCHIVES):
         return "it is an archive that is not opened here; unpack it"
+    kind = next((kind for kind, ends in _OTHER_IMAGES.items() if name.endswith(ends)), None)
     if kind is not None:
         return f"it is {kind}, a format that is not read; convert it to .nii.gz"
     content = _content(path)
