@@ -195,14 +195,15 @@ def _check(archive: Path, *, room: int) -> int:
     places: set[PurePosixPath] = set()
     for member in members:
         place = _place(member)
+        fault = None
         if place.is_absolute() or ".." in place.parts or ":" in str(place)[:2]:
-            reason = f"it holds a file that would be written elsewhere ({member.filename[:60]!r})"
-            raise _refused(archive, "unsafe_archive", reason)
-        if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            reason = f"it holds a link or a device ({member.filename[:60]!r})"
-            raise _refused(archive, "unsafe_archive", reason)
-        if place in places and not member.is_dir():
-            reason = f"it holds two files of one name ({member.filename[:60]!r})"
+            fault = "a file that would be written elsewhere"
+        elif stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            fault = "a link or a device"
+        elif place in places and not member.is_dir():
+            fault = "two files of one name"
+        if fault:
+            reason = f"it holds {fault} ({member.filename[:60]!r})"
             raise _refused(archive, "unsafe_archive", reason)
         places.add(place)
     if any(member.flag_bits & _ENCRYPTED for member in members):
