@@ -14,7 +14,6 @@ import json
 import math
 import os
 import re
-import struct
 import subprocess
 import sys
 import threading
@@ -34,7 +33,6 @@ MEMORY_BYTES = 4 * 2**30
 """Address space of the process that decodes."""
 
 _LONGEST_MESSAGE = 2**16
-_LENGTH = struct.Struct("<I")
 _DTYPE = re.compile(r"[<>|][iuf][1248]")
 
 
@@ -111,8 +109,8 @@ def _start() -> subprocess.Popen[bytes]:
 
 def _ask(process: subprocess.Popen[bytes], path: Path) -> DecodedPixels:
     stream = cast(BinaryIO, process.stdout)
-    _send(cast(BinaryIO, process.stdin), os.fsencode(path.absolute()))
-    answer = json.loads(_receive(stream))
+    _send(cast(BinaryIO, process.stdin), str(path.absolute()))
+    answer = _receive(stream)
     if "error" in answer:
         raise DecodingError(str(answer["error"]))
     shape = tuple(int(length) for length in answer["shape"])
@@ -125,19 +123,16 @@ def _ask(process: subprocess.Popen[bytes], path: Path) -> DecodedPixels:
     return DecodedPixels(frames, bool(answer["is_rescaled"]))
 
 
-def _send(stream: BinaryIO, message: bytes) -> None:
-    stream.write(_LENGTH.pack(len(message)) + message)
+def _send(stream: BinaryIO, message: object) -> None:
+    stream.write(json.dumps(message).encode() + b"\n")
     stream.flush()
 
 
-def _receive(stream: BinaryIO) -> bytes:
-    start = stream.read(_LENGTH.size)
-    if len(start) < _LENGTH.size:
+def _receive(stream: BinaryIO) -> Any:
+    line = stream.readline(_LONGEST_MESSAGE)
+    if not line.endswith(b"\n"):
         raise EOFError
-    [length] = _LENGTH.unpack(start)
-    if length > _LONGEST_MESSAGE:
-        raise ValueError(length)
-    return stream.read(length)
+    return json.loads(line)
 
 
 # What follows runs in the other process.
@@ -154,16 +149,15 @@ def _serve() -> None:
     _limit_resources()
     with contextlib.suppress(EOFError):
         while True:
-            path = Path(os.fsdecode(_receive(sys.stdin.buffer)))
+            path = Path(_receive(sys.stdin.buffer))
             try:
                 pixels = _decoded(path)
             except Exception as error:
-                _send(answers, json.dumps({"error": type(error).__name__}).encode())
+                _send(answers, {"error": type(error).__name__})
                 continue
             frames = np.ascontiguousarray(pixels.frames)
             shape, dtype = frames.shape, frames.dtype.str
-            about = {"shape": shape, "dtype": dtype, "is_rescaled": pixels.is_rescaled}
-            _send(answers, json.dumps(about).encode())
+            _send(answers, {"shape": shape, "dtype": dtype, "is_rescaled": pixels.is_rescaled})
             answers.write(frames.data)
             answers.flush()
 
