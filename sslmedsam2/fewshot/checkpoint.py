@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,12 +126,19 @@ def _instantiate(changes: dict[str, Any]) -> SAM2Base:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    with _gpu_hidden():
+        return instantiate(OmegaConf.merge(_official_architecture(), changes))
+
+
+@cache
+def _official_architecture() -> Any:
+    from omegaconf import OmegaConf
+
     package = importlib.util.find_spec("sam2")
     assert package is not None
     assert package.origin is not None
-    config = OmegaConf.load(Path(package.origin).parent / "configs/sam2.1/sam2.1_hiera_t.yaml")
-    with _gpu_hidden():
-        return instantiate(OmegaConf.merge(config.model, changes))
+    path = Path(package.origin).parent / "configs/sam2.1/sam2.1_hiera_t.yaml"
+    return OmegaConf.load(path).model
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from sslmedsam2.phantom.anatomy import make_anatomy
 from sslmedsam2.phantom.organs import tissue_layers
 from sslmedsam2.phantom.rendering import _slice_points, axial_grid, render_sequence
 
-GRID = axial_grid(shape_zyx=(20, 40, 51), spacing_zyx_mm=(11.0, 6.4, 6.4))
+GRID = axial_grid(shape_zyx=(14, 40, 51), spacing_zyx_mm=(16.0, 6.4, 6.4))
 SEEDS = (0, 1, 2)
 
 

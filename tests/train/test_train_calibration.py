@@ -15,7 +15,6 @@ from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.train.calibration import (
     Observation,
     add_calibration,
-    calibrate_model,
     fit,
     patients_left_out,
 )
@@ -40,8 +39,13 @@ def observations(*, n_patients=N_PATIENTS, noise=0.3, seed=0):
     return found
 
 
-def test_the_fit_ranks_unseen_patients_and_its_interval_holds_nine_of_ten():
-    calibration = fit(observations())
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(observations())
+
+
+def test_the_fit_ranks_unseen_patients_and_its_interval_holds_nine_of_ten(fitted):
+    calibration = fitted
     assert calibration.spearman > 0.9
     assert 0.85 <= calibration.coverage <= 0.95
     unseen = observations(seed=1)
@@ -54,7 +58,9 @@ def test_the_fit_ranks_unseen_patients_and_its_interval_holds_nine_of_ten():
 
 def test_noisier_predictions_have_wider_intervals():
     evidence = Evidence(0.9, 1.0, 0.0)
-    narrow, wide = (fit(observations(noise=noise)).estimate(evidence) for noise in (0.1, 0.6))
+    narrow, wide = (
+        fit(observations(n_patients=15, noise=noise)).estimate(evidence) for noise in (0.1, 0.6)
+    )
     assert np.diff(wide.interval) > 2 * np.diff(narrow.interval)
 
 
@@ -62,7 +68,7 @@ def test_more_doubt_never_raises_the_estimate():
     # Dropped components and cut-off masks go with a better Dice here, which is chance.
     misleading = [
         replace(one, evidence=replace(one.evidence, kept_share=1 - one.dice, side_share=one.dice))
-        for one in observations()
+        for one in observations(n_patients=15)
     ]
     calibration = fit(misleading)
     promised, kept, side = calibration.weights
@@ -72,7 +78,7 @@ def test_more_doubt_never_raises_the_estimate():
 
 
 def test_patients_are_left_out_whole():
-    found = observations()
+    found = observations(n_patients=10)
     spoilt = [replace(one, dice=0.02) if one.patient == "p0" else one for one in found]
     before, after = (patients_left_out(one)[0] for one in (found, spoilt))
     of_first = np.array([one.patient == "p0" for one in found])
@@ -118,19 +124,18 @@ def frozen(tmp_path):
     return tmp_path / "weights"
 
 
-def test_a_calibration_joins_the_manifest_and_is_used(frozen):
-    calibration = fit(observations())
-    add_calibration(frozen / "liver", calibration, folds=("0",))
+def test_a_calibration_joins_the_manifest_and_is_used(frozen, fitted):
+    add_calibration(frozen / "liver", fitted, folds=("0",))
     [model] = locate_models(frozen)
     assert "confidence.json" in {entry.path for entry in model.files}
     found = read_calibration(read_model_spec(frozen / "liver"))
-    assert found.weights == calibration.weights
-    add_calibration(frozen / "liver", calibration, folds=("0",))
+    assert found.weights == fitted.weights
+    add_calibration(frozen / "liver", fitted, folds=("0",))
     assert locate_models(frozen)
 
 
-def test_freezing_the_same_weights_again_keeps_their_calibration(frozen, tmp_path):
-    add_calibration(frozen / "liver", fit(observations()), folds=("0",))
+def test_freezing_the_same_weights_again_keeps_their_calibration(frozen, fitted, tmp_path):
+    add_calibration(frozen / "liver", fitted, folds=("0",))
     card = ModelCard("phantoms", "none", "none", "2026-11-28")
 
     freeze_model(tmp_path / "training", frozen, name="liver", sequences=("*",), card=card)
@@ -140,22 +145,17 @@ def test_freezing_the_same_weights_again_keeps_their_calibration(frozen, tmp_pat
     assert locate_models(frozen)
 
 
-def test_the_command_calibrates_a_model_of_ones_own(frozen, tmp_path, capsys):
+def test_the_command_calibrates_a_model_and_keeps_whether_it_looks_twice(
+    frozen, fitted, tmp_path, capsys
+):
+    add_calibration(frozen / "liver", replace(fitted, sure_from=0.965), folds=("0",))
     for number in range(8):
         write_labelled_case(tmp_path / f"labelled/{number:04}-A", seed=number)
     call = ["weights", "calibrate", "--model", str(frozen), "--device", "cpu"]
+
     assert main([*call, "--labelled", str(tmp_path / "labelled")]) == ExitCode.OK
+
     assert "of 8 patients: Spearman" in capsys.readouterr().out
-    assert read_calibration(read_model_spec(frozen / "liver")) is not None
-
-
-def test_calibrating_again_keeps_whether_the_model_looks_twice(frozen, tmp_path):
-    add_calibration(frozen / "liver", fit(observations(), sure_from=0.965), folds=("0",))
-    for number in range(8):
-        write_labelled_case(tmp_path / f"labelled/{number:04}-A", seed=number)
-
-    found = calibrate_model(frozen, tmp_path / "labelled", device="cpu")
-
-    assert found.patients == 8
+    found = read_calibration(read_model_spec(frozen / "liver"))
+    assert found.weights != fitted.weights
     assert found.sure_from == 0.965
-    assert read_calibration(read_model_spec(frozen / "liver")).sure_from == 0.965
