@@ -196,14 +196,9 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
 
     def __init__(self, round_dir: RoundDir, device: Device) -> None:
         """Take the round; results go to its part of the work directory."""
-        self.shared_dir = round_dir.path
+        self.shared_dir, self.wants_gpu = round_dir.path, device != "cpu"
         self._round_dir, self._device = round_dir, device
         self._networks: dict[int, CanonicalSegmenter] = {}
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._device != "cpu"
 
     def name_of(self, unit: RelabelUnit) -> str:
         """Return the image's name."""
