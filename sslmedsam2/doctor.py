@@ -244,12 +244,13 @@ def _check_sam2(*, load: bool) -> Finding:
 
 def _check_weights(model_dir: Path | None) -> Finding:
     from sslmedsam2.weights.locate import locate_models
+    from sslmedsam2.weights.manifest import checkpoint_file
 
     models = locate_models(model_dir)
     verified = all(model.verified for model in models)
     named = ", ".join(
-        f"{model.name} ({model.files[-1].sha256[:12]}, {len(model.files)} files"
-        f" {'verified' if model.verified else 'unverified'})"
+        f"{model.name} ({model.sha256[checkpoint_file(model.folds[0], model.path)][:12]},"
+        f" {len(model.files)} files {'verified' if model.verified else 'unverified'})"
         for model in models
     )
     return _judged(

@@ -28,7 +28,9 @@ def test_a_sound_machine_segments_a_phantom_with_the_shipped_weights(folders):
     assert diagnosis.exit_code == ExitCode.OK
     assert found["inference"].state is State.OK
     assert found["inference"].details["dice"] > 0.8
-    assert found["weights"].details["models"][0]["verified"] is True
+    model = found["weights"].details["models"][0]
+    assert model["verified"] is True
+    assert model["sha256"]["fold_all/checkpoint_final.pth"][:12] in found["weights"].text
     assert "compact" in found["sam2"].details["weights"]
     assert found["input"].text.endswith("1 entries")
     assert list(folders["output_dir"].iterdir()) == []

@@ -69,7 +69,7 @@ def _as_text(about: dict[str, Any]) -> str:
         lines += [
             f"model       {model['name']} (sequences: {served}) in {model['path']}",
             f"  licence   {model['licence'] or 'not stated'}",
-            f"  measured  {measured or 'nothing'}",
+            f"  measured  {measured or 'not in the manifest; see MODEL_CARD.md'}",
         ]
     lines += [
         f"sequences   {', '.join(about['sequences'])}",

@@ -32,6 +32,7 @@ from sslmedsam2.execution.units import duration
 _LOG = logging.getLogger(__name__)
 _CONTAINER_INPUT = Path("/input")
 _CONTAINER_OUTPUT = Path("/output")
+_IN_SUMMARY = {"check": "to check", "skipped_resume": "kept"}
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -319,7 +320,7 @@ def _make_page(options: dict[str, Any]) -> None:
 
 def _summarise(report: RunReport, place: Path) -> None:
     counts = ", ".join(
-        f"{count} {'to check' if status == 'check' else status}"
+        f"{count} {_IN_SUMMARY.get(status, status)}"
         for status, count in report.counts.items()
         if count
     )

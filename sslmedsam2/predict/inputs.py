@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
@@ -277,9 +277,7 @@ class InputImages:
     def __init__(self, input_dir: Path) -> None:
         """Remember the folder; nothing is read yet."""
         self._input_dir = input_dir
-        self._dicom: dict[str, DicomVolume] | None = None
-        self._archives: AbstractContextManager[OpenedInput] | None = None
-        self._unpacked: Path | None = None
+        self._archives = open_archives(input_dir)
 
     def read(self, input_name: str) -> Volume:
         """Read an image.
@@ -295,9 +293,9 @@ class InputImages:
             path = self._input_dir / input_name
             # A file in an archive has none of its own.
             in_archive = path.parent != self._input_dir and not path.parent.is_dir()
-            return read_volume(self._with_archives() / input_name if in_archive else path)
+            return read_volume(self._unpacked / input_name if in_archive else path)
         name = input_name.removeprefix(DICOM_SCHEME)
-        volume = self._volumes().get(name)
+        volume = self._volumes.get(name)
         if volume is None:
             raise InputError(
                 name,
@@ -309,20 +307,17 @@ class InputImages:
 
         return read_dicom(volume)
 
+    @cached_property
     def _volumes(self) -> dict[str, DicomVolume]:
-        if self._dicom is None:
-            require_dicom()
-            from sslmedsam2.dicom.discovery import find_volumes
+        require_dicom()
+        from sslmedsam2.dicom.discovery import find_volumes
 
-            self._dicom = find_volumes(find_dicom_files(walk_input(self._with_archives())))
-        return self._dicom
+        return find_volumes(find_dicom_files(walk_input(self._unpacked)))
 
-    def _with_archives(self) -> Path:
-        """Return the folder with its archives unpacked, as long as this object lives."""
-        if self._unpacked is None:
-            self._archives = open_archives(self._input_dir)
-            self._unpacked = self._archives.__enter__().path
-        return self._unpacked
+    @cached_property
+    def _unpacked(self) -> Path:
+        """The folder with its archives unpacked, as long as this object lives."""
+        return self._archives.__enter__().path
 
 
 def _impostors(files: DicomFiles) -> str:

@@ -130,7 +130,7 @@ def test_resume_keeps_what_is_complete(run, capsys):
     assert run() == ExitCode.OK
     assert run("--resume") == ExitCode.OK
 
-    assert "1 skipped_resume" in capsys.readouterr().out
+    assert "1 kept" in capsys.readouterr().out
 
 
 def test_a_bad_file_among_good_ones_ends_with_1(run, folders, capsys):

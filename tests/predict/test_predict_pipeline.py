@@ -458,13 +458,9 @@ def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, 
 
 
 @pytest.mark.parametrize(
-    ("step", "error"),
-    [
-        ("prepare", ValueError("odd")),
-        ("infer", RuntimeError("a tensor\nof two lines")),
-        ("finish", MemoryError()),
-    ],
+    "error", [RuntimeError("a tensor\nof two lines"), MemoryError(), ValueError("odd")]
 )
+@pytest.mark.parametrize("step", ["prepare", "infer", "finish"])
 def test_a_failure_around_the_network_stays_with_its_series(workplace, monkeypatch, error, step):
     for case in ("0001-A", "0002-A", "0003-A"):
         workplace.add(f"{case}/GED4.nii.gz")

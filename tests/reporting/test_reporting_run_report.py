@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from sslmedsam2.errors import InputError, OutputError
 from sslmedsam2.imaging.volume import Geometry, Source, Volume
 from sslmedsam2.reporting import run_report
 from sslmedsam2.reporting.run_report import (
+    NOTES,
     DicomRecord,
     InputGeometry,
     LeftOutRecord,
@@ -179,3 +181,8 @@ def test_unwritable_place_raises_output_error(report, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_report(report, tmp_path / "file" / "r.json")
+
+
+def test_the_guide_explains_every_note():
+    guide = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [name for name in sorted(NOTES) if f"`{name}`" not in guide] == []
