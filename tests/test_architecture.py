@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ SLOW_TO_IMPORT = TORCH | {
 }
 
 
+@cache
 def imported_modules(module: Path, *, root: Path, top_level_only: bool = False) -> set[str]:
     """Return the absolute names of what a module imports, anywhere in it or when it is loaded.
 

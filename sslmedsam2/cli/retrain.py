@@ -180,7 +180,7 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
         A value cannot be used, or the device is not there.
     """
     from sslmedsam2.inference.device import choose_device
-    from sslmedsam2.nnunet.plans import PRESETS, default_preset, default_schedule
+    from sslmedsam2.nnunet.plans import PRESETS, default_preset
     from sslmedsam2.retrain.state import RetrainOptions, StoppingRule
 
     rounds = _rounds(given.pop("rounds"), method=given["method"])
@@ -188,7 +188,7 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     if name is None:
         name = default_preset(executor.call(choose_device, given["device"]))
     preset = PRESETS[name]
-    schedule = default_schedule(preset)
+    schedule = preset.schedule
     length = _ONLINE_LENGTH if given["method"] == "online" else 1
     given["epochs"] = given["epochs"] or length * schedule.round_epochs
     given["iterations_per_epoch"] = given["iterations_per_epoch"] or schedule.iterations_per_epoch

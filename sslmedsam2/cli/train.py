@@ -95,13 +95,13 @@ def train(**options: Any) -> int:
     """Train a model from labelled scans: cross-validation, then a final network on all cases."""
     from sslmedsam2.errors import ExitCode
     from sslmedsam2.inference.device import choose_device
-    from sslmedsam2.nnunet.plans import PRESETS, default_preset, default_schedule
+    from sslmedsam2.nnunet.plans import PRESETS, default_preset
     from sslmedsam2.train.pipeline import TrainOptions
     from sslmedsam2.train.pipeline import train as run
 
     options["device"] = choose_device(options["device"])
     preset = PRESETS[options.pop("preset") or default_preset(options["device"])]
-    schedule = default_schedule(preset)
+    schedule = preset.schedule
     options["epochs"] = options["epochs"] or schedule.fold_epochs
     options["final_epochs"] = options["final_epochs"] or schedule.final_epochs
     options["iterations_per_epoch"] = (

@@ -37,12 +37,8 @@ class Work(ABC, Generic[Unit, Result]):
     """
 
     shared_dir: Path
+    wants_gpu: bool
     whole_worker: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def wants_gpu(self) -> bool:
-        """See above."""
 
     @abstractmethod
     def name_of(self, unit: Unit) -> str:

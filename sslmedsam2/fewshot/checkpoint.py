@@ -144,8 +144,6 @@ def _official_architecture() -> Any:
 @contextmanager
 def _gpu_hidden() -> Iterator[None]:
     """Let SAM2 find no GPU while it is built: it would put tables there, whatever was asked for."""
-    import torch
-
     is_available = torch.cuda.is_available
     torch.cuda.is_available = lambda: False
     try:
@@ -294,9 +292,9 @@ def _fill(model: SAM2Base, state: dict[str, Any], path: Path) -> None:
 
 
 def _damaged(path: Path, detail: object) -> ModelError:
-    first_line = str(detail).strip().splitlines()[0][:160] if str(detail).strip() else "no details"
+    line = (str(detail).strip().splitlines() or ["no details"])[0][:160]
     return ModelError(
         path,
-        reason=f"it is no SAM2.1 Hiera-T or compact checkpoint, or it is damaged ({first_line})",
+        reason=f"it is no SAM2.1 Hiera-T or compact checkpoint, or it is damaged ({line})",
         remedy="Fetch it again with weights fetch, or restore the shipped file",
     )

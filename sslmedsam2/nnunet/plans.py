@@ -53,10 +53,24 @@ PLANS_NAME: Final = "nnUNetPlans"
 _RESAMPLER = "resample_data_or_seg_to_shape"
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train: networks of a round, folds, a last network that starts from a fold's."""
+
+    round_epochs: int
+    fold_epochs: int
+    final_epochs: int
+    iterations_per_epoch: int
+
+
 class Preset:
-    """Size of a network: a `CompactPreset` or a `ResidualPreset`, both of them dataclasses."""
+    """Size of a network: a `CompactPreset` or a `ResidualPreset`, both of them dataclasses.
+
+    ``schedule`` is the usual length of its training.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    schedule: ClassVar[Schedule]
 
     @staticmethod
     def from_plain(content: dict[str, Any]) -> Preset:
@@ -67,8 +81,9 @@ class Preset:
 
 @dataclass(frozen=True)
 class CompactPreset(Preset):
-    """Size of the network and of its patches."""
+    """Size of the network and of its patches; its schedule was measured on two CPU cores."""
 
+    schedule = Schedule(30, 28, 18, 50)
     spacing_zyx_mm: tuple[float, float, float] = (6.0, 3.0, 3.0)
     patch_zyx: tuple[int, int, int] = (32, 96, 96)
     features: tuple[int, ...] = (16, 32, 64, 128, 192)
@@ -200,8 +215,13 @@ thin scans would turn 24 slices of 8.5 mm into 157."""
 
 @dataclass(frozen=True)
 class ResidualPreset(Preset):
-    """A network of the size that nnU-Net calls M (9 to 11 GB of GPU memory) or L (24 GB)."""
+    """A network of the size that nnU-Net calls M (9 to 11 GB of GPU memory) or L (24 GB).
 
+    Its schedule is a tenth of nnU-Net's own, which starts from random weights with SGD, and has not
+    been measured.
+    """
+
+    schedule = Schedule(100, 100, 60, 250)
     residual_encoder: Literal["M", "L"]
 
 
@@ -309,16 +329,6 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long to train: networks of a round, folds, a last network that starts from a fold's."""
-
-    round_epochs: int
-    fold_epochs: int
-    final_epochs: int
-    iterations_per_epoch: int
-
-
-@dataclass(frozen=True)
 class PlannedNetwork:
     """What plans say of a network in short."""
 
@@ -330,17 +340,6 @@ class PlannedNetwork:
 def default_preset(device: str) -> str:
     """Return the name of the preset for ``cpu`` or ``cuda``."""
     return "compact" if device == "cpu" else "resenc-m"
-
-
-def default_schedule(preset: Preset) -> Schedule:
-    """Return the usual length of a training.
-
-    The compact one was measured on two CPU cores. The other is a tenth of nnU-Net's own, which
-    starts from random weights with SGD, and has not been measured.
-    """
-    if isinstance(preset, CompactPreset):
-        return Schedule(30, 28, 18, 50)
-    return Schedule(100, 100, 60, 250)
 
 
 def plan_network(

@@ -32,6 +32,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
 )
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 
@@ -365,8 +366,6 @@ class LiverTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return AdamW with nnU-Net's polynomial decay."""
-        from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
-
         optimizer = torch.optim.AdamW(
             self.network.parameters(),
             self.initial_lr,

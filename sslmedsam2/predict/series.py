@@ -150,14 +150,9 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         shared_dir: Path,
     ) -> None:
         """Take the sequences that will come, each of which has a model."""
-        self.shared_dir = shared_dir
+        self.shared_dir, self.wants_gpu = shared_dir, engine.device != "cpu"
         self._models, self._engine, self._sequences = tuple(models), engine, sequences
         self._by_sequence: dict[str | None, CanonicalSegmenter] = {}
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._engine.device != "cpu"
 
     def name_of(self, target: SeriesTarget) -> str:
         """Return the name of the series in ``run_report.json``."""

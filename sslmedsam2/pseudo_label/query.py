@@ -230,12 +230,8 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         """Take files and settings; SAM2 is loaded by ``set_up``, the supports when needed."""
         self.supports, self.provenance, self.shared_dir = supports, provenance, shared_dir
         self._settings, self._sam2_path, self._device = settings, sam2, device
+        self.wants_gpu = device != "cpu"
         self._built: Strategy | None = None
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._device != "cpu"
 
     def name_of(self, unit: LabelUnit) -> str:
         """Return what messages call a volume."""

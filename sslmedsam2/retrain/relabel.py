@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,7 @@ from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.masks import make_ready
 from sslmedsam2.inference.postprocessing import keep_liver
+from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.nnunet.training import final_checkpoint, trained_model_dir
 from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
@@ -52,9 +53,6 @@ from sslmedsam2.retrain.state import (
 from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.train.fold_scores import load_folds
 from sslmedsam2.weights.manifest import sha256_file
-
-if TYPE_CHECKING:
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -196,14 +194,9 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
 
     def __init__(self, round_dir: RoundDir, device: Device) -> None:
         """Take the round; results go to its part of the work directory."""
-        self.shared_dir = round_dir.path
+        self.shared_dir, self.wants_gpu = round_dir.path, device != "cpu"
         self._round_dir, self._device = round_dir, device
         self._networks: dict[int, CanonicalSegmenter] = {}
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._device != "cpu"
 
     def name_of(self, unit: RelabelUnit) -> str:
         """Return the image's name."""

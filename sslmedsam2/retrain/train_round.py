@@ -71,13 +71,8 @@ class FoldWork(Work[FoldUnit, Result]):
         self, round_dir: RoundDir, options: RetrainOptions, function: FoldFunction[Result]
     ) -> None:
         """Take the round; results go to its part of the work directory."""
-        self.shared_dir = round_dir.path
+        self.shared_dir, self.wants_gpu = round_dir.path, options.device != "cpu"
         self._round_dir, self._options, self._function = round_dir, options, function
-
-    @property
-    def wants_gpu(self) -> bool:
-        """Whether a GPU is used where there is one."""
-        return self._options.device != "cpu"
 
     def name_of(self, unit: FoldUnit) -> str:
         """Return the fold's name."""

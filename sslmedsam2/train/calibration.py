@@ -11,10 +11,11 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import optimize, stats
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
@@ -30,6 +31,9 @@ from sslmedsam2.inference.confidence import (
     logit,
     read_calibration,
 )
+from sslmedsam2.inference.device import Device
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded, random_of
@@ -43,10 +47,6 @@ from sslmedsam2.weights.manifest import (
     sha256_file,
     write_manifest,
 )
-
-if TYPE_CHECKING:
-    from sslmedsam2.inference.device import Device
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -114,9 +114,6 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
     InputError, ModelError, OutputError
         A scan, the model or the model's folder cannot be used.
     """
-    from sslmedsam2.inference.model_folder import read_model_spec
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-
     located = locate_models(model, hash_weights=False)
     if len(located) != 1:
         raise UsageError(
@@ -146,8 +143,6 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
     UsageError
         There are fewer than `LEAST_PATIENTS` patients.
     """
-    from scipy import stats
-
     features, wanted, patients = _arrays(observations)
     n_patients = _check_patients(set(patients.tolist()))
     intercept, weights = _linear(features, wanted)
@@ -246,8 +241,6 @@ def _check_patients(patients: Collection[str]) -> int:
 
 def _linear(features: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray]:
     """Fit a ridge regression whose weights keep their signs, a few outliers weighing little."""
-    from scipy import optimize
-
     middle, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     scaled = np.column_stack([(features - middle) / spread, np.ones(len(wanted))])
     n = scaled.shape[1]

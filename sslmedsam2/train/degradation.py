@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from sslmedsam2.imaging.volume import ArrayZYX
 from sslmedsam2.reporting.page_volumes import block_means
@@ -68,8 +69,6 @@ def _through(scan: Scan, knots: np.ndarray, values: np.ndarray) -> Scan:
 
 def _faint(scan: Scan, random: np.random.Generator) -> Scan:
     """Give the liver nearly the brightness of what surrounds it."""
-    from scipy import ndimage
-
     low, span = _range(scan)
     ring = ndimage.binary_dilation(scan.liver_zyx, iterations=6) & ~scan.liver_zyx
     ring &= scan.array_zyx > low + 0.1 * span
@@ -82,8 +81,6 @@ def _faint(scan: Scan, random: np.random.Generator) -> Scan:
 
 
 def _blurred(scan: Scan, random: np.random.Generator) -> Scan:
-    from scipy import ndimage
-
     sigma_mm = random.uniform(3, 12)
     sigma = [sigma_mm / mm for mm in scan.spacing_zyx_mm]
     return _with(scan, ndimage.gaussian_filter(scan.array_zyx, sigma))
@@ -112,8 +109,6 @@ def _cropped(scan: Scan, random: np.random.Generator) -> Scan:
 
 def _biased(scan: Scan, random: np.random.Generator) -> Scan:
     """Multiply with a smooth field of brightness."""
-    from scipy import ndimage
-
     low, _ = _range(scan)
     coarse = [-(-length // 8) for length in scan.array_zyx.shape]
     field = ndimage.gaussian_filter(random.normal(size=coarse), 2)

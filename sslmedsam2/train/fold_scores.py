@@ -6,18 +6,16 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference.device import Device
+from sslmedsam2.inference.model_folder import read_model_spec
+from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.submission.metrics import diagonal_mm, measure
-
-if TYPE_CHECKING:
-    from sslmedsam2.inference.device import Device
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +42,6 @@ def load_folds(
     model_dir: Path, *, folds: Iterable[int | str], device: Device, sure_from: float | None = None
 ) -> CanonicalSegmenter:
     """Load one fold, or several whose margins are averaged, as ``predict``; raises ModelError."""
-    from sslmedsam2.inference.model_folder import read_model_spec
-    from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-
     spec = read_model_spec(model_dir, folds=tuple(map(str, folds)))
     return CanonicalSegmenter(spec, EngineOptions(device=device, sure_from=sure_from))
 

@@ -198,8 +198,6 @@ def _check_writable(path: Path) -> None:
 
 def _check_same_training(checkpoint: Path, settings: PretrainSettings) -> None:
     """Refuse to go on from a training that was another one."""
-    import torch
-
     if not checkpoint.exists():
         return
     try:

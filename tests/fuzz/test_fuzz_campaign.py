@@ -12,6 +12,9 @@ from fuzz import campaign
 from fuzz.campaign import input_of, run
 from fuzz.formats import FORMATS, Format
 
+# A process for each input; CI runs it by its name.
+pytestmark = pytest.mark.slow
+
 INPUTS = {"dicom": 20, "plans": 40, "checkpoint": 40, "engine": 3, "resume": 4, "page": 4}
 PATIENCE_SECONDS = 300
 

@@ -21,7 +21,6 @@ from sslmedsam2.nnunet.plans import (
     Preset,
     ResidualPreset,
     default_preset,
-    default_schedule,
     plan_network,
     planned_network,
 )
@@ -76,7 +75,7 @@ def test_preset_fits_the_device():
 
 
 def test_gpu_trains_longer():
-    small, large = (default_schedule(PRESETS[name]) for name in ("compact", "resenc-m"))
+    small, large = (PRESETS[name].schedule for name in ("compact", "resenc-m"))
 
     assert large.round_epochs * large.iterations_per_epoch > (
         10 * small.round_epochs * small.iterations_per_epoch

@@ -8,8 +8,9 @@ from predict_samples import assert_valid_mask, liver_dice
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
+from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.predict.series import LARGEST_GUESS_VOXELS
-from sslmedsam2.reporting.previews import write_preview
+from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import SeriesStatus
 
 FOUND_AT_THE_DOOR = {
@@ -90,10 +91,9 @@ def test_the_preview_of_a_guess_says_so_and_is_black_where_the_scan_cannot_be_re
     z, y, x = (guess.geometry.spacing_zyx_mm[axis] for axis in turn.axes)
     mask = apply_reorientation(guess.array_zyx, turn)
     expected = workplace.root / "expected.png"
-    write_preview(
-        np.zeros(mask.shape, np.float32),
+    draw_preview(
+        CanonicalVolume(np.zeros(mask.shape, np.float32), (z, y, x), turn),
         mask,
-        spacing_zyx_mm=(z, y, x),
         path=expected,
         title="scan",
         flags=("GUESS",),

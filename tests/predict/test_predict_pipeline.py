@@ -458,9 +458,13 @@ def test_a_network_without_any_preference_leads_to_the_typical_liver(workplace, 
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("a tensor\nof two lines"), MemoryError(), ValueError("odd")]
+    ("step", "error"),
+    [
+        ("prepare", ValueError("odd")),
+        ("infer", RuntimeError("a tensor\nof two lines")),
+        ("finish", MemoryError()),
+    ],
 )
-@pytest.mark.parametrize("step", ["prepare", "infer", "finish"])
 def test_a_failure_around_the_network_stays_with_its_series(workplace, monkeypatch, error, step):
     for case in ("0001-A", "0002-A", "0003-A"):
         workplace.add(f"{case}/GED4.nii.gz")

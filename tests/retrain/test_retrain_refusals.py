@@ -30,6 +30,12 @@ from sslmedsam2.retrain.pipeline import retrain
 from sslmedsam2.retrain.state import WorkDir
 
 
+@pytest.fixture(autouse=True)
+def _known_pace(monkeypatch):
+    """Leave out the measurement of this CPU's pace, which takes longer than all else here."""
+    monkeypatch.setattr(module, "measured_speedup", lambda: 1.0)
+
+
 @pytest.fixture
 def root(tmp_path):
     """Two labelled cases and one unlabelled: the least that works."""
@@ -315,10 +321,7 @@ def test_labelled_image_of_the_wrong_kind_is_named(root):
     _refused(InputError, rf"{LABELLED[0]}.T2\.nii\.gz", options(root))
 
 
-def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(
-    root, caplog, monkeypatch
-):
-    monkeypatch.setattr(module, "measured_speedup", lambda: 1.0)
+def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(root, caplog):
     caplog.set_level("INFO")
     index_data(options(root, epochs=30, iterations_per_epoch=50))
 
