@@ -30,7 +30,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 INPUTS = REPOSITORY / "test_inputs" / "images"
 HARDENED = (
-    "--network=none", "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
+    "--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges",
     "--pids-limit=128", "--memory=8g", "--shm-size=64m",
 )  # fmt: skip
 PODMAN_ONLY = (
@@ -112,6 +112,7 @@ class Bench:
         *args: str,
         mounts: dict[Path, str],
         user: str = STRANGER,
+        network: str = "none",
         options: tuple[str, ...] = (),
         wait_for: str | None = None,
         then: Callable[[str], None] | None = None,
@@ -123,13 +124,13 @@ class Bench:
         mounts
             From folders to places in the container; ``:ro`` may end a place.
         options
-            Of the engine's ``run``; they come after the restrictions and may replace them.
+            Of the engine's ``run``, after the restrictions.
         wait_for
             A pattern below the first writable folder; ``seconds_to_file`` tells when it appeared.
         then
             Called with the container's name once that is so, or at once without ``wait_for``.
         """
-        restrictions = [*HARDENED, f"--user={user}"]
+        restrictions = [*HARDENED, f"--user={user}", f"--network={network}"]
         if self.engine[0] == "podman":
             restrictions += PODMAN_ONLY
         volumes = [f"--volume={folder}:{place}" for folder, place in mounts.items()]
@@ -463,7 +464,7 @@ def check_serve(bench: Bench) -> str:
     ended = bench.run(
         *("serve", "--port", str(port)),
         mounts={output: "/output"},
-        options=("--network=host",),
+        network="host",
         then=ask,
     )
     expect(answers.keys() == {"health", "mask"}, f"no answer: {ended.log.strip()[-300:]}")
