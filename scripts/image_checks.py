@@ -44,7 +44,7 @@ OWNER = (4242, 4242)
 TINY_TRAINING = (
     "--rounds=1", "--folds=2", "--epochs=1", "--iterations-per-epoch=2", "--sequences=GED4",
 )  # fmt: skip
-MEMORY_LIMITS = ("4g", "2g", "1g", "768m", "640m", "512m", "384m", "256m", "128m")
+MEMORY_LIMITS = ("4g", "2g", "1g", "512m", "256m", "192m", "128m")
 DENIED_SYSTEM_CALLS = (
     *("socket", "connect", "bind", "listen", "accept", "accept4", "sendmmsg", "recvmmsg"),
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "perf_event_open", "bpf"),
@@ -81,7 +81,6 @@ class Ended:
     code: int
     log: str
     seconds: float
-    out_of_memory: bool = False
     peak_memory_mb: float = 0.0
     peak_threads: int = 0
     seconds_to_file: float | None = None
@@ -176,8 +175,6 @@ class Bench:
             done.set()
             watcher.join()
         seen.seconds = time.perf_counter() - start
-        killed = self.call("inspect", "--format", "{{.State.OOMKilled}}", name)
-        seen.out_of_memory = killed.strip() == "true"
         logs = subprocess.run(
             [*self.engine, "logs", name], capture_output=True, text=True, check=False
         )
@@ -402,9 +399,10 @@ def check_memory(bench: Bench) -> str:
             expect(found.keys() == whole, f"with {limit} no {whole - found.keys()}")
             outcomes.append(f"{limit} finished")
             continue
-        why = "killed by the system" if ended.out_of_memory else ended.log.strip()[-200:]
-        expect(bool(why), f"with {limit}: exit code {ended.code} and not a word")
-        outcomes.append(f"{limit} exit code {ended.code}, {len(found)} masks, {why}")
+        # The system kills without a message, so the run has to warn at its start.
+        told = [line for line in ended.log.splitlines() if "memory" in line]
+        expect(bool(told), f"with {limit}: exit code {ended.code}, and no reason")
+        outcomes.append(f"{limit} exit code {ended.code} after {len(found)} masks, with the reason")
     bench.figures["memory_limits"] = outcomes
     return "; ".join(outcomes)
 
