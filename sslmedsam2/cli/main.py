@@ -46,7 +46,7 @@ _COMMANDS = {
     "retrain": _Entry("retrain", "Train a model from a few labelled and many unlabelled scans."),
     "refine": _Entry("retrain", "Run the stages of retrain one at a time."),
     "plan-cluster": _Entry("retrain", "Estimate time, memory and disk of retrain on a cluster."),
-    "pretrain-sam2": _Entry("train", "Train the compact SAM2 on synthetic volumes."),
+    "pretrain-sam2": _Entry("train", "Train the compact SAM2 on synthetic volumes and organs."),
     "serve": _Entry("serve", "Keep a model loaded and segment over HTTP."),
     "phantom": _Entry("phantom", "Write synthetic test studies."),
     "info": _Entry("info", "Describe models, sequences, formats and exit codes."),
