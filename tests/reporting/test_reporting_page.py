@@ -40,12 +40,12 @@ class Scripts(HTMLParser):
             self.scripts[-1][1] += data
 
 
-def page(folder, *, rows=(), title="run"):
+def page(folder, *, rows=(), title="run", estimated=False):
     result = SeriesResult("a", "A", "T2", "a/T2.nii.gz", None, SeriesStatus.FAILED)
     report = start_report(models=(), device="cpu", backend="torch", options={})
     data = page_data(report, [PageEntry("0001", result)], notes=[])
     (row,) = data["series"]
-    data = {**data, "series": [row | changes for changes in rows]}
+    data = {**data, "estimated": estimated, "series": [row | changes for changes in rows]}
     return write_page(folder, data, title=title, downloads={"liver_volumes.csv": "case\r\n"})
 
 
@@ -110,6 +110,16 @@ def test_the_table_is_complete_without_a_script(tmp_path):
     )
     shown = (row["Case"], row["Status"], row["Warnings and errors"], row["Liver ml"])
     assert shown == ("0001-A", "failed", HOSTILE_TEXT, "1432")
+
+
+def test_an_estimate_without_its_interval_is_left_out(tmp_path):
+    row = {"id": "0001", "status": "ok", "estimated_dice": 0.93}
+    with_interval = row | {"estimated_dice_interval": [0.88, 0.96]}
+    pages = [
+        page(tmp_path / name, rows=[changes], estimated=True).read_text(encoding="utf-8")
+        for name, changes in (("one", row), ("both", with_interval))
+    ]
+    assert ["0.88 to 0.96" in text for text in pages] == [False, True]
 
 
 def test_the_viewer_is_the_pinned_one_and_the_assets_are_small():
