@@ -65,7 +65,7 @@ def test_the_last_stage_installs_nothing_but_python_and_certificates():
         "python",
     ]
     (installed,) = re.findall(
-        r"--no-install-recommends (.*?) &&", " ".join(instructions("RUN", stages[0]))
+        r"install --yes --no-install-recommends (.*?) &&", " ".join(instructions("RUN", stages[0]))
     )
     assert installed.split() == ["ca-certificates", "python3"]
     assert instructions("RUN", stages[2]) == []
