@@ -33,10 +33,7 @@ cluster_option = click.option(
 def open_executor(cluster: str) -> Iterator[Executor]:
     """Give the executor that ``--cluster`` asks for; its cluster ends with the context.
 
-    Raises
-    ------
-    UsageError
-        The value is of no known form, packages are missing, or no scheduler answers.
+    Raises UsageError: the value is of no known form, packages are missing, or no scheduler answers.
     """
     spec = parse_cluster(cluster)
     if spec is None:

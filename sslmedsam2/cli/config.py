@@ -83,10 +83,7 @@ def verbosity_options() -> list[click.Parameter]:
 def apply_verbosity(ctx: click.Context) -> None:
     """Set the log up as the switches of this context and its parents say.
 
-    Raises
-    ------
-    UsageError
-        Both switches were given, equally explicitly.
+    Raises UsageError: both switches were given, equally explicitly.
     """
     on_command_line: dict[str, bool] = ctx.meta.get(_VERBOSITY_KEY, {})
     wanted = set(on_command_line)
@@ -128,10 +125,7 @@ def _apply_config(ctx: click.Context, _param: click.Parameter, path: Path | None
 def load_table(path: Path) -> dict[str, Any]:
     """Read a TOML or JSON file that holds a table, such as a configuration.
 
-    Raises
-    ------
-    UsageError
-        The file is of another kind, cannot be parsed or does not hold a table.
+    Raises UsageError: the file is of another kind, cannot be parsed or does not hold a table.
     """
     loaders = {".toml": _load_toml, ".json": _load_json}
     load = loaders.get(path.suffix.lower())
@@ -171,10 +165,7 @@ def _load_toml(path: Path) -> Any:
 def _option_values(ctx: click.Context, table: dict[str, Any], *, path: Path) -> dict[str, Any]:
     """Check a table against the command's options and key it by parameter name.
 
-    Raises
-    ------
-    UsageError
-        A key names no option, or its value does not suit the option.
+    Raises UsageError: a key names no option, or its value does not suit the option.
     """
     options = {
         _option_name(param): param

@@ -174,10 +174,7 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     ``executor`` says what device the networks train on: size and length follow that one, not this
     machine's.
 
-    Raises
-    ------
-    UsageError
-        A value cannot be used, or the device is not there.
+    Raises UsageError: a value cannot be used, or the device is not there.
     """
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.plans import PRESETS, default_preset

@@ -81,10 +81,7 @@ def open_archives(
     temporary
         Where the temporary folder is made; None for the system's place.
 
-    Raises
-    ------
-    OutputError
-        The temporary folder cannot be written.
+    Raises OutputError: the temporary folder cannot be written.
     """
     if input_path.is_file() and _is_archive(input_path):
         root, only = input_path.parent, (input_path,)

@@ -36,12 +36,8 @@ def is_info_table(path: Path) -> bool:
 def read_info(path: Path) -> tuple[CaseFacts, ...]:
     """Read a table; rows without a case name are passed over.
 
-    Raises
-    ------
-    ValueError
-        The table has no ``Case`` column, or is not text.
-    OSError
-        The file cannot be read.
+    Raises ValueError: the table has no ``Case`` column, or is not text; OSError: the file cannot be
+    read.
     """
     lines = _decode(path.read_bytes()).splitlines()
     lines = [line for line in lines if line.strip(_SEPARATORS + " ")]

@@ -60,13 +60,9 @@ def find_labelled_series(
     -------
     The images, sorted by case and sequence; empty if there are none.
 
-    Raises
-    ------
-    NoInputError
-        ``root`` is no folder.
-    InputError
-        A folder cannot be listed, a mask has no image, two files could be meant where one is
-        wanted, or two images have the same case and sequence.
+    Raises NoInputError: ``root`` is no folder; InputError: a folder cannot be listed, a mask has no
+    image, two files could be meant where one is wanted, or two images have the same case and
+    sequence.
     """
     if not root.is_dir():
         raise NoInputError(root, reason="there is no such folder", remedy="Check the path")

@@ -129,10 +129,7 @@ def parse_sequence(stem: str) -> SequenceName | None:
 def parse_sequence_list(text: str) -> tuple[str, ...]:
     """Read a user's choice such as ``GED4,T1`` into canonical names in processing order.
 
-    Raises
-    ------
-    UsageError
-        A name is no sequence, or there is none.
+    Raises UsageError: a name is no sequence, or there is none.
     """
     words = [word for word in re.split(r"[,;\s]+", text) if word]
     parsed = {word: parse_sequence(word) for word in words}

@@ -42,10 +42,7 @@ _BIDS_STEM: Final = re.compile(r"((sub-[^_]+)(?:_(ses-[^_]+))?(?:_[a-z]+-[^_]+)*
 def mask_path(output_dir: Path, series: ImageFile) -> Path:
     """Return ``LiSeg_pred/<Case>/<MOD>_pred.nii.gz``, or ``<case>_liver.nii.gz`` without MOD.
 
-    Raises
-    ------
-    OutputError
-        The case name would lead out of the output folder or is no valid file name.
+    Raises OutputError: the case name would lead out of the output folder or is no valid file name.
     """
     case = _checked(series.case)
     if series.sequence is None:
@@ -60,10 +57,7 @@ def bids_path(output_dir: Path, series: ImageFile) -> Path:
     The entities and the suffix are those of the image's name; an image that is not named after
     BIDS gives its case to ``sub-`` and its sequence to ``desc-``.
 
-    Raises
-    ------
-    OutputError
-        As for `mask_path`.
+    Raises OutputError: as for `mask_path`.
     """
     stem = split_volume_name(series.path.name)
     match = _BIDS_STEM.fullmatch(stem[0] if stem else "")
@@ -171,10 +165,7 @@ class Shard:
 def parse_shard(text: str) -> Shard:
     """Read ``2/8``, the second of eight.
 
-    Raises
-    ------
-    UsageError
-        The text is of another form, or there is no such part.
+    Raises UsageError: the text is of another form, or there is no such part.
     """
     match = _SHARD.fullmatch(text.strip())
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)

@@ -266,10 +266,7 @@ def find_queries(
     sequence_map
         What the user says of files; overrides their names.
 
-    Raises
-    ------
-    NoInputError
-        As `find_studies`.
+    Raises NoInputError: as `find_studies`.
     """
     found = find_studies(
         root, sequences=sequences, default=names.SEQUENCES, sequence_map=sequence_map

@@ -51,10 +51,7 @@ class Tree:
 def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
     """List an input, without the results of this program in it: a folder, or a single file.
 
-    Raises
-    ------
-    NoInputError
-        The path does not exist.
+    Raises NoInputError: the path does not exist.
     """
     if path.is_dir():
         return walk(path, only=only, skipped_names=_OWN_OUTPUT)

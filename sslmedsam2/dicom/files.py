@@ -96,10 +96,7 @@ _PACKAGES = ("pydicom", "highdicom")
 def require_dicom() -> None:
     """Import pydicom and highdicom, and silence them; to be called before any file is opened.
 
-    Raises
-    ------
-    UsageError
-        One of them is not installed.
+    Raises UsageError: one of them is not installed.
     """
     try:
         for package in _PACKAGES:

@@ -74,11 +74,8 @@ def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
     name
         What an error calls the file.
 
-    Raises
-    ------
-    InputError
-        Of kind ``corrupt_dicom`` if the header cannot be read or does not say to which study and
-        series the file belongs.
+    Raises InputError: of kind ``corrupt_dicom`` if the header cannot be read or does not say to
+    which study and series the file belongs.
     """
     # A damaged header can raise anything, and the message may quote what it held.
     try:

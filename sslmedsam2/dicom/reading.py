@@ -30,11 +30,8 @@ def read_dicom(volume: DicomVolume) -> Volume:
     PixelPaddingValue becomes the lowest other value, an MR stored with white as 0 (MONOCHROME1)
     is inverted, and the directions of a diffusion series are averaged.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_pixels``, ``too_large`` or ``constant``; its subject is the volume's
-        neutral name.
+    Raises InputError: of kind ``unreadable_pixels``, ``too_large`` or ``constant``; its subject is
+    the volume's neutral name.
     """
     if np.prod(volume.geometry.shape_zyx, dtype=np.int64) > MAX_VOXELS:
         raise InputError(

@@ -57,12 +57,8 @@ def write_dicom_seg(
     mask_zyx
         0 and 1, on the grid of ``volume``; not empty.
 
-    Raises
-    ------
-    OutputError
-        It cannot be made, written or read back; nothing is left behind then.
-    ValueError
-        The mask has another shape than the volume.
+    Raises OutputError: it cannot be made, written or read back; nothing is left behind then;
+    ValueError: the mask has another shape than the volume.
     """
     if mask_zyx.shape != volume.geometry.shape_zyx:
         raise ValueError(f"shape {mask_zyx.shape} is not the volume's")

@@ -131,11 +131,8 @@ def _by_instance_number(group: list[Frame], crowd: int) -> list[list[Frame]]:
 def make_volume(frames: Sequence[Frame], *, case: str, series: str) -> DicomVolume:
     """Order a stack's frames along their normal and find the geometry.
 
-    Raises
-    ------
-    InputError
-        Of kind ``truncated_dicom``, ``no_position``, ``same_place``, ``missing_slices`` or
-        ``uneven_slices``, or a kind of ``imaging/geometry.py``.
+    Raises InputError: of kind ``truncated_dicom``, ``no_position``, ``same_place``,
+    ``missing_slices`` or ``uneven_slices``, or a kind of ``imaging/geometry.py``.
     """
     name = f"{case}/{series}"
     _check_frames(frames, name)

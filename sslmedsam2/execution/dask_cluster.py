@@ -81,10 +81,7 @@ ClusterSpec = LocalSpec | AddressSpec | QueueSpec
 def parse_cluster(text: str) -> ClusterSpec | None:
     """Read the value of ``--cluster``; None for ``none``.
 
-    Raises
-    ------
-    UsageError
-        It is of no known form, or the file cannot be used.
+    Raises UsageError: it is of no known form, or the file cannot be used.
     """
     if text == "none":
         return None
@@ -141,11 +138,8 @@ def _fault_of(content: Any) -> str | None:
 def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[Client]:
     """Start a cluster, or join one, for as long as the context lasts.
 
-    Raises
-    ------
-    UsageError
-        The packages are missing, there is no scheduler at the address, or the batch system's
-        options are wrong.
+    Raises UsageError: the packages are missing, there is no scheduler at the address, or the batch
+    system's options are wrong.
     """
     try:
         import dask
@@ -253,10 +247,7 @@ def _visible_gpus() -> list[str]:
 def queue_cluster(spec: QueueSpec) -> Any:
     """Return a cluster whose workers are jobs of a batch system; none is submitted yet.
 
-    Raises
-    ------
-    UsageError
-        dask-jobqueue is missing or does not take the options.
+    Raises UsageError: dask-jobqueue is missing or does not take the options.
     """
     try:
         from dask_jobqueue import LSFCluster, PBSCluster, SLURMCluster

@@ -98,10 +98,8 @@ def map_units(
 ) -> list[tuple[Unit, Result]]:
     """Set ``work`` up, do all units, in any order, until done or stopped.
 
-    Raises
-    ------
-    SslMedSam2Error
-        The set-up failed, or a unit; on a cluster all other units are done before.
+    Raises SslMedSam2Error: the set-up failed, or a unit; on a cluster all other units are done
+    before.
     """
     with executor.open(work):
         results = executor.map(work, units, stop=stop)

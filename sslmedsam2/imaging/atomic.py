@@ -49,10 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     since image writers choose their format by it. Any ``OSError`` in the block is taken for a
     failed write: do nothing else in it.
 
-    Raises
-    ------
-    OutputError
-        If the folder or the file cannot be written.
+    Raises OutputError: the folder or the file cannot be written.
     """
     partial = path.with_name(f".{uuid.uuid4().hex[:8]}{_PARTIAL}{path.name}")
     try:
@@ -74,12 +71,7 @@ def locked(folder: Path, name: str = ".lock", *, what: str = "writing there") ->
     outlive it do not inherit it. It is not kept from other threads of this process. Its file goes
     at the end.
 
-    Raises
-    ------
-    UsageError
-        Another process has the lock.
-    OutputError
-        The folder cannot be written.
+    Raises UsageError: another process has the lock; OutputError: the folder cannot be written.
     """
     path = folder / name
     if fcntl is None:

@@ -82,10 +82,8 @@ def geometry_from_steps(
     -------
     The geometry, its direction orthonormal, and notes on what was repaired.
 
-    Raises
-    ------
-    InputError
-        Of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or ``sheared_affine``.
+    Raises InputError: of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or
+    ``sheared_affine``.
     """
     # NaN is no smaller than anything.
     is_near = bool((np.abs(origin_xyz_mm) < FARTHEST_ORIGIN_MM).all())
@@ -131,10 +129,7 @@ def geometry_from_axes(
     unit
         Of the lengths. One that would make the voxels larger or smaller than a scan's is wrong.
 
-    Raises
-    ------
-    InputError
-        As :func:`geometry_from_steps`.
+    Raises InputError: as :func:`geometry_from_steps`.
     """
     spacing = np.array(spacing_xyz[:3], dtype=np.float64)
     named, factor = UNITS_MM.get(unit, ("mm", 1.0))

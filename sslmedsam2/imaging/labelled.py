@@ -123,10 +123,7 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
 def check_labelled(images: Iterable[ImageFile]) -> None:
     """Read every labelled image once; log what was rounded or placed.
 
-    Raises
-    ------
-    InputError
-        The first that cannot be used; the others are in the log.
+    Raises InputError: the first that cannot be used; the others are in the log.
     """
     errors = []
     for image in images:
@@ -146,10 +143,7 @@ def check_labelled(images: Iterable[ImageFile]) -> None:
 def read_mask_of(image: ImageFile) -> MaskVolume:
     """Read the mask of an image without the image's voxels; it may be empty.
 
-    Raises
-    ------
-    InputError
-        As :func:`read_labelled`.
+    Raises InputError: as :func:`read_labelled`.
     """
     assert image.mask is not None
     grid = read_grid(image.path).geometry
@@ -194,11 +188,8 @@ def read_liver_mask(
 def read_label_map(path: Path, *, largest: int) -> MaskVolume:
     """Read a label map, its values kept.
 
-    Raises
-    ------
-    InputError
-        The file cannot be read, or a voxel is not a whole number from 0 to ``largest``, which is
-        at most 255 (``not_labels``).
+    Raises InputError: the file cannot be read, or a voxel is not a whole number from 0 to
+    ``largest``, which is at most 255 (``not_labels``).
     """
     stored = read_stored(path)
     off = _off_whole_numbers(stored.array_zyx)

@@ -53,11 +53,9 @@ _LOCAL = ("LOCAL", "Local", "local")
 def read_metaimage(path: Path) -> Volume:
     """Read a MetaImage with its data in the same file or in one beside it.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header``, ``data_file_elsewhere``, ``missing_data_file``,
-        ``truncated_data``, ``corrupt_data``, or a kind of ``stored.py`` or ``geometry.py``.
+    Raises InputError: of kind ``unreadable_header``, ``data_file_elsewhere``,
+    ``missing_data_file``, ``truncated_data``, ``corrupt_data``, or a kind of ``stored.py`` or
+    ``geometry.py``.
     """
     with path.open("rb") as file:
         fields = _fields(path, file)

@@ -19,11 +19,8 @@ from sslmedsam2.imaging.voxel_data import LARGEST_DEFLATE_RATIO, truncated
 def read_by_nibabel(path: Path) -> Volume:
     """Read an image of one of these formats.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header``, ``missing_data_file``, ``truncated_data`` or
-        ``unreadable_data``, or of a kind of ``stored.py`` or ``geometry.py``.
+    Raises InputError: of kind ``unreadable_header``, ``missing_data_file``, ``truncated_data`` or
+    ``unreadable_data``, or of a kind of ``stored.py`` or ``geometry.py``.
     """
     try:
         image: Any = nib.load(path)

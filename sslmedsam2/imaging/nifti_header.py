@@ -122,11 +122,8 @@ class NiftiHeader:
 def parse_nifti_header(path: Path, start: bytes) -> NiftiHeader:
     """Parse and check the header at the start of an uncompressed NIfTI stream.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header``, ``nifti_pair``, one of the kinds of voxel type, shape and
-        geometry (see ``stored.py`` and ``geometry.py``).
+    Raises InputError: of kind ``unreadable_header``, ``nifti_pair``, one of the kinds of voxel
+    type, shape and geometry (see ``stored.py`` and ``geometry.py``).
     """
     header = nifti_struct(path, start)
     shape = _native_shape(path, header)

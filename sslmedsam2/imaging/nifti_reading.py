@@ -24,10 +24,8 @@ from sslmedsam2.imaging.voxel_data import (
 def read_nifti(path: Path, *, extension: str) -> Volume:
     """Read a single-file NIfTI image, plain or compressed, whichever its content is.
 
-    Raises
-    ------
-    InputError
-        As :func:`parse_nifti_header`, and of kind ``truncated_data`` or ``corrupt_data``.
+    Raises InputError: as :func:`parse_nifti_header`, and of kind ``truncated_data`` or
+    ``corrupt_data``.
     """
     with path.open("rb") as file:
         header, compression = _read_header(path, file)
@@ -54,11 +52,8 @@ def read_nifti(path: Path, *, extension: str) -> Volume:
 def read_nifti_grid(path: Path) -> MaskVolume:
     """Read the header alone and return an empty mask on the image's grid.
 
-    Raises
-    ------
-    InputError
-        As :func:`parse_nifti_header`, and of kind ``truncated_data`` or ``corrupt_data`` if not
-        even the header can be read.
+    Raises InputError: as :func:`parse_nifti_header`, and of kind ``truncated_data`` or
+    ``corrupt_data`` if not even the header can be read.
     """
     with path.open("rb") as file:
         header, _ = _read_header(path, file)

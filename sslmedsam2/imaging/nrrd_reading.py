@@ -136,10 +136,7 @@ class NrrdHeader:
 def read_nrrd(path: Path) -> Volume:
     """Read an NRRD image with its data in the same file or in one beside it.
 
-    Raises
-    ------
-    InputError
-        As :func:`parse_nrrd_header` and :func:`read_nrrd_channels`.
+    Raises InputError: as :func:`parse_nrrd_header` and :func:`read_nrrd_channels`.
     """
     header = parse_nrrd_header(path)
     shape_zyx = spatial_shape_zyx(path, header.native_shape)
@@ -152,10 +149,7 @@ def read_nrrd(path: Path) -> Volume:
 def parse_nrrd_header(path: Path) -> NrrdHeader:
     """Read and check a header.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header``, or a kind of voxel type (``stored.py``).
+    Raises InputError: of kind ``unreadable_header``, or a kind of voxel type (``stored.py``).
     """
     with path.open("rb") as file:
         fields, texts = _lines(path, file)
@@ -222,10 +216,7 @@ def nrrd_geometry(
 ) -> tuple[Geometry, tuple[str, ...]]:
     """Return where the voxels lie, and notes on what was repaired or assumed.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header`` or a kind of ``geometry.py``.
+    Raises InputError: of kind ``unreadable_header`` or a kind of ``geometry.py``.
     """
     path, fields = header.path, header.fields
     axes = len(header.native_shape)
@@ -316,11 +307,8 @@ def _vectors(
 def read_nrrd_channels(header: NrrdHeader) -> ArrayZYX:
     """Read the voxels as ``[..., z, y, x, channel]``; one channel is an axis of length 1.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header``, ``too_large``, ``data_file_elsewhere``,
-        ``missing_data_file``, ``truncated_data`` or ``corrupt_data``.
+    Raises InputError: of kind ``unreadable_header``, ``too_large``, ``data_file_elsewhere``,
+    ``missing_data_file``, ``truncated_data`` or ``corrupt_data``.
     """
     path, fields = header.path, header.fields
     refuse_too_many(path, header.sizes)

@@ -28,10 +28,7 @@ _REMEDY: Final = "Restore the file, or remove it to begin anew"
 def check_words(options: object) -> None:
     """Refuse a field of a dataclass that holds none of the words of its ``Literal`` type.
 
-    Raises
-    ------
-    UsageError
-        It names the field and lists the words.
+    Raises UsageError: it names the field and lists the words.
     """
     for name, hint in get_type_hints(type(options)).items():
         words = get_args(hint) if get_origin(hint) is Literal else ()
@@ -47,11 +44,8 @@ def check_words(options: object) -> None:
 def read_record(path: Path, kind: type[Record], *, remedy: str = _REMEDY) -> Record:
     """Read a JSON file as an instance of ``kind``: a dataclass, or a tuple or mapping of them.
 
-    Raises
-    ------
-    InputError
-        ``unreadable_record``: the file is missing or cannot be read. ``bad_record``: it is no JSON,
-        or a field is missing or of another type.
+    Raises InputError: ``unreadable_record``: the file is missing or cannot be read. ``bad_record``:
+    it is no JSON, or a field is missing or of another type.
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind, dec_hook=_from_plain)
@@ -80,12 +74,7 @@ def read_record_or_none(path: Path, kind: type[Record]) -> Record | None:
 def write_record(path: Path, record: object) -> None:
     """Write a record, whole or not at all; numbers that are not finite become null.
 
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    TypeError
-        The record holds what JSON cannot.
+    Raises OutputError: the file cannot be written; TypeError: the record holds what JSON cannot.
     """
     write_bytes_atomic(path, record_text(record).encode("utf-8"))
 

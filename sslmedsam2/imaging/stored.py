@@ -75,11 +75,8 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
     Axes beyond the third are accepted while they hold one element. Called before any voxel is
     read, so that a header that lies about its size cannot exhaust the memory.
 
-    Raises
-    ------
-    InputError
-        Of kind ``zero_size``, ``two_dimensional``, ``multi_frame``, ``multi_channel``,
-        ``single_slice``, ``channel_first`` or ``too_large``.
+    Raises InputError: of kind ``zero_size``, ``two_dimensional``, ``multi_frame``,
+    ``multi_channel``, ``single_slice``, ``channel_first`` or ``too_large``.
     """
     axes, text = len(native_shape), " x ".join(map(str, native_shape))
     if any(length < 1 for length in native_shape):
@@ -110,10 +107,7 @@ def refuse_too_many(path: Path, native_shape: Sequence[int]) -> None:
 def check_voxel_type(path: Path, dtype: np.dtype) -> None:
     """Refuse voxel types that are not one real number.
 
-    Raises
-    ------
-    InputError
-        Of kind ``multi_channel`` (RGB, RGBA), ``complex`` or ``unsupported_dtype``.
+    Raises InputError: of kind ``multi_channel`` (RGB, RGBA), ``complex`` or ``unsupported_dtype``.
     """
     if dtype.fields is not None:
         reason = "the voxels are colours (RGB), not intensities"

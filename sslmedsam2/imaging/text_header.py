@@ -28,10 +28,7 @@ def header_lines(path: Path, file: BinaryIO) -> Iterator[str]:
 
     The position of ``file`` is then behind the line that was given last.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header`` if the header does not end within 1 MiB.
+    Raises InputError: of kind ``unreadable_header`` if the header does not end within 1 MiB.
     """
     left = _MAX_HEADER_BYTES
     while line := file.readline(left):

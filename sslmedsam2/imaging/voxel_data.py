@@ -120,10 +120,7 @@ def read_voxels(
     slope, intercept
         Each voxel is ``stored * slope + intercept``.
 
-    Raises
-    ------
-    InputError
-        Of kind ``truncated_data``, ``corrupt_data`` or ``unreadable_header``.
+    Raises InputError: of kind ``truncated_data``, ``corrupt_data`` or ``unreadable_header``.
     """
     n_bytes = math.prod(shape_zyx) * dtype.itemsize
     size = os.fstat(file.fileno()).st_size

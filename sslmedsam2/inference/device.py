@@ -54,10 +54,7 @@ def choose_device(wanted: Device) -> str:
     ``auto`` takes the first GPU if it computes a small convolution right. If not, it takes the CPU
     and logs one warning that says why; where there is no GPU at all, it says nothing.
 
-    Raises
-    ------
-    UsageError
-        ``wanted`` names no device, or a GPU that cannot be used.
+    Raises UsageError: ``wanted`` names no device, or a GPU that cannot be used.
     """
     if not DEVICE_PATTERN.fullmatch(wanted):
         raise UsageError(

@@ -108,12 +108,9 @@ def read_model_spec(
     sha256
         Of the files, by their names in the folder, as they were when the model was chosen.
 
-    Raises
-    ------
-    ModelError
-        Something is missing, malformed or altered since, or the model is of a kind that is not
-        supported: more than one foreground label, regions, cascades, 2-D, several input channels,
-        another normalisation.
+    Raises ModelError: something is missing, malformed or altered since, or the model is of a kind
+    that is not supported: more than one foreground label, regions, cascades, 2-D, several input
+    channels, another normalisation.
     """
     if folds is None:
         folds = find_folds(path)
@@ -149,11 +146,8 @@ def read_model_spec(
 def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
     """Load the weights of one fold.
 
-    Raises
-    ------
-    ModelError
-        The file is unreadable, altered since the model was chosen, or holds anything beyond plain
-        tensors and numbers.
+    Raises ModelError: the file is unreadable, altered since the model was chosen, or holds anything
+    beyond plain tensors and numbers.
     """
     name = checkpoint_file(fold, spec.path)
     content = read_checkpoint(spec.path / name, sha256=spec.sha256.get(name))

@@ -21,10 +21,7 @@ def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:
     The last layer is a 1 x 1 x 1 convolution, so subtracting its two filters once is the same as
     subtracting its two outputs for each voxel.
 
-    Raises
-    ------
-    ModelError
-        The architecture is unknown here, or the weights do not fit it.
+    Raises ModelError: the architecture is unknown here, or the weights do not fit it.
     """
     network, weights = _skeleton(spec), as_tensors(checkpoint.weights)
     _check_fit(spec, network.state_dict(), weights)

@@ -41,10 +41,8 @@ class OpenVinoMarginNetwork:
     def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, *, half_precision: bool) -> None:
         """Build and compile the network of one fold; ``half_precision`` asks for bfloat16.
 
-        Raises
-        ------
-        UnsupportedNetworkError
-            It is neither nnU-Net's plain nor its residual U-Net, or the weights do not fit it.
+        Raises UnsupportedNetworkError: it is neither nnU-Net's plain nor its residual U-Net, or the
+        weights do not fit it.
         """
         model = _UNet(spec, checkpoint.weights).model()
         self._compiled = _compiled(model, "bf16" if half_precision else "f32")

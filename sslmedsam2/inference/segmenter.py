@@ -167,12 +167,8 @@ class CanonicalSegmenter:
     def __init__(self, spec: ModelSpec, options: EngineOptions) -> None:
         """Load every fold of the model onto the device.
 
-        Raises
-        ------
-        ModelError
-            See :mod:`sslmedsam2.inference.model_folder` and :mod:`sslmedsam2.inference.network`.
-        UsageError
-            A GPU was asked for and none is there.
+        Raises ModelError: see :mod:`sslmedsam2.inference.model_folder` and
+        :mod:`sslmedsam2.inference.network`; UsageError: a GPU was asked for and none is there.
         """
         self._spec = spec
         self.device = choose_device(options.device)
@@ -203,10 +199,7 @@ class CanonicalSegmenter:
     ) -> CanonicalSegmentation:
         """Segment one volume.
 
-        Raises
-        ------
-        ModelError
-            The network gives values that are not finite.
+        Raises ModelError: the network gives values that are not finite.
         """
         start = time.perf_counter()
         prepared = self.prepare(volume)
@@ -232,10 +225,7 @@ class CanonicalSegmenter:
     def infer(self, prepared: Prepared) -> Inferred:
         """Run the networks; on a GPU the volume stays there until its margin is found.
 
-        Raises
-        ------
-        ModelError
-            The network gives values that are not finite.
+        Raises ModelError: the network gives values that are not finite.
         """
         if self._computes_on_gpu():
             try:

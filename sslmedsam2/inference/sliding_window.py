@@ -82,10 +82,7 @@ def slide(volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) ->
     margins of the networks (the folds) are averaged. A torch tensor on a GPU is worked on there,
     and the margin is one too.
 
-    Raises
-    ------
-    ModelError
-        A network gives values that are not finite.
+    Raises ModelError: a network gives values that are not finite.
     """
     canvas = _canvas(volume, networks, plan)
     canvas.run(canvas.windows)
@@ -108,10 +105,7 @@ def slide_from(
     trifle. Until ``enough_voxels`` of liver are found the windows go on in order of distance: a
     small piece may be a stray one. Voxels that no window covered count as background for sure.
 
-    Raises
-    ------
-    ModelError
-        As :func:`slide`.
+    Raises ModelError: as :func:`slide`.
     """
     canvas = _canvas(volume, networks, plan)
     target = [share * size for share, size in zip(start, canvas.shape, strict=True)]

@@ -67,10 +67,7 @@ def case_key(series: ImageFile) -> str:
 def load_labelled(image: ImageFile) -> LabelledArray:
     """Read an image with its labels and turn them to the canonical orientation.
 
-    Raises
-    ------
-    InputError
-        As :func:`~sslmedsam2.imaging.labelled.read_labelled`.
+    Raises InputError: as :func:`~sslmedsam2.imaging.labelled.read_labelled`.
     """
     read = read_labelled(image)
     canonical = to_canonical(read.volume)
@@ -104,13 +101,9 @@ def build_dataset(
     kept as it is; an unfinished one is made anew. It appears as a whole: of several processes that
     begin together, the first to finish provides for all.
 
-    Raises
-    ------
-    UsageError
-        Fewer than two labelled images, or the folder holds a data set that was finished from
-        other files or another preset: what was trained on it must not be mixed with this one.
-    InputError
-        See :func:`load_labelled`.
+    Raises UsageError: fewer than two labelled images, or the folder holds a data set that was
+    finished from other files or another preset: what was trained on it must not be mixed with this
+    one; InputError: see :func:`load_labelled`.
     """
     if len(series) < 2:
         raise UsageError(
@@ -282,11 +275,8 @@ def _preprocess(
 def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -> None:
     """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` a fold.
 
-    Raises
-    ------
-    UsageError
-        Other splits are there already: a fold that was trained on them may have seen what it
-        would now be scored on.
+    Raises UsageError: other splits are there already: a fold that was trained on them may have seen
+    what it would now be scored on.
     """
     path = dataset_folder / _SPLITS_NAME
     if path.is_file() and read_record(path, list[dict[str, list[str]]]) != list(splits):

@@ -58,10 +58,7 @@ class FoldTraining:
 def train_on_several_gpus(training: FoldTraining, stop: StopRequest) -> None:
     """Train a fold to its end, or to the end of an epoch once ``stop`` is true.
 
-    Raises
-    ------
-    SslMedSam2Error
-        One process failed; the others are ended.
+    Raises SslMedSam2Error: one process failed; the others are ended.
     """
     with tempfile.TemporaryDirectory() as folder:
         stopped = torch.multiprocessing.get_context("spawn").Event()
@@ -197,12 +194,8 @@ def train_fold(
     gpus
         That share the fold.
 
-    Raises
-    ------
-    ModelError
-        ``warm_start`` cannot be read or does not fit the network.
-    UsageError
-        Another process trains this fold.
+    Raises ModelError: ``warm_start`` cannot be read or does not fit the network; UsageError:
+    another process trains this fold.
     """
     final = final_checkpoint(work_dir, fold)
     stop = StopRequest() if stop is None else stop

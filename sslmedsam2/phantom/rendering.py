@@ -138,10 +138,7 @@ def render_sequence(
         The image, ``[z, y, x]`` float32 >= 0, and the liver mask, ``[z, y, x]`` of 0 and 1, both
         on the grid.
 
-    Raises
-    ------
-    UsageError
-        If the sequence is unknown.
+    Raises UsageError: the sequence is unknown.
     """
     if sequence not in SEQUENCES:
         raise UsageError(

@@ -121,10 +121,7 @@ def example_cases() -> tuple[Case, ...]:
 def write_test_inputs(folder: Path) -> None:
     """Write the four example cases, their references, ``info.csv`` and a README.
 
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
+    Raises OutputError: a file cannot be written.
     """
     cases = example_cases()
     for case in cases:
@@ -153,10 +150,7 @@ def write_training_cases(
     scans
         What every case holds; by default T1, T2, DWI_800 and GED4 as in the test inputs.
 
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
+    Raises OutputError: a file cannot be written.
     """
     for index in range(cases):
         vendor = _VENDORS[index % len(_VENDORS)]
@@ -173,10 +167,7 @@ def write_training_cases(
 def write_case(case: Case, *, image_folder: Path, mask_folder: Path | None) -> None:
     """Write a case's scans, and their masks where ``mask_folder`` is given.
 
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
+    Raises OutputError: a file cannot be written.
     """
     anatomy = make_anatomy(case.seed)
     for scan in case.scans:

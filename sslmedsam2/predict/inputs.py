@@ -95,12 +95,8 @@ def find_inputs(
 ) -> Inputs:
     """List everything below a path that may be segmented; ``only`` these parts of it, if any.
 
-    Raises
-    ------
-    NoInputError
-        As :func:`find_studies`.
-    UsageError
-        There is nothing but DICOM, and the packages that read it are not installed.
+    Raises NoInputError: as :func:`find_studies`; UsageError: there is nothing but DICOM, and the
+    packages that read it are not installed.
     """
     found = _find(input_path, only, sequences=sequences, sequence_map=sequence_map)
     used = found.dicom.used_keys if found.dicom else None
@@ -172,12 +168,8 @@ def list_dicom(
 ) -> DicomDiscovery:
     """Decide what each DICOM series below a path is, as `find_inputs` does.
 
-    Raises
-    ------
-    NoInputError
-        There is no such path, or no DICOM file there.
-    UsageError
-        The packages that read DICOM are not installed.
+    Raises NoInputError: there is no such path, or no DICOM file there; UsageError: the packages
+    that read DICOM are not installed.
     """
     if not input_path.exists():
         raise NoInputError(
@@ -200,12 +192,7 @@ def write_key(found: DicomDiscovery, path: Path) -> int:
 
     The key is a CSV file that only its owner may read. An earlier key is replaced.
 
-    Raises
-    ------
-    UsageError
-        Another file has this name.
-    OutputError
-        It cannot be written.
+    Raises UsageError: another file has this name; OutputError: it cannot be written.
     """
     rows = [
         dict(zip(_KEY_COLUMNS, (case, series, *astuple(identity)), strict=True))
@@ -282,12 +269,8 @@ class InputImages:
     def read(self, input_name: str) -> Volume:
         """Read an image.
 
-        Raises
-        ------
-        InputError
-            It is not there or cannot be read.
-        UsageError
-            It is DICOM, and the packages that read it are not installed.
+        Raises InputError: it is not there or cannot be read; UsageError: it is DICOM, and the
+        packages that read it are not installed.
         """
         if not input_name.startswith(DICOM_SCHEME):
             path = self._input_dir / input_name

@@ -31,10 +31,7 @@ def reusable_result(
     made it, as long as the image is the same; one that may be a person's and does not stand is
     moved aside.
 
-    Raises
-    ------
-    OutputError
-        A mask cannot be moved aside.
+    Raises OutputError: a mask cannot be moved aside.
     """
     series = () if previous is None else previous.series
     earlier = next((one for one in series if _is_of(one, target)), None)

@@ -167,12 +167,8 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
     def set_up(self) -> EngineAbout:
         """Load the networks.
 
-        Raises
-        ------
-        ModelError
-            One cannot be loaded, or has other files here than where the run was started.
-        UsageError
-            The device is not there.
+        Raises ModelError: one cannot be loaded, or has other files here than where the run was
+        started; UsageError: the device is not there.
         """
         names = self._sequences
         chosen = {name: model_for_sequence(self._models, name or ANY_SEQUENCE) for name in names}

@@ -17,12 +17,8 @@ from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult
 def report(options: ReportOptions) -> WrittenPage:
     """Write the page of the pseudo labels of a folder.
 
-    Raises
-    ------
-    NoInputError
-        There is no usable record of a pseudo label, no such input folder, or no reference masks.
-    OutputError
-        The page cannot be written.
+    Raises NoInputError: there is no usable record of a pseudo label, no such input folder, or no
+    reference masks; OutputError: the page cannot be written.
     """
     records = {record.image: record for record in read_all(options.run_dir)}
     if not records:

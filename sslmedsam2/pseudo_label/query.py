@@ -247,12 +247,8 @@ class LabelWork(Work[LabelUnit, LabelResult]):
     def set_up(self) -> str:
         """Load SAM2 and return its device.
 
-        Raises
-        ------
-        ModelError
-            It is damaged, or another one here than where the run was started.
-        UsageError
-            The device is not there.
+        Raises ModelError: it is damaged, or another one here than where the run was started;
+        UsageError: the device is not there.
         """
         self._chosen = choose_device(self._device)
         self._sam2 = load_sam2(self._sam2_path, device=torch.device(self._chosen))

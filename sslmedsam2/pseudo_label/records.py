@@ -113,10 +113,7 @@ def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
 
     A mask of another hash than ``mask_sha256``, its record's, is moved aside: it may be a person's.
 
-    Raises
-    ------
-    OutputError
-        A file cannot be moved or removed.
+    Raises OutputError: a file cannot be moved or removed.
     """
     try:
         if paths.mask.is_file() and sha256_file(paths.mask) != mask_sha256:

@@ -75,10 +75,7 @@ class SupportFiles(Sequence[Support]):
 def check_supports(root: Path, labelled: Iterable[ImageFile]) -> SupportFiles:
     """Read every labelled volume once and set aside what cannot be used.
 
-    Raises
-    ------
-    NoInputError
-        None of them can; ``root`` is where they were sought.
+    Raises NoInputError: none of them can; ``root`` is where they were sought.
     """
     usable: list[ImageFile] = []
     hashes: dict[str, dict[str, str]] = {}
@@ -110,10 +107,7 @@ def check_supports(root: Path, labelled: Iterable[ImageFile]) -> SupportFiles:
 def read_support(image: ImageFile) -> Support:
     """Read a labelled volume and turn it to the canonical orientation.
 
-    Raises
-    ------
-    InputError
-        As :func:`~sslmedsam2.imaging.labelled.read_labelled`.
+    Raises InputError: as :func:`~sslmedsam2.imaging.labelled.read_labelled`.
     """
     read = read_labelled(image)
     canonical = to_canonical(read.volume)
@@ -129,12 +123,8 @@ def read_support(image: ImageFile) -> Support:
 def find_sam2(name_or_path: str) -> Path:
     """Return the checkpoint of a name, or what was given as a path.
 
-    Raises
-    ------
-    ModelError
-        An official checkpoint was not fetched, or a checkpoint was altered.
-    UsageError
-        The package sam2 is not installed.
+    Raises ModelError: an official checkpoint was not fetched, or a checkpoint was altered;
+    UsageError: the package sam2 is not installed.
     """
     if importlib.util.find_spec("sam2") is None:
         raise missing_packages("SAM2", "sam2")

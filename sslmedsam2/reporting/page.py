@@ -74,10 +74,7 @@ def write_page(folder: Path, data: Any, *, title: str, downloads: Mapping[str, s
     ``downloads`` are text files by their names, for which the page has buttons. Files of series
     that an earlier page had more of are removed.
 
-    Raises
-    ------
-    OutputError
-        If a file cannot be written.
+    Raises OutputError: a file cannot be written.
     """
     for name in _COPIED_ASSETS:
         write_bytes_atomic(folder / _ASSETS_FOLDER / name, _asset(name))
@@ -93,10 +90,7 @@ def write_page(folder: Path, data: Any, *, title: str, downloads: Mapping[str, s
 def write_single_file_page(path: Path, template: str, **content: Any) -> Path:
     """Write a page that needs no file beside it and allows no script and style but its own.
 
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
+    Raises OutputError: the file cannot be written.
     """
     style, script = (
         Markup("".join(_asset(name).decode("utf-8") for name in names))

@@ -233,12 +233,8 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
     frozen
         What was frozen, and where; None if nothing was just now.
 
-    Raises
-    ------
-    UsageError
-        The work directory was never begun, or a record of a finished stage is damaged.
-    OutputError
-        The page cannot be written.
+    Raises UsageError: the work directory was never begun, or a record of a finished stage is
+    damaged; OutputError: the page cannot be written.
     """
     index = read_index(work)
     options = options_of(work)

@@ -223,11 +223,8 @@ def finish_round(
 def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> ModelEntry:
     """Score and freeze the best round.
 
-    Raises
-    ------
-    UsageError
-        No round is finished, there is no folder to freeze into, or the network is worse than the
-        few-shot branch and that is not forced.
+    Raises UsageError: no round is finished, there is no folder to freeze into, or the network is
+    worse than the few-shot branch and that is not forced.
     """
     decision = decision_so_far(options)
     if decision is None or options.weights_dir is None:

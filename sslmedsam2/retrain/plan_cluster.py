@@ -159,10 +159,7 @@ def plan_cluster(
 def count_volumes(labelled: str, unlabelled: str) -> tuple[int, int]:
     """Count what two folders hold; each may also be a number.
 
-    Raises
-    ------
-    NoInputError, InputError
-        A folder holds nothing, or leaves in doubt what it holds.
+    Raises NoInputError, InputError: a folder holds nothing, or leaves in doubt what it holds.
     """
     found = () if labelled.isdecimal() else find_labelled_series(Path(labelled))
     n_labelled = int(labelled) if labelled.isdecimal() else len(found)
@@ -174,10 +171,7 @@ def count_volumes(labelled: str, unlabelled: str) -> tuple[int, int]:
 def read_costs(path: Path) -> UnitCosts:
     """Read costs measured elsewhere; what the file leaves out stays as it is.
 
-    Raises
-    ------
-    UsageError
-        It cannot be read, or holds something else.
+    Raises UsageError: it cannot be read, or holds something else.
     """
     try:
         return read_record(path, UnitCosts)

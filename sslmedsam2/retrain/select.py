@@ -250,10 +250,8 @@ def select(
     instance, whatever the round had made of them, and the rounds after it, is moved aside; masks in
     there that a person has corrected stand in the new rounds too.
 
-    Raises
-    ------
-    InputError, OutputError
-        A pseudo label cannot be read, or a training mask not be written.
+    Raises InputError, OutputError: a pseudo label cannot be read, or a training mask not be
+    written.
     """
     candidates = [label.candidate for label in labels]
     if options.method == "online":

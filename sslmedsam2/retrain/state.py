@@ -323,10 +323,7 @@ class WorkDir:
 def read_state(path: Path, kind: type[Record]) -> Record:
     """Read a record of the work directory.
 
-    Raises
-    ------
-    UsageError
-        It is missing or damaged.
+    Raises UsageError: it is missing or damaged.
     """
     try:
         return read_record(path, kind)

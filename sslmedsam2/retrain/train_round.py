@@ -125,10 +125,7 @@ def prepare_training(
 ) -> None:
     """Write the round's data set and its splits; plans are made once and serve all rounds.
 
-    Raises
-    ------
-    InputError, OutputError
-        An image cannot be read, or the data set not be written.
+    Raises InputError, OutputError: an image cannot be read, or the data set not be written.
     """
     plans_path = WorkDir(options.work_dir).plans
     images = [*index.labelled, *pseudo]
@@ -266,10 +263,7 @@ def validate_round(
 ) -> tuple[FoldScore, ...] | None:
     """Score each fold on the reference masks it never saw; kept when done, None if stopped.
 
-    Raises
-    ------
-    ModelError, InputError
-        A network or an image cannot be read.
+    Raises ModelError, InputError: a network or an image cannot be read.
     """
     if round_dir.validation.is_file():
         return read_state(round_dir.validation, tuple[FoldScore, ...])

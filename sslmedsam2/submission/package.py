@@ -54,10 +54,7 @@ class PackagePlan:
 def plan_package(output_dir: Path) -> PackagePlan:
     """List what to pack of an output folder.
 
-    Raises
-    ------
-    NoInputError
-        The folder holds no mask below ``LiSeg_pred``.
+    Raises NoInputError: the folder holds no mask below ``LiSeg_pred``.
     """
     folder = output_dir / PREDICTION_FOLDER
     by_name = {

@@ -107,12 +107,8 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
 
     Whether the model looks twice where it is unsure stays as its present calibration says.
 
-    Raises
-    ------
-    UsageError
-        There are several models, or fewer than `LEAST_PATIENTS` patients.
-    InputError, ModelError, OutputError
-        A scan, the model or the model's folder cannot be used.
+    Raises UsageError: there are several models, or fewer than `LEAST_PATIENTS` patients;
+    InputError, ModelError, OutputError: a scan, the model or the model's folder cannot be used.
     """
     located = locate_models(model, hash_weights=False)
     if len(located) != 1:
@@ -138,10 +134,7 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
 
     ``sure_from`` is what the observations were made with.
 
-    Raises
-    ------
-    UsageError
-        There are fewer than `LEAST_PATIENTS` patients.
+    Raises UsageError: there are fewer than `LEAST_PATIENTS` patients.
     """
     features, wanted, patients = _arrays(observations)
     n_patients = _check_patients(set(patients.tolist()))
@@ -209,12 +202,7 @@ def _left_out(features: np.ndarray, wanted: np.ndarray, patients: np.ndarray) ->
 def add_calibration(model_dir: Path, calibration: Calibration, *, folds: Sequence[str]) -> None:
     """Write ``confidence.json`` into a model folder, and list it in the manifest beside that.
 
-    Raises
-    ------
-    ModelError
-        The manifest cannot be used.
-    OutputError
-        A file cannot be written.
+    Raises ModelError: the manifest cannot be used; OutputError: a file cannot be written.
     """
     names = [checkpoint_file(fold, model_dir) for fold in folds]
     hashes = {name: sha256_file(model_dir / name) for name in names}

@@ -128,12 +128,8 @@ def find_official(
     The first of ``places`` that has a file of its name decides: one that differs is refused and
     never passed over in favour of another.
 
-    Raises
-    ------
-    UsageError
-        The catalogue has no such name.
-    ModelError
-        It was not fetched yet, cannot be read, or differs from what was published.
+    Raises UsageError: the catalogue has no such name; ModelError: it was not fetched yet, cannot be
+    read, or differs from what was published.
     """
     if name not in catalogue:
         raise UsageError(

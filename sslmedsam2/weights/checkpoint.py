@@ -46,11 +46,9 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
         What the file must hash to. It is then read into memory once, hashed and loaded from there.
         Otherwise it is mapped: what is not looked at, such as the optimiser's state, stays on disk.
 
-    Raises
-    ------
-    ModelError
-        The file cannot be read, hashes to something else, holds anything that would run code, or
-        lacks what a prediction needs: ``network_weights`` and ``init_args`` with the configuration.
+    Raises ModelError: the file cannot be read, hashes to something else, holds anything that would
+    run code, or lacks what a prediction needs: ``network_weights`` and ``init_args`` with the
+    configuration.
     """
     try:
         refuse_pointer(path)
@@ -92,10 +90,7 @@ def _buffer(path: Path, *, mapped: bool) -> mmap.mmap:
 def check_unaltered(path: Path, content: bytes | mmap.mmap, sha256: str | None) -> None:
     """Compare what was read of a model's file with the hash it is to have, if one is known.
 
-    Raises
-    ------
-    ModelError
-        It was altered.
+    Raises ModelError: it was altered.
     """
     if sha256 is None:
         return
@@ -158,12 +153,8 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
     half
         Store the weights as float16, in half the space; they are loaded into float32 parameters.
 
-    Raises
-    ------
-    ModelError
-        ``source`` is not a usable checkpoint, or a weight is not finite as stored.
-    OutputError
-        ``target`` cannot be written.
+    Raises ModelError: ``source`` is not a usable checkpoint, or a weight is not finite as stored;
+    OutputError: ``target`` cannot be written.
     """
     content = read_checkpoint(source)
     weights = _stored_weights(content["network_weights"], half=half, source=source)
@@ -197,12 +188,8 @@ def average_checkpoints(sources: Sequence[Path], target: Path) -> None:
     from one start: others have their features in different places (model soups, Wortsman et al.
     2022, arXiv:2203.05482).
 
-    Raises
-    ------
-    ModelError
-        A source is not a usable checkpoint, or the sources are of different networks.
-    OutputError
-        ``target`` cannot be written.
+    Raises ModelError: a source is not a usable checkpoint, or the sources are of different
+    networks; OutputError: ``target`` cannot be written.
     """
     contents = [read_checkpoint(source) for source in sources]
     all_weights: list[Weights] = [content["network_weights"] for content in contents]

@@ -60,13 +60,8 @@ def freeze_model(
     half
         Store the weights as float16.
 
-    Raises
-    ------
-    ModelError
-        The training folder is incomplete, a checkpoint is unusable, or the entry contradicts
-        the manifest.
-    OutputError
-        The model cannot be written.
+    Raises ModelError: the training folder is incomplete, a checkpoint is unusable, or the entry
+    contradicts the manifest; OutputError: the model cannot be written.
     """
     folds = find_folds(training_dir) if folds is None else folds
     # Not find_folds: beside numbered folds it leaves out a network trained on all cases.
@@ -125,12 +120,8 @@ def _list_model(partial: Path, weights_dir: Path, entry: ModelEntry) -> ModelEnt
 def check_freezable(weights_dir: Path, *, name: str, sequences: tuple[str, ...]) -> None:
     """Refuse, before anything is trained, what `freeze_model` would refuse in the end.
 
-    Raises
-    ------
-    ModelError
-        The name is no plain folder name, or another model there serves one of the sequences.
-    OutputError
-        The folder cannot be written.
+    Raises ModelError: the name is no plain folder name, or another model there serves one of the
+    sequences; OutputError: the folder cannot be written.
     """
     manifest_path = weights_dir / MANIFEST_NAME
     files = tuple(FileEntry(path, 0, "0" * 64) for path in model_files(("0",)))

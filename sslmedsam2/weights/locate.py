@@ -83,10 +83,7 @@ def locate_models(
         Hash the checkpoints of listed models too. Not needed by who loads them next by the hashes
         of ``files``: each is then read once, hashed, and loaded from what was read.
 
-    Raises
-    ------
-    ModelError
-        There is no model, or what is there is incomplete or altered.
+    Raises ModelError: there is no model, or what is there is incomplete or altered.
     """
     folder = (_search() if model_dir is None else model_dir).resolve()
     if folder.is_file():
@@ -119,10 +116,7 @@ def locate_models(
 def model_for_sequence(models: Sequence[ModelLocation], sequence: str) -> ModelLocation:
     """Return the model that names ``sequence``, else the one that serves any.
 
-    Raises
-    ------
-    ModelError
-        None of the models serves it.
+    Raises ModelError: none of the models serves it.
     """
     for wanted in (sequence, ANY_SEQUENCE):
         for model in models:

@@ -67,10 +67,7 @@ def find_folds(model_dir: Path) -> tuple[str, ...]:
     A network trained on all cases has seen the numbered folds' validation cases and adds nothing
     that they lack, so nnU-Net never mixes the two either.
 
-    Raises
-    ------
-    ModelError
-        ``model_dir`` is not a model folder, or no fold of it has a checkpoint.
+    Raises ModelError: ``model_dir`` is not a model folder, or no fold of it has a checkpoint.
     """
     for name in (DATASET_FILE, PLANS_FILE):
         if not (model_dir / name).is_file():
@@ -101,12 +98,7 @@ def find_folds(model_dir: Path) -> tuple[str, ...]:
 def refuse_pointer(path: Path) -> None:
     """Refuse what Git LFS leaves in a clone instead of a large file.
 
-    Raises
-    ------
-    ModelError
-        It is such a pointer.
-    OSError
-        The file cannot be read.
+    Raises ModelError: it is such a pointer; OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -215,10 +207,7 @@ def sha256_file(path: Path) -> str:
 def hash_model(model_dir: Path, folds: tuple[str, ...]) -> tuple[FileEntry, ...]:
     """Return size and hash of the files that these folds of a model consist of.
 
-    Raises
-    ------
-    ModelError
-        A file is missing or cannot be read.
+    Raises ModelError: a file is missing or cannot be read.
     """
     return tuple(_measure(model_dir, path) for path in model_files(folds, model_dir))
 
@@ -229,10 +218,8 @@ def verify(model_dir: Path, entry: ModelEntry, *, hash_weights: bool = True) -> 
     Hidden files (``.DS_Store``, ``._*``) are passed over: no reader of a model looks at them.
     Without ``hash_weights`` checkpoints are compared by size only: for a caller that loads them.
 
-    Raises
-    ------
-    ModelError
-        A file is missing, cannot be read, has another size or content, or is not listed.
+    Raises ModelError: a file is missing, cannot be read, has another size or content, or is not
+    listed.
     """
     for expected in entry.files:
         is_hashed = hash_weights or not expected.path.startswith(_FOLD_PREFIX)
@@ -252,10 +239,7 @@ def verify(model_dir: Path, entry: ModelEntry, *, hash_weights: bool = True) -> 
 def verify_sam2(folder: Path) -> tuple[FileEntry, ...]:
     """Compare the SAM2 checkpoints of a folder with its manifest, and return them.
 
-    Raises
-    ------
-    ModelError
-        A file is missing, cannot be read, or differs.
+    Raises ModelError: a file is missing, cannot be read, or differs.
     """
     listed = read_manifest(folder / MANIFEST_NAME).sam2
     for expected in listed:
@@ -284,11 +268,8 @@ def _compare(folder: Path, expected: FileEntry, *, is_hashed: bool = True) -> No
 def read_manifest(path: Path) -> Manifest:
     """Read and check a manifest file.
 
-    Raises
-    ------
-    ModelError
-        It cannot be read, is not of this format, lacks something, contradicts itself, or names
-        a path outside its own folder.
+    Raises ModelError: it cannot be read, is not of this format, lacks something, contradicts
+    itself, or names a path outside its own folder.
     """
     try:
         stored = read_record(path, StoredManifest)
@@ -306,12 +287,8 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(manifest: Manifest, path: Path) -> None:
     """Write a manifest file, whole or not at all.
 
-    Raises
-    ------
-    ModelError
-        The manifest contradicts itself; nothing is written.
-    OutputError
-        The file cannot be written.
+    Raises ModelError: the manifest contradicts itself; nothing is written; OutputError: the file
+    cannot be written.
     """
     check_manifest(manifest, path)
     sam2 = tuple(_StoredFile(file.path, file.n_bytes, file.sha256) for file in manifest.sam2)

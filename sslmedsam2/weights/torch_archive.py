@@ -42,12 +42,8 @@ def load_archive(buffer: mmap.mmap) -> Any:
 
     bfloat16, which numpy does not know, becomes float32. Devices and sizes become text and tuples.
 
-    Raises
-    ------
-    pickle.UnpicklingError
-        The file names something that is not allowed.
-    Exception
-        Almost any, where the file is damaged or no such archive.
+    Raises pickle.UnpicklingError: the file names something that is not allowed; Exception: almost
+    any, where the file is damaged or no such archive.
     """
     archive = _Archive(buffer)
     return _Unpickler(archive).load()
