@@ -27,7 +27,7 @@ from sslmedsam2.cli.cluster_option import open_executor
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.predict.pipeline import PredictOptions, predict
-from sslmedsam2.retrain.plan_cluster import UnitCosts
+from sslmedsam2.retrain.estimate import UnitCosts
 
 CLUSTERS = ("none", "local:1", "local:2")
 UNITS = 10_000

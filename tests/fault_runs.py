@@ -282,14 +282,14 @@ def make_cheaper() -> None:
     from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
     from sslmedsam2.reporting import page
-    from sslmedsam2.retrain import index
+    from sslmedsam2.retrain import estimate
 
     def small_png(_logger: Any, folder: str) -> None:
         Path(folder, "progress.png").write_bytes(b"no plot")
 
     MetaLogger.plot_progress_png = small_png
     page.svg = lambda _chart: "<svg></svg>"
-    index.measured_speedup = lambda: 1.0
+    estimate.measured_speedup = lambda: 1.0
     # Its threads would not live on in the forks.
     sys.modules["sslmedsam2.inference.openvino_backend"] = None  # type: ignore[assignment]
 

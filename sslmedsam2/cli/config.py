@@ -91,9 +91,7 @@ def apply_verbosity(ctx: click.Context) -> None:
         wanted = {name for name, explicit in on_command_line.items() if explicit}
         if len(wanted) != 1:
             raise UsageError(
-                "--verbose and --quiet",
-                reason="they exclude each other",
-                remedy="Give one of them",
+                "--verbose and --quiet", reason="they exclude each other", remedy="Give one of them"
             )
     set_up_logging(verbose="verbose" in wanted, quiet="quiet" in wanted)
 

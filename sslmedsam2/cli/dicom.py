@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import (
-    dicom_sequence_map_option,
-    path_option,
-    sequences_option,
-)
+from sslmedsam2.cli.shared_options import dicom_sequence_map_option, path_option, sequences_option
 
 if TYPE_CHECKING:
     from sslmedsam2.dicom.model import Identity, SeriesRow
@@ -22,10 +18,7 @@ _HEADINGS = ("CASE", "SERIES", "IMAGES", "SEQUENCE", "USE", "REASON")
 
 @click.command(cls=ConfiguredCommand)
 @path_option(
-    "--input",
-    "input_path",
-    default=Path("/input"),
-    help="Folder of DICOM files, or one file.",
+    "--input", "input_path", default=Path("/input"), help="Folder of DICOM files, or one file."
 )
 @sequences_option(help="Sequences to segment.  [default: GED4,T1,T2,DWI_800]")
 @dicom_sequence_map_option

@@ -18,12 +18,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 
 
 @click.command(cls=ConfiguredCommand)
-@path_option(
-    "--input",
-    "input_path",
-    default=Path("/input"),
-    help="The input of predict.",
-)
+@path_option("--input", "input_path", default=Path("/input"), help="The input of predict.")
 @path_option(
     "--output",
     "output_dir",

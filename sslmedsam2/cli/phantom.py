@@ -12,11 +12,7 @@ from sslmedsam2.errors import UsageError
 
 
 @click.command(cls=ConfiguredCommand)
-@folder_option(
-    "--output",
-    required=True,
-    help="Folder to write to.",
-)
+@folder_option("--output", required=True, help="Folder to write to.")
 @click.option(
     "--cases",
     type=click.IntRange(min=1),

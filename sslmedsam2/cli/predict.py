@@ -95,9 +95,7 @@ if TYPE_CHECKING:
 )
 @resume_option
 @click.option(
-    "--previews/--no-previews",
-    default=True,
-    help="Write a PNG with the outline of each mask.",
+    "--previews/--no-previews", default=True, help="Write a PNG with the outline of each mask."
 )
 @click.option(
     "--report/--no-report",
@@ -234,13 +232,7 @@ def _progress(kind: str) -> AbstractContextManager[Progress | None]:
     console = terminal_console()
     if console is None or kind != "auto":
         return nullcontext()
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     return Progress(
         TextColumn("{task.description}"),

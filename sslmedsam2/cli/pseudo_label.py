@@ -34,10 +34,7 @@ _LOG = logging.getLogger(__name__)
     help="Labelled scans: case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz.",
 )
 @path_option(
-    "--query",
-    "query_dir",
-    required=True,
-    help="Scans to label, in any layout that predict reads.",
+    "--query", "query_dir", required=True, help="Scans to label, in any layout that predict reads."
 )
 @path_option(
     "--output",
@@ -66,13 +63,7 @@ _LOG = logging.getLogger(__name__)
 @click.option("--shard", help="Label one part of the queries: 2/8 is the second of eight.")
 @cluster_option
 def pseudo_label(
-    *,
-    strategy: str,
-    harmonise: bool,
-    seed: int,
-    shard: str | None,
-    cluster: str,
-    **options: Any,
+    *, strategy: str, harmonise: bool, seed: int, shard: str | None, cluster: str, **options: Any
 ) -> int:
     """Label scans (queries) with a frozen SAM2, from a few labelled scans (supports).
 

@@ -13,10 +13,7 @@ from sslmedsam2.cli.shared_options import path_option
 
 @click.command(cls=ConfiguredCommand)
 @path_option(
-    "--run",
-    "run_dir",
-    required=True,
-    help="The output folder of predict or of pseudo-label.",
+    "--run", "run_dir", required=True, help="The output folder of predict or of pseudo-label."
 )
 @path_option(
     "--input",
@@ -24,13 +21,10 @@ from sslmedsam2.cli.shared_options import path_option
     help="The input of predict, the queries of pseudo-label; without it only previews are shown.",
 )
 @path_option(
-    "--references",
-    help="Folder of reference masks, named as for evaluate; shown and scored.",
+    "--references", help="Folder of reference masks, named as for evaluate; shown and scored."
 )
 @path_option(
-    "--output",
-    "output_dir",
-    help="Folder for the page.  [default: report in the folder of --run]",
+    "--output", "output_dir", help="Folder for the page.  [default: report in the folder of --run]"
 )
 def report(*, run_dir: Path, **options: Any) -> int:
     """Write the results page of a run: a table of all scans, and a view of each.

@@ -66,15 +66,10 @@ _OPTIONS = (
         help="Rounds of training and relabelling, or one training that relabels on the way.",
     ),
     click.option(
-        "--rounds",
-        default="auto",
-        help="A number, or auto: until the pseudo labels hardly change.",
+        "--rounds", default="auto", help="A number, or auto: until the pseudo labels hardly change."
     ),
     click.option(
-        "--max-rounds",
-        type=click.IntRange(1),
-        default=5,
-        help="Largest number of rounds of auto.",
+        "--max-rounds", type=click.IntRange(1), default=5, help="Largest number of rounds of auto."
     ),
     click.option(
         "--settled-at",
@@ -95,13 +90,10 @@ _OPTIONS = (
         help="Of each training.  [default: compact 30, others 100; online twice that]",
     ),
     click.option(
-        "--iterations-per-epoch",
-        type=click.IntRange(1),
-        help="[default: compact 50, others 250]",
+        "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact 50, others 250]"
     ),
     present_file_option(
-        "--start",
-        help="Initial checkpoint; it must not have been trained on these patients.",
+        "--start", help="Initial checkpoint; it must not have been trained on these patients."
     ),
     click.option(
         "--warm-start/--from-scratch",
@@ -230,10 +222,7 @@ def _rounds(text: str, *, method: str) -> int | None:
 )
 @_force_option
 @click.option(
-    "--resume",
-    is_flag=True,
-    expose_value=False,
-    help="No effect: retrain always continues.",
+    "--resume", is_flag=True, expose_value=False, help="No effect: retrain always continues."
 )
 @cluster_option
 def retrain(*, cluster: str, **given: Any) -> int:
@@ -394,13 +383,10 @@ def freeze(*, work_dir: Path, weights_dir: Path, force: bool) -> None:
     default=1.0,
     help="Speed of a worker, compared with two CPU cores without a GPU.",
 )
-@present_file_option(
-    "--costs",
-    help="JSON file with costs measured on your own machine.",
-)
+@present_file_option("--costs", help="JSON file with costs measured on your own machine.")
 def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given: Any) -> None:
     """Estimate time, memory and disk of retrain on 1, 8 and 64 workers."""
-    from sslmedsam2.retrain import plan_cluster as planning
+    from sslmedsam2.retrain import estimate as planning
 
     n_labelled, n_unlabelled = planning.count_volumes(labelled, unlabelled)
     measured = planning.UnitCosts() if costs is None else planning.read_costs(costs)

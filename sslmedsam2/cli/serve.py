@@ -48,10 +48,7 @@ GRAND_CHALLENGE_PORT = 4743
 )
 @slug_option
 @click.option(
-    "--max-upload-mb",
-    type=click.IntRange(1),
-    default=512,
-    help="Largest upload of POST /segment.",
+    "--max-upload-mb", type=click.IntRange(1), default=512, help="Largest upload of POST /segment."
 )
 def serve(
     *,

@@ -130,12 +130,7 @@ def train(**options: Any) -> int:
     required=True,
     help="File for the finished network, *.safetensors, for pseudo-label --sam2.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(1),
-    default=3800,
-    help="Number of optimiser steps.",
-)
+@click.option("--steps", type=click.IntRange(1), default=3800, help="Number of optimiser steps.")
 @click.option(
     "--image-size",
     type=click.IntRange(64),

@@ -187,11 +187,7 @@ class DaskExecutor:
     """Does units on the workers of a cluster."""
 
     def __init__(
-        self,
-        client: Client,
-        *,
-        on_progress: OnProgress | None = None,
-        patience_s: float = 300,
+        self, client: Client, *, on_progress: OnProgress | None = None, patience_s: float = 300
     ) -> None:
         """Take a connected client; ``patience_s`` is how long to wait for a worker."""
         self._client = client

@@ -367,10 +367,7 @@ class LiverTrainer(nnUNetTrainer):
     def configure_optimizers(self) -> tuple[Any, Any]:
         """Return AdamW with nnU-Net's polynomial decay."""
         optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            self.initial_lr,
-            weight_decay=self.weight_decay,
-            fused=True,
+            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, fused=True
         )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 

@@ -99,11 +99,7 @@ def example_cases() -> tuple[Case, ...]:
             "Vendor_B1",
             "0002-B1",
             12,
-            (
-                Scan("T2", *t2, _LAS),
-                Scan("DWI_800", *dwi, _LAS),
-                Scan("GED4", *ged4, _LAS),
-            ),
+            (Scan("T2", *t2, _LAS), Scan("DWI_800", *dwi, _LAS), Scan("GED4", *ged4, _LAS)),
         ),
         Case(
             "VendorB2",

@@ -258,10 +258,7 @@ def _farthest_apart(
 
 
 def _nifti(
-    array_zyx: npt.NDArray[np.uint8],
-    geometry: Geometry,
-    *,
-    grey_range: tuple[float, float] | None,
+    array_zyx: npt.NDArray[np.uint8], geometry: Geometry, *, grey_range: tuple[float, float] | None
 ) -> bytes:
     """Make a compressed NIfTI file whose bytes depend on nothing but the arguments."""
     import nibabel as nib

@@ -22,11 +22,15 @@ from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, mask_volume_ml
 
 if TYPE_CHECKING:
-    from PIL import ImageFont
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+    Font = FreeTypeFont | ImageFont
 
 logger = logging.getLogger(__name__)
 
 _Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 _FRACTIONS = (0.25, 0.5, 0.75)
 _TILE_WIDTH, _TILE_HEIGHT = 250, 230
@@ -42,11 +46,16 @@ _FLAG_RGB = {
 }
 """Other flags are grey."""
 
-# The palette: _GREYS greys, then _SHADES shades from black of each colour, then the outline colour.
-_GREYS, _SHADES = 48, 16
-_COLOURS = (_GREEN_RGB, _AMBER_RGB, _RED_RGB)
-_OUTLINE = _GREYS + _SHADES * len(_COLOURS)
+_GREY_RGB = (235, 235, 235)
 _OUTLINE_RGB = (60, 255, 60)
+_COLOURS = (_GREEN_RGB, _AMBER_RGB, _RED_RGB)
+_PALETTE = [
+    channel
+    for colour, shades in (((255, 255, 255), 48), *((colour, 16) for colour in _COLOURS))
+    for shade in range(shades)
+    for channel in (level * shade // (shades - 1) for level in colour)
+] + [*_OUTLINE_RGB]
+"""Of all files, which keeps them small: greys, and shades of the colours of flags."""
 
 _MOST_IN_GALLERY = 3
 """Previews at either end."""
@@ -104,17 +113,9 @@ def draw_preview(
     ]
     labels = [f"slice {index + 1} of {len(mask)}" for index in axial]
     labels.append(f"coronal {coronal + 1} of {mask.shape[1]}")
-    width = _TILE_WIDTH * len(tiles)
     volume_ml = mask_volume_ml(mask, spacing_zyx_mm=canonical.spacing_zyx_mm)
-    words = [*flags, *([] if mask.any() else ["EMPTY"])]
-    canvas = np.concatenate(
-        [
-            _header(f"{title}   {volume_ml:.0f} ml", words, width=width),
-            np.concatenate(tiles, axis=1),
-            _footer(labels),
-            *(_warning(warning, width=width) for warning in warnings[:_MOST_WARNINGS]),
-        ]
-    )
+    words = [f"{title}   {volume_ml:.0f} ml", *flags, *([] if mask.any() else ["EMPTY"])]
+    canvas = _canvas(words, tiles, labels, warnings[:_MOST_WARNINGS])
     try:
         with atomic_path(path) as partial:
             _save(canvas, partial)
@@ -123,12 +124,59 @@ def draw_preview(
     return ()
 
 
-def _save(canvas: _Pixels, target: Path | io.BytesIO) -> None:
+def _canvas(
+    words: Sequence[str], tiles: Sequence[Image], labels: Sequence[str], warnings: Sequence[str]
+) -> Image:
+    """Put tiles side by side, between a title with flags, and labels and warnings."""
+    from PIL import Image, ImageDraw
+
+    width, footer_top = _TILE_WIDTH * len(tiles), _HEADER_HEIGHT + _TILE_HEIGHT
+    canvas = Image.new("RGB", (width, footer_top + _FOOTER_HEIGHT * (1 + len(warnings))))
+    draw = ImageDraw.Draw(canvas)
+    title, small, smallest = (_font(size) for size in (15, 12, 11))
+
+    def write(text: str, left: float, y: float, font: Font, colour: Colour = _GREY_RGB) -> None:
+        draw.text((left, y), text, fill=colour, font=font, anchor="lm")
+
+    left = 8
+    for number, word in enumerate(words):
+        colour = _FLAG_RGB.get(word, _GREY_RGB) if number else _GREY_RGB
+        write(word, left, _HEADER_HEIGHT / 2, title, colour)
+        left += int(title.getlength(word)) + (10 if number else 20)
+    y = footer_top + _FOOTER_HEIGHT / 2
+    for number, (tile, label) in enumerate(zip(tiles, labels, strict=True)):
+        left = number * _TILE_WIDTH
+        canvas.paste(tile, (left, _HEADER_HEIGHT))
+        # Between the patient's right and left.
+        middle = (_TILE_WIDTH - int(smallest.getlength(label))) // 2
+        for text, inset in (("R", 8), (label, middle), ("L", _TILE_WIDTH - 16)):
+            write(text, left + inset, y, smallest)
+    for warning in warnings:
+        y += _FOOTER_HEIGHT
+        write(_cut(warning, small, width=width - 16), 8, y, small, _AMBER_RGB)
+    return canvas
+
+
+def _cut(text: str, font: Font, *, width: int) -> str:
+    while len(text) > 1 and font.getlength(text) > width:
+        text = text[:-2].rstrip(" .,;") + "\N{HORIZONTAL ELLIPSIS}"
+    return text
+
+
+def _font(size: int) -> Font:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _save(canvas: Image, target: Path | io.BytesIO) -> None:
+    """Write a PNG of a few colours, among them the outline's."""
     from PIL import Image
 
-    picture = Image.fromarray(canvas, mode="P")
-    picture.putpalette(_palette())
-    picture.save(target, format="PNG")
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(_PALETTE)
+    few = canvas.quantize(palette=palette, dither=Image.Dither.NONE)
+    few.save(target, format="PNG")
 
 
 def _slice_indices(mask: npt.NDArray[np.bool_]) -> list[int]:
@@ -158,8 +206,8 @@ def _tile(
     *,
     pixel_mm: tuple[float, float],
     size: tuple[int, int],
-) -> _Pixels:
-    """Draw one slice with its outline, scaled to fit a tile (width, height) of palette pixels.
+) -> Image:
+    """Draw one slice with its outline, scaled to fit a tile (width, height).
 
     ``pixel_mm`` is the spacing along the slice's two axes; a millimetre is as long along both.
     """
@@ -172,11 +220,10 @@ def _tile(
     smooth = Image.Resampling.BILINEAR
     shown = np.asarray(Image.fromarray(grey).resize(fitted, smooth))
     cover = np.asarray(Image.fromarray(mask.astype(np.uint8) * 255).resize(fitted, smooth)) > 127
-    drawn = _as_palette_greys(shown)
-    drawn[_inner_edge(cover)] = _OUTLINE
-    tile = np.zeros((height, width), dtype=np.uint8)
-    top, left = (height - fitted[1]) // 2, (width - fitted[0]) // 2
-    tile[top : top + fitted[1], left : left + fitted[0]] = drawn
+    drawn = np.stack([shown] * 3, axis=-1)
+    drawn[_inner_edge(cover)] = _OUTLINE_RGB
+    tile = Image.new("RGB", size)
+    tile.paste(Image.fromarray(drawn), ((width - fitted[0]) // 2, (height - fitted[1]) // 2))
     return tile
 
 
@@ -200,79 +247,6 @@ def _inner_edge(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     padded = np.pad(mask, 1)
     inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return mask & ~inside
-
-
-def _header(text: str, flags: Sequence[str], *, width: int) -> _Pixels:
-    font = _font(15)
-    band = _as_palette_greys(_text(text, font=font, size=(width, _HEADER_HEIGHT), left=8))
-    left = 8 + int(font.getlength(text)) + 20
-    for flag in flags:
-        ink = _text(flag, font=font, size=(width, _HEADER_HEIGHT), left=left)
-        colour = _FLAG_RGB.get(flag)
-        shades = _as_palette_greys(ink) if colour is None else _in_colour(ink, colour)
-        band = np.where(ink > 0, shades, band)
-        left += int(font.getlength(flag)) + 10
-    return band
-
-
-def _warning(text: str, *, width: int) -> _Pixels:
-    font = _font(12)
-    while len(text) > 1 and font.getlength(text) > width - 16:
-        text = text[:-2].rstrip(" .,;") + "\N{HORIZONTAL ELLIPSIS}"
-    ink = _text(text, font=font, size=(width, _FOOTER_HEIGHT), left=8)
-    return np.where(ink > 0, _in_colour(ink, _AMBER_RGB), np.uint8(0))
-
-
-def _in_colour(ink: _Pixels, colour: tuple[int, int, int]) -> _Pixels:
-    first = _GREYS + _SHADES * _COLOURS.index(colour)
-    return (first + ink // (256 // _SHADES)).astype(np.uint8)
-
-
-def _footer(labels: Sequence[str]) -> _Pixels:
-    """Name each tile's slice, between the patient's right and left."""
-    font, size = _font(11), (_TILE_WIDTH, _FOOTER_HEIGHT)
-    bands = []
-    for label in labels:
-        middle = (_TILE_WIDTH - int(font.getlength(label))) // 2
-        places = (("R", 8), (label, middle), ("L", _TILE_WIDTH - 16))
-        inks = [_text(text, font=font, size=size, left=left) for text, left in places]
-        bands.append(np.maximum.reduce(inks))
-    return _as_palette_greys(np.concatenate(bands, axis=1))
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    from PIL import ImageFont
-
-    return ImageFont.load_default(size)
-
-
-def _text(
-    text: str,
-    *,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    size: tuple[int, int],
-    left: int,
-) -> _Pixels:
-    """Draw one line of text as grey ink on a black band of ``size`` (width, height)."""
-    from PIL import Image, ImageDraw
-
-    band = Image.new("L", size)
-    ImageDraw.Draw(band).text((left, size[1] // 2), text, fill=235, font=font, anchor="lm")
-    return np.array(band)
-
-
-def _as_palette_greys(grey: _Pixels) -> _Pixels:
-    return (grey.astype(np.uint16) * _GREYS // 256).astype(np.uint8)
-
-
-def _palette() -> list[int]:
-    greys = [[level * 255 // (_GREYS - 1)] * 3 for level in range(_GREYS)]
-    shades = [
-        [channel * level // (_SHADES - 1) for channel in colour]
-        for colour in _COLOURS
-        for level in range(_SHADES)
-    ]
-    return [channel for colour in (*greys, *shades, _OUTLINE_RGB) for channel in colour]
 
 
 @dataclass(frozen=True)

@@ -18,26 +18,16 @@ import numpy as np
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
-from sslmedsam2.execution.units import Executor, ThisProcess, duration
+from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
-from sslmedsam2.nnunet.plans import (
-    CompactPreset,
-    Grid,
-    PlannedNetwork,
-    plan_network,
-    planned_network,
-)
+from sslmedsam2.nnunet.plans import Grid, PlannedNetwork, plan_network, planned_network
 from sslmedsam2.nnunet.training import check_gpus
-from sslmedsam2.retrain.plan_cluster import (
-    UnitCosts,
-    measured_speedup,
-    plan_cluster,
-)
+from sslmedsam2.retrain.estimate import log_estimate
 from sslmedsam2.retrain.state import (
     RetrainOptions,
     WorkDir,
@@ -56,14 +46,6 @@ _PREPROCESSED_BYTES: Final = 6
 """A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
 _MAP_BYTES: Final = 2
 """A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
-_MEASURED_SLICES: Final = 40
-"""Of the volumes that `UnitCosts` was measured on."""
-_MATRIX_UNITS_ITERATION_S: Final = 0.19
-_ONLINE_COST: Final = 7 / 3
-"""Of an iteration with the teacher's and the student's view of an unlabelled patch: seven passes
-through the network for three, a backward one counted twice."""
-_FOLD_START_S: Final = 15.0
-"""To import nnU-Net, read the data set and find the quickest arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +96,7 @@ def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> 
         executor = executor or ThisProcess()
         device = executor.call(choose_device, options.device)
         grids = _check_machine(index, options, executor, device=device)
-        _estimate_time(grids, len(index.labelled), options, device=device, executor=executor)
+        log_estimate(grids, len(index.labelled), options, device=device, executor=executor)
     elif _identity(read_index(work)) != _identity(index):
         raise UsageError(
             work.path,
@@ -302,65 +284,3 @@ def _grid(path: Path) -> Grid:
     z, y, x = reorientation_of(geometry).axes
     shape, spacing = geometry.shape_zyx, geometry.spacing_zyx_mm
     return Grid((shape[z], shape[y], shape[x]), (spacing[z], spacing[y], spacing[x]))
-
-
-def _estimate_time(
-    grids: Sequence[Grid],
-    n_labelled: int,
-    options: RetrainOptions,
-    *,
-    device: str,
-    executor: Executor,
-) -> None:
-    """Log how long the labelling, its calibration included, and a round will probably take.
-
-    By the measured costs of two CPU cores, and how fast those here are at present; a GPU's were not
-    measured.
-    """
-    folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
-    if not isinstance(options.preset, CompactPreset) or device != "cpu":
-        logger.info(
-            "estimate: %d iterations a round, at most %d rounds",
-            folds * iterations,
-            options.rule.most_rounds,
-        )
-        return
-    slices = float(np.mean([grid.shape_zyx[0] for grid in grids])) / _MEASURED_SLICES
-    usual = UnitCosts()
-    speedup = executor.call(measured_speedup)
-    plan = plan_cluster(
-        n_labelled,
-        len(grids) - n_labelled,
-        folds=folds,
-        epochs=options.epochs,
-        iterations_per_epoch=options.iterations_per_epoch,
-        rounds=1,
-        speedup=speedup,
-        costs=replace(
-            usual,
-            label_s=usual.label_s * slices,
-            encode_s=usual.encode_s * slices,
-            predict_s=usual.predict_s * slices,
-            iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
-        ),
-    )
-    labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
-    a_round = folds * _FOLD_START_S / speedup + sum(stage.work_s for stage in plan.stages[2:])
-    logger.info(
-        "estimate, at the present pace of the CPU: %s to label %d images and to calibrate on %d, "
-        "then %s a round, at most %d rounds",
-        duration(labelling),
-        len(grids) - n_labelled,
-        n_labelled,
-        duration(a_round),
-        options.rule.most_rounds,
-    )
-
-
-def _iteration_s() -> float:
-    """Return the measured seconds of an iteration on a CPU with matrix units, or without."""
-    try:
-        has_matrix_units = "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        has_matrix_units = False
-    return _MATRIX_UNITS_ITERATION_S if has_matrix_units else UnitCosts().iteration_s

@@ -44,12 +44,7 @@ from sslmedsam2.pseudo_label.records import make_way
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.select import PseudoLabel
-from sslmedsam2.retrain.state import (
-    RelabelRecord,
-    RetrainOptions,
-    RoundDir,
-    WorkDir,
-)
+from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir
 from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.train.fold_scores import load_folds
 from sslmedsam2.weights.manifest import sha256_file

@@ -118,10 +118,7 @@ def fold_units(index: Index, options: RetrainOptions) -> list[FoldUnit]:
 
 
 def prepare_training(
-    round_dir: RoundDir,
-    index: Index,
-    pseudo: Sequence[ImageFile],
-    options: RetrainOptions,
+    round_dir: RoundDir, index: Index, pseudo: Sequence[ImageFile], options: RetrainOptions
 ) -> None:
     """Write the round's data set and its splits; plans are made once and serve all rounds.
 

@@ -53,10 +53,7 @@ class MaskMetrics:
 
 
 def measure(
-    prediction_zyx: npt.NDArray[Any],
-    reference_zyx: npt.NDArray[Any],
-    *,
-    spacing_zyx_mm: SpacingZYX,
+    prediction_zyx: npt.NDArray[Any], reference_zyx: npt.NDArray[Any], *, spacing_zyx_mm: SpacingZYX
 ) -> MaskMetrics:
     """Compare two masks on one grid; every voxel that is not 0 belongs to the mask.
 

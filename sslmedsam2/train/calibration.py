@@ -113,9 +113,7 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
     located = locate_models(model, hash_weights=False)
     if len(located) != 1:
         raise UsageError(
-            model,
-            reason=f"it holds {len(located)} models",
-            remedy="Give the folder of one of them",
+            model, reason=f"it holds {len(located)} models", remedy="Give the folder of one of them"
         )
     images = find_labelled_series(labelled_dir)
     _check_patients({image.case for image in images})
@@ -167,9 +165,7 @@ def fit_if_enough(
     return None
 
 
-def patients_left_out(
-    observations: Sequence[Observation],
-) -> tuple[npt.NDArray[np.float64], Bool]:
+def patients_left_out(observations: Sequence[Observation]) -> tuple[npt.NDArray[np.float64], Bool]:
     """Return the estimate of each observation, and whether its interval holds the true Dice.
 
     Both are made without the observation's own patient.

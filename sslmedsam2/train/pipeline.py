@@ -19,7 +19,7 @@ from sslmedsam2.contract import names
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.sequence_map import SequenceMap
 from sslmedsam2.errors import InputError, UsageError
-from sslmedsam2.execution.interrupt import stop_on_signals
+from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.records import write_record
@@ -37,6 +37,7 @@ from sslmedsam2.nnunet.dataset import (
 from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset, planned_network
 from sslmedsam2.nnunet.trainer import TrainingSettings
 from sslmedsam2.nnunet.training import (
+    Fold,
     check_gpus,
     final_checkpoint,
     preprocessed_dir,
@@ -146,6 +147,40 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     options = replace(options, device=choose_device(options.device))
     if options.weights_dir is not None:
         check_freezable(options.weights_dir, name=options.name, sequences=(ANY_SEQUENCE,))
+    images, also, splits = _prepare(options)
+    settings = TrainingSettings(
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        contrast_probability=options.contrast_probability,
+        learning_rate=options.learning_rate,
+        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
+        deterministic=options.deterministic,
+    )
+    final_settings = replace(settings, epochs=options.final_epochs)
+    start_of_final = options.warm_start or options.start
+    if options.warm_start is None and options.folds:
+        start_of_final = final_checkpoint(options.work_dir, 0)
+    with stop_on_signals() as stop:
+        for fold in range(options.folds):
+            if not _is_trained(fold, settings, options, start=options.start, stop=stop):
+                return None
+        scores, observations = _cross_validate(images, splits=splits, options=options)
+        if stop or not _is_trained(
+            FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop
+        ):
+            return None
+    if options.weights_dir is not None:
+        _freeze(options, scores=scores, n_images=len(images) + len(also))
+        calibration = fit_if_enough(observations, sure_from=_sure_from(options))
+        if calibration is not None:
+            add_calibration(options.weights_dir / options.name, calibration, folds=(FINAL_FOLD,))
+    return scores
+
+
+def _prepare(
+    options: TrainOptions,
+) -> tuple[Sequence[ImageFile], Sequence[ImageFile], list[dict[str, list[str]]]]:
+    """Write nnU-Net's data set; return the images, those of ``also_dirs``, and the splits."""
     images = _training_images(options)
     also = [image for folder in options.also_dirs for image in _find(options, folder)]
     options.sequence_map.warn_of_unused(options.data_dir, *options.also_dirs)
@@ -161,43 +196,28 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         write_splits(folder, splits)
     if also:
         write_repeats(folder, repeats_for_share(images, also, share=options.share))
-    settings = TrainingSettings(
-        epochs=options.epochs,
-        iterations_per_epoch=options.iterations_per_epoch,
-        contrast_probability=options.contrast_probability,
-        learning_rate=options.learning_rate,
-        measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
-        deterministic=options.deterministic,
+    return images, also, splits
+
+
+def _is_trained(
+    fold: Fold,
+    settings: TrainingSettings,
+    options: TrainOptions,
+    *,
+    start: Path | None,
+    stop: StopRequest,
+) -> bool:
+    """Train a fold; False if it was stopped."""
+    trained = train_fold(
+        options.work_dir,
+        fold=fold,
+        settings=settings,
+        device=options.device,
+        warm_start=start,
+        gpus=options.gpus,
+        stop=stop,
     )
-    final_settings = replace(settings, epochs=options.final_epochs)
-    start_of_final = options.warm_start or options.start
-    if options.warm_start is None and options.folds:
-        start_of_final = final_checkpoint(options.work_dir, 0)
-    with stop_on_signals() as stop:
-
-        def is_trained(fold: int | str, settings: TrainingSettings, start: Path | None) -> bool:
-            trained = train_fold(
-                options.work_dir,
-                fold=fold,
-                settings=settings,
-                device=options.device,
-                warm_start=start,
-                gpus=options.gpus,
-                stop=stop,
-            )
-            return trained is not None
-
-        if not all(is_trained(fold, settings, options.start) for fold in range(options.folds)):
-            return None
-        scores, observations = _cross_validate(images, splits=splits, options=options)
-        if stop or not is_trained(FINAL_FOLD, final_settings, start_of_final):
-            return None
-    if options.weights_dir is not None:
-        _freeze(options, scores=scores, n_images=len(images) + len(also))
-        calibration = fit_if_enough(observations, sure_from=_sure_from(options))
-        if calibration is not None:
-            add_calibration(options.weights_dir / options.name, calibration, folds=(FINAL_FOLD,))
-    return scores
+    return trained is not None
 
 
 def _sure_from(options: TrainOptions) -> float:
@@ -245,10 +265,7 @@ def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:
 
 
 def _cross_validate(
-    images: Sequence[ImageFile],
-    *,
-    splits: Sequence[dict[str, list[str]]],
-    options: TrainOptions,
+    images: Sequence[ImageFile], *, splits: Sequence[dict[str, list[str]]], options: TrainOptions
 ) -> tuple[tuple[FoldScore, ...], list[Observation]]:
     """Score each fold, and observe it on degraded copies if that is enough to calibrate."""
     n_patients = len({image.case for image in images})

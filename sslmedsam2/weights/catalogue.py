@@ -148,8 +148,6 @@ def find_official(
     problem = difference(path, entry)
     if problem is not None:
         raise ModelError(
-            path,
-            reason=problem,
-            remedy=f"Run 'sslmedsam2 weights fetch {name} --to {path.parent}'",
+            path, reason=problem, remedy=f"Run 'sslmedsam2 weights fetch {name} --to {path.parent}'"
         )
     return path

@@ -23,12 +23,7 @@ from sslmedsam2.execution.units import ThisProcess
 
 pytest.importorskip("distributed")
 
-from sslmedsam2.execution.dask_cluster import (
-    UNITS_AT_ONCE,
-    AddressSpec,
-    LocalSpec,
-    connected,
-)
+from sslmedsam2.execution.dask_cluster import UNITS_AT_ONCE, AddressSpec, LocalSpec, connected
 from sslmedsam2.execution.dask_executor import DaskExecutor
 
 UNITS = list(range(12))

@@ -309,10 +309,7 @@ def test_ignore_label_reaches_nnunet_and_its_loss(tmp_path):
 
     images = [write_labelled_case(tmp_path / "one", seed=1), _pseudo(tmp_path / "two", seed=2)[0]]
     folder = build_dataset(
-        images,
-        preprocessed_dir=tmp_path / "p",
-        preset=PRESET,
-        labels=TRAINED_LABELS_WITH_IGNORE,
+        images, preprocessed_dir=tmp_path / "p", preset=PRESET, labels=TRAINED_LABELS_WITH_IGNORE
     )
 
     data_folder = str(folder / "nnUNetPlans_3d_fullres")

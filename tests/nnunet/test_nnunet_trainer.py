@@ -30,11 +30,7 @@ from sslmedsam2.nnunet import trainer as trainer_module
 from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.nnunet.plans import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.trainer import LiverTrainer, PatchLoader, TrainingSettings
-from sslmedsam2.nnunet.training import (
-    preprocessed_dir,
-    train_fold,
-    trained_model_dir,
-)
+from sslmedsam2.nnunet.training import preprocessed_dir, train_fold, trained_model_dir
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard

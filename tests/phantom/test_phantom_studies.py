@@ -10,12 +10,7 @@ from click.testing import CliRunner
 from sslmedsam2.cli.phantom import phantom
 from sslmedsam2.errors import UsageError
 from sslmedsam2.phantom import studies
-from sslmedsam2.phantom.studies import (
-    Scan,
-    example_cases,
-    write_case,
-    write_training_cases,
-)
+from sslmedsam2.phantom.studies import Scan, example_cases, write_case, write_training_cases
 
 SHIPPED = Path(__file__).parents[2] / "test_inputs"
 SMALL = Scan("GED4", (10, 32, 40), (22.0, 8.0, 8.0), np.diag([1.0, -1.0, 1.0]))

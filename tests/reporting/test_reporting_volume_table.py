@@ -4,12 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from sslmedsam2.reporting.run_report import (
-    InputGeometry,
-    SeriesResult,
-    SeriesStatus,
-    start_report,
-)
+from sslmedsam2.reporting.run_report import InputGeometry, SeriesResult, SeriesStatus, start_report
 from sslmedsam2.reporting.volume_table import csv_text, volume_table, write_volume_table
 
 GEOMETRY = InputGeometry(

@@ -61,10 +61,7 @@ class WorkMaker:
     def pseudo_label(self, number):
         """Label one image."""
         case, sequence = QUERIES[number]
-        paths = pseudo_label_paths(
-            self.work.pseudo_labels,
-            query(case, sequence),
-        )
+        paths = pseudo_label_paths(self.work.pseudo_labels, query(case, sequence))
         record = PseudoLabelRecord(
             case,
             sequence,

@@ -23,7 +23,7 @@ from sslmedsam2.errors import (
 )
 from sslmedsam2.execution.units import duration
 from sslmedsam2.nnunet.plans import PRESETS
-from sslmedsam2.retrain import index as module
+from sslmedsam2.retrain import estimate
 from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.index import index_data, read_index
 from sslmedsam2.retrain.pipeline import retrain
@@ -33,7 +33,7 @@ from sslmedsam2.retrain.state import WorkDir
 @pytest.fixture(autouse=True)
 def _known_pace(monkeypatch):
     """Leave out the measurement of this CPU's pace, which takes longer than all else here."""
-    monkeypatch.setattr(module, "measured_speedup", lambda: 1.0)
+    monkeypatch.setattr(estimate, "measured_speedup", lambda: 1.0)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ def test_work_directory_inside_the_data(root, folder):
 
 def test_disk_too_small(root, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
 
     _refused(UsageError, r"up to 0\.0 GB are needed and 0\.0 GB are free", options(root))
 
@@ -229,7 +229,7 @@ def test_gpu_that_is_not_there(root, monkeypatch):
 def test_disk_is_judged_by_the_voxels_that_the_preset_plans(root, monkeypatch, name):
     usage = namedtuple("usage", "total used free")
     free = {"bytes": 10**15}
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage(0, 0, free["bytes"]))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, free["bytes"]))
     index_data(options(root, work_dir=root / "roomy", preset=PRESETS[name]))
 
     # At 6 x 3 x 3 mm a voxel of these scans would be cut into many.
@@ -331,7 +331,7 @@ def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(ro
 
 
 def test_estimate_follows_the_pace_that_was_measured(root, caplog, monkeypatch):
-    monkeypatch.setattr(module, "measured_speedup", lambda: 0.05)
+    monkeypatch.setattr(estimate, "measured_speedup", lambda: 0.05)
     caplog.set_level("INFO")
     index_data(options(root, epochs=30, iterations_per_epoch=50))
 

@@ -6,12 +6,7 @@ import pytest
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import NoInputError, OutputError, UsageError
-from sslmedsam2.reporting.run_report import (
-    SeriesResult,
-    SeriesStatus,
-    start_report,
-    write_report,
-)
+from sslmedsam2.reporting.run_report import SeriesResult, SeriesStatus, start_report, write_report
 from sslmedsam2.submission.package import package
 
 

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from sslmedsam2.submission.metrics import measure
-from sslmedsam2.submission.tables import (
-    ScoreRow,
-    format_tables,
-    rows_as_csv,
-    summarise,
-)
+from sslmedsam2.submission.tables import ScoreRow, format_tables, rows_as_csv, summarise
 
 GROUPS = {"in-distribution": ("A", "B1", "B2"), "vendor C": ("C",)}
 DIAGONAL_MM = 100.0

@@ -10,12 +10,7 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, NoInputError
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.writing import write_mask
-from sslmedsam2.reporting.run_report import (
-    SeriesResult,
-    SeriesStatus,
-    start_report,
-    write_report,
-)
+from sslmedsam2.reporting.run_report import SeriesResult, SeriesStatus, start_report, write_report
 from sslmedsam2.submission.validate import validate
 
 SHAPE = (20, 18, 8)

@@ -12,12 +12,7 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.inference.confidence import Evidence, expit, read_calibration
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.train.calibration import (
-    Observation,
-    add_calibration,
-    fit,
-    patients_left_out,
-)
+from sslmedsam2.train.calibration import Observation, add_calibration, fit, patients_left_out
 from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models

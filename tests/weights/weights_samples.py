@@ -7,11 +7,7 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from sslmedsam2.nnunet.plans import (
-    CONFIGURATION,
-    CompactPreset,
-    compact_plans,
-)
+from sslmedsam2.nnunet.plans import CONFIGURATION, CompactPreset, compact_plans
 from sslmedsam2.weights.manifest import ModelCard
 
 CARD = ModelCard(

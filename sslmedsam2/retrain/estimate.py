@@ -1,4 +1,4 @@
-"""``plan-cluster``: time, memory and disk of a retraining on 1, 8 or 64 workers.
+"""How long a retraining takes: ``plan-cluster``, and what ``retrain`` logs when it begins.
 
 An estimate from measured costs of single units; ``docs/cluster.md`` shows the formulas. The queue
 of a batch system and copying of data are not included.
@@ -6,19 +6,41 @@ of a batch system and copying of data are not included.
 
 from __future__ import annotations
 
+import logging
 import math
 import statistics
 import time
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import InputError, UsageError
+from sslmedsam2.execution.units import Executor, duration
 from sslmedsam2.imaging.records import read_record
+from sslmedsam2.nnunet.plans import CompactPreset, Grid
+from sslmedsam2.retrain.state import RetrainOptions
 
-_RELABELLED_BY_ONE = 0.5
+logger = logging.getLogger(__name__)
+
+_MEASURED_SLICES: Final = 40
+"""Of the volumes that `UnitCosts` was measured on."""
+_MATRIX_UNITS_ITERATION_S: Final = 0.19
+_ONLINE_COST: Final = 7 / 3
+"""Of an iteration with the teacher's and the student's view of an unlabelled patch: seven passes
+through the network for three, a backward one counted twice."""
+_FOLD_START_S: Final = 15.0
+"""To import nnU-Net, read the data set and find the quickest arithmetic."""
+_RELABELLED_BY_ONE: Final = 0.5
 """Part of the unlabelled volumes that trained: one fold re-predicts these, all folds the rest."""
+_SUPPORTS_MEASURED: Final = 5
+_PASS_S: Final = 0.04
+"""Seconds that a pass of `measured_speedup` takes on the measured worker."""
+_LONGEST_MEASUREMENT_S: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -55,12 +77,6 @@ class UnitCosts:
     label_mb: float = 935
     volume_mb: float = 30
     checkpoint_mb: float = 40
-
-
-_SUPPORTS_MEASURED = 5
-_PASS_S = 0.04
-"""Seconds that a pass of `measured_speedup` takes on the measured worker."""
-_LONGEST_MEASUREMENT_S = 10.0
 
 
 def measured_speedup() -> float:
@@ -178,3 +194,65 @@ def read_costs(path: Path) -> UnitCosts:
     except InputError as error:
         known = sorted(item.name for item in fields(UnitCosts))
         raise UsageError(path, reason=error.reason, remedy=f"Write some of {known}") from error
+
+
+def log_estimate(
+    grids: Sequence[Grid],
+    n_labelled: int,
+    options: RetrainOptions,
+    *,
+    device: str,
+    executor: Executor,
+) -> None:
+    """Log how long the labelling, its calibration included, and a round will probably take.
+
+    By the measured costs of two CPU cores, and how fast those here are at present; a GPU's were not
+    measured.
+    """
+    folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
+    if not isinstance(options.preset, CompactPreset) or device != "cpu":
+        logger.info(
+            "estimate: %d iterations a round, at most %d rounds",
+            folds * iterations,
+            options.rule.most_rounds,
+        )
+        return
+    slices = float(np.mean([grid.shape_zyx[0] for grid in grids])) / _MEASURED_SLICES
+    usual = UnitCosts()
+    speedup = executor.call(measured_speedup)
+    plan = plan_cluster(
+        n_labelled,
+        len(grids) - n_labelled,
+        folds=folds,
+        epochs=options.epochs,
+        iterations_per_epoch=options.iterations_per_epoch,
+        rounds=1,
+        speedup=speedup,
+        costs=replace(
+            usual,
+            label_s=usual.label_s * slices,
+            encode_s=usual.encode_s * slices,
+            predict_s=usual.predict_s * slices,
+            iteration_s=_iteration_s() * (_ONLINE_COST if options.method == "online" else 1),
+        ),
+    )
+    labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
+    a_round = folds * _FOLD_START_S / speedup + sum(stage.work_s for stage in plan.stages[2:])
+    logger.info(
+        "estimate, at the present pace of the CPU: %s to label %d images and to calibrate on %d, "
+        "then %s a round, at most %d rounds",
+        duration(labelling),
+        len(grids) - n_labelled,
+        n_labelled,
+        duration(a_round),
+        options.rule.most_rounds,
+    )
+
+
+def _iteration_s() -> float:
+    """Return the measured seconds of an iteration on a CPU with matrix units, or without."""
+    try:
+        has_matrix_units = "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        has_matrix_units = False
+    return _MATRIX_UNITS_ITERATION_S if has_matrix_units else UnitCosts().iteration_s

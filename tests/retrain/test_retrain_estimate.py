@@ -9,12 +9,7 @@ from retrain_samples import write_data
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import UsageError
-from sslmedsam2.retrain.plan_cluster import (
-    UnitCosts,
-    count_volumes,
-    plan_cluster,
-    read_costs,
-)
+from sslmedsam2.retrain.estimate import UnitCosts, count_volumes, plan_cluster, read_costs
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 SIMPLE = UnitCosts(
