@@ -45,10 +45,10 @@ class JudgedMask:
         Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
         the mask.
     is_to_check
-        Whether it looks like no liver of an abdominal scan, or is probably poor.
+        Whether it looks like no liver of an abdominal scan, has no usual size, or is probably poor.
     estimate
-        Of its Dice; None for what looks like no liver, for another mask than the network's own, and
-        without calibration.
+        Of its Dice; None for what looks like no liver or has no usual size, for another mask than
+        the network's own, and without calibration.
     """
 
     mask_zyx: MaskZYX
@@ -77,18 +77,23 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
+    low, high = _PLAUSIBLE_LIVER_ML
+    is_unlike = bool(unlike) or not low <= volume_ml <= high
     # The calibration is of livers: of anything else the network may be just as sure.
-    estimate = found.estimate if mask_zyx is found.mask_zyx and not unlike else None
+    estimate = found.estimate if mask_zyx is found.mask_zyx and not is_unlike else None
     if estimate is not None and estimate.is_to_check:
         doubts += (f"low_estimate: estimated Dice {estimate.dice:.2f}; check the outline",)
     if unlike:
-        doubts += (f"no_typical_liver: {', '.join(unlike)}; check that it is an abdominal scan",)
+        doubts += (
+            f"no_typical_liver: {', '.join(unlike)}; check that it is an abdominal scan "
+            "in the right orientation",
+        )
     return JudgedMask(
         mask_zyx=to_native(mask_zyx, canonical.reorientation),
         volume_ml=volume_ml,
         touches_border=touches,
         warnings=(*ready.notes, *found.warnings, *doubts),
-        is_to_check=bool(unlike) or (estimate is not None and estimate.is_to_check),
+        is_to_check=is_unlike or (estimate is not None and estimate.is_to_check),
         estimate=estimate,
     )
 

@@ -14,6 +14,9 @@ from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX, bounding_box
 _TOO_MANY = 2
 """A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
 
+_ON_THE_LEFT = "on the patient's left"
+"""Enough alone: livers are on the right. The image is likelier mirrored than the patient is."""
+
 _THICK = 1.5
 """Slices are thicker than pixels are wide by at least this factor."""
 
@@ -152,7 +155,9 @@ def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
     found = {
         f"mean foreground probability {traits.confidence:.2f}": traits.confidence < 0.94,
         f"{traits.volume_ml:.0f} ml": not 300 <= traits.volume_ml <= 4000,
-        "not on the patient's right": stack != 2 and not 0.15 <= traits.centre_x <= 0.42,
+        _ON_THE_LEFT: stack != 2 and traits.centre_x > 0.55,
+        "not on the patient's right": stack != 2
+        and (traits.centre_x < 0.15 or 0.42 < traits.centre_x <= 0.55),
         "far in front or behind": stack != 1 and not 0.3 <= traits.centre_y <= 0.62,
         "too large a part of the body": traits.share > 0.45,
         "not one tissue": traits.spread > 0.7,
@@ -167,4 +172,4 @@ def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
 
 def is_implausible(found: tuple[str, ...]) -> bool:
     """Tell whether what `implausible_traits` found is too much for a liver of a usual scan."""
-    return len(found) >= _TOO_MANY
+    return len(found) >= _TOO_MANY or _ON_THE_LEFT in found

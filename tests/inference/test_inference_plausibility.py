@@ -46,6 +46,14 @@ def test_each_trait_out_of_range_is_said_and_one_alone_is_not_enough(change, sai
     assert not is_implausible(found)
 
 
+def test_a_liver_on_the_left_is_enough():
+    array, liver = abdomen()
+    mirrored = traits(array[:, :, ::-1], liver[:, :, ::-1])
+
+    assert is_implausible(implausible_traits(mirrored))
+    assert implausible_traits(mirrored) == ("on the patient's left",)
+
+
 def test_noise_and_a_bottle_are_implausible():
     random = np.random.default_rng(0)
     noise = np.abs(random.normal(0, 100, (20, 60, 60))).astype(np.float32)

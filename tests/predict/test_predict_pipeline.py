@@ -728,6 +728,18 @@ def test_what_looks_like_no_liver_is_to_check_and_ends_with_0_unless_strict(work
     assert workplace.run(strict=True).exit_code == ExitCode.SOME_CASES_FAILED
 
 
+def test_a_liver_of_no_usual_size_is_to_check_and_has_no_estimate(workplace):
+    affine = tiny_scans.CANONICAL_AFFINE_RAS @ np.diag([1.5, 1.5, 3.0, 1.0])
+    workplace.add(CASE, affine_ras=affine)
+
+    [result] = workplace.run().report.series
+
+    assert result.liver_volume_ml > 5000
+    assert result.status is SeriesStatus.CHECK
+    assert result.estimated_dice is None
+    assert any(note.startswith("implausible_volume: ") for note in result.warnings)
+
+
 def test_output_that_is_not_finite_names_the_case_and_the_patch(workplace, monkeypatch):
     workplace.add(CASE)
     workplace.add("Vendor-A/0002-A/GED4.nii.gz")
