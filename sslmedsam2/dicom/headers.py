@@ -29,6 +29,7 @@ from pydicom.uid import (
 
 from sslmedsam2.dicom.model import IMAGE_MODALITIES, TRACE, Frame
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.geometry import TINY_SHEAR
 
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 _CAPTURE_CLASSES = "1.2.840.10008.5.1.4.1.1.7"
@@ -223,7 +224,7 @@ def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: boo
         is_truncated=is_truncated,
         dtype=_dtype(dataset),
         spacing_yx_mm=_numbers(find(scopes, "PixelSpacing"), count=2),
-        orientation=_numbers(find(scopes, "ImageOrientationPatient"), count=6),
+        orientation=_orientation(find(scopes, "ImageOrientationPatient")),
         position_xyz_mm=_numbers(find(scopes, "ImagePositionPatient"), count=3),
         b_value=_b_value(scopes),
         echo_time_ms=_number(find(scopes, "EffectiveEchoTime", "EchoTime")),
@@ -371,9 +372,24 @@ def _whole(value: Any) -> int | None:
     return None if number is None else int(number)
 
 
+def _orientation(value: Any) -> tuple[float, ...] | None:
+    """Return two unit vectors at right angles; None for what is not nearly that.
+
+    Vectors of another length would change the size of the voxels.
+    """
+    found = _numbers(value, count=6)
+    if found is None:
+        return None
+    row, column = np.array(found[:3]), np.array(found[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if any(abs(length - 1) > TINY_SHEAR for length in lengths) or abs(row @ column) > TINY_SHEAR:
+        return None
+    return (*(row / lengths[0]).tolist(), *(column / lengths[1]).tolist())
+
+
 def _numbers(value: Any, *, count: int) -> tuple[Any, ...] | None:
     """Return exactly ``count`` finite numbers, or None."""
-    if value is None or isinstance(value, str):
+    if not isinstance(value, Iterable) or isinstance(value, str):
         return None
     found = [_number(item) for item in value]
     return tuple(found) if len(found) == count and None not in found else None

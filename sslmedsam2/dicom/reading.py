@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -22,6 +23,17 @@ from sslmedsam2.imaging.stored import MAX_VOXELS, repair
 from sslmedsam2.imaging.volume import ArrayZYX, MaskVolume, Source, Volume
 
 _Pixels = npt.NDArray[np.float32]
+_PIXEL_ATTRIBUTES = (
+    "PhotometricInterpretation",
+    "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+)
+_BITS_OF_A_NUMBER = 16
+
+
+class _UnusableError(Exception):
+    """Why pixels cannot be used, in words that quote nothing of a patient."""
 
 
 def read_dicom(volume: DicomVolume) -> Volume:
@@ -104,10 +116,11 @@ def _read_voxels(
                 if is_inverted:
                     inverted.append(place)
         except Exception as error:
+            why = str(error) if isinstance(error, _UnusableError) else type(error).__name__
             raise InputError(
                 name,
                 kind="unreadable_pixels",
-                reason=f"the pixels of an image cannot be read ({type(error).__name__})",
+                reason=f"the pixels of an image cannot be read ({why})",
                 remedy="Copy or export the series again, uncompressed if it is not damaged",
             ) from None
     notes: tuple[str, ...] = ()
@@ -134,6 +147,8 @@ def _read_file(
         decoded = decode(path)
         stored, is_rescaled = decoded.frames, decoded.is_rescaled
     else:
+        if "PixelData" in dataset:
+            _check_pixel_attributes(dataset)
         stored = dataset.pixel_array
         if stored.ndim == 2:
             stored = stored[None]
@@ -162,7 +177,23 @@ def _is_padding(stored: npt.NDArray, dataset: Dataset) -> npt.NDArray[np.bool_]:
 def _rescaled(stored: npt.NDArray, dataset: Dataset, index: int | None) -> _Pixels:
     scopes = scopes_of(dataset, index)
     slope, intercept = find(scopes, "RescaleSlope"), find(scopes, "RescaleIntercept")
-    pixels = stored.astype(np.float64)
-    pixels = pixels * (1.0 if slope is None else float(slope))
-    pixels += 0.0 if intercept is None else float(intercept)
-    return pixels.astype(np.float32)
+    factor = 1.0 if slope is None else float(slope)
+    offset = 0.0 if intercept is None else float(intercept)
+    # It would make a slice of one grey.
+    if factor == 0 or not math.isfinite(factor + offset):
+        raise _UnusableError("RescaleSlope or RescaleIntercept is no usable number")
+    return (stored.astype(np.float64) * factor + offset).astype(np.float32)
+
+
+def _check_pixel_attributes(dataset: Dataset) -> None:
+    """Refuse pixels that the header does not describe, or describes in a way that is not read."""
+    missing = [keyword for keyword in _PIXEL_ATTRIBUTES if keyword not in dataset]
+    if missing:
+        raise _UnusableError(f"the header lacks {' and '.join(missing)}")
+    unused = int(dataset.HighBit) + 1 - int(dataset.BitsStored) if "HighBit" in dataset else 0
+    # pydicom takes the low bits of each number, whatever HighBit says.
+    if unused > 0 and int(dataset.BitsAllocated) == _BITS_OF_A_NUMBER:
+        is_little = dataset.file_meta.TransferSyntaxUID.is_little_endian
+        words = np.frombuffer(dataset.PixelData, "<u2" if is_little else ">u2")
+        if (words >> int(dataset.BitsStored)).any():
+            raise _UnusableError("HighBit says that its lowest bits are not used, which is not read")

@@ -170,8 +170,9 @@ def _check_frames(frames: Sequence[Frame], name: str) -> None:
         raise InputError(
             name,
             kind="no_position",
-            reason=f"{unplaced} of its {len(frames)} images do not say where they lie",
-            remedy="Export the series with position, orientation and pixel spacing",
+            reason=f"{unplaced} of its {len(frames)} images have no usable position, "
+            "orientation or pixel spacing",
+            remedy="Export the series again, with these attributes",
         )
     crowd = _most_at_one_place(frames)
     if crowd > 1:

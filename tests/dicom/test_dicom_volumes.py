@@ -4,7 +4,7 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
-from dicom_samples import CORONAL, edit, write_enhanced, write_series
+from dicom_samples import CORONAL, SPACING_ZYX_MM, edit, write_enhanced, write_series
 from tiny_scans import abdomen
 
 from sslmedsam2.dicom.headers import read_frames
@@ -286,3 +286,69 @@ def test_padding_named_in_the_header_becomes_background(tmp_path):
     assert volume.modality == "MR"
     assert (volume.array_zyx[:, :4] == 0).all()
     assert any(note.startswith("padding: ") for note in volume.repairs)
+
+
+@pytest.mark.parametrize("keyword", ["PhotometricInterpretation", "BitsStored"])
+def test_pixels_that_the_header_does_not_describe_are_refused_with_what_it_lacks(tmp_path, keyword):
+    paths = write_series(tmp_path, ARRAY)
+    edit(paths[3], **{keyword: None})
+
+    with pytest.raises(InputError, match=f"lacks {keyword}"):
+        read_dicom(volume_of(paths))
+
+
+@pytest.mark.parametrize("slope", ["0", "nan"])
+def test_a_scale_that_would_make_a_slice_of_one_grey_is_refused(tmp_path, slope):
+    paths = write_series(tmp_path, ARRAY)
+    edit(paths[3], RescaleSlope=slope, RescaleIntercept="0")
+
+    with pytest.raises(InputError, match="RescaleSlope or RescaleIntercept"):
+        read_dicom(volume_of(paths))
+
+
+def test_pixels_in_the_high_bits_are_refused(tmp_path):
+    # pydicom reads the low bits, whatever HighBit says.
+    paths = write_series(tmp_path, ARRAY * 200, dtype=np.uint16)
+    for path in paths:
+        edit(path, BitsStored=12, HighBit=15)
+
+    with pytest.raises(InputError, match="HighBit"):
+        read_dicom(volume_of(paths))
+
+
+def test_a_high_bit_that_the_pixels_contradict_is_passed_over(tmp_path):
+    paths = write_series(tmp_path, ARRAY, dtype=np.uint16)
+    for path in paths:
+        edit(path, BitsStored=12, HighBit=15)
+
+    assert np.allclose(read_dicom(volume_of(paths)).array_zyx, ARRAY, atol=0.5)
+
+
+def test_directions_written_with_few_digits_leave_the_voxel_size_as_it_is(tmp_path):
+    paths = write_series(tmp_path, ARRAY)
+    for path in paths:
+        edit(path, ImageOrientationPatient=[0.71, 0.71, 0.0, -0.71, 0.71, 0.0])
+
+    assert np.allclose(volume_of(paths).geometry.spacing_zyx_mm, SPACING_ZYX_MM, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "orientation",
+    [[0.5, 0, 0, 0, 0.5, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0.5, 0.866, 0]],
+)
+def test_directions_that_are_no_unit_vectors_at_right_angles_are_refused(tmp_path, orientation):
+    paths = write_series(tmp_path, ARRAY)
+    for path in paths:
+        edit(path, ImageOrientationPatient=orientation)
+
+    with pytest.raises(InputError, match="orientation"):
+        volume_of(paths)
+
+
+def test_a_pixel_spacing_of_one_number_is_refused(tmp_path):
+    paths = write_series(tmp_path, ARRAY)
+    for path in paths:
+        edit(path, PixelSpacing="4.0")
+
+    with pytest.raises(InputError, match="pixel spacing"):
+        volume_of(paths)
