@@ -198,7 +198,7 @@ def dice_of(query: Seen, probability: np.ndarray, *, refined: bool) -> float:
         size = query.stack.slices.shape[-1]
         tensor = torch.from_numpy(maps)[:, None]
         fine = torch.nn.functional.interpolate(tensor, size=(size, size), mode="bilinear")
-        maps = refine_by_intensity(fine[:, 0].numpy(), query.stack.slices)
+        maps = refine_by_intensity(fine[:, 0], torch.from_numpy(query.stack.slices)).numpy()
     mask, _ = largest_piece(paste(maps, query.stack) > 0.5)
     spacing = query.case.image.spacing_zyx_mm
     return measure(mask, query.case.mask_zyx, spacing_zyx_mm=spacing).dice

@@ -68,77 +68,93 @@ def _matched(slices: Slices, reference: Quantiles) -> Slices:
 
 _BINS: Final = 48
 _ROUNDS: Final = 2
-_STRENGTH: Final = 1.0
-"""Weight of the ratio beside the propagated odds."""
-_GREY_SIGMA: Final = (0.5, 0.8, 0.8)
+_CORE: Final = 0.7
+"""Voxels more probable than this show how brightness drifts across the organ."""
+_LEAST_CORE: Final = 500
+"""Voxels, at least, that show a drift."""
+_OUTLYING: Final = 2.0
+"""Median deviations from the median, beyond which a voxel is not of the organ's kind."""
 _NEAR_SIGMA: Final = (1.5, 6.0, 6.0)
 """How far around the organ (slices, pixels, pixels) its surroundings reach."""
 _NEAR: Final = 0.03
 _SMOOTHING: Final = (0.7, 1.2, 1.2)
 _TINY: Final = 1e-4
+_WEIGHT_STEPS: Final = 2**16
 
 
-def refine_by_intensity(
-    probability: npt.NDArray[np.float32], slices: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return corrected probabilities; both arrays are ``(n, size, size)``, slices in [0, 1].
+def refine_by_intensity(probability: Tensor, slices: Tensor) -> Tensor:
+    """Return corrected probabilities; both tensors are ``(n, size, size)``, slices in [0, 1].
 
-    Where nothing is probably inside, there is nothing to learn from and they come back as they are.
+    The drift of brightness across the organ is taken out. Then a pixel's odds are multiplied by
+    how much more often its brightness occurs inside the organ than around it. Where nothing is
+    probably inside, there is nothing to learn from and the probabilities come back as they are.
     """
     if not (probability > 0.5).any():
         return probability
-    bins = np.clip(ndimage.gaussian_filter(slices, _GREY_SIGMA) * _BINS, 0, _BINS - 1)
-    bins = bins.astype(np.int64)
     body = slices > AIR_BELOW
-    odds = np.log(probability + _TINY) - np.log(1 - probability + _TINY)
+    bins = (
+        (_without_drift(slices, (probability > _CORE) & body) * _BINS)
+        .clamp(0, _BINS - 1)
+        .to(torch.uint8)
+    )
+    odds = torch.logit(probability, eps=_TINY)
     refined = probability
     for _ in range(_ROUNDS):
-        near = ndimage.gaussian_filter(refined, _NEAR_SIGMA) > _NEAR
-        inside = _histogram(bins, refined * (refined > 0.5) * body)
-        outside = _histogram(bins, (1 - refined) * near * body)
-        ratio = np.log(inside) - np.log(outside)
-        moved = 1 / (1 + np.exp(-(odds + _STRENGTH * ratio[bins])))
-        refined = ndimage.gaussian_filter(moved, _SMOOTHING).astype(np.float32)
+        near = _smoothed(refined, _NEAR_SIGMA) > _NEAR
+        inside = refined * (refined > 0.5) * body
+        ratio = _log_ratio(bins, inside, (1 - refined) * near * body)
+        refined = _smoothed(torch.sigmoid(odds + ratio[bins.long()]), _SMOOTHING)
     return refined
 
 
-def _histogram(bins: npt.NDArray[np.int64], weights: npt.NDArray) -> npt.NDArray[np.float64]:
-    return _smooth_share(np.bincount(bins.ravel(), weights.ravel(), minlength=_BINS))
+def _without_drift(slices: Tensor, core: Tensor) -> Tensor:
+    """Return the slices as if the organ's ``core`` were evenly bright.
+
+    Its drift is a quadratic of the place. Beyond the core's bounding box it is that of the border.
+    """
+    values = slices[core].double()
+    if len(values) < _LEAST_CORE:
+        return slices
+    # Without what differs from the organ, such as a strip of its surroundings.
+    middle = values.median()
+    deviation = (values - middle).abs()
+    usual = deviation <= _OUTLYING * deviation.median()
+    values, places = values[usual], core.nonzero()[usual]
+    low, high = places.amin(0), places.amax(0)
+    scale = (high - low).clamp(min=1)
+    terms = torch.stack(_quadratic(*((places - low) / scale).double().unbind(1)))
+    equations = torch.cat([terms @ terms.T, (terms @ values)[:, None]], 1).cpu().numpy()
+    # A core of one slice leaves the terms of z undetermined.
+    factors = np.linalg.lstsq(equations[:, :-1], equations[:, -1], rcond=1e-6)[0]
+    axes = [
+        ((torch.arange(n, device=core.device) - low[k]) / scale[k]).clamp(0, 1)
+        for k, n in enumerate(core.shape)
+    ]
+    grid = _quadratic(*torch.meshgrid(*axes, indexing="ij"))
+    drift = sum(float(factor) * term for factor, term in zip(factors, grid, strict=True))
+    return slices - drift + values.mean().float()
 
 
-def _smooth_share(counts: npt.NDArray) -> npt.NDArray[np.float64]:
+def _quadratic(z: Tensor, y: Tensor, x: Tensor) -> list[Tensor]:
+    return [torch.ones_like(z), z, y, x, z * z, y * y, x * x, z * y, z * x, y * x]
+
+
+def _log_ratio(bins: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Return for each bin by how much more of the one weights is in it than of the other."""
+    # Whole numbers: a GPU adds in any order, and of those the sum is the same.
+    weights = (torch.stack([inside, outside]) * _WEIGHT_STEPS).round().double()
+    places = torch.stack([bins.long(), bins.long() + _BINS])
+    counts = torch.bincount(places.flatten(), weights.flatten(), minlength=2 * _BINS)
+    one, other = counts.cpu().numpy().reshape(2, _BINS) / _WEIGHT_STEPS
+    ratio = np.log(_smooth_share(one)) - np.log(_smooth_share(other))
+    return torch.from_numpy(ratio).float().to(bins.device)
+
+
+def _smooth_share(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return a smooth histogram of sum 1; flat where there is nothing to count."""
     counts = ndimage.gaussian_filter1d(counts, 1.5)
     counts += 1e-3 * max(counts.sum(), 1.0)
     return counts / counts.sum()
-
-
-def refine_on_gpu(probability: Tensor, slices: Tensor) -> Tensor:
-    """Do what :func:`refine_by_intensity` does where the tensors are, equal but for rounding."""
-    if not (probability > 0.5).any():
-        return probability
-    bins = (_smoothed(slices, _GREY_SIGMA) * _BINS).clamp(0, _BINS - 1).to(torch.uint8)
-    body = slices > AIR_BELOW
-    odds = torch.log(probability + _TINY) - torch.log(1 - probability + _TINY)
-    refined = probability
-    for _ in range(_ROUNDS):
-        near = _smoothed(refined, _NEAR_SIGMA) > _NEAR
-        weights = refined * (refined > 0.5) * body, (1 - refined) * near * body
-        # Not by torch.bincount, whose sums differ from run to run.
-        counts = [
-            (weight * (bins == level)).sum(dtype=torch.float64)
-            for weight in weights
-            for level in range(_BINS)
-        ]
-        inside, outside = torch.stack(counts).cpu().numpy().reshape(2, _BINS)
-        ratio = (
-            torch.from_numpy(np.log(_smooth_share(inside)) - np.log(_smooth_share(outside)))
-            .float()
-            .to(bins.device)
-        )
-        moved = torch.sigmoid(odds + _STRENGTH * ratio[bins.long()])
-        refined = _smoothed(moved, _SMOOTHING)
-    return refined
 
 
 def _smoothed(volume: Tensor, sigmas: tuple[float, float, float]) -> Tensor:

@@ -30,7 +30,6 @@ from sslmedsam2.fewshot.harmonise import (
     body_quantiles,
     contrast_distance,
     refine_by_intensity,
-    refine_on_gpu,
 )
 from sslmedsam2.fewshot.memory import Memory, segment
 from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, mask_dice, shrink
@@ -196,26 +195,23 @@ class Retrieval:
         ]
         predictions, together = self._segment_by_each_and_all(volume, views)
         probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
-        probability = self._refined(probability, stack.slices, there=slices)
+        probability = self._refined(probability, slices[:, 0])
         return _Attempt(appearance, volume, views, predictions, probability)
 
     def _refined(
-        self,
-        probability: npt.NDArray[np.float32],
-        slices: npt.NDArray[np.float32],
-        *,
-        there: Tensor,
+        self, probability: npt.NDArray[np.float32], slices: Tensor
     ) -> npt.NDArray[np.float32]:
-        """Enlarge to the size of the slices, and correct by them; ``there`` is where SAM2 is."""
-        size = self._size
-        if self._settings.refine and there.device.type != "cpu":
-            try:
-                enlarged = _enlarge(torch.from_numpy(probability).to(there.device), size)
-                return refine_on_gpu(enlarged, there[:, 0]).cpu().numpy()
-            except torch.cuda.OutOfMemoryError:
-                logger.warning("out of GPU memory: one query is refined on the CPU")
-        on_cpu = _enlarge(torch.from_numpy(probability), size).numpy()
-        return refine_by_intensity(on_cpu, slices) if self._settings.refine else on_cpu
+        """Enlarge to the size of the slices, and correct by them, where SAM2 computes."""
+        try:
+            enlarged = _enlarge(torch.from_numpy(probability).to(slices.device), self._size)
+            return self._corrected(enlarged, slices).cpu().numpy()
+        except torch.cuda.OutOfMemoryError:
+            logger.warning("out of GPU memory: one query is refined on the CPU")
+        enlarged = _enlarge(torch.from_numpy(probability), self._size)
+        return self._corrected(enlarged, slices.cpu()).numpy()
+
+    def _corrected(self, probability: Tensor, slices: Tensor) -> Tensor:
+        return refine_by_intensity(probability, slices) if self._settings.refine else probability
 
     @property
     def _size(self) -> int:

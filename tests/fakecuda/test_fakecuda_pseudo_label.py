@@ -13,7 +13,7 @@ import fakecuda
 from sslmedsam2.errors import UsageError
 from sslmedsam2.fewshot import pretraining, retrieval
 from sslmedsam2.fewshot.checkpoint import build_compact, build_hiera_tiny, load_sam2, save_compact
-from sslmedsam2.fewshot.harmonise import refine_by_intensity, refine_on_gpu
+from sslmedsam2.fewshot.harmonise import refine_by_intensity
 from sslmedsam2.fewshot.pretraining import CHECKPOINT_NAME, PretrainSettings, pretrain
 from sslmedsam2.fewshot.store import Encoder, MemoryLimits, SupportStore, memory_for_supports
 from sslmedsam2.fewshot.synthetic import SyntheticTask
@@ -146,25 +146,26 @@ def test_refining_on_a_gpu_gives_the_cpus_probabilities(shape):
     organ[1:-1, 8:-12, 10:-8] = 1
     slices = (0.3 + 0.3 * organ + generator.normal(0, 0.05, shape)).clip(0, 1).astype(np.float32)
     probability = ndimage.gaussian_filter(np.roll(organ, 4, axis=2), (0.5, 3, 3)).clip(0, 1)
-    expected = refine_by_intensity(probability, slices)
-    found = refine_on_gpu(torch.from_numpy(probability).cuda(), torch.from_numpy(slices).cuda())
-    difference = np.abs(found.cpu().numpy() - expected)
-    assert np.abs(expected - probability).max() > 0.3, "something was corrected"
-    assert difference.mean() < 1e-4
-    assert np.quantile(difference, 0.999) < 0.01
+    here = torch.from_numpy(probability), torch.from_numpy(slices)
+    expected = refine_by_intensity(*here)
+    assert (expected - here[0]).abs().max() > 0.3, "something was corrected"
+    found = refine_by_intensity(*(tensor.cuda() for tensor in here)).cpu()
+    assert (found - expected).abs().mean() < 1e-4
+    assert np.quantile((found - expected).abs(), 0.999) < 0.01
+    assert torch.equal(found, refine_by_intensity(*(tensor.cuda() for tensor in here)).cpu())
     nothing = torch.zeros(shape).cuda()
-    assert refine_on_gpu(nothing, torch.from_numpy(slices).cuda()) is nothing
-    again = refine_on_gpu(torch.from_numpy(probability).cuda(), torch.from_numpy(slices).cuda())
-    assert torch.equal(found.cpu(), again.cpu())
+    assert refine_by_intensity(nothing, here[1].cuda()) is nothing
 
 
 def test_query_too_large_to_be_refined_on_the_gpu_is_refined_on_the_cpu(
     sam2_path, tmp_path, by_cpu, monkeypatch, caplog
 ):
-    def refuse(*_):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    def refuse(probability, slices):
+        if slices.is_cuda:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return refine_by_intensity(probability, slices)
 
-    monkeypatch.setattr(retrieval, "refine_on_gpu", refuse)
+    monkeypatch.setattr(retrieval, "refine_by_intensity", refuse)
     found = segmented(sam2_path, tmp_path, device=CUDA)
     assert_alike(found, by_cpu["retrieval"])
     assert "refined on the CPU" in caplog.text

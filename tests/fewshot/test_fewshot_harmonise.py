@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from tiny_sam2 import canonical
 from tiny_scans import centred_grid, render
 
@@ -76,6 +77,10 @@ def test_nothing_but_air_has_quantiles():
     assert not body_quantiles(np.zeros((2, 8, 8), np.float32)).any()
 
 
+def refined_by(probability, slices):
+    return refine_by_intensity(torch.from_numpy(probability), torch.from_numpy(slices)).numpy()
+
+
 @pytest.fixture
 def organ():
     organ = np.zeros(SHAPE, bool)
@@ -99,7 +104,7 @@ def propagated(organ):
 
 @pytest.mark.parametrize(("inside", "outside"), [(0.8, 0.4), (0.3, 0.7)], ids=["bright", "dark"])
 def test_a_shifted_mask_moves_onto_the_organ(organ, propagated, inside, outside):
-    refined = refine_by_intensity(propagated, _slices_with(organ, inside=inside, outside=outside))
+    refined = refined_by(propagated, _slices_with(organ, inside=inside, outside=outside))
     assert refined.shape == SHAPE
     assert refined.dtype == np.float32
     assert refined.min() >= 0
@@ -111,24 +116,39 @@ def test_tissue_of_the_same_brightness_far_away_stays_outside(organ, propagated)
     slices = _slices_with(organ, inside=0.8, outside=0.4)
     slices[:, 48:56, 48:56] = 0.8
     propagated[:, 44:, 44:] = 0.001
-    refined = refine_by_intensity(propagated, slices)
+    refined = refined_by(propagated, slices)
     assert not (refined[:, 50:54, 50:54] > 0.5).any()
 
 
 def test_slices_without_contrast_change_no_decision(organ):
     sure = np.where(organ, 0.95, 0.02).astype(np.float32)
-    refined = refine_by_intensity(sure, np.full(SHAPE, 0.5, np.float32))
+    refined = refined_by(sure, np.full(SHAPE, 0.5, np.float32))
     assert mask_dice(refined > 0.5, organ) > 0.9
 
 
 def test_where_nothing_is_near_nothing_appears(organ):
     nothing = np.full(SHAPE, 0.01, np.float32)
-    refined = refine_by_intensity(nothing, _slices_with(organ, inside=0.8, outside=0.4))
+    refined = refined_by(nothing, _slices_with(organ, inside=0.8, outside=0.4))
     assert refined.max() < 0.1
 
 
 def test_where_nothing_is_probably_inside_nothing_appears(organ):
     """As its docstring says: then the probabilities are smoothed and otherwise unchanged."""
     unsure = np.full(SHAPE, 0.3, np.float32)
-    refined = refine_by_intensity(unsure, _slices_with(organ, inside=0.8, outside=0.4))
+    refined = refined_by(unsure, _slices_with(organ, inside=0.8, outside=0.4))
     assert np.allclose(refined, unsure, atol=0.02)
+
+
+def test_organ_whose_brightness_drifts_into_that_of_its_surroundings_is_found(organ, propagated):
+    slices = _slices_with(organ, inside=0.7, outside=0.5)
+    drift = np.linspace(-0.15, 0.15, SHAPE[2], dtype=np.float32)
+    drifting = np.where(slices > 0, slices + drift, 0).clip(0, 1).astype(np.float32)
+    found = refined_by(propagated, drifting) > 0.5
+    assert mask_dice(found, organ) > 0.9
+
+
+def test_organ_in_a_single_slice_is_refined(organ):
+    """Then nothing is known of a drift along z."""
+    sure = np.where(organ, 0.95, 0.02).astype(np.float32)[3:4]
+    refined = refined_by(sure, _slices_with(organ, inside=0.8, outside=0.4)[3:4])
+    assert mask_dice(refined > 0.5, organ[3:4]) > 0.95
