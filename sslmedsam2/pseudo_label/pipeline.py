@@ -201,7 +201,11 @@ def pseudo_label(
     part = targets if options.shard is None else options.shard.of(targets)
     executor = executor or ThisProcess()
     lock_name = f".{run_record_path(options.output_dir, options.shard).stem}.lock"
-    with executor.open(work) as device, locked(options.output_dir, lock_name):
+    with (
+        work.no_scratch_left(),
+        executor.open(work) as device,
+        locked(options.output_dir, lock_name),
+    ):
         run = _Run(
             options,
             work,

@@ -7,10 +7,12 @@ query.
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -231,6 +233,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         self.supports, self.provenance, self.shared_dir = supports, provenance, shared_dir
         self._settings, self._sam2_path, self._device = settings, sam2, device
         self.wants_gpu = device != "cpu"
+        self._scratch_prefix = f".scratch-{uuid.uuid4().hex[:8]}-"
         self._built: Strategy | None = None
 
     def name_of(self, unit: LabelUnit) -> str:
@@ -291,6 +294,15 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         """Let go of the encoded supports and what they took on the disk."""
         self._built = None
         self._scratch.close()
+
+    @contextmanager
+    def no_scratch_left(self) -> Iterator[None]:
+        """Remove in the end what workers have left on the disk that died, or are still closing."""
+        try:
+            yield
+        finally:
+            for folder in self.shared_dir.glob(f"{self._scratch_prefix}*"):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _strategy(self) -> Strategy:
         if self._built is None:
@@ -385,7 +397,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         try:
             output_dir.mkdir(parents=True, exist_ok=True)
             folder = tempfile.TemporaryDirectory(
-                dir=output_dir, prefix=".scratch-", ignore_cleanup_errors=True
+                dir=output_dir, prefix=self._scratch_prefix, ignore_cleanup_errors=True
             )
         except OSError as error:
             raise output_error(output_dir, error) from error

@@ -16,6 +16,7 @@ from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.orientation import to_canonical
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
 from sslmedsam2.pseudo_label.pipeline import pseudo_label
+from sslmedsam2.pseudo_label.query import LabelWork
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -131,6 +132,19 @@ def test_a_copy_of_a_support_is_labelled_without_it(finished):
 
     assert [score["name"] for score in record["supports"]] == ["1002-A-S2/GED4"]
     assert any(warning.startswith("labelled: ") for warning in record["warnings"])
+
+
+def test_what_a_dead_worker_has_left_on_the_disk_is_removed(copy, monkeypatch):
+    left = []
+    monkeypatch.setattr(LabelWork, "close", lambda work: left.append(work))
+
+    # No other run may lose its own.
+    other = copy.output / ".scratch-of-another-run"
+    other.mkdir()
+    pseudo_label(copy.options(sequences=("DWI_800",)))
+
+    assert len(left) == 1
+    assert list(copy.output.glob(".*")) == [other]
 
 
 def test_sequences_choose_the_queries(copy):
