@@ -167,7 +167,7 @@ def _is_running(pid):
         return False
 
 
-def _wait_until(condition, *, seconds=300):
+def _wait_until(condition, *, seconds=900):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
