@@ -33,10 +33,6 @@ from sslmedsam2.imaging.image_file import ImageFile
 _NAMELESS_FOLDER = "case"
 """Case name for a folder without a name: the root of a file system."""
 
-_DERIVED = frozenset(
-    {"adc", "eadc", "fa", "mip", "minip", "sub", "subtraction", "pdff", "t1map", "t2map", "r2star"}
-)
-
 _Named = dict[Path, names.SequenceName | None]
 
 
@@ -185,7 +181,7 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> Discovery:
         return Discovery(problems=(_unsafe(folder.path, unsafe),))
     vendor, by_name = find_vendor(case, folder.path, root=root), names.vendor_of_case(case)
     strangers = [path for path, name in named.items() if not name]
-    derived = [path for path in strangers if volume_stem(path).lower() in _DERIVED]
+    derived = [path for path in strangers if names.is_derived(volume_stem(path))]
     without_sequence = _read_volumes(
         folder, {path: None for path in strangers if path not in derived}, root=root
     )
@@ -202,6 +198,10 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> Discovery:
             problems.append(_ambiguous(rejected, sequence))
         else:
             series.append(ImageFile(case=case, vendor=vendor, sequence=sequence, path=chosen))
+            b_value = names.other_b_value(volume_stem(chosen))
+            if b_value is not None:
+                said = f"is taken for {sequence}, though its name says b = {b_value}"
+                notes.append(f"{chosen}: {said}")
             reason = f"{chosen.name} is taken for {sequence}"
             left_out += [LeftOut(path, reason) for path in rejected]
             notes += [f"{path}: {reason}" for path in rejected]

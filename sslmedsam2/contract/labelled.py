@@ -25,8 +25,8 @@ from sslmedsam2.contract.identity import (
     without_channel,
 )
 from sslmedsam2.contract.sequence_map import NO_MAP, NO_SEQUENCE, SKIP, SequenceMap
-from sslmedsam2.contract.walk import Folder, Tree, walk
-from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.contract.walk import Folder, Tree, require_folder, walk
+from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX, unread_image
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -64,8 +64,7 @@ def find_labelled_series(
     image, two files could be meant where one is wanted, or two images have the same case and
     sequence.
     """
-    if not root.is_dir():
-        raise NoInputError(root, reason="there is no such folder", remedy="Check the path")
+    require_folder(root)
     tree = walk(root)
     if tree.problems:
         raise tree.problems[0]

@@ -38,7 +38,7 @@ from sslmedsam2.contract.identity import (
 )
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
 from sslmedsam2.contract.sequence_map import NO_MAP, NO_SEQUENCE, SKIP, SequenceMap
-from sslmedsam2.contract.walk import Folder, walk
+from sslmedsam2.contract.walk import Folder, require_folder, walk
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -116,8 +116,7 @@ def _unique(masks: list[ImageFile], key: _Key, listing: MaskListing) -> dict[obj
 
 
 def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap) -> MaskListing:
-    if not root.is_dir():
-        raise NoInputError(root, reason="there is no such folder", remedy="Check the path")
+    require_folder(root)
     tree = walk(root, skipped_names=frozenset({PREVIEW_FOLDER}))
     by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
     identities: dict[Path, MaskKey] = {}

@@ -28,6 +28,11 @@ _SEQUENCE_PATTERNS = (
 # After DWI only a separator, or a b-value, may follow: "DWIGHT" is a person.
 _DWI = re.compile(r"DWI(?:[ _-].*|B?\d.*)?", re.IGNORECASE)
 _DWI_800 = re.compile(r"DWI[ _-]?B?[ _-]?800", re.IGNORECASE)
+# A small number without the letter counts series; a long one is a date.
+_B_VALUE = re.compile(r"DWI[ _-]?(?:B[ _-]?(\d{1,4})|([1-9]\d{2,3}|50|0))(?!\d)", re.IGNORECASE)
+_DERIVED = frozenset(
+    "adc eadc fa mip minip sub subtraction pdff t1map t2map r2star".split()  # noqa: SIM905
+)
 PROBABILITY_PREFIX = "probability_"
 UNCERTAINTY_PREFIX = "uncertainty_"
 _MASK_PREFIX = re.compile(r"(mask|organs|probability|uncertainty)[ _-]", re.IGNORECASE)
@@ -112,7 +117,7 @@ def parse_sequence(stem: str) -> SequenceName | None:
     """Recognise a sequence by a file's stem; None for any other name.
 
     Ranks: 0 the canonical name, 1 another spelling of it (``T2WI``, ``GED-4``, ``DWI_b800``),
-    2 a diffusion image that does not say b = 800.
+    2 a diffusion image that does not say b = 800. An ADC map is none.
     """
     upper = stem.upper()
     if upper in SEQUENCES:
@@ -121,9 +126,21 @@ def parse_sequence(stem: str) -> SequenceName | None:
         match = pattern.fullmatch(stem)
         if match:
             return SequenceName(f"{prefix}{match[1]}", rank=1)
-    if _DWI.fullmatch(stem):
+    if _DWI.fullmatch(stem) and not is_derived(stem):
         return SequenceName("DWI_800", rank=1 if _DWI_800.fullmatch(stem) else WORST_RANK)
     return None
+
+
+def is_derived(stem: str) -> bool:
+    """Whether a name is, or ends in, that of an image computed from others (``DWI_ADC``)."""
+    return re.split(r"[ _-]", stem.lower())[-1] in _DERIVED
+
+
+def other_b_value(stem: str) -> int | None:
+    """Return the b-value that the name of a diffusion image says, if it is not 800."""
+    match = _B_VALUE.match(stem)
+    value = int(match[1] or match[2]) if match else 800
+    return None if value == 800 else value
 
 
 def parse_sequence_list(text: str) -> tuple[str, ...]:

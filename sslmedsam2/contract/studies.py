@@ -29,8 +29,9 @@ from sslmedsam2.contract.identity import (
 )
 from sslmedsam2.contract.outputs import GENERIC_SUFFIX
 from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
-from sslmedsam2.contract.walk import Tree, walk_input
+from sslmedsam2.contract.walk import Tree, require_folder, walk_input
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
 from sslmedsam2.imaging.image_file import ImageFile
 
 __all__ = ["Discovery", "find_queries", "find_studies"]
@@ -82,7 +83,9 @@ def find_studies(
     notes = [*tree.notes, *(note for part in parts for note in part.notes), *missed]
     if not found and not problems:
         count = sum(len(folder.volumes) + len(folder.others) for folder in tree.folders)
-        notes.append(f"{input_path}: no image among its {count} files")
+        masks = sum(is_mask(path) for folder in tree.folders for path in folder.volumes)
+        named = f", {masks} of them named like masks" if masks else ""
+        notes.append(f"{input_path}: no image among its {count} files{named}")
     return Discovery(
         series=series,
         problems=problems,
@@ -95,6 +98,8 @@ def _without_masks_as_input(tree: Tree, input_path: Path, only: Sequence[Path]) 
     """Report each mask that was given by its name, and refuse a single file that is no volume."""
     files = [input_path] if input_path.is_file() else [one for one in only if one.is_file()]
     if not input_path.is_dir() and names.split_volume_name(input_path.name) is None:
+        if input_path.name.lower().endswith(ARCHIVE_SUFFIX):
+            require_folder(input_path)
         raise NoInputError(
             input_path,
             reason="is neither a folder nor a volume",

@@ -11,6 +11,7 @@ from pathlib import Path
 from sslmedsam2.contract.names import VOLUME_SUFFIXES, is_hidden, split_volume_name
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, PREVIEW_FOLDER, SEG_FOLDER
 from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
 
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 
@@ -62,6 +63,18 @@ def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
             remedy=f"Give a folder, or a file that ends in {', '.join(VOLUME_SUFFIXES)}",
         )
     return Tree(path.parent, folders=(_folder_of(path.parent, [path]),), problems=(), notes=())
+
+
+def require_folder(path: Path) -> None:
+    """Raise NoInputError where a path is no folder: missing, an archive or another file."""
+    if path.is_dir():
+        return
+    reason, remedy = "there is no such folder", "Check the path"
+    if path.is_file():
+        reason, remedy = "it is a file", "Give the folder that holds the images"
+        if path.name.lower().endswith(ARCHIVE_SUFFIX):
+            reason, remedy = "it is an archive, which is not opened here", "Unpack it first"
+    raise NoInputError(path, reason=reason, remedy=remedy)
 
 
 def walk(

@@ -196,4 +196,4 @@ def _check_pixel_attributes(dataset: Dataset) -> None:
         is_little = dataset.file_meta.TransferSyntaxUID.is_little_endian
         words = np.frombuffer(dataset.PixelData, "<u2" if is_little else ">u2")
         if (words >> int(dataset.BitsStored)).any():
-            raise _UnusableError("HighBit says that its lowest bits are not used, which is not read")
+            raise _UnusableError("HighBit says that the lowest bits are unused: not read")

@@ -37,6 +37,16 @@ _OTHER_IMAGES = {
     "a picture": (".png", ".jpg", ".jpeg", ".bmp"),
 }
 _READ_BYTES = 352
+_CONTENTS = {
+    "a pointer of Git LFS or git-annex instead of the data": (
+        b"version https://git-lfs",
+        b"/annex/objects",
+    ),
+    "an archive": (b"pk\x03\x04",),
+    "data that is compressed twice": (b"\x1f\x8b",),
+    "a web page": (b"<!doctype", b"<html"),
+}
+"""By the first bytes, in lower case."""
 
 
 def image_extension(path: Path) -> str | None:
@@ -101,6 +111,11 @@ def _content(path: Path) -> str | None:
                 start = stream.read(_READ_BYTES)
     except (OSError, EOFError, zlib.error):
         return None
+    return image_content(start)
+
+
+def image_content(start: bytes) -> str | None:
+    """Tell an image of a format that is read by its first 352 bytes; None for others."""
     if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
         return "a NIfTI image"
     if start.startswith(b"NRRD0"):
@@ -108,3 +123,15 @@ def _content(path: Path) -> str | None:
     if start.startswith((b"ObjectType = Image", b"NDims = ")):
         return "a MetaImage"
     return None
+
+
+def foreign_content(start: bytes) -> str:
+    """Say, to end a sentence, what a file holds that is not of its format; empty if unknown."""
+    known = image_content(start)
+    if start[128:132] == b"DICM":
+        known = "a DICOM image"
+    begins = start.lstrip().lower()
+    known = known or next(
+        (what for what, keys in _CONTENTS.items() if begins.startswith(keys)), None
+    )
+    return f"; it holds {known}" if known else ""

@@ -90,8 +90,9 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
     InputError
         A file cannot be read; the mask or the map lies on another grid than the image
         (``shape_mismatch``, ``grid_mismatch``); the mask holds several foreground values
-        (``not_a_mask``), not the label asked for (``no_such_label``) or no liver
-        (``empty_mask``); a map holds something else than labels (``not_labels``).
+        (``not_a_mask``), not the label asked for (``no_such_label``), no liver
+        (``empty_mask``) or nothing else (``full_mask``); a map holds something else than labels
+        (``not_labels``).
     """
     assert image.mask is not None
     volume = read_volume(image.path)
@@ -103,6 +104,8 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
     _check_grid(mask, grid, image)
     if not (mask.array_zyx == _LIVER).any():
         raise image_error(image.mask, "empty_mask", "the mask holds no liver")
+    if (mask.array_zyx == _LIVER).all():
+        raise image_error(image.mask, "full_mask", "the mask calls every voxel liver")
     organs = None
     if image.organs is not None:
         organs = read_label_map(image.organs, largest=N_ORGANS)

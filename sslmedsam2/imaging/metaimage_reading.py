@@ -13,7 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from sslmedsam2.imaging.geometry import geometry_from_axes
-from sslmedsam2.imaging.stored import check_one_channel, spatial_shape_zyx, unreadable_header
+from sslmedsam2.imaging.stored import (
+    NO_SPACING,
+    check_one_channel,
+    repair,
+    spatial_shape_zyx,
+    unreadable_header,
+)
 from sslmedsam2.imaging.text_header import (
     check_fields,
     data_file,
@@ -101,13 +107,19 @@ def _geometry(
         return otherwise if key is None else numbers(path, key, fields[key], count=len(otherwise))
 
     rows = np.array(field(_DIRECTION, otherwise=np.eye(axes).ravel().tolist()))
-    return geometry_from_axes(
+    geometry, repairs = geometry_from_axes(
         path,
         shape_zyx=spatial_shape_zyx(path, native_shape),
         spacing_xyz=field(_SPACING, otherwise=[1.0] * axes),
         origin_xyz=field(_ORIGIN, otherwise=[0.0] * axes),
         direction=rows.reshape(axes, axes).T,
     )
+    if not any(key in fields for key in _SPACING):
+        repairs += (NO_SPACING,)
+    if not any(key in fields for key in _DIRECTION):
+        note = "the header names no direction matrix; the orientation is assumed"
+        repairs += (repair("no_orientation", note),)
+    return geometry, repairs
 
 
 def _voxel_type(path: Path, fields: dict[str, str]) -> np.dtype:

@@ -46,7 +46,9 @@ def read_by_nibabel(path: Path) -> Volume:
         voxels = np.asarray(image.dataobj, dtype=np.float32)
     except Exception as error:
         raise _unreadable(path, error, kind="unreadable_data", what="the voxels") from error
-    if type(image) in (nib.AnalyzeImage, nib.Spm99AnalyzeImage):
+    is_analyze = isinstance(image, nib.AnalyzeImage) and not isinstance(image, nib.Nifti1Pair)
+    # SPM keeps the affine in a file beside the pair.
+    if is_analyze and not path.with_suffix(".mat").is_file():
         repairs += (repair("no_orientation", "Analyze files do not say how the patient lies"),)
     voxels = np.ascontiguousarray(voxels.reshape(shape_zyx[::-1]).transpose())
     return Volume(voxels, geometry, Source(path, native_shape, dtype), repairs)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import InputError
+from sslmedsam2.imaging.formats import foreign_content
 from sslmedsam2.imaging.geometry import (
     LPS_FROM_RAS,
     UNITS_MM,
@@ -155,7 +156,8 @@ def nifti_struct(path: Path, start: bytes) -> NiftiStruct:
             if magic.startswith(_PAIR_MAGIC):
                 reason = "the header belongs to a .hdr/.img pair, the voxels are elsewhere"
                 raise image_error(path, "nifti_pair", reason)
-    raise unreadable_header(path, "the file does not begin with a NIfTI header")
+    held = foreign_content(start)
+    raise unreadable_header(path, f"the file does not begin with a NIfTI header{held}")
 
 
 def _native_shape(path: Path, header: NiftiStruct) -> tuple[int, ...]:

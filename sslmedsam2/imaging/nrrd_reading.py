@@ -17,8 +17,10 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.imaging.formats import foreign_content
 from sslmedsam2.imaging.geometry import geometry_from_axes
 from sslmedsam2.imaging.stored import (
+    NO_SPACING,
     check_one_channel,
     check_voxel_type,
     refuse_too_many,
@@ -90,6 +92,7 @@ _SPATIAL_KINDS = ("???", "none", "domain", "space", "time")
 _VECTOR = re.compile(r"\(([^()]*)\)|none")
 _MAX_SKIPPED = 2**24
 _PART_BYTES = 2**16
+_READ_BYTES = 352
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,11 @@ def parse_nrrd_header(path: Path) -> NrrdHeader:
 
 def _lines(path: Path, file: BinaryIO) -> tuple[dict[str, str], dict[str, str]]:
     """Return the fields, and the ``key:=value`` lines, up to the empty line or the file's end."""
+    held = foreign_content(file.read(_READ_BYTES))
+    file.seek(0)
     lines = header_lines(path, file)
     if not _MAGIC.fullmatch(next(lines, "")):
-        raise unreadable_header(path, "the file does not begin with NRRD0001 to NRRD0006")
+        raise unreadable_header(path, f"the file does not begin with NRRD0001 to NRRD0006{held}")
     fields: dict[str, str] = {}
     texts: dict[str, str] = {}
     for line in itertools.takewhile(bool, lines):
@@ -241,8 +246,12 @@ def nrrd_geometry(
         direction=direction,
         unit=units.pop() if len(units) == 1 else "mm",
     )
-    if "spacedirections" not in fields:
-        note = "the header names no space directions; the orientation is assumed"
+    if not {"spacedirections", "spacings"} & fields.keys():
+        repairs += (NO_SPACING,)
+    # ITK writes three axes in a named space, four in one without a name.
+    has_nameless_space = fields.get("spacedimension") == "3"
+    if "spacedirections" not in fields or has_nameless_space:
+        note = "the header names no space or no space directions; the orientation is assumed"
         repairs += (repair("no_orientation", note),)
     return geometry, repairs
 

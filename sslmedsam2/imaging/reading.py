@@ -40,8 +40,8 @@ def read_volume(path: Path) -> Volume:
     """Read an intensity image: NIfTI, MetaImage, NRRD and others, see ``formats.py``.
 
     Corrections are listed in the volume's ``repairs``, each as ``name: sentence``:
-    ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_orientation``, ``unusable_form``,
-    ``forms_disagree``, ``bad_scaling``, ``outliers``, ``padding``.
+    ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_spacing``, ``no_orientation``,
+    ``unusable_form``, ``forms_disagree``, ``bad_scaling``, ``outliers``, ``padding``.
 
     Raises
     ------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -53,6 +54,7 @@ _REMEDIES = {
     "shape_mismatch": "Export the mask on the grid of its image",
     "grid_mismatch": "Export the mask on the grid of its image",
     "empty_mask": "Remove the case, or correct its mask",
+    "full_mask": "Remove the case, or correct its mask",
     "no_such_label": "Give the liver's value with --label, or remove the case",
     "not_labels": "Give a label map with these values, or remove the file",
 }
@@ -67,6 +69,10 @@ def image_error(path: Path, kind: str, reason: str) -> InputError:
 def repair(name: str, sentence: str) -> str:
     """Return the note on a correction: a stable name, then a sentence."""
     return f"{name}: {sentence}"
+
+
+NO_SPACING: Final = repair("no_spacing", "the header names no voxel size; 1 mm is assumed")
+"""The note on an image without a voxel size."""
 
 
 def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int, int]:

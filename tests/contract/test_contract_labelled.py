@@ -99,3 +99,12 @@ def test_one_case_name_twice_is_an_error_that_names_both(tmp_path):
 def test_missing_folder_is_named(tmp_path):
     with pytest.raises(NoInputError, match="nowhere"):
         find_labelled_series(tmp_path / "nowhere")
+
+
+def test_an_archive_given_as_the_folder_is_refused_with_what_to_do(tmp_path):
+    _touch(tmp_path, "data.zip", "scan.nii.gz")
+
+    with pytest.raises(NoInputError, match=r"is an archive.*Unpack it"):
+        find_labelled_series(tmp_path / "data.zip")
+    with pytest.raises(NoInputError, match="it is a file"):
+        find_labelled_series(tmp_path / "scan.nii.gz")

@@ -30,7 +30,7 @@ def test_sequences_are_recognised_with_a_rank(stem, sequence, rank):
 
 @pytest.mark.parametrize(
     "stem",
-    ["", "GED5", "GED", "T3", "T1_liver", "my_T1", "T11", "dwight", "mask_T2", "CT"],
+    ["", "GED5", "GED", "T3", "T1_liver", "my_T1", "T11", "dwight", "mask_T2", "CT", "DWI_ADC"],
 )
 def test_other_names_are_no_sequences(stem):
     assert names.parse_sequence(stem) is None
@@ -119,3 +119,20 @@ def test_unsafe_names_are_named(name):
 @pytest.mark.parametrize("name", ["0930-A", "Case 1", "Müller", "a.b", "10:30"])
 def test_ordinary_names_are_safe(name):
     assert names.unsafe_reason(name) is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "b_value"),
+    [
+        ("DWI_b50", 50),
+        ("dwi1000", 1000),
+        ("DWI_0", 0),
+        ("DWI-b-400 tra", 400),
+        ("DWI_800", None),
+        ("DWI", None),
+        ("DWI_3", None),
+        ("DWI_20210504", None),
+    ],
+)
+def test_a_name_may_say_another_b_value(stem, b_value):
+    assert names.other_b_value(stem) == b_value

@@ -87,3 +87,10 @@ def test_what_was_left_out_is_noted(support):
 def test_a_missing_folder_is_an_error(tmp_path):
     with pytest.raises(NoInputError):
         find_queries(tmp_path / "none", labelled=())
+
+
+def test_an_archive_of_queries_is_refused_with_what_to_do(tmp_path):
+    touch(tmp_path, "queries.zip")
+
+    with pytest.raises(NoInputError, match=r"is an archive.*Unpack it"):
+        find_queries(tmp_path / "queries.zip", labelled=[])

@@ -199,6 +199,28 @@ def test_equally_good_spellings_are_ambiguous(make, one, other):
     assert kinds(discovery) == ["ambiguous_sequence"]
 
 
+def test_another_b_value_is_told(make):
+    discovery = find_studies(make("c/DWI_b50.nii.gz"))
+
+    assert listed(discovery) == {"c": {"DWI_800": "DWI_b50.nii.gz"}}
+    [note] = discovery.notes
+    assert note.endswith("is taken for DWI_800, though its name says b = 50")
+
+
+@pytest.mark.parametrize("derived", ["DWI_ADC", "dwi-adc", "T1_sub", "p1_T2_mip"])
+def test_images_computed_from_others_are_left_out(make, derived):
+    discovery = find_studies(make("c/T2.nii.gz", f"c/{derived}.nii.gz"))
+
+    assert listed(discovery) == {"c": {"T2": "T2.nii.gz"}}
+    assert [one.path.name for one in discovery.left_out] == [f"{derived}.nii.gz"]
+
+
+def test_a_folder_of_masks_alone_says_so(make):
+    [note] = find_studies(make("T2_pred.nii.gz", "notes.txt")).notes
+
+    assert note.endswith("no image among its 2 files, 1 of them named like masks")
+
+
 def test_unknown_files_in_a_case_are_noted_and_left_alone(make):
     discovery = find_studies(make("c/GED4.nii.gz", "c/ADC.nii.gz", "c/readme.txt"))
 

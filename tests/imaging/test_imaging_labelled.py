@@ -127,6 +127,14 @@ def test_mask_with_a_value_that_is_no_label_is_refused(tmp_path, value):
     assert error.value.kind == "not_a_mask"
 
 
+def test_a_mask_of_every_voxel_is_refused_with_an_image(image):
+    _write_float(image.mask, np.ones(SHAPE_ZYX))
+
+    with pytest.raises(InputError, match="every voxel") as error:
+        read_labelled(image)
+    assert error.value.kind == "full_mask"
+
+
 def test_empty_mask_is_legal_by_itself_and_refused_with_an_image(image):
     write_scan(image.mask, np.zeros(SHAPE_ZYX), dtype=np.uint8)
 

@@ -307,3 +307,69 @@ def test_bzip2_is_told_by_its_content_whatever_the_name(tmp_path: Path) -> None:
     path.write_bytes(bz2.compress(nifti_bytes()))
 
     np.testing.assert_array_equal(read_volume(path).array_zyx, noise().T)
+
+
+def _analyze(folder):
+    image = nib.Spm2AnalyzeImage(noise(), np.diag([2.0, 2.0, 5.0, 1.0]))
+    nib.save(image, folder / "a.hdr")
+    (folder / "a.mat").unlink(missing_ok=True)
+    return folder / "a.hdr"
+
+
+def _text(name, *lines):
+    def write(folder):
+        content = "\n".join(lines).encode() + b"\n" + noise().tobytes(order="F")
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+_META = ("ObjectType = Image", "NDims = 3", "DimSize = 12 10 6", "ElementType = MET_SHORT")
+_DATA = "ElementDataFile = LOCAL"
+_NRRD = ("NRRD0004", "type: short", "dimension: 3", "sizes: 12 10 6", "endian: little")
+
+
+@pytest.mark.parametrize(
+    ("write", "noted"),
+    [
+        (_analyze, ["no_orientation"]),
+        (_text("a.mha", *_META, _DATA), ["no_spacing", "no_orientation"]),
+        (_text("a.mha", *_META, "ElementSpacing = 2 2 5", _DATA), ["no_orientation"]),
+        (_text("a.mha", *_META, "Orientation = 1 0 0 0 1 0 0 0 1", _DATA), ["no_spacing"]),
+        (_text("a.nrrd", *_NRRD, "encoding: raw", ""), ["no_spacing", "no_orientation"]),
+        (
+            _text(
+                "a.nrrd",
+                *_NRRD,
+                "encoding: raw",
+                "space dimension: 3",
+                "space directions: (2,0,0) (0,2,0) (0,0,5)",
+                "",
+            ),
+            ["no_orientation"],
+        ),
+    ],
+)
+def test_a_header_without_voxel_size_or_orientation_is_noted(tmp_path, write, noted):
+    repairs = read_volume(write(tmp_path)).repairs
+
+    assert [one.partition(":")[0] for one in repairs] == noted
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nii", "a.nrrd"])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (bytes(128) + b"DICM" + bytes(400), "a DICOM image"),
+        (b"PK\x03\x04" + bytes(400), "an archive"),
+        (b"ObjectType = Image\n" + bytes(400), "a MetaImage"),
+    ],
+)
+def test_a_file_that_holds_something_else_says_what(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(InputError, match=said):
+        read_volume(tmp_path / name)
