@@ -32,6 +32,8 @@ from sslmedsam2.execution.units import duration
 _LOG = logging.getLogger(__name__)
 _CONTAINER_INPUT = Path("/input")
 _CONTAINER_OUTPUT = Path("/output")
+_OTHER_FILES = (".gz", ".zip", ".dcm", ".png", ".jpg", ".stl")
+"""A folder for results is hardly called so: a file is meant."""
 _IN_SUMMARY = {"check": "to check", "skipped_resume": "kept"}
 
 if TYPE_CHECKING:
@@ -198,7 +200,7 @@ def _inputs(paths: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
 def _output_folder(options: dict[str, Any]) -> AbstractContextManager[Path]:
     """Return the folder of the run; where ``--output`` names a mask, a temporary one."""
     from sslmedsam2.errors import UsageError
-    from sslmedsam2.imaging.formats import WRITTEN_EXTENSIONS
+    from sslmedsam2.imaging.formats import WRITTEN_EXTENSIONS, image_extension
 
     output, options["mask_file"] = options["output_dir"], None
     if output is None and not _CONTAINER_OUTPUT.is_dir():
@@ -208,7 +210,15 @@ def _output_folder(options: dict[str, Any]) -> AbstractContextManager[Path]:
             remedy="Say where the masks go: --output FOLDER",
         )
     output = output or _CONTAINER_OUTPUT
-    if output.is_dir() or not output.name.lower().endswith(WRITTEN_EXTENSIONS):
+    if output.is_dir():
+        return nullcontext(output)
+    if not output.name.lower().endswith(WRITTEN_EXTENSIONS):
+        if image_extension(output) or output.suffix.lower() in _OTHER_FILES:
+            raise UsageError(
+                f"--output {output}",
+                reason="masks are not written in the format of this name",
+                remedy=f"Give a folder, or a name that ends in {', '.join(WRITTEN_EXTENSIONS)}",
+            )
         return nullcontext(output)
     if options["resume"]:
         raise UsageError(

@@ -412,6 +412,17 @@ def test_two_scans_of_one_name_in_a_layout_are_refused(folders, bright_model, tm
     assert not folders[1].exists()
 
 
+@pytest.mark.parametrize("name", ["mask.mhd", "mask.png", "mask.dcm", "mask.nii.bz2", "mask.gz"])
+def test_an_output_named_as_a_file_that_is_not_written_is_no_folder(tmp_path, capfd, name):
+    scan = write_scan(tmp_path / "scan.nii.gz")
+
+    code = main(["predict", str(scan), "-o", str(tmp_path / name)])
+
+    assert code == ExitCode.USAGE
+    assert "masks are not written in the format of this name" in capfd.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
 UNUSED_FOR_A_NIFTI_SCAN = {
     *("torch", "nnunetv2", "SimpleITK", "nibabel", "pydicom", "highdicom", "skimage"),
     *("matplotlib", "jinja2", "rich", "dask", "openvino.tools.ovc"),
