@@ -132,8 +132,8 @@ def volume_stem(path: Path) -> str:
 
 
 def is_mask(path: Path) -> bool:
-    """Whether a volume is a mask by its name, or by nnU-Net's folder of masks."""
-    in_folder_of_masks = folder_name(path.parent).lower() in names.NNUNET_LABEL_FOLDERS
+    """Whether a volume is a mask by its name, or by that of its folder."""
+    in_folder_of_masks = folder_name(path.parent).lower() in names.MASK_FOLDERS
     return in_folder_of_masks or names.parse_mask_stem(volume_stem(path)) is not None
 
 

@@ -12,6 +12,7 @@ In this order, at any depth below the root:
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections import defaultdict
@@ -47,10 +48,18 @@ def nnunet_partner(folder: Folder, tree: Tree) -> Folder | None:
     return next((one for one, at in zip(tree.folders, places, strict=True) if at == wanted), None)
 
 
-def channel_of(stem: str) -> str | None:
-    """Return ``0000`` of ``<case>_0000``; None for other names."""
+def channel_of(path: Path) -> str | None:
+    """Return ``0000`` of ``<case>_0000``, or ``0001`` beside it; None for other names.
+
+    Channels begin with 0000: without it, ``amos_0507`` is a case.
+    """
+    stem = volume_stem(path)
     match = _CHANNEL.search(stem)
-    return match[1] if match else None
+    if match is None:
+        return None
+    first = f"{stem[: match.start()]}_0000"
+    is_channel = stem == first or any(path.parent.glob(f"{glob.escape(first)}.*"))
+    return match[1] if is_channel else None
 
 
 def without_channel(stem: str) -> str:
@@ -166,7 +175,7 @@ def _by_folder(folder: Path, name: str, *, root: Path, sequences: SequenceMap) -
 
 def _of_nnunet(path: Path, stem: str) -> Identity:
     """Name an image or a mask of an nnU-Net raw data set; channels but the first keep a number."""
-    channel = None if is_in(LABEL_FOLDERS, path) else channel_of(stem)
+    channel = None if is_in(LABEL_FOLDERS, path) else channel_of(path)
     case = stem if channel is None else stem.removesuffix(f"_{channel}")
     told = _channel_name(path.parent.parent, channel or "0000")
     return case, told or (None if channel == "0000" else channel)

@@ -152,7 +152,7 @@ def _read_nnunet(labels: Folder, images: Folder) -> list[tuple[Path, Path, Path 
     by_case: _Paths = defaultdict(list)
     for path in images.volumes:
         stem = volume_stem(path)
-        channel = channel_of(stem)
+        channel = channel_of(path)
         by_case[names.identity_key(stem.removesuffix(f"_{channel}"))].append(path)
     found: list[tuple[Path, Path, Path | None]] = []
     for mask in labels.volumes:

@@ -50,9 +50,11 @@ _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S\d)?", re.IGNORECASE)
 _MOVED_ASIDE = re.compile(r"\.replaced-\d{8}T\d{6}Z(-\d+)?$")
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*_[0-9A-Za-z]+")
 WORST_RANK = 2
-NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests")
-NNUNET_LABEL_FOLDERS = ("labelstr", "labelsts")
+NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests", "imagesva")
+NNUNET_LABEL_FOLDERS = ("labelstr", "labelsts", "labelsva")
 """Folders of an nnU-Net raw data set, in lower case; the n-th of each belong together."""
+MASK_FOLDERS = (*NNUNET_LABEL_FOLDERS, "labels", "masks", "segmentations")
+"""Folders, in lower case, in which no scans lie."""
 _LONGEST_NAME_BYTES = 180
 """The limit of file systems (255), minus suffixes and temporary prefixes."""
 

@@ -108,3 +108,15 @@ def test_an_archive_given_as_the_folder_is_refused_with_what_to_do(tmp_path):
         find_labelled_series(tmp_path / "data.zip")
     with pytest.raises(NoInputError, match="it is a file"):
         find_labelled_series(tmp_path / "scan.nii.gz")
+
+
+def test_case_numbers_of_four_digits_are_no_channels(tmp_path):
+    _touch(
+        tmp_path,
+        *(f"imagesTr/amos_{n}.nii.gz" for n in ("0507", "0508")),
+        *(f"labelsTr/amos_{n}.nii.gz" for n in ("0507", "0508")),
+        "imagesVa/amos_0510.nii.gz",
+        "labelsVa/amos_0510.nii.gz",
+    )
+
+    assert [case for case, _ in _found(tmp_path)] == ["amos_0507", "amos_0508", "amos_0510"]

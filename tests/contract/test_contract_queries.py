@@ -94,3 +94,9 @@ def test_an_archive_of_queries_is_refused_with_what_to_do(tmp_path):
 
     with pytest.raises(NoInputError, match=r"is an archive.*Unpack it"):
         find_queries(tmp_path / "queries.zip", labelled=[])
+
+
+def test_case_numbers_of_four_digits_are_no_channels(tmp_path, support):
+    touch(tmp_path / "q", "imagesTr/amos_0507.nii.gz", "imagesTr/amos_0508.nii.gz")
+
+    assert found(tmp_path / "q", support) == [("amos_0507", None), ("amos_0508", None)]

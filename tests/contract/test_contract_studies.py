@@ -215,6 +215,13 @@ def test_images_computed_from_others_are_left_out(make, derived):
     assert [one.path.name for one in discovery.left_out] == [f"{derived}.nii.gz"]
 
 
+@pytest.mark.parametrize("folder", ["masks", "Labels", "segmentations"])
+def test_files_in_folders_of_masks_are_no_scans(make, folder):
+    discovery = find_studies(make("P1/scan.nii.gz", f"P1/{folder}/liver.nii.gz"))
+
+    assert [one.case for one in discovery.series] == ["P1_scan"]
+
+
 def test_a_folder_of_masks_alone_says_so(make):
     [note] = find_studies(make("T2_pred.nii.gz", "notes.txt")).notes
 
