@@ -203,14 +203,3 @@ def query_nvidia_smi(query: str) -> str | None:
     except subprocess.TimeoutExpired:
         return None
     return done.stdout.splitlines()[0].strip() if not done.returncode and done.stdout else None
-
-
-def has_matrix_units() -> bool:
-    """Whether this CPU multiplies matrices of bfloat16 in units of their own, as Intel's AMX.
-
-    False where the system does not list what its CPU can do.
-    """
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False

@@ -38,33 +38,37 @@ class UnsupportedNetworkError(Exception):
 class OpenVinoMarginNetwork:
     """A compiled network for patches of one size; see ``sliding_window.MarginNetwork``."""
 
-    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, *, half_precision: bool) -> None:
-        """Build and compile the network of one fold; ``half_precision`` asks for bfloat16.
+    def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, *, in_bfloat16: bool) -> None:
+        """Build and compile the network of one fold.
 
         Raises UnsupportedNetworkError: it is neither nnU-Net's plain nor its residual U-Net, or the
         weights do not fit it.
         """
-        model = _UNet(spec, checkpoint.weights).model()
-        self._compiled = _compiled(model, "bf16" if half_precision else "f32")
-        self._for_retries = model if half_precision else None
-        self._precise: ov.CompiledModel | None = None
-        self.backend = f"openvino {'bf16' if half_precision else 'fp32'}"
+        self.in_bfloat16 = in_bfloat16
+        self._model = _UNet(spec, checkpoint.weights).model()
+        self._compiled = _compiled(self._model, "bf16" if in_bfloat16 else "f32")
+        self._precise = None if in_bfloat16 else self._compiled
+        self.backend = f"openvino {'bf16' if in_bfloat16 else 'fp32'}"
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict the patches one by one: on a CPU a larger batch is no faster.
 
         A patch that overflows in bfloat16 is computed again in float32.
         """
-        return np.concatenate([self._one(patches[i : i + 1]) for i in range(len(patches))])
+        return np.concatenate([self._one(patch[None]) for patch in patches])
+
+    def in_float32(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Predict the patches in float32, whatever the network computes in."""
+        if self._precise is None:
+            self._precise = _compiled(self._model, "f32")
+        precise = self._precise
+        return np.concatenate([precise(np.ascontiguousarray(patch[None]))[0] for patch in patches])
 
     def _one(self, patch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        patch = np.ascontiguousarray(patch)
-        margin = self._compiled(patch)[0]
-        if self._for_retries is None or np.isfinite(margin).all():
+        margin = self._compiled(np.ascontiguousarray(patch))[0]
+        if not self.in_bfloat16 or np.isfinite(margin).all():
             return margin
-        if self._precise is None:
-            self._precise = _compiled(self._for_retries, "f32")
-        return self._precise(patch)[0]
+        return self.in_float32(patch)
 
 
 def _compiled(model: ov.Model, precision: str) -> ov.CompiledModel:
@@ -83,7 +87,7 @@ def _core() -> ov.Core:
     return ov.Core()
 
 
-def bf16_is_native() -> bool:
+def bfloat16_is_native() -> bool:
     """Tell whether OpenVINO computes bfloat16 on this CPU instead of emulating it."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 

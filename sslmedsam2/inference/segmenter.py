@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from sslmedsam2.inference.confidence import (
     promised_dice,
     read_calibration,
 )
-from sslmedsam2.inference.device import Device, choose_device, has_matrix_units
+from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
@@ -35,7 +35,13 @@ from sslmedsam2.inference.preprocessing import (
     probability_from_margin,
 )
 from sslmedsam2.inference.second_view import average, inverted
-from sslmedsam2.inference.sliding_window import Array, WindowPlan, slide, slide_from
+from sslmedsam2.inference.sliding_window import (
+    Array,
+    MarginNetwork,
+    WindowPlan,
+    slide,
+    slide_from,
+)
 
 if TYPE_CHECKING:
     from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
@@ -53,10 +59,8 @@ _STEP = 0.5
 _GPU_BATCH = 16
 """Patches that are cut out together; the network takes as many of them at once as fit."""
 
-_BF16_PAYS_FROM_CHANNELS = 32
-"""On a CPU without matrix units. Narrower networks spend their time in normalisation there, which
-bfloat16 slows down: measured 0.33 s against 0.21 s a patch with 16 channels, but half the time of
-fp32 with 32. With matrix units it always pays: 0.023 s against 0.100 s with 16 channels."""
+_ROUNDING: Final = 0.001
+"""What bfloat16 may move the promised Dice by, and more; see benchmarks/modes.py."""
 
 _SMALLEST_LIVER_ML = 150.0
 """Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
@@ -82,7 +86,8 @@ class EngineOptions:
     ----------
     mode
         ``exact`` gives nnU-Net's own result for each view; ``fast`` runs only windows that contain
-        liver and computes in bfloat16 where that is faster on this CPU.
+        liver. Both compute in bfloat16 on a CPU with units for it; ``exact`` only where the
+        calibration can tell that the network is sure, and in single precision otherwise.
     mirror
         Average over mirrored patches along the axes the model was trained to mirror.
     sure_from
@@ -179,7 +184,13 @@ class CanonicalSegmenter:
         self._calibration = read_calibration(spec)
         self._sure_from = self._resolve_sure_from(options.sure_from)
         try:
-            self._networks = _make_networks(spec, checkpoints, device=self.device, fast=self._fast)
+            self._networks = _make_networks(
+                spec,
+                checkpoints,
+                device=self.device,
+                # Not on a CPU that stands in for a GPU, in the middle of a scan.
+                half=self._fast or (self.device == "cpu" and self._sure_from > 0),
+            )
         # What plans can do by themselves; a RuntimeError may be the GPU's.
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ModelError(
@@ -188,6 +199,10 @@ class CanonicalSegmenter:
                 f"{first_line(error):.80})",
                 remedy="Copy plans.json that nnU-Net wrote beside the folds",
             ) from error
+
+        self._repeats_unsure = not self._fast and all(
+            getattr(network, "in_bfloat16", False) for network in self._networks
+        )
 
     @property
     def backend(self) -> str:
@@ -296,19 +311,27 @@ class CanonicalSegmenter:
         seconds: dict[str, float] = {}
         with _timed(seconds, "network"):
             patchable = on_model_grid(prepared, device=device)
-            margin = self._margin(patchable)
+            networks: Sequence[MarginNetwork] = self._networks
+            margin = self._margin(patchable, networks)
             promised = promised_dice(margin) if self._sure_from > 0 else 1.0
+            if self._repeats_unsure and promised < self._sure_from + _ROUNDING:
+                networks = [network.in_float32 for network in self._networks]
+                margin = self._margin(patchable, networks)
+                promised = promised_dice(margin)
             if promised < self._sure_from:
-                margin = average(margin, self._margin(inverted(patchable)), promised=promised)
+                other = self._margin(inverted(patchable), networks)
+                margin = average(margin, other, promised=promised)
                 self._notes.append(_SECOND_VIEW_NOTE)
         without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)
 
-    def _margin(self, patchable: Array) -> npt.NDArray[np.float32]:
-        margin = self._slide(patchable)
+    def _margin(
+        self, patchable: Array, networks: Sequence[MarginNetwork]
+    ) -> npt.NDArray[np.float32]:
+        margin = self._slide(patchable, networks)
         return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
 
-    def _slide(self, patchable: Array) -> Array:
+    def _slide(self, patchable: Array, networks: Sequence[MarginNetwork]) -> Array:
         plan = WindowPlan(
             patch_size=self._spec.patch_size,
             step=_STEP,
@@ -316,10 +339,10 @@ class CanonicalSegmenter:
             batch_size=1 if self.device == "cpu" else _GPU_BATCH,
         )
         if not self._fast:
-            return slide(patchable, self._networks, plan)
+            return slide(patchable, networks, plan)
         a, b, c = (TYPICAL_CENTRE[axis] for axis in self._spec.transpose_forward)
         enough = _PLAUSIBLE_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))
-        return slide_from(patchable, self._networks, plan, start=(a, b, c), enough_voxels=enough)
+        return slide_from(patchable, networks, plan, start=(a, b, c), enough_voxels=enough)
 
     def _drain_degradations(self) -> tuple[str, ...]:
         found, self._notes = self._notes, []
@@ -331,10 +354,10 @@ class CanonicalSegmenter:
 
 
 def _make_networks(
-    spec: ModelSpec, checkpoints: list[Checkpoint], *, device: str, fast: bool
+    spec: ModelSpec, checkpoints: list[Checkpoint], *, device: str, half: bool
 ) -> list[_Network]:
-    """Return one ready network a fold."""
-    on_cpu = [partial(_cpu_network, spec, checkpoint, fast=fast) for checkpoint in checkpoints]
+    """Return one ready network a fold; ``half`` allows bfloat16 on a CPU."""
+    on_cpu = [partial(_cpu_network, spec, checkpoint, half=half) for checkpoint in checkpoints]
     if device == "cpu":
         return [make() for make in on_cpu]
     from sslmedsam2.inference.network import build_margin_network
@@ -348,17 +371,16 @@ def _make_networks(
     ]
 
 
-def _cpu_network(spec: ModelSpec, checkpoint: Checkpoint, *, fast: bool) -> _Network:
+def _cpu_network(spec: ModelSpec, checkpoint: Checkpoint, *, half: bool) -> _Network:
     """Return a network that OpenVINO runs on the CPU, or torch where OpenVINO cannot."""
     try:
         from sslmedsam2.inference import openvino_backend as openvino
     except ImportError as error:
         return _torch_on_cpu(spec, checkpoint, f"OpenVINO cannot be loaded ({first_line(error)})")
-    widths = spec.architecture.kwargs.get("features_per_stage")
-    wide = isinstance(widths, list) and widths[0] >= _BF16_PAYS_FROM_CHANNELS
-    half = fast and (has_matrix_units() or (wide and openvino.bf16_is_native()))
     try:
-        return openvino.OpenVinoMarginNetwork(spec, checkpoint, half_precision=half)
+        return openvino.OpenVinoMarginNetwork(
+            spec, checkpoint, in_bfloat16=half and openvino.bfloat16_is_native()
+        )
     except openvino.UnsupportedNetworkError as error:
         return _torch_on_cpu(spec, checkpoint, f"OpenVINO cannot run this network ({error})")
 

@@ -13,7 +13,6 @@ from torch import nn
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference import openvino_backend
-from sslmedsam2.inference import segmenter as segmenter_module
 from sslmedsam2.inference.model_folder import load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork, UnsupportedNetworkError
@@ -30,10 +29,10 @@ def model_of(tmp_path, plans):
     return original, spec, load_checkpoint(spec, "0")
 
 
-def built(tmp_path, plans, *, half_precision=False):
+def built(tmp_path, plans, *, in_bfloat16=False):
     """Return the engine's network by torch and by OpenVINO, with the same weights."""
     _, spec, checkpoint = model_of(tmp_path, plans)
-    compiled = OpenVinoMarginNetwork(spec, checkpoint, half_precision=half_precision)
+    compiled = OpenVinoMarginNetwork(spec, checkpoint, in_bfloat16=in_bfloat16)
     return build_margin_network(spec, checkpoint), compiled
 
 
@@ -129,7 +128,7 @@ def test_a_network_that_cannot_be_built_is_refused_by_name(tmp_path, arguments, 
     _, spec, checkpoint = model_of(tmp_path, plans)
 
     with pytest.raises(UnsupportedNetworkError, match=named):
-        OpenVinoMarginNetwork(spec, checkpoint, half_precision=False)
+        OpenVinoMarginNetwork(spec, checkpoint, in_bfloat16=False)
 
 
 def without_one(weights):
@@ -152,7 +151,7 @@ def test_weights_that_do_not_fit_the_plans_are_not_run(tmp_path, change):
     change(weights)
 
     with pytest.raises(UnsupportedNetworkError):
-        OpenVinoMarginNetwork(spec, replace(checkpoint, weights=weights), half_precision=False)
+        OpenVinoMarginNetwork(spec, replace(checkpoint, weights=weights), in_bfloat16=False)
 
 
 def with_gelu(plans):
@@ -205,7 +204,7 @@ from sslmedsam2.inference.openvino_backend import OpenVinoMarginNetwork
 spec = read_model_spec(Path({str(folder)!r}))
 
 def make():
-    return OpenVinoMarginNetwork(spec, load_checkpoint(spec, "0"), half_precision=False)
+    return OpenVinoMarginNetwork(spec, load_checkpoint(spec, "0"), in_bfloat16=False)
 
 signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 first, second = make(), make()
@@ -218,30 +217,32 @@ signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
-    ("mode", "matrix_units", "half"),
-    [("fast", True, True), ("fast", False, False), ("exact", True, False)],
+    ("mode", "native", "sure_from", "half"),
+    [
+        ("fast", True, 0.0, True),
+        ("fast", False, 0.0, False),
+        ("exact", True, 0.5, True),
+        ("exact", False, 0.5, False),
+        # Nothing tells of which scans the network is unsure.
+        ("exact", True, 0.0, False),
+    ],
 )
-def test_fast_computes_in_bfloat16_where_the_cpu_has_units_for_it(
-    tmp_path, monkeypatch, mode, matrix_units, half
+def test_a_cpu_with_units_for_bfloat16_computes_in_it(
+    tmp_path, monkeypatch, mode, native, sure_from, half
 ):
-    asked = []
-
-    def compiled(_spec, _checkpoint, **options):
-        asked.append(options["half_precision"])
-
-    monkeypatch.setattr(openvino_backend, "OpenVinoMarginNetwork", compiled)
-    monkeypatch.setattr(segmenter_module, "has_matrix_units", lambda: matrix_units)
+    monkeypatch.setattr(openvino_backend, "bfloat16_is_native", lambda: native)
     plans = make_plans()
     spec = read_model_spec(
         write_model(tmp_path / "model", plans, {"0": make_network(plans, seed=3)})
     )
 
-    CanonicalSegmenter(spec, EngineOptions(device="cpu", mode=mode))
-    assert asked == [half]
+    segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", mode, sure_from=sure_from))
+
+    assert segmenter.backend == f"openvino {'bf16' if half else 'fp32'}"
 
 
 def test_what_overflows_in_bfloat16_is_computed_again_in_float32(tmp_path, monkeypatch):
-    network, quick = built(tmp_path, make_plans(), half_precision=True)
+    network, quick = built(tmp_path, make_plans(), in_bfloat16=True)
     precise, asked = quick._compiled, []
 
     def overflowing(patch):
@@ -252,3 +253,9 @@ def test_what_overflows_in_bfloat16_is_computed_again_in_float32(tmp_path, monke
 
     np.testing.assert_allclose(quick(PATCHES), by_torch(network), atol=1e-4)
     assert len(asked) == len(PATCHES)
+
+
+def test_a_network_in_bfloat16_computes_in_float32_where_asked_to(tmp_path):
+    network, quick = built(tmp_path, make_plans(), in_bfloat16=True)
+
+    np.testing.assert_allclose(quick.in_float32(PATCHES), by_torch(network), atol=1e-4)

@@ -89,7 +89,7 @@ def engine_result(folder, array_zyx, *, mirror, spacing_zyx_mm=SPACING_ZYX_MM):
     spec = read_model_spec(folder)
     segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu", mirror=mirror))
     prepared = prepare(array_zyx, spacing_zyx_mm=spacing_zyx_mm, spec=spec)
-    margin = segmenter._margin(prepared.patchable)
+    margin = segmenter._margin(prepared.patchable, segmenter._networks)
     return margin, mask_from_margin(margin, prepared), segmenter.backend
 
 

@@ -8,6 +8,7 @@ from tiny_models import bright_tissue_model
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference import openvino_backend
 from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.second_view import average, inverted
@@ -67,6 +68,33 @@ def test_an_unsure_scan_is_seen_in_both_views(spec):
     np.testing.assert_allclose(both.margin, averaged(single.margin, other.margin), atol=1e-5)
     assert not single.warnings
     assert [note.split(":")[0] for note in both.warnings] == ["second_view"]
+
+
+@pytest.mark.parametrize("sure_from", [0.01, 1.0])
+def test_exact_computes_a_scan_again_in_float32_only_where_the_network_is_unsure(
+    spec, monkeypatch, sure_from
+):
+    reference = engine(spec, sure_from=0.0)
+    prepared = prepared_by(reference)
+    single = reference.infer(prepared)
+    monkeypatch.setattr(openvino_backend, "bfloat16_is_native", lambda: True)
+    rounding = engine(spec, sure_from=sure_from)
+    [network], in_float32 = rounding._networks, []
+
+    def watched(patches):
+        in_float32.append(len(patches))
+        return openvino_backend.OpenVinoMarginNetwork.in_float32(network, patches)
+
+    monkeypatch.setattr(network, "in_float32", watched)
+    found = rounding.infer(prepared)
+
+    if sure_from < 1:
+        assert not in_float32
+        np.testing.assert_allclose(found.margin, single.margin, atol=0.3)
+        return
+    turned = replace(prepared, patchable=inverted(prepared.patchable))
+    expected = averaged(single.margin, reference.infer(turned).margin)
+    np.testing.assert_array_equal(found.margin, expected)
 
 
 def test_a_second_view_that_promises_much_less_does_not_count():

@@ -22,7 +22,7 @@ from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError, U
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.inference.confidence import FEATURES
-from sslmedsam2.inference.device import has_matrix_units
+from sslmedsam2.inference.openvino_backend import bfloat16_is_native
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.predict.series import MAP_KINDS
@@ -83,7 +83,7 @@ def test_the_report_says_what_was_done(workplace):
     ended = workplace.run(mode="fast")
 
     report, result = ended.report, ended.of("0001-A", "GED4")
-    assert report.backend == f"openvino {'bf16' if has_matrix_units() else 'fp32'}"
+    assert report.backend == f"openvino {'bf16' if bfloat16_is_native() else 'fp32'}"
     assert report.device == "cpu"
     assert report.options["mode"] == "fast"
     assert report.finished is not None
