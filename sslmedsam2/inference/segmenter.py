@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -315,7 +315,8 @@ class CanonicalSegmenter:
             margin = self._margin(patchable, networks)
             promised = promised_dice(margin) if self._sure_from > 0 else 1.0
             if self._repeats_unsure and promised < self._sure_from + _ROUNDING:
-                networks = [network.in_float32 for network in self._networks]
+                ours = cast("list[OpenVinoMarginNetwork]", self._networks)
+                networks = [network.in_float32 for network in ours]
                 margin = self._margin(patchable, networks)
                 promised = promised_dice(margin)
             if promised < self._sure_from:

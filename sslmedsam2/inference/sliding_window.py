@@ -23,9 +23,9 @@ from sslmedsam2.inference.postprocessing import keep_largest
 _GAUSSIAN_SIGMA = 1 / 8
 """Width of nnU-Net's importance weighting, as a share of the patch."""
 
-_RIM = 5 / 32
+_RIM = 1 / 4
 """Share of the patch, on either side, in which a window has seen too little around a voxel to be
-relied on alone; below a quarter, or overlapping by half would leave gaps between the cores."""
+relied on alone; no more, or overlapping by half would leave gaps between the cores."""
 
 _WORTHWHILE_SHARE = 0.0005
 """A window is not run for less liver than this share of the patch."""
@@ -247,7 +247,7 @@ def _windows(
 ) -> Iterator[_Window]:
     sides = []
     for size, patch in zip(shape, patch_size, strict=True):
-        rim = round(patch * _RIM)
+        rim = int(patch * _RIM)
         sides.append(
             [
                 (
