@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.imaging.records import read_record_or_none
-from sslmedsam2.imaging.volume import MaskZYX
+from sslmedsam2.imaging.volume import MaskZYX, bounding_box
 from sslmedsam2.inference.postprocessing import keep_largest
 from sslmedsam2.weights.manifest import CONFIDENCE_FILE, checkpoint_file, sha256_file
 
@@ -32,6 +32,7 @@ _FAR_BACKGROUND: Final = -6.0
 """Margins below this add nothing; without them ``exact`` and ``fast`` see the same."""
 _LEAST, _MOST = 0.01, 0.995
 _DOUBT_SIGMA_MM: Final = 8.0
+_FILTER_ENDS: Final = 4.0
 _NEAR_VOXELS: Final = 3
 _CHECKED_BELOW: Final = 0.8
 """Estimated Dice below which a person should look at the mask."""
@@ -207,12 +208,21 @@ def _most_doubtful(
 ) -> tuple[float, float, float]:
     from scipy import ndimage
 
-    near = ndimage.binary_dilation(largest, iterations=_NEAR_VOXELS)
-    undecided = probability * (1 - probability)
-    smooth = ndimage.gaussian_filter(undecided, [_DOUBT_SIGMA_MM / mm for mm in spacing_mm])
+    sigmas = [_DOUBT_SIGMA_MM / mm for mm in spacing_mm]
+    # All that a voxel near the mask sees: the filter ends after so many standard deviations.
+    reach = [_NEAR_VOXELS + int(_FILTER_ENDS * sigma + 0.5) for sigma in sigmas]
+    box = bounding_box(largest)
+    assert box is not None
+    around = tuple(
+        slice(max(0, side.start - n), side.stop + n) for side, n in zip(box, reach, strict=True)
+    )
+    near = ndimage.binary_dilation(largest[around], iterations=_NEAR_VOXELS)
+    undecided = probability[around] * (1 - probability[around])
+    smooth = ndimage.gaussian_filter(undecided, sigmas, truncate=_FILTER_ENDS)
     smooth[~near] = 0
-    place = np.unravel_index(int(smooth.argmax()), smooth.shape)
-    a, b, c = ((index + 0.5) / size for index, size in zip(place, smooth.shape, strict=True))
+    within = np.unravel_index(int(smooth.argmax()), smooth.shape)
+    place = [side.start + index for side, index in zip(around, within, strict=True)]
+    a, b, c = ((index + 0.5) / size for index, size in zip(place, largest.shape, strict=True))
     return float(a), float(b), float(c)
 
 

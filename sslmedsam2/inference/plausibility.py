@@ -91,7 +91,9 @@ def liver_traits(
     inside = mask_zyx > 0
     box = bounding_box(inside)
     assert box is not None
-    body = _body(array_zyx)
+    air, bright = np.percentile(array_zyx[::2, ::2, ::2], (1, 98))
+    # A fifth of the way from the air to the bright tissue.
+    body = array_zyx > air + 0.2 * (bright - air)
     body |= inside
     body_here = body[box[0]]
     by, bx = (np.flatnonzero(body_here.any(axis=axes)) for axes in ((0, 2), (0, 1)))
@@ -101,7 +103,6 @@ def liver_traits(
     step = 1 if array_zyx.size <= _LARGEST_WHOLE else 2
     thinned = (slice(None), slice(None, None, step), slice(None, None, step))
     low, high = np.percentile(array_zyx[thinned][body[thinned]], (25, 75))
-    air, bright = np.percentile(array_zyx[::2, ::2, ::2], (1, 98))
     scale = max(float(high - low), _LEAST_RANGE * float(bright - air), 1e-6)
     near, array_near = inside[box], array_zyx[box]
     liver = array_near[near]
@@ -140,12 +141,6 @@ def _slice_axis(spacing_zyx_mm: tuple[float, float, float]) -> int:
     """Return the axis of far larger spacing than the others, which is that of the slices."""
     axis = int(np.argmax(spacing_zyx_mm))
     return axis if spacing_zyx_mm[axis] > _THICK * sorted(spacing_zyx_mm)[1] else 0
-
-
-def _body(array_zyx: ArrayZYX) -> np.ndarray:
-    """Return the voxels brighter than a fifth of the way from the air to the bright tissue."""
-    low, high = np.percentile(array_zyx[::2, ::2, ::2], (1, 98))
-    return array_zyx > low + 0.2 * (high - low)
 
 
 def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:

@@ -8,13 +8,14 @@ agree with nnU-Net's to rounding (see ``tests/inference/test_inference_resamplin
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.imaging.volume import bounding_box
 from sslmedsam2.inference.model_folder import Resampling
 
 _ANISOTROPY_THRESHOLD = 3.0
@@ -101,10 +102,24 @@ def resample_above_zero(
 ) -> npt.NDArray[np.uint8]:
     """Return where the resampled ``margin`` is positive, never holding it as a whole.
 
-    Linear rules only (nnU-Net's for logits), for which no clipping is needed.
+    Linear rules only (nnU-Net's for logits): no clipping is needed, and what lies between values
+    that are not positive is not positive, so only the surroundings of the others are computed.
     """
-    out = np.empty(resampler.new_shape, np.uint8)
-    for plane, above in zip(_planes(margin, resampler), out, strict=True):
+    out = np.zeros(resampler.new_shape, np.uint8)
+    positive = bounding_box(margin > 0)
+    if positive is None:
+        return out
+    matrices = list(resampler.matrices)
+    inner: list[slice] = []
+    for axis, (matrix, side) in enumerate(zip(resampler.matrices, positive, strict=True)):
+        if matrix is None:
+            inner.append(side)
+            margin = margin[(slice(None),) * axis + (side,)]
+        else:
+            reached = np.flatnonzero(matrix[:, side].any(axis=1))
+            inner.append(slice(int(reached[0]), int(reached[-1]) + 1) if reached.size else slice(0))
+            matrices[axis] = matrix[inner[axis]]
+    for plane, above in zip(_planes(margin, matrices), out[tuple(inner)], strict=True):
         np.greater(plane, 0, out=above, casting="unsafe")
     return out
 
@@ -114,17 +129,17 @@ def resample_margin(
 ) -> npt.NDArray[np.float32]:
     """Return the resampled ``margin``, positive exactly where :func:`resample_above_zero` says."""
     out = np.empty(resampler.new_shape, np.float32)
-    for plane, resampled in zip(_planes(margin, resampler), out, strict=True):
+    for plane, resampled in zip(_planes(margin, resampler.matrices), out, strict=True):
         resampled[:] = plane
     return out
 
 
 def _planes(
-    margin: npt.NDArray[np.float32], resampler: Resampler
+    margin: npt.NDArray[np.float32], matrices: Sequence[Matrix | None]
 ) -> Iterator[npt.NDArray[np.float32]]:
     """Yield the planes of the resampled margin along the first axis, one in memory at a time."""
-    first, second, third = resampler.matrices
-    for index in range(resampler.new_shape[0]):
+    first, second, third = matrices
+    for index in range(len(margin if first is None else first)):
         if first is None:
             plane = margin[index]
         else:
@@ -139,7 +154,7 @@ def _planes(
 
 def _apply(
     volume: npt.NDArray[np.float32],
-    matrices: tuple[Matrix | None, ...] | list[Matrix | None],
+    matrices: Sequence[Matrix | None],
 ) -> npt.NDArray[np.float32]:
     """Apply the matrices, the most shrinking first to keep the intermediates small."""
     order = sorted(

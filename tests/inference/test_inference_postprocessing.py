@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from sslmedsam2.inference.postprocessing import (
     bounding_box,
@@ -47,6 +48,17 @@ def test_holes_are_filled_also_where_they_are_open_above():
     mask[10:16, 12, 14] = 0
 
     np.testing.assert_array_equal(keep_liver(mask).mask_zyx, liver)
+
+
+def test_holes_in_a_porous_liver_are_those_that_scipy_fills_in_each_slice():
+    porous = (np.random.default_rng(1).random((6, 30, 40)) < 0.6).astype(np.uint8)
+
+    kept = keep_liver(porous)
+
+    liver = keep_largest(porous)
+    filled = [ndimage.binary_fill_holes(plane) for plane in liver]
+    np.testing.assert_array_equal(kept.mask_zyx, filled)
+    assert kept.mask_zyx.sum() > liver.sum()
 
 
 def test_a_notch_that_is_open_in_the_slice_stays():

@@ -94,13 +94,27 @@ def test_mask_is_where_nnunets_logits_are_positive(grid, order_z):
     np.testing.assert_array_equal(mask[decided], reference[decided] > 0)
 
 
+@pytest.mark.parametrize("is_small", [False, True])
 @pytest.mark.parametrize("grid", GRIDS)
-def test_margin_is_positive_exactly_where_the_mask_is(grid):
+def test_margin_is_positive_exactly_where_the_mask_is(grid, is_small):
     rule = Resampling(order=1, order_z=0, force_separate_z=None)
     margin = noise(GRIDS[grid][0]) - 100
+    if is_small:
+        liver = np.zeros_like(margin, bool)
+        liver[2:8, 3:8, 1:6] = True
+        margin = np.where(liver, np.abs(margin), -np.abs(margin))
 
     resampled = resample_margin(margin, resampler_for(grid, rule))
 
     np.testing.assert_allclose(resampled, by_nnunet(margin, grid, rule), atol=1e-3)
     mask = resample_above_zero(margin, resampler_for(grid, rule))
     np.testing.assert_array_equal(resampled > 0, mask)
+
+
+def test_a_margin_that_is_nowhere_positive_gives_an_empty_mask():
+    grid = "isotropic, upsampled"
+    rule = Resampling(order=1, order_z=0, force_separate_z=None)
+
+    mask = resample_above_zero(-np.ones(GRIDS[grid][0], np.float32), resampler_for(grid, rule))
+
+    assert not mask.any()
