@@ -42,7 +42,9 @@ class Watched(CanonicalSegmenter):
         self.n_windows = 0
         self.promised: list[float] = []
 
-    def _margin(self, patchable: Array, networks: Sequence[MarginNetwork]) -> np.ndarray:
+    def _margin(
+        self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool = True
+    ) -> np.ndarray:
         def counted(network: MarginNetwork) -> MarginNetwork:
             def predict(patches: np.ndarray) -> np.ndarray:
                 self.n_windows += len(patches)
@@ -50,7 +52,8 @@ class Watched(CanonicalSegmenter):
 
             return predict
 
-        margin = super()._margin(patchable, [counted(network) for network in networks])
+        watched = [counted(network) for network in networks]
+        margin = super()._margin(patchable, watched, everywhere=everywhere)
         self.promised.append(promised_dice(margin))
         return margin
 

@@ -86,8 +86,9 @@ class EngineOptions:
     ----------
     mode
         ``exact`` gives nnU-Net's own result for each view; ``fast`` runs only windows that contain
-        liver. Both compute in bfloat16 on a CPU with units for it; ``exact`` only where the
-        calibration can tell that the network is sure, and in single precision otherwise.
+        liver. Both compute in bfloat16 on a CPU with units for it. A calibration tells of which
+        scans the network is unsure: there ``exact`` computes again in float32, and ``fast`` runs
+        all windows. Without one ``exact`` computes in float32.
     mirror
         Average over mirrored patches along the axes the model was trained to mirror.
     sure_from
@@ -200,7 +201,7 @@ class CanonicalSegmenter:
                 remedy="Copy plans.json that nnU-Net wrote beside the folds",
             ) from error
 
-        self._repeats_unsure = not self._fast and all(
+        self._repeats_unsure = self._fast or all(
             getattr(network, "in_bfloat16", False) for network in self._networks
         )
 
@@ -312,11 +313,12 @@ class CanonicalSegmenter:
         with _timed(seconds, "network"):
             patchable = on_model_grid(prepared, device=device)
             networks: Sequence[MarginNetwork] = self._networks
-            margin = self._margin(patchable, networks)
+            margin = self._margin(patchable, networks, everywhere=not self._fast)
             promised = promised_dice(margin) if self._sure_from > 0 else 1.0
             if self._repeats_unsure and promised < self._sure_from + _ROUNDING:
-                ours = cast("list[OpenVinoMarginNetwork]", self._networks)
-                networks = [network.in_float32 for network in ours]
+                if not self._fast:
+                    ours = cast("list[OpenVinoMarginNetwork]", self._networks)
+                    networks = [network.in_float32 for network in ours]
                 margin = self._margin(patchable, networks)
                 promised = promised_dice(margin)
             if promised < self._sure_from:
@@ -327,19 +329,21 @@ class CanonicalSegmenter:
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)
 
     def _margin(
-        self, patchable: Array, networks: Sequence[MarginNetwork]
+        self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool = True
     ) -> npt.NDArray[np.float32]:
-        margin = self._slide(patchable, networks)
+        margin = self._slide(patchable, networks, everywhere=everywhere)
         return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
 
-    def _slide(self, patchable: Array, networks: Sequence[MarginNetwork]) -> Array:
+    def _slide(
+        self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool
+    ) -> Array:
         plan = WindowPlan(
             patch_size=self._spec.patch_size,
             step=_STEP,
             mirror_axes=self._mirror_axes,
             batch_size=1 if self.device == "cpu" else _GPU_BATCH,
         )
-        if not self._fast:
+        if everywhere:
             return slide(patchable, networks, plan)
         a, b, c = (TYPICAL_CENTRE[axis] for axis in self._spec.transpose_forward)
         enough = _PLAUSIBLE_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))

@@ -6,6 +6,7 @@ from tiny_models import bright_tissue_model
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.inference import openvino_backend
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
@@ -61,11 +62,15 @@ def test_the_liver_is_found_and_the_spot_dropped(make_segmenter, transpose):
     assert set(result.seconds) == {"prepare", "network", "finish"}
 
 
+def wide_abdomen():
+    """Return an abdomen amid so much air that some windows hold no liver."""
+    wide = np.pad(abdomen()[0], ((0, 0), (40, 60), (70, 30)), constant_values=18.0)
+    return wide + np.random.default_rng(1).normal(0, 2, size=wide.shape).astype(np.float32)
+
+
 @pytest.mark.parametrize("transpose", [(0, 1, 2), (2, 0, 1)])
 def test_fast_skips_windows_without_liver_and_finds_the_same_one(make_segmenter, transpose):
-    array, _ = abdomen()
-    wide = np.pad(array, ((0, 0), (40, 60), (70, 30)), constant_values=18.0)
-    wide += np.random.default_rng(1).normal(0, 2, size=wide.shape).astype(np.float32)
+    wide = wide_abdomen()
     results, n_patches = {}, {}
     for mode in ("exact", "fast"):
         segmenter = make_segmenter(transpose=transpose, mode=mode)
@@ -77,6 +82,19 @@ def test_fast_skips_windows_without_liver_and_finds_the_same_one(make_segmenter,
     assert results["exact"].any()
     assert dice(results["fast"], results["exact"]) > 0.99
     assert n_patches["fast"] < 0.7 * n_patches["exact"]
+
+
+@pytest.mark.parametrize(("sure_from", "skips"), [(0.01, True), (1.0, False)])
+def test_fast_skips_no_window_where_the_network_is_unsure(tmp_path, monkeypatch, sure_from, skips):
+    monkeypatch.setattr(openvino_backend, "bfloat16_is_native", lambda: False)
+    spec = read_model_spec(bright_tissue_model(tmp_path / "model"))
+    margins = []
+    for mode in ("exact", "fast"):
+        engine = EngineOptions("cpu", mode, mirror=False, sure_from=sure_from)
+        segmenter = CanonicalSegmenter(spec, engine)
+        margins.append(segmenter.infer(segmenter.prepare(canonical(wide_abdomen()))).margin)
+
+    assert np.array_equal(*margins) != skips
 
 
 def test_where_nothing_is_liver_the_likeliest_region_of_a_plausible_size_is_offered(
