@@ -14,7 +14,7 @@ import fakecuda
 from sslmedsam2.cli.main import main
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
-from sslmedsam2.inference import on_gpu
+from sslmedsam2.inference import on_gpu, openvino_backend
 from sslmedsam2.inference.model_folder import Resampling, read_model_spec
 from sslmedsam2.inference.resampling import (
     make_resampler,
@@ -34,6 +34,14 @@ PATCH_BYTES = PATCHES[0].nbytes
 
 def dice(one, other):
     return 2 * int((one & other).sum()) / int(one.sum() + other.sum())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cpu_in_float32():
+    """Compare the GPU with float32, also on a CPU with units for bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_backend, "bfloat16_is_native", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="module")
