@@ -1,6 +1,5 @@
 """What tests share: a log that no earlier test has redirected, and a small model."""
 
-import gc
 import logging
 import os
 
@@ -8,13 +7,6 @@ import pytest
 
 # Threads of networks as small as these only wait for each other. Set before torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_collection_finish():
-    """Spare what is imported by now the garbage collector, which took 5 % of a run's time."""
-    gc.collect()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
