@@ -76,6 +76,24 @@ def livers() -> Iterator[tuple[str, str, CanonicalVolume]]:
             yield folder, f"{path.parent.name}/{path.name}", canonical(path)
 
 
+def reference_places() -> list[float]:
+    """Return how far from the patient's right each reference mask lies: 0 to 1, sorted."""
+    places = []
+    for folder in ("chaos_mr_t2", "totalseg_ct", "btcv_ct"):
+        for path in sorted((REAL_DATA / folder).glob("*/[TC]*.nii.gz")):
+            volume = canonical(path)
+            mask = read_mask(path.with_name(f"mask_{path.name}")).array_zyx
+            traits = liver_traits(
+                apply_reorientation(mask, volume.reorientation),
+                volume.array_zyx,
+                spacing_zyx_mm=volume.spacing_zyx_mm,
+                confidence=1.0,
+                components=1,
+            )
+            places.append(round(traits.centre_x, 2))
+    return sorted(places)
+
+
 def canonical(path: Path) -> CanonicalVolume:
     """Read a volume as ``predict`` does."""
     volume = to_canonical(read_volume(path))
