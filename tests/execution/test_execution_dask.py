@@ -3,6 +3,7 @@
 The clusters are real: a scheduler, and workers that are processes of their own.
 """
 
+import asyncio
 import json
 import os
 import signal
@@ -39,6 +40,21 @@ def local(workers, **how):
     with connected(LocalSpec(workers)) as client:
         client.wait_for_workers(workers, timeout=60)
         yield DaskExecutor(client, patience_s=PATIENCE_S, **how)
+
+
+def test_workers_that_end_late_do_not_fail_a_finished_run(monkeypatch, caplog):
+    from distributed import SpecCluster
+
+    close = SpecCluster.close
+
+    def close_late(cluster, *args):
+        close(cluster, *args)
+        raise asyncio.TimeoutError
+
+    monkeypatch.setattr(SpecCluster, "close", close_late)
+    with local(1) as executor:
+        assert isinstance(executor, DaskExecutor)
+    assert "did not confirm in time" in caplog.text
 
 
 def environment():
