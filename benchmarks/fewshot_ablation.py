@@ -70,8 +70,8 @@ class Bench:
             return [(at * s.volume.n_slices).astype(int) for s in supports]
         pairs = [(s.volume, s.place) for s in supports]
         if how == "one by one":
-            return [align(query.volume, [pair])[0].indices for pair in pairs]
-        return [partners.indices for partners in align(query.volume, pairs)]
+            return [align(query.volume, [pair])[0][0].indices for pair in pairs]
+        return [partners.indices for partners in align(query.volume, pairs)[0]]
 
     @torch.inference_mode()
     def ask(self, query: Seen, memories: Sequence[Memory]) -> Decoded:

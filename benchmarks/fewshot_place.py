@@ -112,7 +112,7 @@ def placed(options: Any, supports: Sequence[Case], queries: Sequence[Case], kind
         given = [known[case.name] for case in chosen]
         for case in asked:
             query = known[case.name]
-            found = align(query.volume, [(one.volume, one.place) for one in given])
+            found = align(query.volume, [(one.volume, one.place) for one in given])[0]
             pairs = zip(given, found, strict=True)
             shown = np.mean([one.has_liver[partners.indices] for one, partners in pairs], 0) > 0.5
             true, z_mm = query.has_liver, query.volume.z_mm

@@ -2,7 +2,7 @@
 
 Single slices of two abdomens are easily confused, and so are whole stacks. The masks of the
 supports show where their organ begins and ends, so all supports are aligned to each other first;
-then one position of the query is searched that fits all of them. What is compared is how the
+then positions of the query are searched that fit all of them. What is compared is how the
 slices change along the body: that is alike in CT and MR, where the slices themselves are not.
 """
 
@@ -27,6 +27,8 @@ the body."""
 _LEAST_SLICES: Final = 3
 """Pairs of slices that show a change along the body."""
 _STEP_MM: Final = 4.0
+_APART_MM: Final = 30.0
+"""Between two positions that are offered."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +54,17 @@ def find_place(masks: npt.NDArray[np.float32], z_mm: npt.NDArray[np.floating]) -
 
 
 def align(
-    query: DescribedVolume, supports: Sequence[tuple[DescribedVolume, Place]]
-) -> list[Partners]:
-    """Find partners in all supports for one position of the query's organ.
+    query: DescribedVolume, supports: Sequence[tuple[DescribedVolume, Place]], *, n_places: int = 1
+) -> list[list[Partners]]:
+    """Find partners in all supports for each of the likeliest positions of the query's organ.
 
-    Slices beyond a support's ends get its end slices.
+    The likeliest comes first; there may be fewer than ``n_places``. Slices beyond a support's ends
+    get its end slices.
     """
     height_mm = float(np.mean([place.height_mm for _, place in supports]))
-    best_score, best = -np.inf, []
     # A scan may end within the organ, even before its middle.
     low_mm, high_mm = -height_mm / 2, float(query.z_mm[-1]) + height_mm / 2
+    tried = []
     for middle_mm in np.arange(low_mm, high_mm + _STEP_MM, _STEP_MM):
         found, scores = [], []
         for support, place in supports:
@@ -70,9 +73,15 @@ def align(
             found.append(partners)
             scores.append(partners.similarity * np.sqrt(covered))
         # Every support counts at every position; one that covers nothing there counts as 0.
-        if np.mean(scores) > best_score:
-            best_score, best = float(np.mean(scores)), found
-    return best
+        tried.append((float(np.mean(scores)), middle_mm, found))
+    tried.sort(key=lambda one: -one[0])
+    offered: list[tuple[float, list[Partners]]] = []
+    for _, middle_mm, found in tried:
+        if all(abs(middle_mm - other_mm) >= _APART_MM for other_mm, _ in offered):
+            offered.append((middle_mm, found))
+        if len(offered) == n_places:
+            break
+    return [found for _, found in offered]
 
 
 def _partners(

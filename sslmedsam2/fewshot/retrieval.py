@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as nnf
 
-from sslmedsam2.fewshot.alignment import Place, align, find_place, on_query_grid
+from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,
@@ -57,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 _TOGETHER_AT_MOST: Final = 8
 """Conditioning frames of the joint pass; the network is trained with up to eight."""
+_SOUND_AGREEMENT: Final = 0.7
+"""Below this, other heights are tried: in 126 queries between CT and T2 it was 0.61 to 0.65 in the
+three whose height was wrong, and 0.73 and more in the others."""
+_N_PLACES: Final = 3
 _LEAST_COVERED: Final = 0.5
 """Share of the query's slices that another sequence of the patient must cover."""
 
@@ -98,18 +102,33 @@ class _AlignedSupport:
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """The predictions for a query in one contrast."""
+class _ShownQuery:
+    """A query in one contrast, encoded; ``slices`` are those of the stack, where SAM2 computes."""
 
+    query: Query
     appearance: str
+    stack: SliceStack
+    slices: Tensor
     volume: EncodedVolume
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """The predictions for a query in one contrast and at one height."""
+
+    shown: _ShownQuery
     views: list[_AlignedSupport]
     predictions: list[SupportPrediction]
     probability: npt.NDArray[np.float32]
 
     @property
     def agreement(self) -> float:
-        """Mean Dice of the supports' masks with the result; low for a query in a wrong contrast."""
+        """Mean Dice of the supports' masks with the result; 0 where that is empty.
+
+        It is low for a query in a wrong contrast or at a wrong height.
+        """
+        if not (self.probability > 0.5).any():
+            return 0.0
         return float(np.mean(agreements(self.predictions, self.probability)))
 
 
@@ -145,14 +164,16 @@ class Retrieval:
         check_image(stack, name=query.name)
         supports = [known for known in self._known if known.case != leave_out_case]
         reference = np.mean([known.contrast for known in supports], axis=0)
-        shown: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
+        contrasts: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
         if self._settings.harmonise:
-            shown = appearances(stack.slices, reference)
-        attempts = [
-            self._attempt(query, replace(stack, slices=slices), supports, appearance=name)
-            for name, slices in shown.items()
-        ]
+            contrasts = appearances(stack.slices, reference)
+        attempts = []
+        for name, slices in contrasts.items():
+            shown = self._show(query, replace(stack, slices=slices), name)
+            attempts.append(next(self._attempts(shown, supports)))
         best = max(attempts, key=lambda attempt: attempt.agreement)
+        if best.agreement < _SOUND_AGREEMENT:
+            best = max(self._attempts(best.shown, supports), key=lambda attempt: attempt.agreement)
         result = conclude(
             stack,
             self._reverse_check(best) if self._settings.reverse else best.predictions,
@@ -166,24 +187,33 @@ class Retrieval:
             contrast_distance=round(distance, 4),
             similarity=round(float(np.mean([view.similarity for view in best.views])), 4),
         )
-        note = f"harmonised: the query's contrast was matched to the supports ({best.appearance})"
-        notes = () if best.appearance == AS_IS else (note,)
+        shown_as = best.shown.appearance
+        note = f"harmonised: the query's contrast was matched to the supports ({shown_as})"
+        notes = () if shown_as == AS_IS else (note,)
         return replace(result, evidence=evidence, warnings=(*result.warnings, *notes))
+
+    def _show(self, query: Query, stack: SliceStack, appearance: str) -> _ShownQuery:
+        slices = self._encoder.on_device(stack.slices)
+        volume = self._encoder.volume(stack, slices=slices)
+        return _ShownQuery(query, appearance, stack, slices, volume)
+
+    def _attempts(
+        self, shown: _ShownQuery, supports: Sequence[_StoredSupport]
+    ) -> Iterator[_Attempt]:
+        """Segment the query at the likeliest height of its organ, then at others."""
+        pairs = [(known.described, known.place) for known in supports]
+        for aligned in align(shown.volume, pairs, n_places=_N_PLACES):
+            yield self._attempt(shown, supports, aligned)
 
     def _attempt(
         self,
-        query: Query,
-        stack: SliceStack,
+        shown: _ShownQuery,
         supports: Sequence[_StoredSupport],
-        *,
-        appearance: str,
+        aligned: Sequence[Partners],
     ) -> _Attempt:
-        slices = self._encoder.on_device(stack.slices)
-        volume = self._encoder.volume(stack, slices=slices)
-        aligned = align(volume, [(known.described, known.place) for known in supports])
         others = len(supports) - 1
         views = [
-            self._same_patient(query, stack, known, others=others)
+            self._same_patient(shown.query, shown.stack, known, others=others)
             or _AlignedSupport(
                 known.name,
                 partial(self._store.get, known.key),
@@ -193,10 +223,10 @@ class Retrieval:
             )
             for known, partners in zip(supports, aligned, strict=True)
         ]
-        predictions, together = self._segment_by_each_and_all(volume, views)
+        predictions, together = self._segment_by_each_and_all(shown.volume, views)
         probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
-        probability = self._refined(probability, slices[:, 0])
-        return _Attempt(appearance, volume, views, predictions, probability)
+        probability = self._refined(probability, shown.slices[:, 0])
+        return _Attempt(shown, views, predictions, probability)
 
     def _refined(
         self, probability: npt.NDArray[np.float32], slices: Tensor
@@ -304,7 +334,7 @@ class Retrieval:
 
         Reverse classification accuracy: a wrong mask does not reproduce the reference masks.
         """
-        result = self._encoder.remember(best.volume, best.probability > 0.5)
+        result = self._encoder.remember(best.shown.volume, best.probability > 0.5)
         checked = []
         for view, prediction in zip(best.views, best.predictions, strict=True):
             support = view.support()

@@ -83,6 +83,7 @@ def test_shipped_network_finds_the_same_liver_on_a_gpu(tmp_path):
 def test_supports_from_host_and_disk_give_the_same_and_are_read_once_an_attempt(
     sam2_path, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr(retrieval, "_SOUND_AGREEMENT", 0.0)
     limits, seen, read = {}, {}, []
     monkeypatch.setattr(retrieval, "memory_for_supports", lambda *_: limits[place])
     monkeypatch.setattr(
@@ -123,6 +124,7 @@ def test_supports_may_fill_half_of_the_free_memory_of_a_gpu():
 
 
 def test_supports_of_a_query_share_the_batches_of_a_gpu(sam2_path, tmp_path, monkeypatch):
+    monkeypatch.setattr(retrieval, "_SOUND_AGREEMENT", 0.0)
     sizes = []
 
     def noting(model, features, prompted):
@@ -247,8 +249,9 @@ def test_bfloat16_is_used_only_where_the_card_has_it(sam2_path, capability, expe
     assert str(product.dtype) == f"torch.{expected}"
 
 
-def test_copies_of_a_query_do_not_grow_with_its_attempts(sam2_path, tmp_path):
+def test_copies_of_a_query_do_not_grow_with_its_attempts(sam2_path, tmp_path, monkeypatch):
     """Each batch of slices goes in once, and out come descriptors, probabilities and scores."""
+    monkeypatch.setattr(retrieval, "_SOUND_AGREEMENT", 0.0)
     sam2 = load_sam2(sam2_path, device=CUDA)
     strategy = build(sam2, supports_of(GRID), tmp_path, harmonise=False)
     query = make_query("q/GED4", seed=9, geometry=GRID)

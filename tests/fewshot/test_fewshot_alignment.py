@@ -110,7 +110,7 @@ def _partners(whole, *, query, supports):
         find_place(masks[np.asarray(indices)].astype(np.float32), scan.z_mm)
         for indices, scan in zip(supports, scans, strict=True)
     ]
-    return align(_some(volume, query), list(zip(scans, places, strict=True)))
+    return align(_some(volume, query), list(zip(scans, places, strict=True)))[0]
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3, 5])
@@ -146,7 +146,7 @@ def test_an_offset_of_all_descriptors_moves_nothing(whole):
     offset = 5 * np.abs(volume.descriptors).max() * np.sign(volume.descriptors[0])
     other = replace(volume, descriptors=volume.descriptors + offset)
     place = find_place(masks.astype(np.float32), volume.z_mm)
-    (found,) = align(_some(other, range(3, N)), [(volume, place)])
+    ((found,),) = align(_some(other, range(3, N)), [(volume, place)])
     assert found.indices.tolist() == list(range(3, N))
     assert found.similarity > 0.99
 
@@ -188,3 +188,13 @@ def test_a_place_is_where_the_mask_is():
     place = find_place(masks, np.arange(6) * 5.0)
     assert place.middle_mm == 15
     assert place.height_mm == 10
+
+
+def test_other_heights_are_offered_after_the_likeliest_and_apart_from_it(whole):
+    volume, masks = whole
+    place = find_place(masks.astype(np.float32), volume.z_mm)
+    best, *others = align(volume, [(volume, place)], n_places=3)
+    assert best[0].indices.tolist() == list(range(N))
+    assert len(others) == 2
+    for (other,) in others:
+        assert np.abs(volume.z_mm[other.indices] - volume.z_mm).max() >= 30

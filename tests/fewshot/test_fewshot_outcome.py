@@ -215,11 +215,11 @@ def test_estimates_lie_in_their_interval_and_that_between_0_and_1(n):
 
 def test_nine_intervals_of_ten_hold_the_truth():
     held = []
-    for seed in range(60):
-        *known, (evidence, dice) = _cases(11, seed=seed, noise=0.06)
+    for seed in range(200):
+        *known, (evidence, dice) = _cases(11, seed=seed, noise=0.04)
         low, high = judge(evidence, calibrate(known)).interval
         held.append(low <= dice <= high)
-    assert np.mean(held) >= 0.88
+    assert np.mean(held) >= 0.85
 
 
 def test_many_good_cases_give_a_close_estimate_and_a_narrow_interval():
@@ -295,11 +295,11 @@ def test_confident_queries_are_never_worth_less_than_unsure_ones():
     assert sure.estimated_dice >= unsure.estimated_dice
 
 
-def test_another_contrast_than_the_calibrations_widens_the_interval_and_is_not_simply_accepted():
+def test_another_contrast_than_was_tried_widens_the_interval_and_is_not_simply_accepted():
     calibration = calibrate(_cases(8, seed=5, noise=0.06))
     found = [
         judge(dataclasses.replace(GOOD, contrast_distance=distance), calibration)
-        for distance in (0.0, 0.06, 0.12, 0.3)
+        for distance in (0.0, 0.15, 0.25, 0.6)
     ]
     widths = [one.interval[1] - one.interval[0] for one in found]
 
@@ -323,7 +323,7 @@ def test_a_calibration_covers_the_contrasts_of_its_own_cases():
     assert near.interval[0] > far.interval[0]
 
 
-def test_a_query_less_similar_than_the_calibrations_cases_widens_the_interval():
+def test_a_query_less_similar_than_was_tried_widens_the_interval():
     cases = [
         (dataclasses.replace(evidence, similarity=0.6 + 0.01 * k), dice)
         for k, (evidence, dice) in enumerate(_cases(8, seed=5, noise=0.06))
@@ -331,9 +331,27 @@ def test_a_query_less_similar_than_the_calibrations_cases_widens_the_interval():
     calibration = calibrate(cases)
     found = [
         judge(dataclasses.replace(GOOD, similarity=similarity), calibration)
-        for similarity in (0.9, 0.6, 0.4, -0.2)
+        for similarity in (0.9, 0.18, 0.1, -0.2)
     ]
     widths = [one.interval[1] - one.interval[0] for one in found]
 
     assert widths[0] == widths[1] < widths[2] < widths[3]
     assert [found[k].verdict for k in (0, 1, 3)] == ["accept", "accept", "doubtful"]
+
+
+def test_few_cases_move_the_line_less_than_they_deviate_and_cases_far_off_move_it_fully():
+    def shift(offset):
+        known = [
+            (dataclasses.replace(GOOD, confidence=confidence), confidence + offset)
+            for confidence in (0.80, 0.84, 0.88)
+        ]
+        return judge(dataclasses.replace(GOOD, confidence=0.84), calibrate(known)).estimated_dice
+
+    assert 0.84 < shift(0.02) < 0.85
+    assert shift(-0.4) == pytest.approx(0.44, abs=0.03)
+
+
+def test_liver_that_reaches_the_end_of_the_scan_is_estimated_as_a_whole_one():
+    cut = dataclasses.replace(GOOD, plausibility=0.8)
+    crumbs = dataclasses.replace(GOOD, plausibility=0.3)
+    assert score(cut) == score(GOOD) > score(crumbs)

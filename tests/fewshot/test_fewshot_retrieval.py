@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from strategy_samples import (
     assert_same_result,
     assert_sound,
@@ -15,6 +16,9 @@ from tiny_sam2 import make_query, make_support
 from tiny_scans import centred_grid
 
 from sslmedsam2.errors import InputError
+from sslmedsam2.fewshot import retrieval
+from sslmedsam2.fewshot.checkpoint import load_sam2
+from sslmedsam2.pseudo_label.supports import COMPACT_PATH
 
 N_SLICES = 6
 GRID = short_grid(N_SLICES)
@@ -224,3 +228,21 @@ def test_a_support_with_an_empty_mask_is_refused(tiny_sam2, scratch):
     with pytest.raises(InputError, match="s2/GED4") as caught:
         build(tiny_sam2, supports, scratch)
     assert caught.value.kind == "empty_mask"
+
+
+def test_another_height_is_taken_where_the_likeliest_shows_no_organ(tmp_path, monkeypatch):
+    """The shipped network: random weights find something at any height."""
+    sam2 = load_sam2(COMPACT_PATH, device=torch.device("cpu"))
+    grid = centred_grid()
+    strategy = build(sam2, supports_of(grid), tmp_path, harmonise=False, reverse=False)
+    query = make_query("q/T2", seed=9, geometry=grid)
+    expected = strategy.segment(query)
+    assert expected.mask_zyx.any()
+
+    def wrong_first(volume, supports, *, n_places, align=retrieval.align):
+        best = align(volume, supports, n_places=n_places)[0]
+        lowest = [replace(one, indices=np.zeros_like(one.indices)) for one in best]
+        return [lowest, best]
+
+    monkeypatch.setattr(retrieval, "align", wrong_first)
+    np.testing.assert_array_equal(strategy.segment(query).mask_zyx, expected.mask_zyx)
