@@ -167,13 +167,14 @@ class Retrieval:
         contrasts: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
         if self._settings.harmonise:
             contrasts = appearances(stack.slices, reference)
-        attempts = []
+        tried = []
         for name, slices in contrasts.items():
             shown = self._show(query, replace(stack, slices=slices), name)
-            attempts.append(next(self._attempts(shown, supports)))
-        best = max(attempts, key=lambda attempt: attempt.agreement)
+            at_heights = self._attempts(shown, supports)
+            tried.append((next(at_heights), at_heights))
+        best, at_others = max(tried, key=lambda one: one[0].agreement)
         if best.agreement < _SOUND_AGREEMENT:
-            best = max(self._attempts(best.shown, supports), key=lambda attempt: attempt.agreement)
+            best = max((best, *at_others), key=lambda attempt: attempt.agreement)
         result = conclude(
             stack,
             self._reverse_check(best) if self._settings.reverse else best.predictions,
