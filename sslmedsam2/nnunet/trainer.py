@@ -44,6 +44,7 @@ from sslmedsam2.nnunet.contrast import (
     DropAuxiliaryLabelsTransform,
     FieldOfViewTransform,
     IntensityJitterTransform,
+    MagnitudeNoiseTransform,
     RandomContrastTransform,
     SliceThicknessTransform,
 )
@@ -465,6 +466,7 @@ class LiverTrainer(nnUNetTrainer):
             ),
             sometimes(0.15, SliceThicknessTransform()),
             sometimes(0.2, GaussianNoiseTransform((0, 0.1), 1.0, True)),
+            sometimes(0.15, MagnitudeNoiseTransform()),
         ]
         mirror = sometimes(settings.mirror_probability, MirrorTransform((0, 1, 2)))
         transforms: list[BasicTransform] = [
@@ -472,7 +474,7 @@ class LiverTrainer(nnUNetTrainer):
             contrast,
             DropAuxiliaryLabelsTransform(),
             *scanner,
-            sometimes(0.2, FieldOfViewTransform()),
+            sometimes(0.3, FieldOfViewTransform()),
             mirror,
         ]
         if deep_supervision_scales is not None:

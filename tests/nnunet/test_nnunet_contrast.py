@@ -212,21 +212,37 @@ def test_thick_slices_blur_along_z_only(segmentation):
 
 
 def test_field_of_view_blanks_image_and_labels_alike():
-    image = torch.ones(1, 20, 6, 6)
-    labels = torch.ones(1, 20, 6, 6, dtype=torch.int16)
+    image = torch.ones(1, 20, 20, 20)
+    labels = torch.ones(1, 20, 20, 20, dtype=torch.int16)
     kept_counts = set()
-    for seed in SEEDS:
+    axes_cut = set()
+    for seed in range(60):
         torch.manual_seed(seed)
         result = contrast.FieldOfViewTransform()(**_sample(image, labels))
-        seen = result["image"][0, :, 0, 0] == 1
-        assert torch.equal(result["image"][0] == 1, seen[:, None, None].expand(20, 6, 6))
         assert torch.equal(result["segmentation"] == 1, result["image"] == 1)
-        places = seen.nonzero().flatten()
-        assert len(places) == places[-1] - places[0] + 1, "what is kept is one slab"
-        kept_counts.add(len(places))
+        places = (result["image"][0] == 1).nonzero()
+        lengths = (places.amax(dim=0) - places.amin(dim=0) + 1).tolist()
+        assert len(places) == lengths[0] * lengths[1] * lengths[2], "what is kept is one slab"
+        assert sorted(lengths)[1:] == [20, 20]
+        kept_counts.add(min(lengths))
+        axes_cut.add(lengths.index(min(lengths)))
     assert min(kept_counts) >= 7
     assert max(kept_counts) < 20
+    assert axes_cut == {0, 1, 2}
     assert image.min() == 1, "the sample that was given is not written to"
+
+
+def test_magnitude_noise_hides_texture_and_keeps_the_z_score(image):
+    noisy = []
+    for seed in SEEDS:
+        torch.manual_seed(seed)
+        noisy.append(contrast.MagnitudeNoiseTransform()(**_sample(image, torch.zeros(1)))["image"])
+    for result in noisy:
+        assert result.shape == image.shape
+        assert abs(result.mean()) < 1e-3
+        assert abs(result.std() - 1) < 1e-3
+    likeness = [torch.corrcoef(torch.stack([image.flatten(), r.flatten()]))[0, 1] for r in noisy]
+    assert min(likeness) < 0.8 < max(likeness)
 
 
 def test_auxiliary_labels_and_padding_become_background(image):
