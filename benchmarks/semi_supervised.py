@@ -238,7 +238,7 @@ def trained(work_dir: Path, how: Any, *, start: Path | None = None) -> Path:
     return trained_model_dir(work_dir)
 
 
-def fewshot_masks(draw: Draw) -> Path:
+def fewshot_folder(draw: Draw) -> Path:
     """Label the unlabelled and the test volumes by the few-shot branch; returns the folder."""
     from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 
@@ -251,15 +251,22 @@ def fewshot_masks(draw: Draw) -> Path:
     return output
 
 
+def fewshot_masks(draw: Draw) -> dict[str, Path]:
+    """Return where the few-shot branch writes the mask of each case."""
+    from sslmedsam2.contract.labelled import find_labelled_series
+    from sslmedsam2.contract.outputs import pseudo_label_paths
+    from sslmedsam2.contract.studies import find_queries
+
+    folder = fewshot_folder(draw)
+    labelled = find_labelled_series(draw.work_dir / "labelled")
+    queries = find_queries(draw.work_dir / "queries", labelled=labelled).series
+    return {q.path.parent.name: pseudo_label_paths(folder, q).mask for q in queries}
+
+
 def fewshot(draw: Draw) -> dict[str, Any]:
     """(b): score the few-shot branch; on the unlabelled volumes too."""
-    folder = fewshot_masks(draw)
-
-    def masks(cases: Sequence[Path]) -> dict[str, Path]:
-        return {case.name: folder / case.name / predicted_name(case) for case in cases}
-
-    pseudo = scored(masks(draw.unlabelled), draw.unlabelled)
-    return {**scored(masks(draw.tests), draw.tests), "unlabelled": pseudo}
+    masks = fewshot_masks(draw)
+    return {**scored(masks, draw.tests), "unlabelled": scored(masks, draw.unlabelled)}
 
 
 def predicted_name(case: Path) -> str:
@@ -281,7 +288,7 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     unlabelled = draw.folder("unlabelled", draw.unlabelled, masks=False)
     work = WorkDir(work_dir)
     if not work.pseudo_labels.is_dir():
-        shutil.copytree(fewshot_masks(draw), work.pseudo_labels)
+        shutil.copytree(fewshot_folder(draw), work.pseudo_labels)
     options = RetrainOptions(
         labelled, unlabelled, work_dir, method="online", folds=2, preset=preset()
     )
@@ -311,8 +318,7 @@ def published(draw: Draw) -> dict[str, Any]:
     for number in range(1, PUBLISHED_ROUNDS + 1):
         work_dir = draw.work_dir / "p" / f"round_{number}"
         pseudo = [
-            replace(query, mask=masks / query.case / f"{query.sequence}_pred.nii.gz", pseudo=True)
-            for query in queries
+            replace(query, mask=masks[query.path.parent.name], pseudo=True) for query in queries
         ]
         build_dataset(
             [*images, *pseudo],
@@ -322,8 +328,7 @@ def published(draw: Draw) -> dict[str, Any]:
         )
         model = trained(work_dir, settings(draw, share=1 / PUBLISHED_ROUNDS), start=start)
         start = model / "fold_all" / "checkpoint_final.pth"
-        masks = work_dir / "relabelled"
-        segmented(model, draw.unlabelled, masks)
+        masks = segmented(model, draw.unlabelled, work_dir / "relabelled")
         rounds.append(tested(model, draw, f"p_{number}"))
     return {**rounds[-1], "rounds": rounds}
 
