@@ -138,10 +138,10 @@ def speed() -> str:
                 "`benchmarks/fewshot.py`",
             ),
             (
-                "Dice of `retrain`, 4 unseen CHAOS T2 volumes, mean of 2 draws: 3 labelled; "
-                "with 9 unlabelled; all 12 labelled",
+                "Dice of `retrain --method rounds`, 4 unseen CHAOS T2 volumes, mean of 2 draws: "
+                "3 labelled; with 9 unlabelled; all 12 labelled",
                 "; ".join(f"{arm:.3f}" for arm in arms),
-                "`benchmarks/semi_supervised.py`",
+                "an earlier `benchmarks/semi_supervised.py`",
             ),
             (
                 "Dice on CHAOS T2 with labels in CT only (5 BTCV), a narrow network, mean of "

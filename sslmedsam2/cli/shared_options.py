@@ -70,7 +70,7 @@ deterministic_option = click.option(
     "--deterministic",
     is_flag=True,
     callback=_prepare_cublas,
-    help="Train deterministically on a GPU too; slower. On a CPU training always is.",
+    help="Give identical weights each time on the same hardware and software; slower.",
 )
 gpus_option = click.option(
     "--gpus",

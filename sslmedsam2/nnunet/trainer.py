@@ -201,9 +201,10 @@ class TrainingSettings:
         only a wrong header needs it.
     measure_cpu
         Measure at the start which number format and memory layout this CPU trains quickest in, and
-        whether torch.compile pays: up to two minutes. A GPU follows nnU-Net's own settings.
+        whether torch.compile pays: up to two minutes. Two measurements may choose differently, so
+        ``deterministic`` forgoes them. A GPU follows nnU-Net's own settings.
     deterministic
-        Let a GPU give the same weights each time: slower, patches loaded in this process.
+        Give the same weights each time: slower, and on a GPU patches are loaded in this process.
     seed
         Decides the first weights and reseeds every epoch, so that on a CPU a run that was
         interrupted and resumed ends with the same weights as one that was not. On a GPU, unless
@@ -342,7 +343,7 @@ class LiverTrainer(nnUNetTrainer):
         arrange_for_cpu(self.network)
         shape = (self.batch_size, self.num_input_channels, *self.configuration_manager.patch_size)
         self.arithmetic = USUAL_ARITHMETIC
-        if self.settings.measure_cpu:
+        if self.settings.measure_cpu and not self.settings.deterministic:
             folder = Path(self.output_folder)
             folder.mkdir(parents=True, exist_ok=True)
             self.arithmetic = arithmetic_of_fold(folder, self.network, patch=torch.randn(shape))
@@ -594,7 +595,12 @@ class LiverTrainer(nnUNetTrainer):
         )
 
     def _dice_after(self, warm_up: float) -> float | None:
-        """Return the mean Dice on reference masks of the last five epochs of the warm-up."""
+        """Return the mean Dice on held-out reference masks of the last epochs of the warm-up.
+
+        None for fold ``all``, which validates on what it trains on.
+        """
+        if self.fold == "all":
+            return None
         epochs = round(warm_up * self.num_epochs)
         values = self.logger.get_value("mean_fg_dice", step=None)[:epochs][-5:]
         return float(np.mean(values)) if values else None

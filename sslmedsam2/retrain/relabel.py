@@ -6,8 +6,9 @@ predict it: their agreement says whether it may come in, and their mean counts, 
 patient from another sequence: those then leave the ensemble.
 
 The new mask comes from two branches that err independently: the networks' probability and the
-few-shot branch's are averaged, each weighted by its Dice on reference masks it had not seen.
-Where they contradict each other, the mean is uncertain, and the next round does not train there.
+few-shot branch's are averaged, each weighted by its Dice on reference masks it had not seen. Those
+tell nothing of sequences that have none, where both count alike. Where the two contradict each
+other, the next round does not train.
 A mask that a person has corrected stands as it is.
 """
 
@@ -24,6 +25,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.contract.names import identity_key
 from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import ModelError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
@@ -45,7 +47,7 @@ from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.select import PseudoLabel
 from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir
-from sslmedsam2.retrain.train_round import fold_cases
+from sslmedsam2.retrain.train_round import fold_cases, has_reference_masks
 from sslmedsam2.train.fold_scores import load_folds
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -53,6 +55,11 @@ logger = logging.getLogger(__name__)
 
 _NEARLY_ALL: Final = 0.8
 """Part of the unlabelled images whose failure leaves a round without a meaning."""
+_WEIGHT_ACROSS_SEQUENCES: Final = 0.5
+"""Of the few-shot branch where no reference mask is of the image's sequence. With labels in CT
+alone, both branches had the same Dice on T2 (0.81 and 0.80, ``benchmarks/RESULTS.md``)."""
+_CONTRADICTION: Final = 0.5
+"""Difference of the two probabilities from which a voxel is uncertain, whatever their mean."""
 
 
 def relabel_round(
@@ -75,7 +82,8 @@ def relabel_round(
     trained
         Names of the queries that the round's networks have trained on, see `ever_trained`.
     fewshot_weight
-        Of the few-shot branch in the new masks, 0 to 1; the networks have the rest.
+        Of the few-shot branch in the new masks, 0 to 1; the networks have the rest. It follows from
+        reference masks, and holds for images of their sequences.
 
     Returns None if it was stopped on the way.
 
@@ -116,20 +124,21 @@ def _units(
     """Say for each image which folds predict it and what its new mask is made of."""
     sha256 = [sha256_file(final_checkpoint(round_dir.path, k)) for k in range(options.folds)]
     held_out_cases = fold_cases(index, n_folds=options.folds)
-    known = {image.case for image in index.labelled}
-    known |= {query.case for query in index.queries if query.name in trained}
+    known = {identity_key(image.case) for image in index.labelled}
+    known |= {identity_key(query.case) for query in index.queries if query.name in trained}
     fewshot_dir = WorkDir(options.work_dir).pseudo_labels
     units = []
     for label in before:
         query, corrected = label.query, label.candidate.manually_corrected
         [own] = (fold for fold, held_out in enumerate(held_out_cases) if query.case in held_out)
         folds = (own,) if query.name in trained else tuple(range(options.folds))
-        members = (own,) if query.case in known else folds
+        members = (own,) if identity_key(query.case) in known else folds
         fewshot_file, weight = pseudo_label_paths(fewshot_dir, query).probability, 0.0
         if corrected:
             fewshot_file, weight = label.paths.mask, 1.0
         elif label.candidate.verdict in ("accept", "doubtful"):
-            weight = fewshot_weight
+            known_sequence = has_reference_masks(query, index)
+            weight = fewshot_weight if known_sequence else _WEIGHT_ACROSS_SEQUENCES
         key = key_of(
             [
                 *(query.sha256, [sha256[fold] for fold in folds], members, weight),
@@ -266,17 +275,18 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
     maps = [found[fold].probability_zyx for fold in unit.members]
     probability: npt.NDArray[np.float32] = np.stack(maps).mean(axis=0)  # type: ignore[arg-type]
     turn = ready.canonical.reorientation
+    fewshot = probability
     if blank.fewshot_weight > 0:
         # No image to be checked: a probability may well be constant.
         stored = read_stored(unit.fewshot_probability).array_zyx.astype(np.float32)
-        other = apply_reorientation(stored, turn)
-        probability += np.float32(blank.fewshot_weight) * (other - probability)
+        fewshot = apply_reorientation(stored, turn)
+    probability, uncertainty = fused(probability, fewshot, weight=blank.fewshot_weight)
     mask = np.asarray(probability > 0.5, dtype=np.uint8)
     if not blank.manually_corrected:
         mask = keep_liver(mask).mask_zyx
     native = to_native(mask, turn)
     write_mask(native, like=volume, path=paths.mask)
-    write_map(to_native(entropy_bits(probability), turn), like=volume, path=paths.uncertainty)
+    write_map(to_native(uncertainty, turn), like=volume, path=paths.uncertainty)
     pairs = [mask_dice(a.mask_zyx > 0, b.mask_zyx > 0) for a, b in combinations(found.values(), 2)]
     record = replace(
         blank,
@@ -290,6 +300,22 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
     flags = () if change is None else (f"DICE TO LAST {change:.3f}",)
     draw_preview(ready.canonical, mask, path=paths.preview, title=label.query.name, flags=flags)
     return record
+
+
+def fused(
+    network_zyx: npt.NDArray[np.float32], fewshot_zyx: npt.NDArray[np.float32], *, weight: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the mean of two probability maps, and its uncertainty in bits, 0 to 1.
+
+    ``weight`` is that of the few-shot branch. Voxels in which the two contradict each other are as
+    uncertain as can be, whatever their mean is; unless one of the two counts alone.
+    """
+    difference = fewshot_zyx - network_zyx
+    probability = network_zyx + np.float32(weight) * difference
+    uncertainty = entropy_bits(probability)
+    if 0 < weight < 1:
+        uncertainty[np.abs(difference) > _CONTRADICTION] = 1.0
+    return probability, uncertainty
 
 
 def _change(label: PseudoLabel, mask_zyx: npt.NDArray[np.uint8]) -> float | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from sslmedsam2.contract.names import identity_key
 from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
@@ -95,17 +97,21 @@ def fold_cases(index: Index, *, n_folds: int) -> tuple[frozenset[str], ...]:
     """Split all patients over folds; a fold never trains on its own held-out cases.
 
     Labelled patients are split first, so that each fold is scored on as many reference masks as the
-    next. A patient with both labelled and unlabelled images belongs to one fold.
+    next. A patient with both labelled and unlabelled images belongs to one fold, however each
+    folder spells the name.
     """
-    labelled = {image.case for image in index.labelled}
-    unlabelled = {query.case for query in index.queries} - labelled
+    spellings: dict[str, set[str]] = defaultdict(set)
+    for image in (*index.labelled, *index.queries):
+        spellings[identity_key(image.case)].add(image.case)
+    labelled = {identity_key(image.case) for image in index.labelled}
+    splits = zip(
+        split_cases(labelled, n_folds=n_folds),
+        split_cases(spellings.keys() - labelled, n_folds=n_folds),
+        strict=True,
+    )
     return tuple(
-        mine | more
-        for mine, more in zip(
-            split_cases(labelled, n_folds=n_folds),
-            split_cases(unlabelled, n_folds=n_folds),
-            strict=True,
-        )
+        frozenset(case for patient in mine | more for case in spellings[patient])
+        for mine, more in splits
     )
 
 
@@ -157,15 +163,15 @@ def _unlabelled_cases(
     fewshot = fewshot_dice(WorkDir(options.work_dir))
     return {
         case_key(image): UnlabelledCase(
-            weight, fewshot if _is_of_one_domain(image, index) else None
+            weight, fewshot if has_reference_masks(image, index) else None
         )
         for image in pseudo
         if (weight := weights[image.name]) is not None
     }
 
 
-def _is_of_one_domain(image: ImageFile, index: Index) -> bool:
-    """Tell whether there are reference masks of the image's sequence."""
+def has_reference_masks(image: ImageFile, index: Index) -> bool:
+    """Whether there are reference masks of the image's sequence."""
     known = {labelled.sequence for labelled in index.labelled}
     return image.sequence is not None and image.sequence in known
 
@@ -177,7 +183,7 @@ def online_settings(index: Index) -> OnlineSettings:
     at first only, and the training ends on reference masks alone. Elsewhere nothing tells whether
     the network has become better than the few-shot branch, whose masks count to the end.
     """
-    of_one_domain = all(_is_of_one_domain(query, index) for query in index.queries)
+    of_one_domain = all(has_reference_masks(query, index) for query in index.queries)
     return OnlineSettings(finish=_FINISH) if of_one_domain else OnlineSettings(hand_over=None)
 
 

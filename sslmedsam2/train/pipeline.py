@@ -22,7 +22,7 @@ from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import read_record_or_none, write_record
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.nnunet.dataset import (
@@ -54,7 +54,7 @@ from sslmedsam2.train.calibration import (
 )
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable, freeze_model
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE, ModelCard
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE, ModelCard, sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class TrainOptions:
         At the start; it falls to zero over the training. A network that goes on from a warm start
         keeps more of it with a lower one.
     deterministic
-        Train deterministically on a GPU too, which is slower; on a CPU it always is.
+        Give the same weights each time on the same hardware, which is slower.
     gpus
         Number of GPUs for each training.
     preset
@@ -130,6 +130,20 @@ class TrainOptions:
     sequence_map: SequenceMap = field(default_factory=SequenceMap)
 
 
+@dataclass(frozen=True)
+class FoldRecord:
+    """What decides a fold's weights besides its data: ``training.json`` beside its checkpoint.
+
+    Attributes
+    ----------
+    start_sha256
+        Of the checkpoint that it starts from; None for random weights.
+    """
+
+    settings: TrainingSettings
+    start_sha256: str | None = None
+
+
 def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     """Train, score, freeze; every finished part is kept when the command is run again.
 
@@ -140,7 +154,7 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     ------
     UsageError
         Too few labelled cases for ``folds``, the device or so many GPUs are not there, or
-        ``work_dir`` holds a training on other data or folds.
+        ``work_dir`` holds a training on other data or folds, or with other settings.
     InputError, ModelError
         See :mod:`sslmedsam2.nnunet` and :mod:`sslmedsam2.weights`.
     """
@@ -207,7 +221,8 @@ def _is_trained(
     start: Path | None,
     stop: StopRequest,
 ) -> bool:
-    """Train a fold; False if it was stopped."""
+    """Train a fold; False if it was stopped, UsageError if it was begun with other settings."""
+    _refuse_other_settings(fold, settings, options.work_dir, start=start)
     trained = train_fold(
         options.work_dir,
         fold=fold,
@@ -218,6 +233,29 @@ def _is_trained(
         stop=stop,
     )
     return trained is not None
+
+
+def _refuse_other_settings(
+    fold: Fold, settings: TrainingSettings, work_dir: Path, *, start: Path | None
+) -> None:
+    """Write the record of a fold that begins; UsageError for other settings than it records."""
+    path = final_checkpoint(work_dir, fold).with_name("training.json")
+    asked = FoldRecord(settings, sha256_file(start) if start is not None else None)
+    begun = read_record_or_none(path, FoldRecord)
+    if begun is None:
+        write_record(path, asked)
+        return
+    before = {**vars(begun.settings), "start": begun.start_sha256}
+    now = {**vars(asked.settings), "start": asked.start_sha256}
+    changed = [
+        f"{name} was {before[name]}, is {now[name]}" for name in before if before[name] != now[name]
+    ]
+    if changed:
+        raise UsageError(
+            path.parent,
+            reason=f"fold {fold} was begun with other settings ({'; '.join(changed)})",
+            remedy="Give the same options to go on, or another --work-dir",
+        )
 
 
 def _sure_from(options: TrainOptions) -> float:

@@ -11,9 +11,10 @@ from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.retrain import relabel as module
-from sslmedsam2.retrain.relabel import RelabelUnit, refuse_if_nearly_all_failed
+from sslmedsam2.retrain.index import Index
+from sslmedsam2.retrain.relabel import RelabelUnit, fused, refuse_if_nearly_all_failed
 from sslmedsam2.retrain.select import Candidate, PseudoLabel
-from sslmedsam2.retrain.state import RelabelRecord
+from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir
 
 QUERY = ImageFile(case="0011-B1", sequence="T2", path=Path("T2.nii.gz"), sha256="0")
 RECORD = RelabelRecord("0011-B1", "T2", "key", (0,), trained=True)
@@ -101,3 +102,42 @@ def test_a_round_in_which_nearly_all_failed_is_refused(failed, refused):
         return
     with pytest.raises(SslMedSam2Error, match=rf"round_1: {failed} of 5 images failed.*the first"):
         refuse_if_nearly_all_failed(Path("round_1"), errors)
+
+
+def test_new_mask_is_the_weighted_mean_and_ignored_where_the_branches_contradict_each_other():
+    network = np.array([0.9, 1.0, 0.1, 0.0], np.float32)
+    fewshot = np.array([0.9, 0.0, 0.1, 0.4], np.float32)
+
+    probability, uncertainty = fused(network, fewshot, weight=0.25)
+    np.testing.assert_allclose(probability, [0.9, 0.75, 0.1, 0.1], atol=1e-6)
+    assert uncertainty[1] == 1
+    assert uncertainty.max(where=np.array([True, False, True, True]), initial=0) < 0.5
+    alone, certain = fused(network, fewshot, weight=1.0)
+    np.testing.assert_allclose(alone, fewshot)
+    assert certain[1] < 1e-4, "a mask that counts alone is not doubted"
+
+
+def test_reference_masks_of_another_sequence_do_not_weigh_the_branches(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "sha256_file", lambda _path: "0")
+    labelled = ImageFile(case="0001-A", sequence="GED4", path=Path("GED4.nii.gz"), sha256="0")
+    queries = tuple(
+        ImageFile(case="0002-A", sequence=name, path=Path(f"{name}.nii.gz"), sha256="0")
+        for name in ("GED4", "T1")
+    )
+    labels = [
+        PseudoLabel(
+            query, pseudo_label_paths(tmp_path, query), Candidate(query.name, "accept"), False
+        )
+        for query in queries
+    ]
+    options = RetrainOptions(tmp_path, tmp_path, tmp_path / "work", folds=2)
+    units = module._units(
+        RoundDir(tmp_path / "work" / "round_1", 1),
+        Index((labelled,), queries, (), None),
+        labels,
+        options,
+        trained=frozenset(),
+        fewshot_weight=0.1,
+    )
+
+    assert [unit.blank.fewshot_weight for unit in units] == [0.1, 0.5]

@@ -15,6 +15,7 @@ from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.nnunet.plans import IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.retrain import select as rules
+from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.select import (
     Candidate,
     Choice,
@@ -27,6 +28,7 @@ from sslmedsam2.retrain.select import (
     training_labels,
 )
 from sslmedsam2.retrain.state import RelabelRecord, WorkDir
+from sslmedsam2.retrain.train_round import fold_cases
 from sslmedsam2.weights.manifest import sha256_file
 
 CASES = ("0011-B1", "0012-B1")
@@ -267,3 +269,13 @@ def test_nothing_is_ignored_above_the_highest_uncertainty():
 
     labels = training_labels(mask, np.ones((1, 1, 2), dtype=np.float32), ignore_above=1.0)
     assert labels.tolist() == [[[0, LIVER]]]
+
+
+def test_a_patient_spelled_differently_is_left_out_by_one_fold():
+    def image(case):
+        return ImageFile(case=case, sequence="T2", path=Path("T2.nii.gz"), sha256="0")
+
+    index = Index((image("Case1"), image("Case2")), (image("case1"), image("case3")), (), None)
+
+    folds = fold_cases(index, n_folds=2)
+    assert sorted(map(sorted, folds)) == [["Case1", "case1", "case3"], ["Case2"]]

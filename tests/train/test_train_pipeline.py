@@ -169,7 +169,7 @@ def test_running_again_trains_nothing_anew(trained):
 def test_command_prints_each_score_and_their_mean(trained, monkeypatch, capsys):
     options, scores = trained
     # The command has no option for so small a network.
-    monkeypatch.setattr(pipeline, "train", lambda asked: train(replace(asked, preset=PRESET)))
+    monkeypatch.setattr(pipeline, "train", lambda _asked: train(options))
     arguments = ["--data", str(options.data_dir), "--work-dir", str(options.work_dir)]
 
     assert main(["train", *arguments]) == 0
@@ -191,6 +191,22 @@ def test_changed_data_are_refused_before_anything_is_trained(trained):
     finally:
         for path in fifth.path.parent.iterdir():
             path.unlink()
+    assert _checkpoints(options) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"learning_rate": 1e-4}, r"fold 0 .*learning_rate was 0.001, is 0.0001"),
+        ({"final_epochs": 99}, "fold all .*epochs was 1, is 99"),
+    ],
+)
+def test_other_settings_than_a_fold_was_trained_with_are_refused(trained, changed, told):
+    options, _ = trained
+    before = _checkpoints(options)
+
+    with pytest.raises(UsageError, match=told):
+        train(replace(options, **changed))
     assert _checkpoints(options) == before
 
 
