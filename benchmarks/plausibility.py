@@ -2,13 +2,15 @@
 
 Livers: every real volume with a liver in ``../shared/data`` (T2, T1, coronal, CT). Others: 50
 volumes of noise, 50 heads, 50 bottles and 50 slabs of real volumes below the liver, all drawn from
-one seed. The shipped weights, ``--mode fast``, no mirroring.
+one seed. The shipped weights, ``--mode fast``, no mirroring; what `predict` decides: a volume is
+flagged if its mask gets the status ``check`` or there is none.
 
     python benchmarks/plausibility.py --json benchmarks/results/plausibility.json
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,17 +20,16 @@ import numpy as np
 from common import REAL_DATA, ROOT, parser, report
 from scipy import ndimage
 
-from sslmedsam2.imaging.intensity import window_if_hounsfield
-from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.orientation import apply_reorientation
 from sslmedsam2.imaging.reading import read_mask, read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.imaging.volume import Geometry, Source, Volume
+from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
 from sslmedsam2.inference.model_folder import read_model_spec
-from sslmedsam2.inference.plausibility import implausible_traits, is_implausible, liver_traits
+from sslmedsam2.inference.plausibility import LiverTraits, liver_traits
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
 EACH = 50
 SEED = 20261128
-AS_IT_IS = Reorientation((0, 1, 2), ())
 MR_SPACING_MM = (5.5, 2.0, 2.0)
 
 
@@ -38,20 +39,12 @@ def main() -> None:
     spec = read_model_spec(ROOT / "weights" / "liver")
     segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", "fast", mirror=False))
     rows = []
-    for kind, name, volume in (*livers(), *others()):
-        found = segmenter.segment(volume)
-        traits = None
-        if found.n_components:
-            traits = liver_traits(
-                found.mask_zyx,
-                volume.array_zyx,
-                spacing_zyx_mm=volume.spacing_zyx_mm,
-                confidence=found.mean_confidence,
-                components=found.n_components,
-            )
-        unlike = implausible_traits(traits) if traits else ()
-        is_flagged = traits is None or is_implausible(unlike)
-        rows.append({"kind": kind, "name": name, "flagged": is_flagged, "unlike": unlike})
+    for kind, name, volume in itertools.chain(livers(), others()):
+        found = segmenter.segment(volume.canonical)
+        judged = judge(found.mask_zyx, volume, found)
+        row = {"kind": kind, "name": name, "volume_ml": round(judged.volume_ml)}
+        row |= {"flagged": judged.is_to_check or not judged.volume_ml, "why": judged.warnings}
+        rows.append(row)
         print(json.dumps(rows[-1]), flush=True)
     report({"counts": counts(rows), "rows": rows}, options.json)
 
@@ -68,20 +61,20 @@ def counts(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     }
 
 
-def livers() -> Iterator[tuple[str, str, CanonicalVolume]]:
+def livers() -> Iterator[tuple[str, str, ReadyVolume]]:
     """Yield every real volume in which a liver lies."""
     folders = ("chaos_mr_t2", "chaos_mr_t1", "mr_coronal", "totalseg_ct", "btcv_ct")
     for folder in folders:
         for path in sorted((REAL_DATA / folder).glob("*/[TC]*.nii.gz")):
-            yield folder, f"{path.parent.name}/{path.name}", canonical(path)
+            yield folder, f"{path.parent.name}/{path.name}", ready(path)
 
 
-def reference_places() -> list[float]:
-    """Return how far from the patient's right each reference mask lies: 0 to 1, sorted."""
-    places = []
+def reference_traits() -> list[LiverTraits]:
+    """Return what the livers of the reference masks are like."""
+    found = []
     for folder in ("chaos_mr_t2", "totalseg_ct", "btcv_ct"):
         for path in sorted((REAL_DATA / folder).glob("*/[TC]*.nii.gz")):
-            volume = canonical(path)
+            volume = ready(path).canonical
             mask = read_mask(path.with_name(f"mask_{path.name}")).array_zyx
             traits = liver_traits(
                 apply_reorientation(mask, volume.reorientation),
@@ -90,18 +83,16 @@ def reference_places() -> list[float]:
                 confidence=1.0,
                 components=1,
             )
-            places.append(round(traits.centre_x, 2))
-    return sorted(places)
+            found.append(traits)
+    return found
 
 
-def canonical(path: Path) -> CanonicalVolume:
+def ready(path: Path) -> ReadyVolume:
     """Read a volume as ``predict`` does."""
-    volume = to_canonical(read_volume(path))
-    array = window_if_hounsfield(volume.array_zyx)[0]
-    return CanonicalVolume(array, volume.spacing_zyx_mm, volume.reorientation)
+    return make_ready(read_volume(path))
 
 
-def others() -> Iterator[tuple[str, str, CanonicalVolume]]:
+def others() -> Iterator[tuple[str, str, ReadyVolume]]:
     """Yield what holds no liver."""
     random = np.random.default_rng(SEED)
     for number in range(EACH):
@@ -111,9 +102,14 @@ def others() -> Iterator[tuple[str, str, CanonicalVolume]]:
     yield from slabs(np.random.default_rng(SEED))
 
 
-def volume_of(array: np.ndarray) -> CanonicalVolume:
-    """Take an array for an axial scan."""
-    return CanonicalVolume(np.ascontiguousarray(array, np.float32), MR_SPACING_MM, AS_IT_IS)
+def volume_of(
+    array: np.ndarray, spacing_mm: tuple[float, float, float] = MR_SPACING_MM
+) -> ReadyVolume:
+    """Take an array ``[z, y, x]`` for an axial scan."""
+    grid = Geometry(array.shape, spacing_mm, (0.0, 0.0, 0.0), np.eye(3))
+    voxels = np.ascontiguousarray(array, np.float32)
+    source = Source(Path("computed"), array.shape, voxels.dtype)
+    return make_ready(Volume(voxels, grid, source))
 
 
 def shape(random: np.random.Generator) -> tuple[int, int, int]:
@@ -174,26 +170,24 @@ def bottle(random: np.random.Generator) -> np.ndarray:
     return np.abs(image + random.normal(0, random.uniform(3, 20), size))
 
 
-def slabs(random: np.random.Generator) -> Iterator[tuple[str, str, CanonicalVolume]]:
+def slabs(random: np.random.Generator) -> Iterator[tuple[str, str, ReadyVolume]]:
     """Yield slices of real volumes below the liver, at least 6."""
     paths = sorted((REAL_DATA / "chaos_mr_t2").glob("*/T2.nii.gz"))
     paths += sorted((REAL_DATA / "btcv_ct").glob("*/CT.nii.gz"))
     below = []
     for path in paths:
-        volume = canonical(path)
+        turn = ready(path).canonical.reorientation
         mask = read_mask(path.with_name(f"mask_{path.name}")).array_zyx
-        lowest = int(
-            np.flatnonzero(apply_reorientation(mask, volume.reorientation).any(axis=(1, 2)))[0]
-        )
+        lowest = int(np.flatnonzero(apply_reorientation(mask, turn).any(axis=(1, 2)))[0])
         if lowest > 6:
             below.append((path, lowest - 1))
     for number in range(EACH):
         path, top = below[number % len(below)]
-        volume = canonical(path)
+        volume = ready(path).canonical
         height = top if number < len(below) else int(random.integers(6, top + 1))
-        array = np.ascontiguousarray(volume.array_zyx[top - height : top])
+        array = volume.array_zyx[top - height : top]
         name = f"{path.parent.name} {top - height}-{top}"
-        yield "below", name, CanonicalVolume(array, volume.spacing_zyx_mm, AS_IT_IS)
+        yield "below", name, volume_of(array, volume.spacing_zyx_mm)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import gc
 import hashlib
 import importlib
 import json
@@ -138,6 +139,7 @@ def run(command: list[str], out: Path, *, call: int = 0, error: str = "EIO") -> 
         _LIBRARY.faults_arm(str(out).encode(), call, number, int(ERRORS[error] and call > 0))
         code = call_cli(command, out)
         _LIBRARY.faults_arm(b"", 0, 0, 0)
+        out.with_suffix(".modules").write_text("\n".join(sys.modules))
         return int(code)
 
     code = in_child(work, log)
@@ -225,6 +227,7 @@ def main() -> None:
     code, text = run(command, whole)
     assert code == 0, text
     wanted, where = results(whole), places(whole)
+    load_before_forks(whole)
     calls = len(where)
     assert any(name.endswith((".nii.gz", ".pth")) for name in wanted), wanted
     record: dict[str, Any] = {"calls": calls, "places": len(set(where.values())), "done": {}}
@@ -275,6 +278,20 @@ def faults(calls: int, step: int) -> Iterator[tuple[int, str]]:
         for i in range(calls):
             number = i * stride % calls + 1
             yield number, names[(number + turn) % 3]
+
+
+def load_before_forks(out: Path) -> None:
+    """Import what a run imported late, and read its pages' templates: each fork would again."""
+    from sslmedsam2.reporting import page
+
+    for name in out.with_suffix(".modules").read_text().splitlines():
+        # Some can only be imported by others, or are blocked.
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    for template in page._templates().list_templates():
+        page._templates().get_template(template)
+    # A collection in a fork would copy all of it.
+    gc.freeze()
 
 
 def make_cheaper() -> None:
