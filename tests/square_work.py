@@ -67,7 +67,9 @@ class SquareWork(Work[int, Done]):
         if unit in self.shaky and len(began(self.shared_dir, unit)) < 2:
             raise RuntimeError("out of memory")
         if unit in self.endless:
-            while not stop:
+            # Not for ever: what waits for it is then late, and does not hang.
+            end = time.monotonic() + 40
+            while not stop and time.monotonic() < end:
                 time.sleep(0.02)
             (self.shared_dir / f"stopped_{unit}").touch()
         return unit * unit
