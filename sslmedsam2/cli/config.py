@@ -12,7 +12,11 @@ The command line overrides the environment, which overrides the file, which over
 
 from __future__ import annotations
 
+import difflib
 import json
+import logging
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,9 @@ from sslmedsam2.errors import UsageError
 
 ENVIRONMENT_PREFIX = "SSLMEDSAM2_"
 _VERBOSITY_KEY = "sslmedsam2.verbosity"
+_OWN_VARIABLE = re.compile("ssl_?medsam", re.IGNORECASE)
+
+logger = logging.getLogger(__name__)
 
 
 class ConfiguredCommand(click.Command):
@@ -60,6 +67,34 @@ class ConfiguredCommand(click.Command):
         """Run the command with the log set up as its own switches say."""
         apply_verbosity(ctx)
         return super().invoke(ctx)
+
+
+def warn_of_unknown_variables(ctx: click.Context, group: click.Group) -> None:
+    """Name variables of the environment that look like options and are none of any command."""
+    named = [name for name in os.environ if _OWN_VARIABLE.match(name)]
+    if not named:
+        return
+    known = _variables_of(ctx, group)
+    for name in sorted(set(named) - known):
+        near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
+        logger.warning(
+            "%s in the environment names no option and has no effect%s",
+            name,
+            f"; did you mean {near[0]}?" if near else "",
+        )
+
+
+def _variables_of(ctx: click.Context, command: click.Command) -> set[str]:
+    """Return the variables of a command's options, and of the commands below it."""
+    found = {
+        name
+        for param in command.params
+        for name in ([param.envvar] if isinstance(param.envvar, str) else param.envvar or ())
+    }
+    if isinstance(command, click.Group):
+        below = (command.get_command(ctx, name) for name in command.list_commands(ctx))
+        found.update(*(_variables_of(ctx, one) for one in below if one is not None))
+    return found
 
 
 def verbosity_options() -> list[click.Parameter]:

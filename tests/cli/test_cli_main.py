@@ -140,6 +140,29 @@ def test_the_command_line_overrules_a_switch_in_the_environment(monkeypatch):
     assert logging.getLogger("sslmedsam2").level == logging.DEBUG
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SSLMEDSAM2_DEVCE", "did you mean SSLMEDSAM2_DEVICE?"),
+        ("sslmedsam2_mode", "did you mean SSLMEDSAM2_MODE?"),
+        ("SSLMEDSAM_ON_FAILURE", "did you mean SSLMEDSAM2_ON_FAILURE?"),
+        ("SSLMEDSAM2_ZZZZ", "has no effect"),
+    ],
+)
+def test_a_mistyped_variable_of_the_environment_is_named(monkeypatch, capsys, name, said):
+    monkeypatch.setenv(name, "1")
+    # Of another command, and of a command below one.
+    monkeypatch.setenv("SSLMEDSAM2_EPOCHS", "3")
+    monkeypatch.setenv("SSLMEDSAM2_ACCEPT_LICENCE", "1")
+
+    assert cli_main.main(["info"]) == ExitCode.OK
+
+    warned = [line for line in capsys.readouterr().err.splitlines() if "environment" in line]
+    assert len(warned) == 1
+    assert f"{name} in the environment" in warned[0]
+    assert said in warned[0]
+
+
 @pytest.mark.usefixtures("predict")
 def test_log_lines_off_a_terminal_are_plain_and_timestamped(capsys):
     cli_main.main([])

@@ -1,5 +1,5 @@
+import logging
 import sys
-import time
 
 from tiny_training import read_curves
 
@@ -23,8 +23,6 @@ def test_epochs_that_a_kill_undid_are_shown_once(tmp_path):
     for epoch in range(3):
         before.add(epoch, {"loss/train": 1.0})
     before.close()
-    # TensorBoard orders files by the second of their names; a killed training takes longer.
-    time.sleep(1.1)
     after = Curves(tmp_path, first_epoch=2)
     after.add(2, {"loss/train": 0.5})
     after.close()
@@ -33,9 +31,26 @@ def test_epochs_that_a_kill_undid_are_shown_once(tmp_path):
 
 
 def test_nothing_is_written_without_tensorboard(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
     curves = Curves(tmp_path, first_epoch=0)
     curves.add(0, {"loss/train": 1.0})
     curves.close()
 
     assert not any(tmp_path.iterdir())
+
+
+def test_a_training_goes_on_without_curves_that_cannot_be_written(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path):
+        with caplog.at_level(logging.WARNING):
+            curves = Curves(folder, first_epoch=0)
+        if folder == tmp_path:
+            # A disk that is full by now.
+            curves._file = open("/dev/full", "wb")  # noqa: PTH123, SIM115
+        curves.add(0, {"loss/train": 1.0})
+        curves.add(1, {"loss/train": 1.0})
+        curves.close()
+
+    assert [record.getMessage()[:28] for record in caplog.records] == [
+        "no more curves for TensorBoa"
+    ] * 2
