@@ -31,7 +31,10 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/fewshot")]
 CUDA = "cuda"
+LARGE_GRID = ((72, 320, 320), (3.0, 1.2, 1.2))
 LEAST_SECONDS = 20
+NNUNET_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
+"""Where the trainer notes whether it compiles, and how many processes prepare patches."""
 
 
 class Results:
@@ -177,7 +180,7 @@ def check_predict(results: Results) -> None:
     results.figure("seconds to load the shipped network", round(time.perf_counter() - start, 2))
     on_cpu = CanonicalSegmenter(spec, EngineOptions("cpu", sure_from=0.0))
     small = [((24, 64, 80), (8.0, 4.0, 4.0))]
-    grids = [((40, 160, 200), (5.0, 2.0, 2.0)), ((72, 320, 320), (3.0, 1.2, 1.2))]
+    grids = [((40, 160, 200), (5.0, 2.0, 2.0)), LARGE_GRID]
     for shape, spacing in small if results.fake else grids:
         volume, truth = phantom(shape, spacing)
         on_gpu.segment(volume)
@@ -218,7 +221,7 @@ def count_copies(results: Results, segmenter: Any) -> None:
 
     usual = segmenter._networks
     segmenter._networks = [TorchMarginNetwork(nn.Identity(), device=CUDA)]
-    volume, _ = phantom((72, 320, 320), (3.0, 1.2, 1.2))
+    volume, _ = phantom(*LARGE_GRID)
     for _ in range(2):  # The second finds the matrices there.
         fakecuda.reset()
         margin = segmenter.infer(segmenter.prepare(volume)).margin
@@ -336,6 +339,62 @@ def check_training(results: Results) -> None:
     results.check("training stays near the CPU's", apart < 0.1, f"weights differ by {apart:.4f}")
 
 
+def check_epochs(results: Results) -> None:
+    """Time epochs of each preset as ``train`` runs them: compiled, patches from other processes."""
+    from tiny_training import PRESET
+
+    from sslmedsam2.nnunet.plans import PRESETS
+
+    for variable in NNUNET_VARIABLES:
+        os.environ.pop(variable, None)
+    names = ("compact", "resenc-m")
+    wanted = {"a tiny network": PRESET} if results.fake else {name: PRESETS[name] for name in names}
+    for name, preset in wanted.items():
+        if results.seconds_left > 90:
+            time_epochs(results, name, preset)
+
+
+def time_epochs(results: Results, name: str, preset: Any) -> None:
+    from tiny_scans import write_scan
+
+    from sslmedsam2.imaging.image_file import ImageFile
+    from sslmedsam2.nnunet import training
+    from sslmedsam2.nnunet.dataset import build_dataset
+    from sslmedsam2.nnunet.trainer import TrainingSettings
+
+    small = (26, 70, 80), (7.0, 4.0, 4.0)
+    shape, spacing = small if results.fake else LARGE_GRID
+    volume, liver = phantom(shape, spacing)
+    dz, dy, dx = spacing
+    with tempfile.TemporaryDirectory() as folder:
+        images = []
+        for case in ("a", "b"):
+            files = [Path(folder, "data", case, f"{kind}T2.nii.gz") for kind in ("", "mask_")]
+            for file, array in zip(files, (volume.array_zyx, liver), strict=True):
+                write_scan(file, array, affine_ras=np.diag([-dx, -dy, dz, 1.0]))
+            images.append(ImageFile(case=case, sequence="T2", path=files[0], mask=files[1]))
+        work_dir = Path(folder, "work")
+        build_dataset(images, preprocessed_dir=training.preprocessed_dir(work_dir), preset=preset)
+        settings = TrainingSettings(epochs=3, iterations_per_epoch=2 if results.fake else 30)
+        torch.cuda.reset_peak_memory_stats()
+        final = training.train_fold(work_dir, fold="all", settings=settings, device=CUDA)
+        log = torch.load(final, map_location="cpu", weights_only=False)["logging"]
+    ends, starts = log["epoch_end_timestamps"], log["epoch_start_timestamps"]
+    results.figure(
+        f"an epoch of {name}",
+        {
+            "iterations": settings.iterations_per_epoch,
+            "first": round(ends[0] - starts[0], 1),
+            "last": round(ends[-1] - starts[-1], 2),
+            **{variable: os.environ.get(variable, "unset") for variable in NNUNET_VARIABLES},
+            "peak_mb": peak_mb(),
+        },
+    )
+    losses = log["train_losses"]
+    text = ", ".join(f"{loss:.3f}" for loss in losses)
+    results.check(f"the loss of {name} is finite", bool(np.isfinite(losses).all()), text)
+
+
 def check_large_network(results: Results) -> None:
     """Time a step of training and the sliding window with resenc-m, the preset for a GPU."""
     network, configuration = large_network(fake=results.fake)
@@ -390,7 +449,7 @@ def slide_figures(results: Results, network: nn.Module, patch: tuple[int, ...]) 
             return logits[:, 1:2] - logits[:, :1]
 
     margin = Margin().eval().requires_grad_(False).cpu()
-    shape = patch if results.fake else (72, 320, 320)
+    shape = patch if results.fake else LARGE_GRID[0]
     runner = TorchMarginNetwork(margin, device=CUDA)
     volume = torch.randn(shape, device=CUDA)
     plan = WindowPlan(patch, 0.5, (), 4)  # type: ignore[arg-type]
@@ -410,7 +469,7 @@ def large_network(*, fake: bool) -> tuple[nn.Module, dict[str, Any]]:
     from sslmedsam2.nnunet.plans import CONFIGURATION, PRESETS, Grid, plan_network
 
     statistics_names = ("mean", "std", "percentile_00_5", "percentile_99_5", "median", "min", "max")
-    grids = [Grid((72, 320, 320), (3.0, 1.2, 1.2))] * 3
+    grids = [Grid(*LARGE_GRID)] * 3
     plans = plan_network(PRESETS["resenc-m"], grids, intensity=dict.fromkeys(statistics_names, 1.0))
     configuration = plans["configurations"][CONFIGURATION]
     architecture = configuration["architecture"]
@@ -474,6 +533,7 @@ PARTS: dict[str, Callable[[Results], None]] = {
     "predict": check_predict,
     "pseudo-label": check_pseudo_label,
     "training": check_training,
+    "epochs": check_epochs,
     "large network": check_large_network,
 }
 

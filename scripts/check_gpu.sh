@@ -4,12 +4,8 @@
 # --out    for check_gpu.json and check_gpu.md, a section for RESULTS.md [default: build/check_gpu]
 # --fake   on a fake CUDA device, which needs a C++ compiler and no GPU: shows that the check works
 #
-# Where there is no network: carry this clone, and the packages of constraints.txt but for torch,
-# triton, nvidia-* and openvino, which the machine has itself or the check does without:
-#   pip download --dest wheels --constraint constraints.txt nnunetv2 SimpleITK nibabel scikit-image \
-#       safetensors matplotlib msgspec jinja2 click rich hydra-core iopath
-# and sam2 (requirements-sam2.txt). Then PYTHON=/path/to/python3 scripts/check_gpu.sh uses the
-# Python that has them; without it, the clone's own .venv is used, and made if it is not there.
+# Uses PYTHON=/path/to/python3, or else the clone's own .venv, and makes it if it is not there.
+# Where there is no network, on a machine that has PyTorch: scripts/gpu_kit.sh carries the packages.
 # The torch of that machine may be another than the pinned one: check_gpu.json says which it was.
 set -euo pipefail
 

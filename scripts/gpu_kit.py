@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import logging
+import runpy
 import shutil
 import sys
 import tempfile
@@ -31,14 +32,15 @@ logger = logging.getLogger("gpu_kit")
 
 
 def main() -> None:
-    """Pack or run, as the first argument says."""
+    """Pack, check or run, as the first argument says."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser()
     commands = parser.add_subparsers(dest="command", required=True)
     packing = commands.add_parser("pack")
     packing.add_argument("--kit", type=Path, required=True)
-    packing.add_argument("--work-dir", type=Path, required=True)
+    packing.add_argument("--work-dir", type=Path)
     packing.add_argument("--checkpoint", type=Path, help="[default: the newest of fold all]")
+    commands.add_parser("check", add_help=False)
     running = commands.add_parser("run")
     running.add_argument("--kit", type=Path, required=True)
     running.add_argument("--out", type=Path, required=True)
@@ -48,13 +50,21 @@ def main() -> None:
     running.add_argument("--iterations-per-epoch", type=int, default=50)
     running.add_argument("--device", default="cuda")
     running.add_argument("--contrast-probability", type=float, default=0.5)
-    options = parser.parse_args()
+    running.add_argument("--learning-rate", type=float, default=8e-4)
+    options, others = parser.parse_known_args()
+    if others and options.command != "check":
+        parser.error(f"unknown: {' '.join(others)}")
     if options.command == "pack":
         pack(options)
         return
-    options.out.mkdir(parents=True, exist_ok=True)
     for name in IMPORTED_AND_NOT_USED:
         sys.modules.setdefault(name, types.ModuleType(name))
+    if options.command == "check":
+        script = Path(__file__).parents[1] / "benchmarks/check_gpu.py"
+        sys.argv = [script.name, *others]
+        runpy.run_path(str(script), run_name="__main__")
+        return
+    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         if options.minutes:
             train_network(options, Path(folder))
@@ -64,6 +74,15 @@ def main() -> None:
 
 def pack(options: argparse.Namespace) -> None:
     """Write volumes and checkpoint into the kit; end with an error where it is too large."""
+    if options.work_dir is not None:
+        _pack_training(options)
+    size = sum(path.stat().st_size for path in options.kit.rglob("*") if path.is_file()) / 1e6
+    print(f"{options.kit}: {size:.1f} MB")
+    if size > MOST_MB:
+        sys.exit(f"error: more than {MOST_MB} MB. Pack a training on fewer volumes")
+
+
+def _pack_training(options: argparse.Namespace) -> None:
     from sslmedsam2.nnunet.plans import DATASET_NAME
     from sslmedsam2.nnunet.training import preprocessed_dir, trained_model_dir
     from sslmedsam2.weights.checkpoint import freeze_checkpoint
@@ -84,10 +103,6 @@ def pack(options: argparse.Namespace) -> None:
     if checkpoint is None:
         checkpoint = trained_model_dir(options.work_dir) / "fold_all" / "checkpoint_latest.pth"
     freeze_checkpoint(checkpoint, options.kit / "start.pth", half=True)
-    size = sum(path.stat().st_size for path in options.kit.rglob("*") if path.is_file()) / 1e6
-    print(f"{options.kit}: {size:.1f} MB")
-    if size > MOST_MB:
-        sys.exit(f"error: more than {MOST_MB} MB. Pack a training on fewer volumes")
 
 
 def _pack_volume(path: Path, copy: Path) -> None:
@@ -128,14 +143,18 @@ def train_network(options: argparse.Namespace, folder: Path) -> None:
             epochs=epochs,
             iterations_per_epoch=options.iterations_per_epoch,
             contrast_probability=options.contrast_probability,
+            learning_rate=options.learning_rate,
         )
 
+    began = time.monotonic()
     trial = train_fold(
         _work_dir(options, folder / "trial"), settings=settings(TRIAL_EPOCHS), **common
     )
     assert trial is not None
     seconds = _seconds_of_last_epoch(trial)
-    epochs = max(1, int((end - time.monotonic()) / seconds))
+    # To unpack, compile and start the loaders once more.
+    preparation = time.monotonic() - began - TRIAL_EPOCHS * seconds
+    epochs = max(1, int((end - time.monotonic() - preparation) / seconds))
     logger.info("%.1f s an epoch of %d: %d epochs", seconds, options.iterations_per_epoch, epochs)
     work_dir = _work_dir(options, folder / "training")
     train_fold(

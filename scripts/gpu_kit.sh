@@ -1,12 +1,16 @@
 #!/usr/bin/env bash
-# Trains on a GPU machine that has PyTorch and no network, from a training begun elsewhere.
-#   scripts/gpu_kit.sh pack --work-dir DIR [--kit DIR] [--checkpoint FILE] [--python 3.12]
+# Checks a GPU machine that has PyTorch and no network, and trains there what was begun elsewhere.
+#   scripts/gpu_kit.sh pack [--work-dir DIR] [--kit DIR] [--checkpoint FILE] [--python 3.12]
+#   scripts/gpu_kit.sh check --out DIR [--kit DIR] [options of check_gpu.sh]
 #   scripts/gpu_kit.sh run  --out DIR [--kit DIR] [--minutes 6] [--sam2-minutes 0] [--batch 8]
-#                        [--iterations-per-epoch 50] [--device cuda]
+#                        [--iterations-per-epoch 50] [--device cuda] [--learning-rate 8e-4]
+#                        [--contrast-probability 0.5]
 #
 # pack   writes a kit of at most 60 MB: the source, the preprocessed volumes of `train --work-dir DIR`
 #        as float16, the newest checkpoint, and the packages that a machine with torch, scipy,
-#        scikit-image, matplotlib and click lacks, for its version of Python.
+#        scikit-image, matplotlib and click lacks, for its version of Python. Without --work-dir only
+#        the packages, which is enough for check.
+# check  on the GPU machine, in a clone beside the kit: runs check_gpu.sh with the kit's packages.
 # run    on the GPU machine, in the kit's folder: trains the network of the kit for so many minutes
 #        from its checkpoint, with a learning rate that ends at zero, then the compact SAM2. Writes
 #        liver.pth (for `train --warm-start`), curve.csv and timing.json, and sam2.safetensors.
@@ -43,7 +47,7 @@ pack() {
     mkdir -p "$kit/wheels" "$kit/scripts"
     cp -r "$here/sslmedsam2" "$kit/"
     cp "$here/scripts/gpu_kit.sh" "$here/scripts/gpu_kit.py" "$kit/scripts/"
-    find "$kit/sslmedsam2" -name __pycache__ -type d -prune -exec rm -r {} +
+    find "$kit/sslmedsam2" \( -name __pycache__ -o -name assets \) -type d -prune -exec rm -r {} +
     # Compiled packages for the Python of the GPU machine, then those of any version.
     cd "$here"
     local pip="$here/.venv/bin/python -m pip" platforms=() n
@@ -60,16 +64,25 @@ pack() {
     PYTHONPATH=$here "$here/.venv/bin/python" "$here/scripts/gpu_kit.py" pack --kit "$kit" "$@"
 }
 
-run() {
-    local interpreter=${PYTHON:-python3}
+unpack() {
+    interpreter=${PYTHON:-python3}
     if [ ! -d "$kit/site" ]; then
         "$interpreter" -m pip install --quiet --no-index --no-deps --no-compile \
             --target "$kit/site" "$kit"/wheels/*.whl
     fi
+}
+
+check() {
+    unpack
+    PYTHONPATH=$here:$kit/site exec "$interpreter" "$here/scripts/gpu_kit.py" check "$@"
+}
+
+run() {
+    unpack
     PYTHONPATH=$kit:$kit/site exec "$interpreter" "$kit/scripts/gpu_kit.py" run --kit "$kit" "$@"
 }
 
 case $what in
-    pack | run) "$what" "${arguments[@]}" ;;
+    pack | check | run) "$what" "${arguments[@]}" ;;
     *) usage 2 >&2 ;;
 esac

@@ -65,6 +65,7 @@ def test_the_kit_trains_on_from_its_checkpoint_until_the_time_is_over(kit, tmp_p
         batch=2,
         iterations_per_epoch=1,
         contrast_probability=0.5,
+        learning_rate=8e-4,
         device="cpu",
     )
     gpu_kit.train_network(options, tmp_path / "work")
@@ -75,4 +76,5 @@ def test_the_kit_trains_on_from_its_checkpoint_until_the_time_is_over(kit, tmp_p
     assert any(not bool((before[name] == after[name]).all()) for name in before)
     with (tmp_path / "curve.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
-    assert float(rows[-1]["lrs"]) < float(rows[0]["lrs"]) or len(rows) == 1
+    assert float(rows[0]["lrs"]) == 8e-4
+    assert float(rows[-1]["lrs"]) < 8e-4 or len(rows) == 1

@@ -212,7 +212,8 @@ class SupportStore:
         return memory.map(self._to_device)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self._device, non_blocking=True)
+        # Waits for the copy; why, see inference.on_gpu.pinned.
+        return tensor.to(self._device)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
@@ -235,7 +236,7 @@ def _moved(support: EncodedSupport, move: Callable[[Tensor], Tensor]) -> Encoded
 
 
 def _page_locked(tensor: Tensor) -> Tensor:
-    """Copy to host memory that a GPU reads by itself, if the system lets it be locked."""
+    """Copy to host memory that a GPU reads quickest, if the system lets it be locked."""
     here = tensor.cpu()
     try:
         return here.pin_memory()

@@ -32,6 +32,13 @@ _TOLERATED_ERROR: Final = 0.01
 
 _OLDER_BUILD: Final = "use the image for CUDA 12.6 (scripts/build_image.sh --cuda 12.6)"
 
+_REMEDY_OF_START: Final = {
+    "802": "Start nvidia-fabricmanager on the host: GPUs joined by NVSwitch need it",
+    "804": "Update the driver on the host: cuda-compat serves data-centre cards only",
+}
+"""What to do where CUDA does not start, by the number of its error."""
+_USUAL_REMEDY_OF_START: Final = "See nvidia-smi; after an update of the driver restart the host"
+
 
 @dataclass(frozen=True)
 class GpuFault:
@@ -150,8 +157,31 @@ def _why_no_gpu() -> GpuFault:
                 f"driver {driver} is too old for CUDA {built_for}, which needs {oldest} or newer"
             )
             return GpuFault(reason, f"Update the driver, or {_OLDER_BUILD}")
+        failure = _failure_of_start()
+        if failure is not None:
+            what_to_do = _REMEDY_OF_START.get(failure.partition(":")[0], _USUAL_REMEDY_OF_START)
+            return GpuFault(f"CUDA does not start ({failure})", what_to_do)
         why = f"driver {driver} shows no GPU"
     return GpuFault(f"no usable CUDA device is visible ({why})", remedy, absent=True)
+
+
+def _failure_of_start() -> str | None:
+    """Return the error with which CUDA fails to start, or None where it only finds no GPU.
+
+    `torch.cuda.is_available` tells of it in a warning, and only once in a process.
+    """
+    import torch
+
+    try:
+        torch.cuda.init()
+    except RuntimeError as error:
+        text = str(error)
+        found = re.search(r"Error (\d+: .+)", text)
+        if found is not None:
+            return found[1]
+        if "No CUDA GPUs" not in text and "no NVIDIA driver" not in text:
+            return text.partition(". ")[0]
+    return None
 
 
 def _explained(exception: Exception, device: str) -> GpuFault:

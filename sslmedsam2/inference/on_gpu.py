@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from sslmedsam2.inference.postprocessing import keep_largest
 from sslmedsam2.inference.resampling import Matrix, Resampler
 from sslmedsam2.inference.sliding_window import SURELY_BACKGROUND, Canvas, MarginNetwork
 
@@ -33,18 +32,18 @@ class GpuCanvas(Canvas):
     def _predict(self, network: MarginNetwork, patches: Any) -> Any:
         return network.predict(patches)  # type: ignore[attr-defined]
 
-    def liver(self) -> npt.NDArray[np.uint8]:
-        """Return the liver as the windows run so far see it."""
-        return keep_largest((self._total > 0).to(torch.uint8).cpu().numpy())
-
     def margin(self) -> Any:
         """Return the average margin of the volume without its padding, on the GPU."""
-        mean = torch.where(self._norm > 0, self._total / self._norm, float(SURELY_BACKGROUND))
+        mean = torch.where(self._norm > 0, self.total / self._norm, float(SURELY_BACKGROUND))
         return mean[self._inner].contiguous()
 
 
 def pinned(volume: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return a copy in page-locked memory, from which a GPU reads by itself; or what came."""
+    """Return a copy in page-locked memory, from which a GPU reads quickest; or what came.
+
+    A copy from there must be waited for: with one under way, torch asks the GPU when it frees the
+    memory, and if the card has failed by then, that ends the process.
+    """
     try:
         return torch.from_numpy(volume).pin_memory().numpy()
     except RuntimeError:
@@ -59,7 +58,7 @@ def resample(
 
     None leaves it on its grid.
     """
-    there = torch.from_numpy(volume).to(device, non_blocking=True)
+    there = torch.from_numpy(volume).to(device)
     if resampler is None:
         return there
     if resampler.order <= 1:

@@ -88,7 +88,8 @@ class EngineOptions:
         ``exact`` gives nnU-Net's own result for each view; ``fast`` runs only windows that contain
         liver. Both compute in bfloat16 on a CPU with units for it. A calibration tells of which
         scans the network is unsure: there ``exact`` computes again in float32, and ``fast`` runs
-        all windows. Without one ``exact`` computes in float32.
+        all windows. Without one ``exact`` computes in float32. On a GPU, which computes all windows
+        in the time of a few, both are the same.
     mirror
         Average over mirrored patches along the axes the model was trained to mirror.
     sure_from
@@ -313,9 +314,10 @@ class CanonicalSegmenter:
         with _timed(seconds, "network"):
             patchable = on_model_grid(prepared, device=device)
             networks: Sequence[MarginNetwork] = self._networks
-            margin = self._margin(patchable, networks, everywhere=not self._fast)
+            on_cpu = device == "cpu"
+            margin = self._margin(patchable, networks, everywhere=not (self._fast and on_cpu))
             promised = promised_dice(margin) if self._sure_from > 0 else 1.0
-            if self._repeats_unsure and promised < self._sure_from + _ROUNDING:
+            if on_cpu and self._repeats_unsure and promised < self._sure_from + _ROUNDING:
                 if not self._fast:
                     ours = cast("list[OpenVinoMarginNetwork]", self._networks)
                     networks = [network.in_float32 for network in ours]

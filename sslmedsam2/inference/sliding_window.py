@@ -84,19 +84,24 @@ def slide(volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) ->
 
     Raises ModelError: a network gives values that are not finite.
     """
-    canvas = _canvas(volume, networks, plan)
+    if isinstance(volume, np.ndarray):
+        canvas = Canvas(volume, networks, plan)
+    else:
+        from sslmedsam2.inference.on_gpu import GpuCanvas
+
+        canvas = GpuCanvas(volume, networks, plan)
     canvas.run(canvas.windows)
     return canvas.margin()
 
 
 def slide_from(
-    volume: Array,
+    volume: npt.NDArray[np.float32],
     networks: Sequence[MarginNetwork],
     plan: WindowPlan,
     *,
     start: tuple[float, float, float],
     enough_voxels: float = 1,
-) -> Array:
+) -> npt.NDArray[np.float32]:
     """Return the margin near the liver only, running no window that is not needed for it.
 
     Only one connected liver is kept afterwards, so windows are run outwards from it: first the
@@ -107,13 +112,13 @@ def slide_from(
 
     Raises ModelError: as :func:`slide`.
     """
-    canvas = _canvas(volume, networks, plan)
+    canvas = Canvas(volume, networks, plan)
     target = [share * size for share, size in zip(start, canvas.shape, strict=True)]
     waiting = sorted(canvas.windows, key=lambda window: window.distance_to(target))
     relied_on = np.zeros(canvas.shape, bool)
     trifle = _WORTHWHILE_SHARE * float(np.prod(plan.patch_size))
     while waiting:
-        liver = canvas.liver()
+        liver = keep_largest((canvas.total > 0).view(np.uint8))
         found = int(liver.sum())
         liver[relied_on] = 0
         gains = [int(liver[window.core].sum()) for window in waiting]
@@ -140,14 +145,6 @@ class _Window:
         return sum((a - b) ** 2 for a, b in zip(centre, target, strict=True))
 
 
-def _canvas(volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) -> Canvas:
-    if isinstance(volume, np.ndarray):
-        return Canvas(volume, networks, plan)
-    from sslmedsam2.inference.on_gpu import GpuCanvas
-
-    return GpuCanvas(volume, networks, plan)
-
-
 class Canvas:
     """The padded volume and the weighted margins gathered on it so far."""
 
@@ -158,7 +155,7 @@ class Canvas:
         pads, self._inner = padding(tuple(volume.shape), plan.patch_size)
         self._padded = self._pad(volume, pads) if any(map(any, pads)) else volume
         self._weights = self._placed(gaussian(plan.patch_size))
-        self._total, self._norm = (self._library.zeros_like(self._padded) for _ in range(2))
+        self.total, self._norm = (self._library.zeros_like(self._padded) for _ in range(2))
         self._networks, self._plan = networks, plan
         self.shape = tuple(self._padded.shape)
         self.windows = list(_windows(self.shape, plan.patch_size, plan.step))
@@ -198,18 +195,14 @@ class Canvas:
                         remedy="Check the intensities of the image and the weights of the model",
                     )
                 for (place, flip), margin in zip(group, margins, strict=True):
-                    self._total[place] += library.flip(margin, flip) * (self._weights * share)
+                    self.total[place] += library.flip(margin, flip) * (self._weights * share)
         for window in windows:
             self._norm[window.place] += self._weights
-
-    def liver(self) -> npt.NDArray[np.uint8]:
-        """Return the liver as the windows run so far see it."""
-        return keep_largest((self._total > 0).view(np.uint8))
 
     def margin(self) -> Array:
         """Return the average margin of the volume without its padding."""
         covered = self._norm > 0
-        total = np.divide(self._total, self._norm, out=self._total, where=covered)
+        total = np.divide(self.total, self._norm, out=self.total, where=covered)
         total[~covered] = SURELY_BACKGROUND
         return np.ascontiguousarray(total[self._inner])
 

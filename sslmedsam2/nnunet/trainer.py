@@ -36,6 +36,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import duration
@@ -643,8 +644,8 @@ class LiverTrainer(nnUNetTrainer):
         self._steps += 1
         decay = min(_AVERAGE_DECAY, (1 + self._steps) / (10 + self._steps))
         weights = [weight.detach() for weight in self._bare_network.parameters()]
-        for mean, weight in zip(self._teacher.parameters(), weights, strict=True):
-            mean.lerp_(weight, 1 - decay)
+        # All at once: on a GPU hundreds of small kernels take longer than their work.
+        get_ema_multi_avg_fn(decay)(list(self._teacher.parameters()), weights, None)
 
     def run_training(self) -> None:
         """Train to the end, or until ``stop`` is true at the end of an epoch."""

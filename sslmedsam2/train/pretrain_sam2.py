@@ -14,7 +14,7 @@ from typing import Any, Final
 import torch
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.errors import InputError, ModelError, UsageError
+from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, UsageError, first_line
 from sslmedsam2.fewshot.checkpoint import (
     COMPACT_SUFFIX,
     CompactArchitecture,
@@ -87,6 +87,8 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
         A labelled scan cannot be read, or fewer than two scans have a map of organs.
     OutputError
         The network cannot be written.
+    SslMedSam2Error
+        The memory of the GPU is too small.
     """
     device = torch.device(choose_device(options.device))
     _check(options, device)
@@ -105,7 +107,14 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
         scans_sha256=_hash(inputs.volumes) if inputs.volumes else None,
     )
     _check_same_training(options.work_dir / CHECKPOINT_NAME, settings)
-    model = pretrain(settings, inputs, work_dir=options.work_dir, device=device)
+    try:
+        model = pretrain(settings, inputs, work_dir=options.work_dir, device=device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise SslMedSam2Error(
+            options.output_path,
+            reason=f"the memory of the GPU is too small for this training ({first_line(error)})",
+            remedy="End what else runs on the GPU, or use --device cpu",
+        ) from error
     save_compact(
         model, options.output_path, architecture=settings.architecture, notes=_notes(settings)
     )

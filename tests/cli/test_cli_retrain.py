@@ -1,5 +1,6 @@
 """What the options of ``retrain``, ``refine plan`` and ``train`` come to."""
 
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -151,3 +152,16 @@ def test_gpus_are_counted_where_they_train(tmp_path):
         index.index_data(
             replace(wanted, gpus=3, work_dir=tmp_path / "other"), executor=_GpuWorkers()
         )
+
+
+@pytest.mark.parametrize("command", ["train", "retrain"])
+def test_deterministic_training_is_told_to_cublas_before_a_network_computes(
+    asked, monkeypatch, command
+):
+    """It looks once in a process, and SAM2 may be its first user."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    asked(command)
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    asked(command, "--deterministic")
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

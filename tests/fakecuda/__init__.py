@@ -138,6 +138,19 @@ def broken(message: str, *, after: int = 0) -> Iterator[None]:
         native.set_fault("", -1)
 
 
+def copies_waited_for(monkeypatch: Any) -> list[bool]:
+    """Return a list that gets, for each ``Tensor.to`` from here on, whether it waits for a copy."""
+    waited: list[bool] = []
+    usual = torch.Tensor.to
+
+    def noting(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        waited.append(not kwargs.get("non_blocking", False))
+        return usual(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.Tensor, "to", noting)
+    return waited
+
+
 def _index(device: Any) -> int:
     return device if isinstance(device, int) else torch.device(device).index or 0
 

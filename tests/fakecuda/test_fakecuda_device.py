@@ -120,6 +120,37 @@ def test_too_old_a_driver_is_told_and_a_missing_one_is_not(
     assert reason in str(refused.value)
 
 
+UNEXPECTED = "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions? Error "
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "remedy"),
+    [
+        (f"{UNEXPECTED}802: system not yet initialized", "(802: system not", "fabricmanager"),
+        (f"{UNEXPECTED}804: forward compatibility was attempted", "(804: forward", "Update the"),
+        (f"{UNEXPECTED}803: system has unsupported driver", "(803: system has", "restart the host"),
+        ("CUDA unknown error - may be due to X. Setting Y.", "due to X)", "restart the host"),
+    ],
+    ids=["no fabric manager", "cuda-compat on a consumer card", "driver updated", "unknown"],
+)
+def test_cuda_that_does_not_start_leaves_the_cpu_and_one_line(
+    monkeypatch, caplog, message, reason, remedy
+):
+    def fail():
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", fail)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(device_module, "driver_version", lambda: "580.65.06")
+    assert [choose_device("auto") for _ in range(2)] == ["cpu", "cpu"]
+    (record,) = caplog.records
+    assert reason in record.message
+    assert remedy in record.message
+    with pytest.raises(UsageError, match="does not start"):
+        choose_device("cuda")
+
+
 @pytest.mark.parametrize("word", ["cuda:1", "auto"])
 def test_device_option_takes_a_number(word):
     assert DEVICE.convert(word, None, None) == word

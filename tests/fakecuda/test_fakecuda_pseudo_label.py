@@ -10,7 +10,7 @@ from tiny_sam2 import TINY, make_query, tiny_compact
 from tiny_scans import centred_grid
 
 import fakecuda
-from sslmedsam2.errors import UsageError
+from sslmedsam2.errors import SslMedSam2Error, UsageError
 from sslmedsam2.fewshot import pretraining, retrieval
 from sslmedsam2.fewshot.checkpoint import build_compact, build_hiera_tiny, load_sam2, save_compact
 from sslmedsam2.fewshot.harmonise import refine_by_intensity
@@ -104,7 +104,10 @@ def test_supports_from_host_and_disk_give_the_same_and_are_read_once_an_attempt(
         strategy = build(load_sam2(sam2_path, device=CUDA), supports, tmp_path / place)
         read.clear()
         fakecuda.reset()
-        found = strategy.segment(make_query("q/GED4", seed=9, geometry=GRID))
+        with pytest.MonkeyPatch.context() as patch:
+            waited = fakecuda.copies_waited_for(patch)
+            found = strategy.segment(make_query("q/GED4", seed=9, geometry=GRID))
+        assert set(waited) == {True}
         seen[place] = found, fakecuda.transfers()
         assert sorted(read) == sorted(set(read)), "more often than the one attempt needs"
         assert len(read) == len(supports)
@@ -305,3 +308,11 @@ def test_several_processes_of_pretraining_are_refused_on_a_gpu(tmp_path):
     options = PretrainOptions(tmp_path, tmp_path / "x.safetensors", processes=2, device="cuda")
     with pytest.raises(UsageError, match="same card"):
         pretrain_sam2(options)
+
+
+def test_card_too_small_for_pretraining_is_one_clear_line(tmp_path):
+    options = PretrainOptions(tmp_path, tmp_path / "x.safetensors", steps=1, device="cuda")
+    with fakecuda.memory_limit(200_000), pytest.raises(SslMedSam2Error) as refused:
+        pretrain_sam2(options)
+    assert "memory of the GPU" in str(refused.value)
+    assert "--device cpu" in str(refused.value)
