@@ -2,9 +2,11 @@
 
 import argparse
 import csv
+import itertools
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import blosc2
 import numpy as np
@@ -57,7 +59,10 @@ def test_packed_volumes_differ_by_rounding_and_labels_not_at_all(work_dir, kit, 
             np.testing.assert_allclose(packed, original, rtol=2**-8 + 2**-10, atol=1e-6)
 
 
-def test_the_kit_trains_on_from_its_checkpoint_until_the_time_is_over(kit, tmp_path):
+def test_the_kit_trains_on_from_its_checkpoint_until_the_time_is_over(kit, tmp_path, monkeypatch):
+    # Each look at the clock takes a quarter of a second, however busy the machine is.
+    looks = itertools.count()
+    monkeypatch.setattr(gpu_kit, "time", SimpleNamespace(monotonic=lambda: 0.25 * next(looks)))
     options = argparse.Namespace(
         kit=kit,
         out=tmp_path,
