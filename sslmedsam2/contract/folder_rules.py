@@ -3,8 +3,9 @@
 Decided by content, in this order:
 
 1. A folder with at least one sequence name (``GED4``, ``T2WI``, ...) **is a case**, named by the
-   folder; each other volume in it is a case without a sequence (``0930-A_extra``), unless its name
-   is that of a derived image (``ADC``).
+   folder (a date or a visit has the name of the folder above in front); each other volume in it
+   is a case without a sequence (``0930-A_extra``), unless its name is that of a derived image
+   (``ADC``).
 2. A folder whose own name is that of a case (``0930-A``, or directly below a vendor folder) is a
    case too if names in it end in a sequence (``0930-A_T2``, ``T2_0000``), else an error. The
    input folder itself is exempt.
@@ -23,7 +24,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import info_csv, names
-from sslmedsam2.contract.outputs import REPORT_NAME
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER, REPORT_NAME
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.errors import InputError
@@ -146,6 +147,21 @@ def folder_name(path: Path) -> str:
     return _without_zip(name)
 
 
+def case_name(folder: Path, *, root: Path) -> str:
+    """Return what a folder below ``root`` calls its case: ``20240131`` of P1 is ``P1_20240131``."""
+    name, above = folder_name(folder), folder.parent
+    names_patient = (
+        folder != root
+        and above != root
+        and above.is_relative_to(root)
+        and folder_name(above) != PREDICTION_FOLDER
+        and names.vendor_of_folder(folder_name(above)) is None
+    )
+    if not (names_patient and names.is_occasion(name)):
+        return name
+    return f"{case_name(above, root=root)}_{name}"
+
+
 def folder_names(folder: Path, *, root: Path) -> list[str]:
     """Return the names of the folders from below ``root`` to ``folder``."""
     return [_without_zip(part) for part in folder.relative_to(root).parts]
@@ -175,7 +191,7 @@ def find_vendor(case: str, folder: Path, *, root: Path) -> str | None:
 
 def _read_case(folder: Folder, named: _Named, *, root: Path) -> Discovery:
     """Read a folder in which sequence names occur."""
-    case = folder_name(folder.path)
+    case = case_name(folder.path, root=root)
     unsafe = names.unsafe_reason(case)
     if unsafe:
         return Discovery(problems=(_unsafe(folder.path, unsafe),))

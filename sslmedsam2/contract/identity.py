@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import find_vendor, folder_name, folder_names, volume_stem
+from sslmedsam2.contract.folder_rules import (
+    case_name,
+    find_vendor,
+    folder_name,
+    folder_names,
+    volume_stem,
+)
 from sslmedsam2.contract.sequence_map import NO_SEQUENCE, SequenceMap
 from sslmedsam2.contract.walk import Folder, Tree
 from sslmedsam2.imaging.image_file import ImageFile
@@ -80,13 +86,13 @@ def identify(
     own = sequences.parse(name)
     if own:
         case = case_folder(folder, root=root, sequences=sequences)
-        return folder_name(case), own.sequence
+        return case_name(case, root=root), own.sequence
     split = sequences.split(name)
     if split:
         prefix, ending = split
         at_root = folder == root or is_in(IMAGE_FOLDERS + LABEL_FOLDERS, path)
         is_case = at_root or not _NO_CASE.fullmatch(prefix)
-        return prefix if is_case else folder_name(folder), ending.sequence
+        return prefix if is_case else case_name(folder, root=root), ending.sequence
     by_folder = _by_folder(folder, name, root=root, sequences=sequences)
     if by_folder:
         return by_folder
@@ -144,14 +150,14 @@ def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
     return folder
 
 
-def named_by_folder(images: Iterable[ImageFile]) -> list[ImageFile]:
+def named_by_folder(images: Iterable[ImageFile], *, root: Path) -> list[ImageFile]:
     """Name images by their folder where names alone would make several of them one image."""
     groups: dict[tuple[str, str], list[ImageFile]] = defaultdict(list)
     for image in images:
         key = names.identity_key(image.case), names.identity_key(image.sequence_or_volume)
         groups[key].append(image)
     return [
-        replace(image, case=folder_name(image.path.parent)) if len(group) > 1 else image
+        replace(image, case=case_name(image.path.parent, root=root)) if len(group) > 1 else image
         for group in groups.values()
         for image in group
     ]
@@ -166,10 +172,11 @@ def _by_folder(folder: Path, name: str, *, root: Path, sequences: SequenceMap) -
         sequence = parsed.sequence
         above = parent.parent
         if parent != folder:
-            return folder_name(folder), sequence
+            return case_name(folder, root=root), sequence
         if root in (parent, above) or names.vendor_of_folder(folder_name(above)):
             return name, sequence
-        return folder_name(case_folder(above, root=root, sequences=sequences)), sequence
+        case = case_folder(above, root=root, sequences=sequences)
+        return case_name(case, root=root), sequence
     return None
 
 

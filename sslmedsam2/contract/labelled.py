@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import folder_name, volume_stem
+from sslmedsam2.contract.folder_rules import case_name, folder_name, volume_stem
 from sslmedsam2.contract.identity import (
     IMAGE_FOLDERS,
     LABEL_FOLDERS,
@@ -77,7 +77,7 @@ def find_labelled_series(
         for files in _read_folder(folder, tree)
         for image in _labelled(*files, root=root, sequences=sequence_map, label=label)
     ]
-    found = named_by_folder(found)
+    found = named_by_folder(found, root=root)
     _check_distinct(found)
     return tuple(sorted(found, key=lambda series: (series.case, series.sequence_or_volume)))
 
@@ -184,7 +184,9 @@ def _labelled(
         return []
     in_case_folder = path.parent != root and not is_in(IMAGE_FOLDERS, path)
     case, sequence = identify(path, root=root, sequences=sequences) or (
-        (folder_name(path.parent), stem) if in_case_folder else (without_channel(stem), None)
+        (case_name(path.parent, root=root), stem)
+        if in_case_folder
+        else (without_channel(stem), None)
     )
     if entry:
         sequence = None if entry == NO_SEQUENCE else entry

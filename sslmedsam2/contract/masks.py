@@ -22,6 +22,7 @@ from typing import Literal
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.folder_rules import (
+    case_name,
     case_of_volume,
     find_vendor,
     folder_name,
@@ -194,7 +195,7 @@ def _form_of(stem: str) -> tuple[_Form | None, str]:
 def _mask_file(path: Path, image_stem: str, *, root: Path, case_dir: Path) -> ImageFile:
     name = names.parse_sequence(image_stem)
     if name or not image_stem:
-        case = folder_name(case_dir)
+        case = case_name(case_dir, root=root)
         vendor = find_vendor(case, path.parent, root=root)
     else:
         is_label = is_in(LABEL_FOLDERS, path) and path.parent != root

@@ -38,17 +38,26 @@ UNCERTAINTY_PREFIX = "uncertainty_"
 _MASK_PREFIX = re.compile(r"(mask|organs|probability|uncertainty)[ _-]", re.IGNORECASE)
 # As Slicer (T2.seg.nrrd, T2-label, Segmentation), ITK-SNAP and data sets (T2_gt) name them.
 _MASK_SUFFIX = re.compile(
-    r"(?:[ ._-](mask|seg|pred|segmentation|labels?|gt))+$",
+    r"(?:[ ._-](mask|seg|pred|segmentation|labels?|gt|ground[ _-]?truth|roi|manual|annotation))+$",
     re.IGNORECASE,
 )
 _MASK_ALONE = re.compile(
-    r"(?:mask|seg|segmentation|labels?|gt)(?:[ _-]\d+)?(?:[._-](?:seg|labels?))?", re.IGNORECASE
+    r"(?:mask|seg|segmentation|labels?|gt|ground[ _-]?truth|roi|annotation)"
+    r"(?:[ _-]\d+)?(?:[._-](?:seg|labels?))?",
+    re.IGNORECASE,
 )
 # "Vendors" is a plural, not vendor S.
 _VENDOR_FOLDER = re.compile(r"vendor(?!s$)[ _-]?([A-Z]\d?)", re.IGNORECASE)
 _CASE = re.compile(r"\d+-([A-Z]\d?)(?:-S\d)?", re.IGNORECASE)
 _MOVED_ASIDE = re.compile(r"\.replaced-\d{8}T\d{6}Z(-\d+)?$")
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*_[0-9A-Za-z]+")
+# A date, or a visit: of whom, the folder above says.
+_OCCASION = re.compile(
+    r"(?:19|20)\d\d([-_. ]?)(?:0[1-9]|1[0-2])\1(?:0[1-9]|[12]\d|3[01])(?:[T_-]?\d{4,6})?"
+    r"|(?:ses|session|visit|timepoint|tp|exam|study|scan|day|week|month)[ _-]?\d{0,3}"
+    r"|baseline|follow[ _-]?up[ _-]?\d{0,3}|(?:pre|post)[ _-]?op",
+    re.IGNORECASE,
+)
 WORST_RANK = 2
 NNUNET_IMAGE_FOLDERS = ("imagestr", "imagests", "imagesva")
 NNUNET_LABEL_FOLDERS = ("labelstr", "labelsts", "labelsva")
@@ -98,9 +107,10 @@ def parse_mask_stem(stem: str) -> MaskName | None:
     """Recognise masks and maps of an image ``X`` by their names; None for any other.
 
     They are ``mask_X``, ``organs_X``, ``probability_X``, ``uncertainty_X``, ``X_pred`` and, all of
-    kind ``mask`` or ``seg``, ``X_mask``, ``X_seg``, ``X.seg``, ``X-label``, ``X_gt`` and
-    ``X_segmentation``. A ``segmentation``, ``mask`` or ``label`` alone belongs to the only image of
-    its folder: its ``image_stem`` is empty.
+    kind ``mask`` or ``seg``, ``X_mask``, ``X_seg``, ``X.seg``, ``X-label``, ``X_gt``,
+    ``X_groundtruth``, ``X_roi``, ``X_manual``, ``X_annotation`` and ``X_segmentation``. A
+    ``segmentation``, ``mask`` or ``label`` alone belongs to the only image of its folder: its
+    ``image_stem`` is empty.
     """
     if _MASK_ALONE.fullmatch(stem):
         return MaskName(kind="mask", image_stem="")
@@ -166,6 +176,11 @@ def parse_sequence_list(text: str) -> tuple[str, ...]:
 def sequence_order(sequence: str | None) -> int:
     """Return a sort key that puts sequences in processing order and None last."""
     return len(SEQUENCES) if sequence is None else SEQUENCES.index(sequence)
+
+
+def is_occasion(name: str) -> bool:
+    """Whether a folder's name is a date or that of a visit, and so says nothing of the patient."""
+    return _OCCASION.fullmatch(name) is not None
 
 
 def vendor_of_folder(name: str) -> str | None:

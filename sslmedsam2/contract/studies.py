@@ -300,8 +300,11 @@ def _identified(
 ) -> list[ImageFile]:
     """Find case and sequence where `find_studies` knows none; a name stays unique."""
     better = named_by_folder(
-        one if one.sequence else identified(one, root=root, sequences=sequence_map)
-        for one in series
+        (
+            one if one.sequence else identified(one, root=root, sequences=sequence_map)
+            for one in series
+        ),
+        root=root,
     )
     counts = Counter((names.identity_key(one.case), one.sequence) for one in better)
     by_path = {one.path: one for one in series}

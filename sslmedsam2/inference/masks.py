@@ -10,10 +10,14 @@ from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.inference.confidence import DiceEstimate
-from sslmedsam2.inference.plausibility import implausible_traits, is_implausible, liver_traits
+from sslmedsam2.inference.plausibility import (
+    has_usual_volume,
+    implausible_traits,
+    is_implausible,
+    liver_traits,
+)
 from sslmedsam2.inference.segmenter import CanonicalSegmentation
 
-_PLAUSIBLE_LIVER_ML = (400.0, 5000.0)
 _LOW_CONFIDENCE = 0.8
 _HOUNSFIELD_NOTE = (
     "hounsfield_window: the values look like CT and were clipped to the abdominal window"
@@ -77,8 +81,7 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     touches = _touches_border(mask_zyx)
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
-    low, high = _PLAUSIBLE_LIVER_ML
-    is_unlike = bool(unlike) or not low <= volume_ml <= high
+    is_unlike = bool(unlike) or not has_usual_volume(volume_ml)
     # The calibration is of livers: of anything else the network may be just as sure.
     estimate = found.estimate if mask_zyx is found.mask_zyx and not is_unlike else None
     if estimate is not None and estimate.is_to_check:
@@ -116,9 +119,8 @@ def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool)
     """Name what a person should look at before trusting the mask."""
     if volume_ml == 0:
         return ("no_liver: the network found none; check that it is an abdominal scan",)
-    low, high = _PLAUSIBLE_LIVER_ML
     doubts = []
-    if not low <= volume_ml <= high:
+    if not has_usual_volume(volume_ml):
         doubts.append(f"implausible_volume: {volume_ml:.0f} ml is no usual size for a liver")
     if touches_border:
         doubts.append("touches_border: the liver reaches the edge of the scan, or is cut off")

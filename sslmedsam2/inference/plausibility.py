@@ -11,6 +11,11 @@ import numpy as np
 
 from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX, bounding_box
 
+LEAST_LIVER_ML = 400.0
+"""Of a usual scan. Fast mode goes on until it has found this much."""
+
+_LARGEST_LIVER_ML = 5000.0
+
 _TOO_MANY = 2
 """A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
 
@@ -34,8 +39,6 @@ class LiverTraits:
 
     Attributes
     ----------
-    volume_ml
-        Of the mask.
     centre_x, centre_y
         Of the mask, as parts of the body's extent: 0 is the patient's right, and the front.
     extent_mm
@@ -64,7 +67,6 @@ class LiverTraits:
         stack may begin and end anywhere in the liver.
     """
 
-    volume_ml: float
     centre_x: float
     centre_y: float
     extent_mm: tuple[float, float, float]
@@ -119,7 +121,6 @@ def liver_traits(
     )
     lengths = [(s.stop - s.start) * mm for s, mm in zip(box, spacing_zyx_mm, strict=True)]
     return LiverTraits(
-        volume_ml=n * float(np.prod(spacing_zyx_mm)) / 1000,
         centre_x=float(centre_x),
         centre_y=float(centre_y),
         extent_mm=(lengths[0], lengths[1], lengths[2]),
@@ -143,13 +144,20 @@ def _slice_axis(spacing_zyx_mm: tuple[float, float, float]) -> int:
     return axis if spacing_zyx_mm[axis] > _THICK * sorted(spacing_zyx_mm)[1] else 0
 
 
+def has_usual_volume(volume_ml: float) -> bool:
+    """Tell whether a mask is as large as livers are; if not, that alone is to be checked.
+
+    The reference masks have 1,013 to 2,556 ml.
+    """
+    return LEAST_LIVER_ML <= volume_ml <= _LARGEST_LIVER_ML
+
+
 def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
     """Say in a few words what is unlike a liver; `is_implausible` counts them."""
     stack = traits.slice_axis
     whole_mm = [mm for axis, mm in enumerate(traits.extent_mm) if axis == 0 or axis != stack]
     found = {
         f"mean foreground probability {traits.confidence:.2f}": traits.confidence < 0.94,
-        f"{traits.volume_ml:.0f} ml": not 300 <= traits.volume_ml <= 4000,
         _ON_THE_LEFT: stack != 2 and traits.centre_x > 0.55,
         "not on the patient's right": stack != 2
         and (traits.centre_x < 0.15 or 0.42 < traits.centre_x <= 0.55),

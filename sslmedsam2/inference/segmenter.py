@@ -25,6 +25,7 @@ from sslmedsam2.inference.confidence import (
 )
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
+from sslmedsam2.inference.plausibility import LEAST_LIVER_ML
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
 from sslmedsam2.inference.preprocessing import (
     Prepared,
@@ -69,9 +70,6 @@ _RELAXATION = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
 """Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
 
 _RELAXED_SIGMA_MM = 5.0
-
-_PLAUSIBLE_LIVER_ML = 400.0
-"""Fast mode goes on until it has found this much: less may be a stray piece elsewhere."""
 
 _SECOND_VIEW_NOTE = (
     "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
@@ -348,7 +346,7 @@ class CanonicalSegmenter:
         if everywhere:
             return slide(patchable, networks, plan)
         a, b, c = (TYPICAL_CENTRE[axis] for axis in self._spec.transpose_forward)
-        enough = _PLAUSIBLE_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))
+        enough = LEAST_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))
         return slide_from(patchable, networks, plan, start=(a, b, c), enough_voxels=enough)
 
     def _drain_degradations(self) -> tuple[str, ...]:

@@ -36,6 +36,14 @@ def test_images_with_masks_are_found_at_any_depth_and_sorted(tmp_path):
     ]
 
 
+def test_patients_of_one_day_are_not_one_case(tmp_path):
+    for patient, sequence in (("p1", "T2"), ("p2", "GED4")):
+        _touch(tmp_path, f"{patient}/20240131/{sequence}.nii.gz")
+        _touch(tmp_path, f"{patient}/20240131/{sequence}_roi.nii.gz")
+
+    assert _found(tmp_path) == [("p1_20240131", "T2"), ("p2_20240131", "GED4")]
+
+
 def test_map_of_organs_belongs_to_its_image_and_is_no_mask(tmp_path):
     _touch(tmp_path, "c/T1.nii.gz", "c/mask_T1.nii.gz", "c/T2.nii.gz", "c/mask_T2.nii.gz")
     _touch(tmp_path, "c/organs_T2.nii.gz", "d/T2.nii.gz", "d/organs_T2.nii.gz")

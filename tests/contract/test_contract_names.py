@@ -45,6 +45,11 @@ def test_other_names_are_no_sequences(stem):
         ("T1_mask", "mask", "T1"),
         ("T1_seg", "seg", "T1"),
         ("DWI_800_pred", "pred", "DWI_800"),
+        ("T2_roi", "seg", "T2"),
+        ("T2-GroundTruth", "seg", "T2"),
+        ("T2_ground_truth", "seg", "T2"),
+        ("T2_manual", "seg", "T2"),
+        ("ROI", "mask", ""),
     ],
 )
 def test_masks_are_recognised(stem, kind, image):
@@ -136,3 +141,15 @@ def test_ordinary_names_are_safe(name):
 )
 def test_a_name_may_say_another_b_value(stem, b_value):
     assert names.other_b_value(stem) == b_value
+
+
+@pytest.mark.parametrize(
+    "name", ["20240131", "2024-01-31", "19991231_0830", "ses-1", "Visit 2", "baseline", "follow-up"]
+)
+def test_dates_and_visits_name_no_patient(name):
+    assert names.is_occasion(name)
+
+
+@pytest.mark.parametrize("name", ["20241331", "0930-A", "12345678", "2024", "visitor", "P1", ""])
+def test_other_folders_may_name_a_patient(name):
+    assert not names.is_occasion(name)

@@ -81,6 +81,23 @@ def test_a_flat_folder_with_a_lone_ged4_is_a_case_named_after_the_folder(make, m
     assert listed(find_studies(Path())) == {"input": {"GED4": "GED4.nii.gz"}}
 
 
+def test_a_folder_that_is_a_date_or_a_visit_has_its_patient_in_front(make):
+    root = make(
+        *(f"{p}/20240131/T2.nii.gz" for p in ("p1", "p2")),
+        "p2/2024-03-01/T2/scan.nii.gz",
+        "p3/visit1/T1.nii.gz",
+        "20240131/T2.nii.gz",
+        "Vendor_A/20240131b/T2.nii.gz",
+    )
+
+    found = find_studies(root)
+
+    assert found.problems == ()
+    assert sorted(listed(found)) == [
+        *("20240131", "20240131b", "p1_20240131", "p2_2024-03-01", "p2_20240131", "p3_visit1"),
+    ]
+
+
 def test_the_training_name_gives_the_vendor(make):
     (series,) = find_studies(make("1406-A-S1/GED4.nii.gz")).series
 

@@ -7,6 +7,7 @@ import pytest
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.inference.plausibility import (
+    has_usual_volume,
     implausible_traits,
     is_implausible,
     liver_traits,
@@ -29,7 +30,6 @@ def test_a_liver_in_its_place_is_plausible():
     ("change", "said"),
     [
         ({"confidence": 0.8}, "mean foreground probability 0.80"),
-        ({"volume_ml": 60.0}, "60 ml"),
         ({"centre_x": 0.5}, "not on the patient's right"),
         ({"share": 0.7}, "too large a part of the body"),
         ({"spread": 1.0}, "not one tissue"),
@@ -44,6 +44,13 @@ def test_each_trait_out_of_range_is_said_and_one_alone_is_not_enough(change, sai
 
     assert found == (said,)
     assert not is_implausible(found)
+
+
+@pytest.mark.parametrize(
+    ("volume_ml", "usual"), [(399, False), (400, True), (2556, True), (5000, True), (5001, False)]
+)
+def test_one_range_says_how_large_livers_are(volume_ml, usual):
+    assert has_usual_volume(volume_ml) == usual
 
 
 def test_a_liver_on_the_left_is_enough():

@@ -54,6 +54,19 @@ def test_predictions_meet_their_references_across_layouts(write, tmp_path):
     assert result.unmatched == ()
 
 
+def test_visits_of_several_patients_on_one_day_are_told_apart(write, tmp_path):
+    for patient, radius in (("p1", 8), ("p2", 6)):
+        write(f"ref/{patient}/20240131/mask_T2.nii.gz", ball(radius))
+        write(f"pred/LiSeg_pred/{patient}_20240131/T2_pred.nii.gz", ball(radius))
+
+    result = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref")
+
+    assert {row.case: row.metrics.dice for row in result.rows} == {
+        "p1_20240131": 1.0,
+        "p2_20240131": 1.0,
+    }
+
+
 def test_masks_of_an_earlier_run_that_were_moved_aside_are_not_scored(write, tmp_path):
     write("ref/0930-A/mask_GED4.nii.gz", ball())
     write("pred/LiSeg_pred/0930-A/GED4_pred.nii.gz", ball())
