@@ -31,7 +31,9 @@ from torch import Tensor, nn
 REPOSITORY = Path(__file__).parents[1]
 sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests"), str(REPOSITORY / "tests/fewshot")]
 CUDA = "cuda"
+SMALL_GRID = ((24, 64, 80), (8.0, 4.0, 4.0))
 LARGE_GRID = ((72, 320, 320), (3.0, 1.2, 1.2))
+"""Voxels and mm, z y x."""
 LEAST_SECONDS = 20
 NNUNET_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 """Where the trainer notes whether it compiles, and how many processes prepare patches."""
@@ -179,15 +181,14 @@ def check_predict(results: Results) -> None:
     on_gpu = CanonicalSegmenter(spec, EngineOptions(CUDA, sure_from=0.0))
     results.figure("seconds to load the shipped network", round(time.perf_counter() - start, 2))
     on_cpu = CanonicalSegmenter(spec, EngineOptions("cpu", sure_from=0.0))
-    small = [((24, 64, 80), (8.0, 4.0, 4.0))]
     grids = [((40, 160, 200), (5.0, 2.0, 2.0)), LARGE_GRID]
-    for shape, spacing in small if results.fake else grids:
+    for shape, spacing in [SMALL_GRID] if results.fake else grids:
         volume, truth = phantom(shape, spacing)
-        on_gpu.segment(volume)
+        first = seconds_once(on_gpu.segment, volume)
         torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
         found = on_gpu.segment(volume, with_probability=True)
-        seconds = round(time.perf_counter() - start, 3)
+        later = round(time.perf_counter() - start, 3)
         expected = on_cpu.segment(volume, with_probability=True)
         agreement = dice(found.mask_zyx, expected.mask_zyx)
         largest = float(np.abs(found.probability_zyx - expected.probability_zyx).max())
@@ -201,7 +202,8 @@ def check_predict(results: Results) -> None:
         results.figure(
             f"predict {name}",
             {
-                "seconds": seconds,
+                "first": first,
+                "later": later,
                 **found.seconds,
                 "cpu_seconds": sum(expected.seconds.values()),
                 "peak_mb": peak_mb(),
@@ -209,6 +211,13 @@ def check_predict(results: Results) -> None:
         )
     if results.fake:
         count_copies(results, on_gpu)
+    else:
+        without_search = CanonicalSegmenter(spec, EngineOptions(CUDA, sure_from=0.0))
+        torch.backends.cudnn.benchmark = False
+        first, _, later = (seconds_once(without_search.segment, volume) for _ in range(3))
+        torch.backends.cudnn.benchmark = True
+        figures = {"first": first, "later": later}
+        results.figure(f"predict {name} without cuDNN's search", figures)
     again = on_gpu.segment(volume)
     results.check("predict repeats", dice(again.mask_zyx, found.mask_zyx) == 1.0, "one mask, twice")
 
@@ -231,6 +240,31 @@ def count_copies(results: Results, segmenter: Any) -> None:
     segmenter._networks = usual
     once = (copies, bytes_in, bytes_out) == (2, 4 * volume.array_zyx.size, 4 * margin.size)
     results.check("the image goes in once and one margin comes out", once, f"{copies} copies")
+
+
+def check_many_scans(results: Results) -> None:
+    """Run the whole of ``predict``, reports and previews too: how long does a scan take?"""
+    from sslmedsam2.predict.pipeline import PredictOptions, predict
+
+    n_scans, grid = (2, SMALL_GRID) if results.fake else (16, LARGE_GRID)
+    volume, _ = phantom(*grid)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for n in range(n_scans):
+            write_canonical(folder / "in" / f"case{n}" / "T2.nii.gz", volume.array_zyx, grid[1])
+        start = time.perf_counter()
+        report = predict(PredictOptions(folder / "in", folder / "out", device=CUDA))
+        seconds = time.perf_counter() - start
+    later = report.series[1:]
+    stages = {
+        stage: round(statistics.mean(series.seconds[stage] for series in later), 3)
+        for stage in later[0].seconds
+    }
+    figures = {"all": round(seconds, 2), "a scan": round(seconds / n_scans, 3), **stages}
+    results.figure(f"seconds of predict on {n_scans} scans", figures)
+    left = [warning for series in report.series for warning in series.warnings if "gpu" in warning]
+    done = len(report.series) == n_scans and report.exit_code == 0 and not left
+    results.check(f"predict on {n_scans} scans stays on the GPU", done, report.device)
 
 
 def check_pseudo_label(results: Results) -> None:
@@ -355,24 +389,20 @@ def check_epochs(results: Results) -> None:
 
 
 def time_epochs(results: Results, name: str, preset: Any) -> None:
-    from tiny_scans import write_scan
-
     from sslmedsam2.imaging.image_file import ImageFile
     from sslmedsam2.nnunet import training
     from sslmedsam2.nnunet.dataset import build_dataset
     from sslmedsam2.nnunet.trainer import TrainingSettings
 
-    small = (26, 70, 80), (7.0, 4.0, 4.0)
-    shape, spacing = small if results.fake else LARGE_GRID
-    volume, liver = phantom(shape, spacing)
-    dz, dy, dx = spacing
+    grid = SMALL_GRID if results.fake else LARGE_GRID
+    volume, liver = phantom(*grid)
     with tempfile.TemporaryDirectory() as folder:
         images = []
         for case in ("a", "b"):
-            files = [Path(folder, "data", case, f"{kind}T2.nii.gz") for kind in ("", "mask_")]
-            for file, array in zip(files, (volume.array_zyx, liver), strict=True):
-                write_scan(file, array, affine_ras=np.diag([-dx, -dy, dz, 1.0]))
-            images.append(ImageFile(case=case, sequence="T2", path=files[0], mask=files[1]))
+            image, mask = (Path(folder, "data", case, f"{kind}T2.nii.gz") for kind in ("", "mask_"))
+            write_canonical(image, volume.array_zyx, grid[1])
+            write_canonical(mask, liver, grid[1])
+            images.append(ImageFile(case=case, sequence="T2", path=image, mask=mask))
         work_dir = Path(folder, "work")
         build_dataset(images, preprocessed_dir=training.preprocessed_dir(work_dir), preset=preset)
         settings = TrainingSettings(epochs=3, iterations_per_epoch=2 if results.fake else 30)
@@ -504,6 +534,16 @@ def phantom(
     return CanonicalVolume(image, grid.spacing_zyx_mm, Reorientation((0, 1, 2), ())), liver
 
 
+def write_canonical(
+    path: Path, array_zyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]
+) -> None:
+    """Write an array of the canonical orientation as NIfTI."""
+    from tiny_scans import write_scan
+
+    dz, dy, dx = spacing_zyx_mm
+    write_scan(path, array_zyx, affine_ras=np.diag([-dx, -dy, dz, 1.0]))
+
+
 def dice(one: np.ndarray, other: np.ndarray) -> float:
     total = int(one.sum()) + int(other.sum())
     return 2 * int((one & other).sum()) / total if total else 1.0
@@ -511,6 +551,13 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 def furthest(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name].float() - other[name].float()).abs().max()) for name in one)
+
+
+def seconds_once(call: Callable[..., Any], *arguments: Any) -> float:
+    """Return the time of one call that ends on the CPU."""
+    start = time.perf_counter()
+    call(*arguments)
+    return round(time.perf_counter() - start, 3)
 
 
 def seconds_of(call: Callable[[], Any], *, times: int = 3) -> float:
@@ -531,6 +578,7 @@ def peak_mb() -> int:
 PARTS: dict[str, Callable[[Results], None]] = {
     "environment": check_environment,
     "predict": check_predict,
+    "many scans": check_many_scans,
     "pseudo-label": check_pseudo_label,
     "training": check_training,
     "epochs": check_epochs,
