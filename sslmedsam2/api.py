@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TypeVar, Union
+from typing import Literal, TypeVar, Union
 
 import SimpleITK as sitk  # noqa: N813
 
@@ -55,6 +55,9 @@ class Segmentation:
         The Dice that a comparison with a reference mask would probably give (``estimate.dice``),
         and ``estimate.interval``, which holds it in 90 % of scans; None without a mask or if the
         model has no calibration.
+    verdict
+        ``"check"``: look at the mask before you use its volume; else ``"ok"``. The same rule as in
+        ``run_report.json``.
     warnings
         What was repaired in the image, and what to look at before trusting the mask; each as
         ``name: sentence``.
@@ -67,6 +70,7 @@ class Segmentation:
     volume_ml: float
     mean_confidence: float | None
     estimate: DiceEstimate | None
+    verdict: Literal["ok", "check"]
     warnings: tuple[str, ...]
     geometry: Geometry
     source: Source
@@ -237,6 +241,7 @@ class LiverSegmenter:
             volume_ml=judged.volume_ml,
             mean_confidence=found.mean_confidence,
             estimate=judged.estimate,
+            verdict="check" if judged.is_to_check else "ok",
             warnings=judged.warnings,
             geometry=ready.volume.geometry,
             source=ready.volume.source,

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -108,6 +109,11 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
         logger.error("%s", error)
         return JSONResponse({"error": str(error)}, status)
 
+    def http_error(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = f"{error.detail}; there are GET /health, POST /segment and POST /invoke"
+        return JSONResponse({"error": text}, error.status_code, headers=error.headers)
+
     def busy(_request: Request, _error: Exception) -> Response:
         text = "another image is being segmented; send this one again later"
         return JSONResponse({"error": text}, 503, headers={"Retry-After": "5"})
@@ -124,6 +130,7 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
             Route("/segment", segment, methods=["POST"]),
         ],
         exception_handlers={
+            HTTPException: http_error,
             SslMedSam2Error: refused,
             _BusyError: busy,
             _TooLargeError: too_large,
@@ -200,9 +207,18 @@ def _format_of(name: str) -> str:
 def _headers(found: Segmentation) -> dict[str, str]:
     """Return what is known of a mask as headers, which hold ASCII only."""
     warnings = "; ".join(found.warnings)[:_ONE_LINE]
+    estimate = {}
+    if found.estimate is not None:
+        low, high = found.estimate.interval
+        estimate = {
+            "X-Estimated-Dice": f"{found.estimate.dice:.3f}",
+            "X-Estimated-Dice-Interval": f"{low:.3f} {high:.3f}",
+        }
     return {
         "Content-Disposition": 'attachment; filename="liver.nii.gz"',
         "X-Liver-Volume-Ml": f"{found.volume_ml:.1f}",
+        "X-Verdict": found.verdict,
+        **estimate,
         "X-Warnings": quote(warnings, safe=" ;:,.()"),
     }
 

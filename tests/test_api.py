@@ -54,6 +54,7 @@ def test_the_saved_mask_is_the_file_that_predict_writes(
     assert (tmp_path / "api.nii.gz").read_bytes() == written.read_bytes()
     assert round(liver.volume_ml, 1) == result.liver_volume_ml
     assert liver.warnings == result.warnings
+    assert liver.verdict == result.verdict
     assert round(liver.mean_confidence, 4) == result.mean_foreground_confidence
 
 

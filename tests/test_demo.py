@@ -40,7 +40,7 @@ def test_the_demo_ends_by_naming_its_page(demo):
     page = clone / "out" / "demo" / "report" / "index.html"
     assert page.is_file()
     assert f"page       {page}" in printed
-    assert "11 series, 11 with volumes to look at" in printed
+    assert "11 scans, 11 in 3-D" in printed
 
 
 def test_the_page_opens_from_its_file_and_shows_the_phantoms(demo, tmp_path):

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from tiny_scans import write_scan
 
+from sslmedsam2.cli.main import main
+from sslmedsam2.errors import ExitCode
 from sslmedsam2.imaging.reading import read_mask
 
 pytest.importorskip("starlette", reason="the extra serve is not installed")
@@ -79,6 +81,14 @@ def test_an_image_sent_comes_back_as_the_mask_that_python_gives(served, tmp_path
     expected = served.segmenter.segment(scan)
     assert np.array_equal(read_mask(tmp_path / "mask.nii.gz").array_zyx, expected.mask_zyx)
     assert float(headers["X-Liver-Volume-Ml"]) == pytest.approx(expected.volume_ml, abs=0.1)
+    assert headers["X-Verdict"] == expected.verdict
+
+
+@pytest.mark.parametrize(("path", "status"), [("/segment", 405), ("/", 404)])
+def test_a_request_that_does_not_exist_is_told_which_do(served, path, status):
+    answered, body, _ = served.ask(path, method="GET")
+    assert answered == status
+    assert "POST /segment" in json.loads(body)["error"]
 
 
 @pytest.mark.parametrize("name", ["scan.exe", "../../etc/passwd", "scan.mhd"])
@@ -138,6 +148,14 @@ def _resident_bytes() -> int:
     if not statm.is_file():
         pytest.skip("the memory of this process is not told here")
     return int(statm.read_text().split()[1]) * 4096
+
+
+def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code = main(["serve", "--port", str(port), "--model", str(tmp_path / "none")])
+    assert code == ExitCode.USAGE
+    assert f"--port {port}: the address cannot be used" in capsys.readouterr().err
 
 
 def test_invoke_writes_a_mask_for_the_platform(served):

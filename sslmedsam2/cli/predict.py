@@ -157,6 +157,7 @@ def predict(
     from sslmedsam2.contract.names import parse_sequence_list
     from sslmedsam2.predict.pipeline import PredictOptions
     from sslmedsam2.predict.pipeline import predict as run
+    from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME
 
     if progress == "json":
         set_up_json_lines()
@@ -177,7 +178,7 @@ def predict(
     ):
         printer = _ProgressPrinter(bar, as_json=progress == "json")
         report = run(PredictOptions(**options), on_result=printer, executor=executor)
-        _summarise(report, options["mask_file"] or options["output_dir"] / "run_report.json")
+        _summarise(report, options["mask_file"] or options["output_dir"] / VOLUME_TABLE_NAME)
         if with_page and not report.interrupted:
             _make_page(options)
     return report.exit_code or 0
@@ -265,6 +266,8 @@ class _ProgressPrinter:
         self._start = time.monotonic()
 
     def __call__(self, result: SeriesResult, done: int, total: int) -> None:
+        from sslmedsam2.reporting.run_report import NOTES
+
         seconds_left = (time.monotonic() - self._start) / done * (total - done)
         if self._progress is not None and self._task is not None:
             left = f"about {_duration(seconds_left)} left" if done < total else ""
@@ -284,6 +287,7 @@ class _ProgressPrinter:
                 estimated_dice=result.estimated_dice,
                 estimated_dice_interval=result.estimated_dice_interval,
                 verdict=result.verdict,
+                warnings=list(result.warnings),
                 error=result.error,
             )
             return
@@ -298,6 +302,10 @@ class _ProgressPrinter:
             _estimate(result),
             sum(result.seconds.values()),
         )
+        if result.status.value == "check":
+            for warning in result.warnings:
+                if warning.partition(":")[0] not in NOTES:
+                    _LOG.warning("%s %s: %s", result.case, result.sequence, warning)
 
 
 def _estimate(result: SeriesResult) -> str:

@@ -41,5 +41,5 @@ def report(*, run_dir: Path, **options: Any) -> int:
     command = of_pseudo_label if is_pseudo else of_predict
     page = command.report(of_predict.ReportOptions(run_dir, **options))
     shown = sum(entry.shown == "volumes" for entry in page.entries)
-    click.echo(f"{page.index_path}: {len(page.entries)} series, {shown} with volumes to look at")
+    click.echo(f"open {page.index_path} in a browser: {len(page.entries)} scans, {shown} in 3-D")
     return page.exit_code

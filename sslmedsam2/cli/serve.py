@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from pathlib import Path
 
 import click
@@ -14,9 +16,10 @@ from sslmedsam2.cli.shared_options import (
     model_option,
     slug_option,
 )
-from sslmedsam2.errors import missing_packages
+from sslmedsam2.errors import UsageError, missing_packages
 
 GRAND_CHALLENGE_PORT = 4743
+_LOG = logging.getLogger(__name__)
 
 
 @click.command(cls=ConfiguredCommand)
@@ -75,7 +78,28 @@ def serve(
         raise missing_packages("serve", "starlette", "uvicorn") from error
     from sslmedsam2.api import LiverSegmenter
 
-    segmenter = LiverSegmenter(model_dir, device=device, mode=mode)  # type: ignore[arg-type]
-    options = ServeOptions(input_dir, output_dir, slug, max_upload_mb * 2**20)
-    uvicorn.run(make_app(segmenter, options), host=host, port=port, log_level="warning")
+    # Before the model, which takes seconds to load. Until then a client is refused.
+    with _bound_socket(host, port) as listener:
+        segmenter = LiverSegmenter(model_dir, device=device, mode=mode)  # type: ignore[arg-type]
+        options = ServeOptions(input_dir, output_dir, slug, max_upload_mb * 2**20)
+        config = uvicorn.Config(make_app(segmenter, options), log_level="warning")
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        _LOG.info("ready at %s on %s; Ctrl-C ends it", address, segmenter.device)
+        uvicorn.Server(config).run(sockets=[listener])
     return 0
+
+
+def _bound_socket(host: str, port: int) -> socket.socket:
+    """Take the address; raises UsageError where that is not possible."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"--host {host} --port {port}",
+            reason=f"the address cannot be used ({error.strerror or error})",
+            remedy="Choose another port, or end the program that uses this one",
+        ) from error
+    return listener

@@ -78,9 +78,9 @@ def find_studies(
     studies, superseded = _studies_of(found, root=tree.root, sequences=sequence_map)
     images = [image for study in studies.values() for image in study]
     unique, clashes = _split_duplicates(studies)
-    series, unasked, missed = _keep_sequences(unique, sequences, default=default)
+    series, unasked = _keep_sequences(unique, sequences, default=default)
     problems = (*tree.problems, *(error for part in parts for error in part.problems), *clashes)
-    notes = [*tree.notes, *(note for part in parts for note in part.notes), *missed]
+    notes = [*tree.notes, *(note for part in parts for note in part.notes)]
     if not found and not problems:
         count = sum(len(folder.volumes) + len(folder.others) for folder in tree.folders)
         masks = sum(is_mask(path) for folder in tree.folders for path in folder.volumes)
@@ -207,12 +207,11 @@ def _named_by(image: ImageFile) -> Path:
 
 def _keep_sequences(
     images: list[ImageFile], wanted: Collection[str] | None, *, default: Collection[str]
-) -> tuple[tuple[ImageFile, ...], list[LeftOut], list[str]]:
+) -> tuple[tuple[ImageFile, ...], list[LeftOut]]:
     """Keep the images asked for, and those without a sequence unless others were asked for."""
     named = {image.path.parent for image in images if image.sequence}
     kept: list[ImageFile] = []
     left_out: list[LeftOut] = []
-    unasked: dict[str, list[str]] = defaultdict(list)
     for image in images:
         if image.sequence is None and wanted is not None and image.path.parent in named:
             reason = "its name gives no sequence, and --sequences was given"
@@ -220,15 +219,10 @@ def _keep_sequences(
         elif image.sequence is None or image.sequence in (wanted or default):
             kept.append(image)
         else:
-            left_out.append(LeftOut(image.path, f"{image.sequence} is not asked for"))
-            unasked[image.case].append(image.sequence)
-    served = {image.case for image in kept if image.sequence}
-    notes = [
-        f"{case}: none of the sequences asked for (has {', '.join(present)})"
-        for case, present in unasked.items()
-        if case not in served
-    ]
-    return tuple(kept), left_out, notes
+            left_out.append(
+                LeftOut(image.path, f"{image.sequence} is used only if --sequences names it")
+            )
+    return tuple(kept), left_out
 
 
 def _disagreements(tree: Tree, images: list[ImageFile]) -> list[str]:
@@ -290,7 +284,7 @@ def find_queries(
         if series.sequence is None or series.sequence in wanted:
             chosen.append(series)
         else:
-            notes.append(f"{series.path}: {series.sequence} is not asked for")
+            notes.append(f"{series.path}: {series.sequence} is used only if --sequences names it")
     notes += [f"{one.path}: is left out, {one.reason}" for one in found.left_out]
     return Discovery(tuple(sorted(chosen, key=_by_case)), found.problems, tuple(notes))
 

@@ -254,7 +254,8 @@ class _Study:
         """Make the volume if it is wanted and can be made; note it otherwise."""
         guess = candidate.guess
         if guess.sequence is not None and guess.sequence not in self._sequences:
-            self._note(candidate, "left_out", f"{guess.reason}; {guess.sequence} is not asked for")
+            unasked = f"{guess.sequence} is used only if --sequences names it"
+            self._note(candidate, "left_out", f"{guess.reason}; {unasked}")
             return None
         try:
             return _make_volume(candidate.stacks, case=self.case, series=candidate.series)
@@ -269,7 +270,7 @@ class _Study:
         for candidate, volume in sorted(usable, key=_rank):
             sequence = candidate.guess.sequence
             if sequence is not None and sequence in best:
-                reason = f"{candidate.guess.reason}; {sequence} is taken from {best[sequence]}"
+                reason = f"{candidate.guess.reason}; {best[sequence]} is used as {sequence}"
                 self._note(candidate, "left_out", reason)
                 continue
             if sequence is not None:

@@ -174,7 +174,7 @@ def exclusion_of(frame: Frame) -> str | None:
 def guess_sequence(frame: Frame) -> Guess:
     """Guess what a volume is from its first frame's header."""
     if frame.modality == "CT":
-        return Guess("no_sequence", "CT, which is no sequence of the challenge")
+        return Guess("no_sequence", "CT: it has no sequence name")
     words = _words(frame.text)
     diffusion = _guess_diffusion(frame, words)
     if diffusion is not None:
@@ -252,10 +252,10 @@ def _guess_weighting(frame: Frame, words: str) -> Guess:
             return Guess("sequence", f"{reason} and that it is before contrast", "T1")
         if has_contrast(frame):
             return Guess("post_contrast", f"{reason}; {has_contrast(frame)}")
-        return Guess("sequence", f"{reason}; nothing tells of contrast agent", "T1", penalty=0.5)
+        return Guess("sequence", f"{reason}; no sign of contrast agent", "T1", penalty=0.5)
     if te is not None and te >= _T2_FROM_TE_MS and not frame.is_gradient_echo:
         return Guess("sequence", f"spin echo, {_times(frame)}", "T2", penalty=0.5)
-    return Guess("no_sequence", "the header tells of no sequence of the challenge")
+    return Guess("no_sequence", "the header names no sequence of the challenge")
 
 
 def _ranked(guess: Guess, frame: Frame) -> Guess:

@@ -384,9 +384,7 @@ class _Pace:
         is_enough = measured >= _MEASURED_UNITS or (measured and seconds >= _MEASURED_S)
         if is_enough and left and not self._is_told:
             self._is_told = True
-            logger.info(
-                "estimate: %s for the other %d scans", duration(left * seconds / measured), left
-            )
+            logger.info("estimate: %s left (%d scans)", duration(left * seconds / measured), left)
 
 
 def _check_output_dir(options: PseudoLabelOptions) -> None:

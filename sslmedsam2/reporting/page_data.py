@@ -34,6 +34,8 @@ _STATUS_RANKS = {
     SeriesStatus.OK: 4,
     SeriesStatus.SKIPPED_RESUME: 4,
 }
+_NOT_COUNTED = (SeriesStatus.FALLBACK, SeriesStatus.CHECK)
+"""Their volumes are in no mean: guesses, and masks that a person has to look at first."""
 _DOUBT_OF_A_FLAG = 0.1
 _SHOWN_HASH_DIGITS = 12
 
@@ -162,16 +164,17 @@ def _left_out(run: RunReport) -> list[dict[str, Any]]:
 
 
 def _volume_summary(run: RunReport) -> str:
-    """Say how large the livers are; a guess is no measurement."""
-    volumes = [
-        result.liver_volume_ml
+    """Say how large the livers are, by the masks that nobody has to check first."""
+    measured = [
+        (result.liver_volume_ml, result.status in _NOT_COUNTED)
         for result in run.series
-        if result.liver_volume_ml is not None and result.status is not SeriesStatus.FALLBACK
+        if result.liver_volume_ml is not None
     ]
+    volumes = [volume_ml for volume_ml, is_doubtful in measured if not is_doubtful]
     if not volumes:
         return ""
-    n_guesses = run.counts[SeriesStatus.FALLBACK.value]
-    without = f", without {n_guesses} guess{'es' if n_guesses > 1 else ''}" if n_guesses else ""
+    n_doubtful = len(measured) - len(volumes)
+    without = f", without {n_doubtful} to check" if n_doubtful else ""
     return (
         f"Liver volume: mean {statistics.mean(volumes):.0f} ml, median"
         f" {statistics.median(volumes):.0f} ml of {len(volumes)} masks{without}"

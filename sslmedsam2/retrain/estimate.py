@@ -212,7 +212,7 @@ def log_estimate(
     folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
     if not isinstance(options.preset, CompactPreset) or device != "cpu":
         logger.info(
-            "estimate: %d iterations a round, at most %d rounds",
+            "estimate: %d iterations a round, number of rounds at most %d",
             folds * iterations,
             options.rule.most_rounds,
         )
@@ -239,8 +239,8 @@ def log_estimate(
     labelling = plan.setup_s + sum(stage.work_s for stage in plan.stages[:2])
     a_round = folds * _FOLD_START_S / speedup + sum(stage.work_s for stage in plan.stages[2:])
     logger.info(
-        "estimate, at the present pace of the CPU: %s to label %d images and to calibrate on %d, "
-        "then %s a round, at most %d rounds",
+        "estimate, at the present pace of the CPU: %s to label %d scan(s) and to calibrate on %d, "
+        "then %s for each round; number of rounds at most %d",
         duration(labelling),
         len(grids) - n_labelled,
         n_labelled,

@@ -267,15 +267,17 @@ def _check_disk(grids: Sequence[Grid], planned: PlannedNetwork, options: Retrain
     needed = labels * _MAP_BYTES + a_round * options.rule.most_rounds
     options.work_dir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(options.work_dir).free
-    logger.info(
-        "estimate: up to %.1f GB in the work directory (%.1f GB are free)", needed / 1e9, free / 1e9
-    )
+    logger.info("estimate: up to %s in the work directory (%s free)", _size(needed), _size(free))
     if needed > free:
         raise UsageError(
             options.work_dir,
-            reason=f"up to {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free",
+            reason=f"up to {_size(needed)} are needed and {_size(free)} are free",
             remedy="Free disk space, use another disk, or ask for fewer rounds",
         )
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e9 else f"{n_bytes / 1e6:.0f} MB"
 
 
 def _grid(path: Path) -> Grid:

@@ -127,7 +127,7 @@ def package(
     if guesses and not with_fallbacks:
         raise UsageError(
             min(guesses),
-            reason=f"{len(guesses)} of the masks are guesses, where the network found no liver",
+            reason=f"it holds guesses, which are no masks of the network ({len(guesses)})",
             remedy="Pack them with --with-fallbacks, or remove them",
         )
     texts = {}

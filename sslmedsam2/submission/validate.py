@@ -104,7 +104,7 @@ def _validate(input_path: Path, output_dir: Path) -> Validation:
     for path, series in present.items():
         checks += _check_mask(path, series)
     checks += [
-        Check("NOTE", "guess", series.name, "a guess, where the network found no liver")
+        Check("NOTE", "guess", series.name, "a guess, no mask of the network")
         for path, series in present.items()
         if path in guesses
     ]

@@ -51,8 +51,8 @@ def test_a_good_run_ends_with_0_and_says_where_to_look(run, folders, capsys):
     assert run() == ExitCode.OK
 
     printed = capsys.readouterr()
-    report = folders[1] / "run_report.json"
-    assert printed.out.strip() == f"1 ok; see {report}"
+    table = folders[1] / "liver_volumes.csv"
+    assert printed.out.strip() == f"1 ok; see {table}"
     assert "1/1 0001-A GED4: ok" in printed.err
     assert files_in(folders[1]) == {
         "liver_volumes.csv",

@@ -118,14 +118,6 @@ def test_sequences_come_in_processing_order_under_canonical_names(make):
     assert list(listed(all_of_them)["c"]) == ["T1", "GED1"]
 
 
-def test_a_case_without_a_sequence_asked_for_is_noted(make):
-    discovery = find_studies(make("c/GED1.nii.gz", "d/T1.nii.gz"))
-
-    assert list(listed(discovery)) == ["d"]
-    assert any("c: none of the sequences asked for (has GED1)" in note for note in discovery.notes)
-    assert discovery.problems == ()
-
-
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".NII.GZ", ".mha", ".nrrd"])
 def test_every_volume_suffix_is_accepted(make, suffix):
     assert listed(find_studies(make(f"c/T2{suffix}"))) == {"c": {"T2": f"T2{suffix}"}}
@@ -458,7 +450,7 @@ def test_a_scan_beside_named_ones_is_a_case_without_a_sequence(make):
         "0930-A_extra": {None: "extra.nii.gz"},
     }
     assert [(one.path.name, one.reason) for one in default.left_out] == [
-        ("GED1.nii.gz", "GED1 is not asked for")
+        ("GED1.nii.gz", "GED1 is used only if --sequences names it")
     ]
     assert list(listed(chosen)) == ["0930-A"]
     assert {one.path.name for one in chosen.left_out} == {"extra.nii.gz", "GED1.nii.gz"}

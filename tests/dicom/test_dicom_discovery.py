@@ -128,7 +128,7 @@ def test_one_volume_is_chosen_for_a_sequence_and_the_others_say_so(tmp_path):
     others = [row for row in discovery.rows if row.use == "left_out"]
     assert [row.series[:2] for row in others] == ["2-", "3-"]
     for row in others:
-        assert row.reason == f"the description says 't2'; T2 is taken from {chosen.volume.series}"
+        assert row.reason == f"the description says 't2'; {chosen.volume.series} is used as T2"
 
 
 def test_a_broken_volume_makes_way_for_a_whole_one(tmp_path):
@@ -145,7 +145,7 @@ def test_sequences_that_are_not_asked_for_are_left_out(tmp_path):
 
     assert rows(found(tmp_path))[0][2:] == (
         "left_out",
-        "the description says 'arterial'; GED1 is not asked for",
+        "the description says 'arterial'; GED1 is used only if --sequences names it",
     )
     assert len(found(tmp_path, sequences=("GED1",)).volumes) == 1
 

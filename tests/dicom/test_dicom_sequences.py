@@ -53,7 +53,7 @@ def test_descriptions_name_sequences(frame, description, sequence):
 @pytest.mark.parametrize(
     ("tags", "sequence", "reason"),
     [
-        (GRADIENT, "T1", "gradient echo, TE 2.4 ms, TR 5 ms; nothing tells of contrast agent"),
+        (GRADIENT, "T1", "gradient echo, TE 2.4 ms, TR 5 ms; no sign of contrast agent"),
         (SPIN, "T2", "spin echo, TE 90 ms, TR 2000 ms"),
         ({"DiffusionBValue": 750.0}, "DWI_800", "b = 750 s/mm2"),
         ({"SequenceName": "*ep_b800t"}, "DWI_800", "b = 800 s/mm2"),

@@ -50,14 +50,15 @@ def test_table_and_record_lie_beside_the_page_for_download(qc):
     assert re.findall(r'href="([^"]*)" download', text) == ["liver_volumes.csv", "run_report.json"]
 
 
-def test_mean_and_median_volume_leave_guesses_out(qc):
+def test_mean_and_median_volume_leave_out_guesses_and_masks_to_check(qc):
     qc.add("0001-A", liver_volume_ml=1000.0)
     qc.add("0002-A", liver_volume_ml=1200.0)
     qc.add("0003-A", liver_volume_ml=2000.0)
     qc.add("0004-A", liver_volume_ml=9000.0, status=SeriesStatus.FALLBACK)
+    qc.add("0005-A", liver_volume_ml=8.0, status=SeriesStatus.CHECK)
     made(qc)
     assert page_series(qc)[1]["volumes"] == (
-        "Liver volume: mean 1400 ml, median 1200 ml of 3 masks, without 1 guess"
+        "Liver volume: mean 1400 ml, median 1200 ml of 3 masks, without 2 to check"
     )
 
 
@@ -280,5 +281,5 @@ def test_the_command_says_where_the_page_is(qc, capsys):
     code = main(["report", "--run", str(qc.run), "--input", str(qc.input)])
     assert code == ExitCode.OK
     assert capsys.readouterr().out == (
-        f"{qc.page / 'index.html'}: 1 series, 1 with volumes to look at\n"
+        f"open {qc.page / 'index.html'} in a browser: 1 scans, 1 in 3-D\n"
     )

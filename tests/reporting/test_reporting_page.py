@@ -105,7 +105,7 @@ def test_an_installed_package_has_the_assets_and_templates():
 def test_the_table_is_complete_without_a_script(tmp_path):
     rows = [{"id": "0001", "case": "0001-A", "error": HOSTILE_TEXT, "liver_volume_ml": 1432.1}]
     (row,) = ParsedPage(page(tmp_path, rows=rows)).table(
-        "Every series of the run. A case opens with Enter or a click; the arrow keys move between"
+        "Every scan of the run. A case opens with Enter or a click; the arrow keys move between"
         " cases."
     )
     shown = (row["Case"], row["Status"], row["Warnings and errors"], row["Liver ml"])

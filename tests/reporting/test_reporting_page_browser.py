@@ -77,7 +77,7 @@ def slide(browser, name, value):
 def test_the_table_lists_all_series_worst_first(browser):
     assert browser.run(CASES) == WORST_FIRST
     assert browser.run("return document.getElementById('shown-count').textContent") == (
-        "4 of 4 series"
+        "4 of 4 scans"
     )
 
 

@@ -212,7 +212,7 @@ def test_disk_too_small(root, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6 - 1000, 1000))
 
-    _refused(UsageError, r"up to 0\.0 GB are needed and 0\.0 GB are free", options(root))
+    _refused(UsageError, r"up to \d MB are needed and 0 MB are free", options(root))
 
 
 def test_more_gpus_than_there_are(root):
@@ -236,7 +236,7 @@ def test_disk_is_judged_by_the_voxels_that_the_preset_plans(root, monkeypatch, n
     free["bytes"] = 2 * 10**6
     index_data(options(root, work_dir=root / "coarse", preset=PRESETS[name]))
     fine = options(root, work_dir=root / "fine", preset=PRESETS["compact"])
-    with pytest.raises(UsageError, match="GB are needed"):
+    with pytest.raises(UsageError, match="B are needed"):
         index_data(fine)
 
 
@@ -326,8 +326,9 @@ def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(ro
     index_data(options(root, epochs=30, iterations_per_epoch=50))
 
     (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
-    wanted = r"estimate, .*: 1 min to label 1 images and to calibrate on 2, then "
-    assert re.fullmatch(rf"{wanted}(10|3\d) min a round, at most 2 rounds", line), line
+    wanted = r"estimate, .*: 1 min to label 1 scan\(s\) and to calibrate on 2, then "
+    then = r"(10|3\d) min for each round; number of rounds at most 2"
+    assert re.fullmatch(wanted + then, line), line
 
 
 def test_estimate_follows_the_pace_that_was_measured(root, caplog, monkeypatch):
@@ -336,7 +337,7 @@ def test_estimate_follows_the_pace_that_was_measured(root, caplog, monkeypatch):
     index_data(options(root, epochs=30, iterations_per_epoch=50))
 
     (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
-    assert re.search(r"then (3|1\d)\.\d h a round", line), line
+    assert re.search(r"then (3|1\d)\.\d h for each round", line), line
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ const qcTable = (() => {
     for (const row of [...rows.rows]) row.hidden = !isWanted(row, words, chosen);
     const count = visible().length;
     element("none-shown").hidden = count > 0;
-    element("shown-count").textContent = `${count} of ${rows.rows.length} series`;
+    element("shown-count").textContent = `${count} of ${rows.rows.length} scans`;
     for (const button of element("counts").children) {
       button.setAttribute("aria-pressed", String(button.dataset.status === element("filter-status").value));
     }

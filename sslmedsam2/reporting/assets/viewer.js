@@ -37,6 +37,8 @@ const qcCases = (() => {
   return { deliver, load, addScript };
 })();
 
+const shortNumber = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : String(Number(value.toPrecision(3))));
+
 const qcVolumes = (() => {
   const { element } = qcTable;
   // Orange, magenta and blue keep apart for colour-blind eyes. Labels: see page_volumes.py.
@@ -125,7 +127,7 @@ const qcVolumes = (() => {
     element("location").textContent = [
       `axial ${slice(2)}, coronal ${slice(1)}, sagittal ${slice(0)}`,
       `${side(mm[0], "LR")}, ${side(mm[1], "PA")}, ${side(mm[2], "IS")} mm`,
-      `value ${Math.abs(grey) >= 100 ? grey.toFixed(0) : Number(grey.toPrecision(3))}`,
+      `value ${shortNumber(grey)}`,
       label ? (LEGENDS[masks][label - 1] || LEGENDS[masks][0])[1] : "outside the mask",
     ].join(" \u00b7 ");
   }
@@ -238,8 +240,6 @@ const qcCaseView = (() => {
     const [low, high] = open.content.greyRange;
     return Math.round((GREY_LEVELS * (value - low)) / (high - low));
   }
-
-  const shortNumber = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
 
   function tellSliders() {
     element("opacity-value").textContent = `${element("opacity").value} %`;
