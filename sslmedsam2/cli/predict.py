@@ -174,10 +174,10 @@ def predict(
     with (
         _output_folder(options) as options["output_dir"],
         open_executor(cluster) as executor,
-        _progress(progress) as bar,
     ):
-        printer = _ProgressPrinter(bar, as_json=progress == "json")
-        report = run(PredictOptions(**options), on_result=printer, executor=executor)
+        with _progress(progress) as bar:
+            printer = _ProgressPrinter(bar, as_json=progress == "json")
+            report = run(PredictOptions(**options), on_result=printer, executor=executor)
         _summarise(report, options["mask_file"] or options["output_dir"] / VOLUME_TABLE_NAME)
         if with_page and not report.interrupted:
             _make_page(options)

@@ -127,7 +127,7 @@ def package(
     if guesses and not with_fallbacks:
         raise UsageError(
             min(guesses),
-            reason=f"it holds guesses, which are no masks of the network ({len(guesses)})",
+            reason=f"it is a guess, no mask of the network; there are {len(guesses)} of them",
             remedy="Pack them with --with-fallbacks, or remove them",
         )
     texts = {}

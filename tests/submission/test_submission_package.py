@@ -138,7 +138,7 @@ def test_guesses_are_packed_on_request_only(output, tmp_path):
     run = start_report(models=(), device="cpu", backend="none", options={})
     write_report(run.with_series(guess), folder / "run_report.json")
 
-    with pytest.raises(UsageError, match=r"guesses.*\(1\).*--with-fallbacks"):
+    with pytest.raises(UsageError, match=r"it is a guess.*there are 1.*--with-fallbacks"):
         package(output_dir=folder, zip_path=tmp_path / "s.zip")
 
     plan = package(output_dir=folder, zip_path=tmp_path / "s.zip", with_fallbacks=True)
