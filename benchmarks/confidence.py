@@ -54,9 +54,9 @@ def main() -> None:
     calibration = fit(observations, sure_from=SURE_FROM)
     if given.write:
         add_calibration(given.write, calibration, folds=("all",))
-    if given.plot:
-        plot(observations, given.plot)
     found = {"checkpoints": shipped_checkpoints(), **figures(observations, calibration)}
+    if given.plot:
+        plot(found["rows"], given.plot)
     report(found, given.json)
 
 
@@ -144,30 +144,34 @@ def group(left_out: np.ndarray, true: np.ndarray, covered: np.ndarray) -> dict[s
     }
 
 
-def plot(observations: list[Observation], path: Path) -> None:
-    """Draw the estimate of each prediction, made without its patient, against its true Dice."""
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the estimate of each mask, made without its patient, against its true Dice."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    left_out, covered = patients_left_out(observations)
-    true = np.array([one.dice for one in observations])
-    undisturbed = np.array([one.kind == ORIGINAL for one in observations])
-    axes = plt.subplots(figsize=(5.2, 4.6), layout="constrained")[1]
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
-    for chosen, marker, words in (
-        (~undisturbed, "o", "degraded copy"),
-        (undisturbed, "^", "undisturbed volume"),
-    ):
-        axes.scatter(true[chosen], left_out[chosen], s=22, marker=marker, alpha=0.75, label=words)
-    outside = ~covered
-    axes.scatter(true[outside], left_out[outside], s=70, facecolors="none", edgecolors="crimson",
-                 label="true Dice outside the interval")  # fmt: skip
-    axes.set(xlabel="true Dice", ylabel="estimated Dice, patient left out", xlim=(0, 1),
-             ylim=(0, 1))  # fmt: skip
-    axes.legend(loc="upper left", fontsize=8)
-    axes.figure.savefig(path, dpi=110)
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.4), layout="constrained")
+    for axes, low in zip(panels, (0.0, 0.8), strict=True):
+        axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+        for words, marker, chosen in (
+            ("degraded copy", "o", [row for row in rows if row["kind"] != ORIGINAL]),
+            ("undisturbed volume", "^", [row for row in rows if row["kind"] == ORIGINAL]),
+        ):
+            axes.scatter(*_points(chosen), s=22, marker=marker, alpha=0.75, label=words)
+        outside = [row for row in rows if not row["in_interval"]]
+        axes.scatter(*_points(outside), s=70, facecolors="none", edgecolors="crimson",
+                     label="true Dice outside the interval")  # fmt: skip
+        axes.set(xlabel="true Dice", ylabel="estimated Dice", xlim=(low, 1), ylim=(low, 1),
+                 xticks=np.linspace(low, 1, 5), yticks=np.linspace(low, 1, 5))  # fmt: skip
+    panels[0].set_title("all masks", fontsize=10)
+    panels[0].legend(loc="upper left", fontsize=8)
+    panels[1].set_title("the corner from 0.8, enlarged", fontsize=10)
+    figure.savefig(path, dpi=100)
+
+
+def _points(rows: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    return [row["dice"] for row in rows], [row["estimated"] for row in rows]
 
 
 if __name__ == "__main__":
