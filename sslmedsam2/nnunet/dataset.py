@@ -7,6 +7,7 @@ sees one orientation only.
 from __future__ import annotations
 
 import logging
+import pickle
 import shutil
 import tempfile
 import time
@@ -98,8 +99,8 @@ def build_dataset(
 
     ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
     trainer can work on the folder. A data set that was finished from the same files and preset is
-    kept as it is; an unfinished one is made anew. It appears as a whole: of several processes that
-    begin together, the first to finish provides for all.
+    kept as it is; an unfinished or damaged one is made anew. It appears as a whole: of several
+    processes that begin together, the first to finish provides for all.
 
     Raises UsageError: fewer than two labelled images, or the folder holds a data set that was
     finished from other files or another preset: what was trained on it must not be mixed with this
@@ -219,12 +220,34 @@ def _is_finished(folder: Path, inputs: dict[str, Any]) -> bool:
     if not path.is_file():
         return False
     if key_of(read_record(path, dict[str, Any])) == key_of(inputs):
-        return True
+        damaged = _damaged_case(folder, inputs["sha256"])
+        if damaged is None:
+            return True
+        logger.warning("%s cannot be read: the images are preprocessed again", damaged)
+        return False
     raise UsageError(
         folder,
         reason="it was made from other images, masks or settings",
         remedy="Choose another work directory, or remove that one to begin anew",
     )
+
+
+def _damaged_case(folder: Path, cases: Iterable[str]) -> Path | None:
+    """Return a file of a preprocessed case that is missing or incomplete, if there is one."""
+    import blosc2
+
+    for case in cases:
+        stem = folder / f"{PLANS_NAME}_{CONFIGURATION}" / case
+        properties, *arrays = (Path(f"{stem}{end}") for end in (".pkl", ".b2nd", "_seg.b2nd"))
+        # A pickle ends with this; it is not loaded here.
+        if not properties.is_file() or properties.read_bytes()[-1:] != pickle.STOP:
+            return properties
+        for path in arrays:
+            try:
+                blosc2.open(str(path), mode="r")
+            except (OSError, RuntimeError, ValueError):
+                return path
+    return None
 
 
 def _preprocess(

@@ -11,7 +11,7 @@ from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.volume import MaskVolume, Volume, mask_volume_ml
-from sslmedsam2.predict.series import SeriesTarget, read_image
+from sslmedsam2.predict.series import SeriesTarget, read_image, with_preview
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -29,7 +29,8 @@ def reusable_result(
     mask is there, readable, not empty and on the grid of its image, whose voxels are those that
     it was made of. Fallbacks are tried again. A mask that a person has corrected stands whatever
     made it, as long as the image is the same; one that may be a person's and does not stand is
-    moved aside.
+    moved aside. A preview that is missing, or shows a mask as it was before its correction, is
+    drawn anew.
 
     Raises OutputError: a mask cannot be moved aside.
     """
@@ -48,9 +49,11 @@ def reusable_result(
             measured = intensity_statistics(image.array_zyx, mask.array_zyx)
             earlier = replace(earlier, intensity=measured if target.statistics else None)
         if corrected:
-            return _corrected(target, earlier, mask)
+            return with_preview(_corrected(target, earlier, mask), target, image=image, mask=mask)
         missing = _missing_beside(target, earlier)
         if missing is None:
+            if target.preview_path is not None and not target.preview_path.is_file():
+                earlier = with_preview(earlier, target, image=image, mask=mask)
             is_doubtful = earlier.status is SeriesStatus.CHECK
             return earlier if is_doubtful else replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
         logger.info("done again: %s has no %s", target.output_name, missing)

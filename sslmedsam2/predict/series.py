@@ -20,7 +20,7 @@ from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import entropy_bits, intensity_statistics
-from sslmedsam2.imaging.orientation import reorientation_of, to_native
+from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of, to_native
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
@@ -425,6 +425,22 @@ def _preview(
         flags=() if status is SeriesStatus.OK else (flag,),
         warnings=tuple(one for one in warnings if one.partition(":")[0] not in NOTES),
     )
+
+
+def with_preview(
+    result: SeriesResult, target: SeriesTarget, *, image: Volume, mask: MaskVolume
+) -> SeriesResult:
+    """Draw the preview of a mask that was kept, if one is wanted, and say if that fails."""
+    canonical = make_ready(image).canonical
+    warnings = tuple(one for one in result.warnings if not one.startswith("no_preview: "))
+    failed = _preview(
+        target,
+        canonical,
+        apply_reorientation(mask.array_zyx, canonical.reorientation),
+        status=result.status if result.status is SeriesStatus.CHECK else SeriesStatus.OK,
+        warnings=warnings,
+    )
+    return replace(result, warnings=(*warnings, *failed))
 
 
 def _failed(scan: Scan, error: SslMedSam2Error) -> SeriesResult:

@@ -146,6 +146,19 @@ def test_finished_data_set_is_kept(built, tmp_path):
     assert _content(folder) == before
 
 
+@pytest.mark.parametrize("end", [".b2nd", "_seg.b2nd", ".pkl"])
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 20)])
+def test_a_damaged_preprocessed_image_is_made_again(built, tmp_path, end, damage):
+    images, folder = built
+    path = folder / "nnUNetPlans_3d_fullres" / f"two__T2{end}"
+    whole = path.read_bytes()
+    damage(path)
+
+    build_dataset(images, preprocessed_dir=tmp_path / "p", preset=PRESET)
+
+    assert path.read_bytes() == whole
+
+
 def test_unfinished_data_set_is_made_anew_without_stale_cases(built, tmp_path):
     images, folder = built
     (folder / "inputs.json").unlink()

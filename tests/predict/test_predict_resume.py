@@ -203,6 +203,24 @@ def test_a_corrected_mask_stands_whatever_has_changed_but_its_image(finished, tm
     assert moved.read_bytes() == corrected
 
 
+def test_a_preview_that_is_missing_or_shows_an_older_mask_is_drawn_anew(finished):
+    previews = [finished.output / "previews" / f"{case}_GED4.png" for case in CASES]
+    # In the way of the picture, as a full disk is.
+    previews[0].mkdir(parents=True)
+    first = finished.run(resume=True, previews=True)
+    assert any(note.startswith("no_preview: ") for note in first.of(CASES[0]).warnings)
+    before = previews[1].read_bytes()
+    previews[0].rmdir()
+    correct(mask_path(finished, CASES[1]))
+
+    ended = finished.run(resume=True, previews=True)
+
+    assert statuses(ended) == [SeriesStatus.SKIPPED_RESUME] * 2
+    assert previews[0].read_bytes().startswith(b"\x89PNG")
+    assert not any("no_preview" in note for note in ended.of(CASES[0]).warnings)
+    assert previews[1].read_bytes() != before
+
+
 def test_another_version_alone_does_nothing_again(finished):
     report = finished.output / "run_report.json"
     content = json.loads(report.read_text())
