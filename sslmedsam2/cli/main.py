@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +122,7 @@ def main(args: Sequence[str] | None = None) -> int:
     Errors of the project's family and of the file system become one line on standard error
     (``--verbose`` adds the traceback); anything else is a defect and keeps its traceback.
     """
+    _replace_closed_streams()
     try:
         result = cli.main(args=None if args is None else list(args), standalone_mode=False)
     except click.ClickException as error:
@@ -133,9 +135,21 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         # What a library writes by itself: nnU-Net its logs, for instance.
         _LOG.debug("where the error arose", exc_info=True)
-        write_error(str(output_error(Path(error.filename or "a file"), error)))
+        # Nothing but a stream has no name, or what a library opens.
+        write_error(str(output_error(Path(error.filename or "standard output or a file"), error)))
         return int(ExitCode.SOME_CASES_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
     return int(result or ExitCode.OK)
+
+
+def _replace_closed_streams() -> None:
+    """Give services and windows without a console, which have no streams, some that lead nowhere.
+
+    They take the numbers of the closed ones: files of results must not get them, for libraries
+    write messages there.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("r+"))  # noqa: SIM115 (open to the end)

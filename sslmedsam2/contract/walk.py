@@ -83,20 +83,25 @@ def walk(
     """List ``root`` and everything below it, or ``only`` these files and folders below it.
 
     A folder that can be reached in several ways is listed once, preferably under its real path,
-    so that links in a circle end. ``skipped_names`` (lower case) are folders that are not entered.
+    so that links in a circle end; links that lead above ``root`` are not followed.
+    ``skipped_names`` (lower case) are folders that are not entered.
     """
     folders: list[Folder] = []
     problems: list[InputError] = []
     notes: list[str] = []
     seen: dict[tuple[int, int], Path] = {}
+    above = {_identity_of(parent) for parent in root.resolve().parents}
     starts = [path for path in only if path.is_dir()] if only else [root]
     waiting, linked = deque(starts), deque[Path]()
     while waiting or linked:
         # Links wait until all real folders are listed: a case is named by its real folder.
         path = waiting.popleft() if waiting else linked.popleft()
         try:
-            status = path.stat()
-            known = seen.setdefault((status.st_dev, status.st_ino), path)
+            identity = _identity_of(path)
+            if identity in above:
+                notes.append(f"{path}: leads to a folder that holds the input; skipped")
+                continue
+            known = seen.setdefault(identity, path)
             if known != path:
                 notes.append(f"{path}: leads to {known}, which is listed already; skipped")
                 continue
@@ -119,6 +124,11 @@ def walk(
     folders += [_folder_of(path, sorted(found)) for path, found in files.items()]
     folders.sort(key=lambda folder: folder.path)
     return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
+
+
+def _identity_of(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _list_folder(path: Path, entries: list[os.DirEntry[str]]) -> Folder:

@@ -174,6 +174,17 @@ def test_log_lines_off_a_terminal_are_plain_and_timestamped(capsys):
     assert line.endswith("INFO    reading [bold]0001-A\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+def test_a_command_without_streams_does_its_work(tmp_path):
+    out = tmp_path / "studies"
+    command = f"{sys.executable} {ENTRYPOINT} phantom --output {out} --cases 1"
+
+    done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, check=False)
+
+    assert done.returncode == ExitCode.OK
+    assert list(out.rglob("*.nii.gz"))
+
+
 def test_the_entrypoint_works_from_any_folder(tmp_path):
     done = run_entrypoint(str(ENTRYPOINT), "--version", cwd=tmp_path)
 

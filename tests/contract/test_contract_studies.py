@@ -343,6 +343,16 @@ def test_links_in_a_circle_end(make):
     assert len(discovery.notes) == 2
 
 
+def test_a_link_to_a_folder_above_the_input_is_not_followed(make):
+    root = make("c/T2.nii.gz", "d/T1.nii.gz")
+    (root / "c" / "up").symlink_to("../..")
+
+    found = find_studies(root / "c")
+
+    assert listed(found) == {"c": {"T2": "T2.nii.gz"}}
+    assert any("leads to a folder that holds the input" in note for note in found.notes)
+
+
 def test_a_linked_case_is_named_by_the_link(make, tmp_path):
     elsewhere = tmp_path / "store" / "abcdef"
     elsewhere.mkdir(parents=True)
