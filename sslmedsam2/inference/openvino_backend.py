@@ -36,7 +36,12 @@ class UnsupportedNetworkError(Exception):
 
 
 class OpenVinoMarginNetwork:
-    """A compiled network for patches of one size; see ``sliding_window.MarginNetwork``."""
+    """A compiled network for patches of one size; see ``sliding_window.MarginNetwork``.
+
+    It is never on a GPU, so ``degradations`` stays empty.
+    """
+
+    on_gpu: Final = False
 
     def __init__(self, spec: ModelSpec, checkpoint: Checkpoint, *, in_bfloat16: bool) -> None:
         """Build and compile the network of one fold.
@@ -49,6 +54,7 @@ class OpenVinoMarginNetwork:
         self._compiled = _compiled(self._model, "bf16" if in_bfloat16 else "f32")
         self._precise = None if in_bfloat16 else self._compiled
         self.backend = f"openvino {'bf16' if in_bfloat16 else 'fp32'}"
+        self.degradations: list[str] = []
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Predict the patches one by one: on a CPU a larger batch is no faster.

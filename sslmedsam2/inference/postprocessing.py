@@ -43,6 +43,15 @@ _SIDE_SPREAD: Final = 0.25
 for 0.6 of its size. Wide: a liver alone is kept wherever it lies."""
 
 
+_SMALLEST_LIVER_ML: Final = 150.0
+"""Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
+
+_RELAXATION: Final = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
+"""Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
+
+_RELAXED_SIGMA_MM: Final = 5.0
+
+
 @dataclass(frozen=True)
 class Component:
     """The liver as kept, and how much was dropped.
@@ -97,6 +106,29 @@ def keep_largest(mask_zyx: MaskZYX) -> MaskZYX:
         labels, sizes = _components(mask_zyx[box])
         cleaned[box] = labels == sizes.argmax()
     return cleaned
+
+
+def relaxed_margin(
+    margin: npt.NDArray[np.float32], *, voxel_mm: tuple[float, float, float]
+) -> npt.NDArray[np.float32]:
+    """Return a margin that is positive where a smallest plausible liver is likeliest.
+
+    A margin without any liver may well be highest at scattered voxels, of which only the largest
+    component would be kept; so it is smoothed, and its threshold falls until that component has a
+    liver's size.
+    """
+    from scipy import ndimage
+
+    smooth = ndimage.gaussian_filter(margin, [_RELAXED_SIGMA_MM / step for step in voxel_mm])
+    wanted = _SMALLEST_LIVER_ML * 1000 / float(np.prod(voxel_mm))
+    for multiple in _RELAXATION:
+        place = max(0, margin.size - 1 - max(1, int(wanted * multiple)))
+        threshold = np.partition(smooth, place, axis=None)[place]
+        # On the model's axes, where right and left may be anywhere: size alone decides.
+        region = keep_largest((smooth > threshold).view(np.uint8))
+        if region.sum() >= wanted:
+            break
+    return smooth - threshold
 
 
 def _components(mask_zyx: MaskZYX) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:

@@ -26,7 +26,7 @@ from sslmedsam2.inference.confidence import (
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
 from sslmedsam2.inference.plausibility import LEAST_LIVER_ML
-from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_largest, keep_liver
+from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_liver, relaxed_margin
 from sslmedsam2.inference.preprocessing import (
     Prepared,
     canonical_place,
@@ -62,14 +62,6 @@ _GPU_BATCH = 16
 
 _ROUNDING: Final = 0.001
 """What bfloat16 may move the promised Dice by, and more; see benchmarks/modes.py."""
-
-_SMALLEST_LIVER_ML = 150.0
-"""Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
-
-_RELAXATION = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
-"""Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
-
-_RELAXED_SIGMA_MM = 5.0
 
 _SECOND_VIEW_NOTE = (
     "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
@@ -200,9 +192,7 @@ class CanonicalSegmenter:
                 remedy="Copy plans.json that nnU-Net wrote beside the folds",
             ) from error
 
-        self._repeats_unsure = self._fast or all(
-            getattr(network, "in_bfloat16", False) for network in self._networks
-        )
+        self._in_bfloat16 = any(network.in_bfloat16 for network in self._networks)
 
     @property
     def backend(self) -> str:
@@ -259,7 +249,7 @@ class CanonicalSegmenter:
         with _timed(seconds, "finish"):
             liver = keep_liver(mask_from_margin(margin, prepared))
             if liver.n_components == 0:
-                likeliest = _relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
+                likeliest = relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
             sure = certainty_of(margin, liver.mask_zyx, spacing_mm=self._spec.spacing_mm)
             if with_probability:
@@ -290,7 +280,7 @@ class CanonicalSegmenter:
         return self._calibration.sure_from if self._calibration else 0.0
 
     def _computes_on_gpu(self) -> bool:
-        return all(getattr(network, "on_gpu", False) for network in self._networks)
+        return all(network.on_gpu for network in self._networks)
 
     def _give_up_gpu(self, error: RuntimeError) -> None:
         """Leave the GPU, or where only its memory is too small, leave it the patches."""
@@ -302,31 +292,42 @@ class CanonicalSegmenter:
             )
             logger.warning(self._notes[-1])
             return
-        for network in self._networks:
-            if hasattr(network, "leave_gpu"):
-                network.leave_gpu(first_line(error))
+        for network in cast("list[TorchMarginNetwork]", self._networks):
+            network.leave_gpu(first_line(error))
 
     def _infer(self, prepared: Prepared, *, device: str) -> Inferred:
         """Run the networks, wherever they are, with the volume on ``device``."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "network"):
-            patchable = on_model_grid(prepared, device=device)
-            networks: Sequence[MarginNetwork] = self._networks
-            on_cpu = device == "cpu"
-            margin = self._margin(patchable, networks, everywhere=not (self._fast and on_cpu))
-            promised = promised_dice(margin) if self._sure_from > 0 else 1.0
-            if on_cpu and self._repeats_unsure and promised < self._sure_from + _ROUNDING:
-                if not self._fast:
-                    ours = cast("list[OpenVinoMarginNetwork]", self._networks)
-                    networks = [network.in_float32 for network in ours]
-                margin = self._margin(patchable, networks)
-                promised = promised_dice(margin)
-            if promised < self._sure_from:
-                other = self._margin(inverted(patchable), networks)
-                margin = average(margin, other, promised=promised)
-                self._notes.append(_SECOND_VIEW_NOTE)
+            margin = self._best_margin(on_model_grid(prepared, device=device))
         without_voxels = replace(prepared, patchable=np.empty((0, 0, 0), np.float32))
         return Inferred(without_voxels, margin, self._drain_degradations(), seconds)
+
+    def _best_margin(self, patchable: Array) -> npt.NDArray[np.float32]:
+        """Compute the margin, with more effort for a scan of which the network is unsure.
+
+        1. The first pass: in bfloat16 if the CPU has units for it; in ``fast`` mode on a CPU only
+           the windows that contain liver.
+        2. If the network is unsure after such a pass, all windows; in ``exact`` mode in float32.
+        3. If it still is, all windows of the inverted scan, and the average of both.
+        """
+        on_cpu = isinstance(patchable, np.ndarray)
+        skips_windows, rounds = self._fast and on_cpu, self._in_bfloat16 and on_cpu
+        margin = self._margin(patchable, self._networks, everywhere=not skips_windows)
+        if self._sure_from == 0:
+            return margin
+        thorough: list[MarginNetwork] = list(self._networks)
+        if rounds and not self._fast:
+            thorough = [network.in_float32 for network in self._networks]
+        promised = promised_dice(margin)
+        if (skips_windows or rounds) and promised < self._sure_from + _ROUNDING:
+            margin = self._margin(patchable, thorough)
+            promised = promised_dice(margin)
+        if promised < self._sure_from:
+            other = self._margin(inverted(patchable), thorough)
+            margin = average(margin, other, promised=promised)
+            self._notes.append(_SECOND_VIEW_NOTE)
+        return margin
 
     def _margin(
         self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool = True
@@ -352,9 +353,8 @@ class CanonicalSegmenter:
     def _drain_degradations(self) -> tuple[str, ...]:
         found, self._notes = self._notes, []
         for network in self._networks:
-            steps = getattr(network, "degradations", [])
-            found.extend(steps)
-            steps.clear()
+            found.extend(network.degradations)
+            network.degradations.clear()
         return tuple(dict.fromkeys(found))
 
 
@@ -398,29 +398,6 @@ def _torch_on_cpu(spec: ModelSpec, checkpoint: Checkpoint, why: str) -> TorchMar
     network = TorchMarginNetwork(build_margin_network(spec, checkpoint), device="cpu")
     logger.warning("%s; using torch", why)
     return network
-
-
-def _relaxed_margin(
-    margin: npt.NDArray[np.float32], *, voxel_mm: tuple[float, float, float]
-) -> npt.NDArray[np.float32]:
-    """Return a margin that is positive where a smallest plausible liver is likeliest.
-
-    A margin without any liver may well be highest at scattered voxels, of which only the largest
-    component would be kept; so it is smoothed, and its threshold falls until that component has a
-    liver's size.
-    """
-    from scipy import ndimage
-
-    smooth = ndimage.gaussian_filter(margin, [_RELAXED_SIGMA_MM / step for step in voxel_mm])
-    wanted = _SMALLEST_LIVER_ML * 1000 / float(np.prod(voxel_mm))
-    for multiple in _RELAXATION:
-        place = max(0, margin.size - 1 - max(1, int(wanted * multiple)))
-        threshold = np.partition(smooth, place, axis=None)[place]
-        # On the model's axes, where right and left may be anywhere: size alone decides.
-        region = keep_largest((smooth > threshold).view(np.uint8))
-        if region.sum() >= wanted:
-            break
-    return smooth - threshold
 
 
 @contextmanager

@@ -35,6 +35,8 @@ class TorchMarginNetwork:
     Each such step is logged and kept in ``degradations``, as ``name: sentence``.
     """
 
+    in_bfloat16: Final = False
+
     def __init__(
         self,
         network: nn.Module,
@@ -81,6 +83,10 @@ class TorchMarginNetwork:
         if self._cpu_network is not None:
             return self._cpu_network(patches)
         return self.predict(torch.from_numpy(patches)).numpy()
+
+    def in_float32(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Predict ``(batch, 1, *patch)`` margins; on a CPU torch computes in float32 anyway."""
+        return self(patches)
 
     def predict(self, patches: Tensor) -> Tensor:
         """Predict ``(batch, 1, *patch)`` margins, on the patches' device."""
