@@ -122,6 +122,11 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
+def described(error: Exception) -> str:
+    """Return class and text of an error on one line, at most about 200 characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200] or 'no details'}"
+
+
 def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
     """Wrap any exception that arose over ``path``; its traceback goes to the debug log.
 
@@ -130,9 +135,8 @@ def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
     if isinstance(error, SslMedSam2Error):
         return error
     logger.debug("unforeseen error", exc_info=error)
-    detail = " ".join(str(error).split())[:200] or "no details"
     return SslMedSam2Error(
         path,
-        reason=f"an unforeseen error: {type(error).__name__}: {detail}",
+        reason=f"an unforeseen error: {described(error)}",
         remedy="Run again with --verbose and report the traceback",
     )

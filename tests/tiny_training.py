@@ -64,7 +64,7 @@ def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
         reason="needs the extra [tensorboard]",
     )
     # Takes seconds, and not all that use this module train.
-    from sslmedsam2.nnunet.trainer import FOLDER_NAME
+    from sslmedsam2.nnunet.curves import FOLDER_NAME
 
     events = accumulator.EventAccumulator(str(folder / FOLDER_NAME))
     events.Reload()

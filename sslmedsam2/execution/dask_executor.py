@@ -1,66 +1,58 @@
-"""The executor on a Dask cluster.
+"""The executor on a Dask cluster: sets the work up in the workers and submits units to them.
 
-A worker plugin sets the work up in each worker, also in one that comes later or was restarted, and
-announces it as a Dask resource, which every unit asks for. So Dask gives units only to workers that
-can take part, repeats a unit that failed by chance (``retries``) and gives up one whose workers
-died (``allowed-failures``). Units are submitted as workers become free: Dask holds the death
-of a worker against every unit that it was assigned.
+The plugin of :mod:`sslmedsam2.execution.dask_worker` sets the work up in each worker, also in one
+that joins later or restarts, and announces it as a Dask resource, which every unit asks for. So
+Dask gives units only to workers that can take part, repeats a unit that failed by chance
+(``retries``) and gives up one whose workers died (``allowed-failures``). Units are submitted as
+workers become free, because Dask counts the death of a worker against every unit assigned to it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import queue
-import socket
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from distributed import Client, Future, Worker, get_worker
+from distributed import Client, Future
 from distributed.client import FutureCancelledError
-from distributed.core import Status
-from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
-from distributed.utils import sync
 
-from sslmedsam2 import __version__
-from sslmedsam2.errors import OutputError, SslMedSam2Error, UsageError
-from sslmedsam2.execution.dask_cluster import GPU, PROCESSORS_VARIABLE, UNITS_AT_ONCE
+from sslmedsam2.errors import OutputError, SslMedSam2Error, UsageError, described
+from sslmedsam2.execution.dask_cluster import GPU, UNITS_AT_ONCE
+from sslmedsam2.execution.dask_worker import (
+    NotDoneError,
+    WorkPlugin,
+    do_unit,
+    left_out_error,
+    missing_file,
+    state_in_worker,
+)
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Result, Returned, Unit, Work
 
 logger = logging.getLogger(__name__)
 
 
-class _NotDoneError(Exception):
-    """A unit could not be done for a reason that is not its own."""
-
-
 _RETRIES: Final = 2
 _TICK_S: Final = 0.25
-_GONE: Final = _NotDoneError("the scheduler went away")
+_GONE: Final = NotDoneError("the scheduler went away")
 _AGAIN: Final = "Run the same command again, with --resume where there is one"
-
-# Of a worker's process, whatever the number of its threads and of runs: networks compute in one
-# thread, as they do without a cluster.
-_NETWORK: Final = ThreadPoolExecutor(1, "network")
-_WRITER: Final = ThreadPoolExecutor(1, "writer")
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How many units have a result, were given up, are with a worker, and are there at all.
+    """How far a run is, in numbers of units.
 
-    ``seconds_left`` is estimated from the pace so far.
+    ``running`` are with a worker, ``failed`` were given up. ``seconds_left`` is estimated from the
+    pace so far.
     """
 
     done: int
@@ -70,7 +62,7 @@ class Progress:
     seconds_left: float
 
     def __str__(self) -> str:
-        """Put it in words, for a line of the log."""
+        """Return one line for the log."""
         text = f"{self.done}/{self.total} done, {self.running} running, {self.failed} failed"
         return f"{text}, about {self.seconds_left / 60:.1f} min left" if self.seconds_left else text
 
@@ -78,118 +70,16 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True)
-class _State:
-    """What the set-up in a worker has come to.
-
-    ``resource`` is what the worker announces; workers that compute in another way differ in it.
-    """
-
-    resource: str = ""
-    about: Any = None
-    error: SslMedSam2Error | None = None
-    has_gpu: bool = False
-
-
-class _Units(WorkerPlugin):
-    """A work in one worker."""
-
-    def __init__(self, work: Work[Any, Any], *, run: str, mark: Path) -> None:
-        """Take what travels; ``mark`` is a file in the shared folder."""
-        self.work, self.run, self.mark = work, run, mark
-        self.version = __version__
-        self.state = _State()
-        self._sees_files = False
-
-    async def setup(self, worker: Worker) -> None:
-        """Check the worker and set the work up, beside the event loop."""
-        about, error = None, None
-        try:
-            self._check_worker()
-            loop = asyncio.get_running_loop()
-            about = await loop.run_in_executor(_NETWORK, self._set_up)
-        except SslMedSam2Error as own:
-            error = own
-        except Exception as other:
-            logger.debug("set-up failed", exc_info=other)
-            error = _left_out(f"the set-up failed ({_in_words(other)})")
-        has_gpu = bool(worker.state.total_resources.get(GPU))
-        self.state = _State(f"{self.run} {about}", about, error, has_gpu)
-        if error is None:
-            await worker.set_resources(**{self.state.resource: UNITS_AT_ONCE})
-            # The scheduler gives waiting units to workers that are new, or have paused.
-            worker.status = Status.paused
-            worker.status = Status.running
-        else:
-            worker.log_event(self.run, f"a worker is left out: {error}")
-
-    def teardown(self, worker: Worker) -> None:  # noqa: ARG002
-        """Free what was set up; not waited for, since a unit may still be computing."""
-        if self.state.error is None:
-            _NETWORK.submit(self.work.close)
-
-    def _check_worker(self) -> None:
-        if self.version != __version__:
-            raise _left_out(f"it has version {__version__}, the run {self.version}")
-        if not self.mark.exists():
-            raise _left_out(f"it cannot see {self.mark.parent}, or sees another folder there")
-
-    def _set_up(self) -> Any:
-        chosen = os.environ.get(PROCESSORS_VARIABLE)
-        if chosen and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, {int(number) for number in chosen.split(",")})
-        return self.work.set_up()
-
-    def do(self, unit: Any, worker: Worker, stop: StopRequest) -> Any:
-        """Take a unit through its steps; a step is not begun once it is cancelled."""
-        self._check_files(unit, worker)
-        loaded = self.work.load(unit)
-        computed = _NETWORK.submit(_unless(stop, self.work.compute), loaded, stop).result()
-        del loaded
-        return _WRITER.submit(_unless(stop, self.work.finish), computed).result()
-
-    def _check_files(self, unit: Any, worker: Worker) -> None:
-        hidden = _hidden(self.work, unit)
-        if hidden is None:
-            self._sees_files = True
-            return
-        problem = f"worker {_worker_name()} cannot see {hidden}"
-        if not self._sees_files:
-            # It has never seen a unit's files: no more units for it.
-            worker.log_event(self.run, f"{problem} and is left out")
-            sync(worker.loop, worker.set_resources, **{self.state.resource: 0})
-        raise _NotDoneError(problem)
-
-
-def _do(run: str, unit: Any) -> Any:
-    """Do a unit on the worker that runs this; its own error is returned, and so not retried."""
-    worker = get_worker()
-    key, tasks = worker.get_current_task(), worker.state.tasks
-
-    def cancelled() -> bool:
-        # By the client, or because the client is gone; Dask leaves it to the task to end.
-        return key not in tasks or tasks[key].state == "cancelled"
-
-    units: Any = worker.plugins[run]
-    stop = StopRequest(cancelled)
-    try:
-        return units.do(unit, worker, stop)
-    except Exception as error:
-        if isinstance(error, SslMedSam2Error) and not isinstance(error, OutputError):
-            return error
-        if not stop:
-            name = units.work.name_of(unit)
-            worker.log_event(run, f"{name} failed on worker {_worker_name()}: {_in_words(error)}")
-        raise
-
-
 class DaskExecutor:
-    """Does units on the workers of a cluster."""
+    """Does units on the workers of a cluster.
+
+    ``client`` is connected; ``patience_s`` is how long to wait for a worker, in seconds.
+    """
 
     def __init__(
         self, client: Client, *, on_progress: OnProgress | None = None, patience_s: float = 300
     ) -> None:
-        """Take a connected client; ``patience_s`` is how long to wait for a worker."""
+        """Keep the client; :meth:`open` sets the work up."""
         self._client = client
         self._on_progress = on_progress
         self._patience_s = patience_s
@@ -201,27 +91,27 @@ class DaskExecutor:
 
     @contextmanager
     def open(self, work: Work[Any, Any]) -> Iterator[Any]:
-        """Set ``work`` up on all workers, and on each that comes later.
+        """Set ``work`` up on all workers, and on each that joins later.
 
         Raises
         ------
         SslMedSam2Error
-            What the set-up raised, or no worker can take part.
+            The set-up failed on all workers, or no worker can take part.
         UsageError
-            No worker appears.
+            No worker joins in time.
         OutputError
             The shared folder cannot be written.
         """
         client, self._run = self._client, f"units-{uuid.uuid4().hex[:12]}"
         self._wait_for_a_worker()
         with _shared_mark(work.shared_dir / f".run-{self._run}") as mark:
-            plugin = _Units(work, run=self._run, mark=mark)
+            plugin = WorkPlugin(work, run=self._run, mark=mark)
             try:
                 logger.info("setting up %d worker(s)", len(self._infos()))
                 try:
                     client.register_plugin(plugin, name=self._run)
                 except Exception as error:
-                    logger.warning("a worker is left out: %s", _in_words(error))
+                    logger.warning("a worker is left out: %s", described(error))
                 about = self._choose(work)
                 client.subscribe_topic(self._run, lambda event: logger.warning("%s", event[1]))
                 yield about
@@ -240,14 +130,17 @@ class DaskExecutor:
             ) from error
 
     def _choose(self, work: Work[Any, Any]) -> Any:
-        """Return what a worker's set-up returned, of one with a GPU if there is one."""
-        found = self._client.run(_state_of, self._run, on_error="ignore").values()
+        """Choose the worker that others must agree with, and return what its set-up returned.
+
+        A worker with a GPU is preferred.
+        """
+        found = self._client.run(state_in_worker, self._run, on_error="ignore").values()
         ready = [
             state for state in found if state is not None and state.resource and not state.error
         ]
         errors = [state.error for state in found if state is not None and state.error]
         if not ready:
-            raise errors[0] if errors else _left_out("it was lost while it was set up")
+            raise errors[0] if errors else left_out_error("it was lost while it was set up")
         for error in errors:
             logger.warning("a worker is left out: %s", error)
         first = max(ready, key=lambda state: work.wants_gpu and state.has_gpu)
@@ -259,7 +152,7 @@ class DaskExecutor:
         return first.about
 
     def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
-        """Call a function on a worker, one with a GPU if there is one; raises what it raises."""
+        """Call a function on a worker, preferably one with a GPU; raises what it raises."""
         self._wait_for_a_worker()
         has_gpu = any(info.get("resources", {}).get(GPU) for info in self._infos().values())
         resources = {GPU: 1 / UNITS_AT_ONCE} if has_gpu else None
@@ -272,10 +165,10 @@ class DaskExecutor:
     def map(
         self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
     ) -> Iterator[tuple[Unit, Result | SslMedSam2Error]]:
-        """Yield the results as they come, until done or stopped.
+        """Yield the results in the order in which they arrive, until done or stopped.
 
-        A unit that was near another one that took its worker down is tried alone in the end, so
-        that only the culprit is given up.
+        Units whose worker died are repeated one at a time at the end, so that only a unit that
+        kills its worker is given up.
         """
         start, done, failed = time.monotonic(), 0, 0
         for unit, result, running in self._results_of_all(work, units, stop):
@@ -307,7 +200,7 @@ class DaskExecutor:
     ) -> Iterator[tuple[Unit, Any, int]]:
         """Submit units as workers become free.
 
-        Yields each with its result, or its error as it is, and the number of those that run.
+        Yields each unit with its result, or its error unchanged, and the number of running units.
         """
         waiting, running = deque(units), dict[Any, tuple[Unit, Future]]()
         ended: queue.SimpleQueue[Future] = queue.SimpleQueue()
@@ -319,9 +212,9 @@ class DaskExecutor:
                 last_seen = time.monotonic() if n_workers else last_seen
                 while waiting and len(running) < each * n_workers:
                     unit = waiting.popleft()
-                    hidden = _hidden(work, unit)
+                    hidden = missing_file(work, unit)
                     if hidden is not None:
-                        yield unit, _NotDoneError(f"{hidden} is not there"), len(running)
+                        yield unit, NotDoneError(f"{hidden} is not there"), len(running)
                         continue
                     future = self._submit(work, unit)
                     running[future.key] = unit, future
@@ -348,23 +241,23 @@ class DaskExecutor:
     def _submit(self, work: Work[Unit, Any], unit: Unit) -> Future:
         resources = {self._resource: UNITS_AT_ONCE if work.whole_worker else 1.0}
         if self._with_gpu:
-            # Units that share a worker take turns on its network, and on its GPU.
+            # The units on one worker share its network and its GPU.
             resources[GPU] = resources[self._resource] / UNITS_AT_ONCE
         key = f"{self._run}-{uuid.uuid4().hex}"
         return self._client.submit(
-            _do, self._run, unit, key=key, pure=False, retries=_RETRIES, resources=resources
+            do_unit, self._run, unit, key=key, pure=False, retries=_RETRIES, resources=resources
         )
 
     def _lost(self, last_seen: float) -> Exception | None:
-        """Say what has been missing for too long."""
+        """Return an error if the scheduler or all workers are gone, else None."""
         if self._client.status != "running":
             return _GONE
         if time.monotonic() - last_seen > self._patience_s:
-            return _NotDoneError(f"no worker was there for {self._patience_s:.0f} s")
+            return NotDoneError(f"no worker was there for {self._patience_s:.0f} s")
         return None
 
     def _count_workers(self) -> int:
-        """Return how many workers take part, as of a second ago."""
+        """Return how many workers take part; the number may be a second old."""
         if time.monotonic() - self._counted_at > _TICK_S * 4:
             infos = self._infos().values()
             self._n_workers = sum(bool(one["resources"].get(self._resource)) for one in infos)
@@ -372,7 +265,7 @@ class DaskExecutor:
         return self._n_workers
 
     def _infos(self) -> dict[str, Any]:
-        """Return what the scheduler knows of each worker; nothing while it does not answer."""
+        """Return the scheduler's data of each worker; empty while it does not answer."""
         try:
             return dict(self._client.scheduler_info(n_workers=-1)["workers"])
         except (OSError, ValueError, RuntimeError):
@@ -380,70 +273,24 @@ class DaskExecutor:
 
 
 def _result_of(future: Future) -> Any:
-    """Return a future's result, or its error: `FutureCancelledError` if the scheduler is lost."""
+    """Return a future's result or its error, `FutureCancelledError` if the scheduler is gone."""
     try:
         return future.result()
     except (Exception, FutureCancelledError) as error:
         return error
 
 
-def _state_of(run: str, dask_worker: Worker) -> _State | None:
-    """Return to the client what a worker's set-up has come to."""
-    plugin: Any = dask_worker.plugins.get(run)
-    return None if plugin is None else plugin.state
-
-
-def _unless(stop: StopRequest, step: Callable[..., Returned]) -> Callable[..., Returned]:
-    """Return a step that is not begun once ``stop`` is true."""
-
-    def begun(*args: Any) -> Returned:
-        if stop:
-            raise _NotDoneError("it was cancelled")
-        return step(*args)
-
-    return begun
-
-
 def _given_up(name: str, error: Exception) -> SslMedSam2Error:
     if isinstance(error, KilledWorker):
         reason = "the worker that it ran on died, several times over"
     else:
-        reason = str(error) if isinstance(error, _NotDoneError) else _in_words(error)
+        reason = str(error) if isinstance(error, NotDoneError) else described(error)
     return SslMedSam2Error(name, reason=reason, remedy=_AGAIN)
-
-
-def _left_out(reason: str) -> SslMedSam2Error:
-    return SslMedSam2Error(
-        f"worker {_worker_name()}",
-        reason=reason,
-        remedy="Mount the same folders at the same paths, with the same version, everywhere",
-    )
-
-
-def _worker_name() -> str:
-    return f"{socket.gethostname()}:{os.getpid()}"
-
-
-def _hidden(work: Work[Unit, Any], unit: Unit) -> Path | None:
-    """Return a file of the unit that cannot be seen here, if there is one."""
-    for path in work.files_of(unit):
-        if not path.exists():
-            # A network file system may learn of a new file by a listing only.
-            with suppress(OSError):
-                next(path.parent.iterdir(), None)
-            if not path.exists():
-                return path
-    return None
-
-
-def _in_words(error: Exception) -> str:
-    detail = " ".join(str(error).split())[:200] or "no details"
-    return f"{type(error).__name__}: {detail}"
 
 
 @contextmanager
 def _shared_mark(mark: Path) -> Iterator[Path]:
-    """Leave a file in the shared folder for as long as a run takes."""
+    """Keep an empty file in the shared folder while the context is open."""
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

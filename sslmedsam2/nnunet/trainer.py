@@ -8,30 +8,17 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import os
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
-from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
-    DownsampleSegForDSTransform,
-)
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -41,26 +28,22 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import duration
 from sslmedsam2.imaging.atomic import atomic_path, write_text_atomic
-from sslmedsam2.nnunet.contrast import (
-    BiasFieldTransform,
-    DropAuxiliaryLabelsTransform,
-    FieldOfViewTransform,
-    IntensityJitterTransform,
-    MagnitudeNoiseTransform,
-    RandomContrastTransform,
-    SliceThicknessTransform,
+from sslmedsam2.nnunet.augmentation import (
+    labelled_transforms,
+    unlabelled_transforms,
+    validation_transforms,
 )
 from sslmedsam2.nnunet.cpu import (
     USUAL_ARITHMETIC,
     CpuArithmetic,
     arithmetic_of_fold,
     arrange_for_cpu,
-    replace_layers,
 )
+from sslmedsam2.nnunet.curves import Curves
 from sslmedsam2.nnunet.dataset import UnlabelledCase, read_repeats, read_unlabelled
+from sslmedsam2.nnunet.deterministic import CrossEntropy, arrange_deterministically
 from sslmedsam2.nnunet.online import (
     OnlineSettings,
-    TwoViewsTransform,
     UnlabelledPatches,
     deep_unlabelled_loss,
     fewshot_weights,
@@ -68,137 +51,6 @@ from sslmedsam2.nnunet.online import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def deterministic_algorithms() -> Iterator[None]:
-    """Hold torch to deterministic algorithms; it raises RuntimeError where it has none."""
-    former = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-    )
-    # Without it cuBLAS may add up in any order.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(former[0])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = former[1:]
-
-
-class BlockMean(nn.Module):
-    """Average pooling over blocks that do not overlap, as a mean over axes."""
-
-    def __init__(self, block_zyx: tuple[int, int, int]) -> None:
-        """Take the size of a block, which must divide whatever is pooled."""
-        super().__init__()
-        self.block_zyx = block_zyx
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Pool ``(batch, channel, z, y, x)``."""
-        (dz, dy, dx), (z, y, x) = self.block_zyx, features.shape[2:]
-        blocks = features.reshape(*features.shape[:2], z // dz, dz, y // dy, dy, x // dx, dx)
-        return blocks.mean(dim=(3, 5, 7))
-
-
-class CrossEntropy(nn.Module):
-    """Mean cross-entropy over all voxels that are not to be ignored."""
-
-    def __init__(self, ignored_label: int | None) -> None:
-        """Take the label whose voxels do not count."""
-        super().__init__()
-        self.ignored_label = ignored_label
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Take ``(batch, class, ...)`` logits and labels, with or without an axis of one class."""
-        if target.ndim < logits.ndim:
-            target = target[:, None]
-        counted = target != self.ignored_label if self.ignored_label is not None else None
-        labels = target if counted is None else target.masked_fill(~counted, 0)
-        classes = torch.arange(logits.shape[1], device=logits.device)
-        chosen = labels.long() == classes.view(1, -1, *[1] * (logits.ndim - 2))
-        loss = -(logits.log_softmax(dim=1) * chosen).sum(dim=1, keepdim=True)
-        return loss.mean() if counted is None else (loss * counted).sum() / counted.sum()
-
-
-def arrange_deterministically(network: nn.Module) -> nn.Module:
-    """Replace the poolings, in place; all weights keep their names."""
-    replace_layers(network, nn.AvgPool3d, _as_block_mean)
-    return network
-
-
-def _as_block_mean(pool: nn.AvgPool3d) -> BlockMean:
-    if pool.kernel_size != pool.stride or pool.padding not in (0, (0, 0, 0)):
-        raise ValueError(f"{pool} is no mean over blocks")
-    size = pool.kernel_size
-    z, y, x = (size,) * 3 if isinstance(size, int) else tuple(size)
-    return BlockMean((z, y, x))
-
-
-FOLDER_NAME = "tensorboard"
-
-
-class Curves:
-    """Scalars of one training for TensorBoard, an event file a process.
-
-    They only show how a training goes: where they cannot be written it goes on without them. So
-    they are written here and not by TensorBoard's own writer, whose thread prints a traceback.
-    """
-
-    def __init__(self, folder: Path, *, first_epoch: int) -> None:
-        """Begin at an epoch; what an earlier process wrote from there on no longer counts."""
-        self._file: IO[bytes] | None = None
-        try:
-            from tensorboard.compat.proto.event_pb2 import SessionLog
-        except ImportError:
-            logger.debug("TensorBoard is not installed: no curves for it")
-            return
-        # TensorBoard orders the files of a folder by their names.
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        with self._or_no_curves():
-            (folder / FOLDER_NAME).mkdir(parents=True, exist_ok=True)
-            self._file = (folder / FOLDER_NAME / name).open("xb")
-            self._write(file_version="brain.Event:2")
-            self._write(step=first_epoch, session_log=SessionLog(status=SessionLog.START))
-
-    def add(self, epoch: int, scalars: Mapping[str, float]) -> None:
-        """Write the scalars of one epoch to the disk."""
-        if self._file is None:
-            return
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        values = [
-            Summary.Value(tag=name, simple_value=float(value)) for name, value in scalars.items()
-        ]
-        with self._or_no_curves():
-            self._write(step=epoch, summary=Summary(value=values))
-
-    def close(self) -> None:
-        """Finish the event file."""
-        if self._file is not None:
-            with self._or_no_curves():
-                self._file.close()
-
-    def _write(self, **fields: Any) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        assert self._file is not None
-        event = Event(wall_time=time.time(), **fields)
-        RecordWriter(self._file).write(event.SerializeToString())
-        self._file.flush()
-
-    @contextmanager
-    def _or_no_curves(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            logger.warning("no more curves for TensorBoard: %s", error)
-            self._file = None
 
 
 _MAX_GRADIENT_NORM = 12.0
@@ -464,70 +316,26 @@ class LiverTrainer(nnUNetTrainer):
         *_args: object,
         **_kwargs: object,
     ) -> BasicTransform:
-        """Return the augmentation: geometry, random contrast, then scanner effects.
-
-        For unlabelled patches, geometry comes first, and all else makes the strong view.
-        """
-        settings = self.settings
-
-        def sometimes(probability: float, transform: BasicTransform) -> RandomTransform:
-            return RandomTransform(transform, apply_probability=probability)
-
-        spatial = SpatialTransform(
+        """Return the augmentation of labelled patches; that of unlabelled ones is kept."""
+        self._unlabelled_transforms = unlabelled_transforms(
             patch_size,
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_elastic_deform=0.15,
-            elastic_deform_scale=(0.1, 0.25),
-            elastic_deform_magnitude=(1, 5),
-            p_rotation=0.4,
             rotation=rotation_for_DA,
-            p_scaling=0.5,
-            scaling=(0.75, 1.3),
-            p_synchronize_scaling_across_axes=0.5,
-            mode_seg="nearest",
-            border_mode_seg="constant",
-            padding_value_seg=-1,
+            contrast_probability=self.settings.contrast_probability,
+            mirror_probability=self.settings.mirror_probability,
         )
-        contrast = sometimes(settings.contrast_probability, RandomContrastTransform())
-        scanner = [
-            sometimes(0.25, BiasFieldTransform()),
-            sometimes(0.3, GammaTransform((0.6, 1.6), 0.1, True, 1.0, 1.0)),
-            sometimes(0.5, IntensityJitterTransform()),
-            sometimes(0.15, GaussianBlurTransform((0.5, 1.0), True, False, p_per_channel=1.0)),
-            sometimes(
-                0.15,
-                SimulateLowResolutionTransform((0.5, 1.0), True, True, (0,), p_per_channel=1.0),
-            ),
-            sometimes(0.15, SliceThicknessTransform()),
-            sometimes(0.2, GaussianNoiseTransform((0, 0.1), 1.0, True)),
-            sometimes(0.15, MagnitudeNoiseTransform()),
-        ]
-        mirror = sometimes(settings.mirror_probability, MirrorTransform((0, 1, 2)))
-        transforms: list[BasicTransform] = [
-            spatial,
-            contrast,
-            DropAuxiliaryLabelsTransform(),
-            *scanner,
-            sometimes(0.3, FieldOfViewTransform()),
-            mirror,
-        ]
-        if deep_supervision_scales is not None:
-            transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
-        strong = ComposeTransforms([contrast, *scanner])
-        self._unlabelled_transforms = ComposeTransforms(
-            [spatial, mirror, DropAuxiliaryLabelsTransform(), TwoViewsTransform(strong)]
+        return labelled_transforms(
+            patch_size,
+            rotation=rotation_for_DA,
+            contrast_probability=self.settings.contrast_probability,
+            mirror_probability=self.settings.mirror_probability,
+            scales=deep_supervision_scales,
         )
-        return ComposeTransforms(transforms)
 
     def get_validation_transforms(
         self, deep_supervision_scales: Any, *_args: object, **_kwargs: object
     ) -> BasicTransform:
         """Return the label clean-up and the targets of deep supervision."""
-        transforms: list[BasicTransform] = [DropAuxiliaryLabelsTransform()]
-        if deep_supervision_scales is not None:
-            transforms.append(DownsampleSegForDSTransform(ds_scales=deep_supervision_scales))
-        return ComposeTransforms(transforms)
+        return validation_transforms(deep_supervision_scales)
 
     def _build_loss(self) -> Any:
         loss = super()._build_loss()

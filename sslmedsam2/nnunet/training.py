@@ -30,8 +30,9 @@ from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.records import read_record
 from sslmedsam2.nnunet.cpu import can_compile
 from sslmedsam2.nnunet.dataset import read_plans
+from sslmedsam2.nnunet.deterministic import deterministic_algorithms
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
-from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings, deterministic_algorithms
+from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
 from sslmedsam2.weights.manifest import checkpoint_file
 

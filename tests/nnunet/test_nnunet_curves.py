@@ -3,7 +3,7 @@ import sys
 
 from tiny_training import read_curves
 
-from sslmedsam2.nnunet.trainer import Curves
+from sslmedsam2.nnunet.curves import Curves
 
 
 def test_curves_can_be_read_while_they_grow(tmp_path):

@@ -8,7 +8,7 @@ from nnunetv2.training.loss.robust_ce_loss import RobustCrossEntropyLoss
 from tiny_models import make_network, make_plans
 from torch import nn
 
-from sslmedsam2.nnunet.trainer import (
+from sslmedsam2.nnunet.deterministic import (
     BlockMean,
     CrossEntropy,
     arrange_deterministically,
