@@ -43,6 +43,9 @@ class CountingNetwork:
         self.n_patches += len(patches)
         return self.network(patches)
 
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
 
 def dice(a, b):
     return 2 * np.logical_and(a, b).sum() / (a.sum() + b.sum())
