@@ -1,4 +1,4 @@
-"""The part of the Dask executor that runs in the workers: a plugin holds the work and does units."""
+"""The part of the Dask executor that runs in the workers: a plugin sets up and does the work."""
 
 from __future__ import annotations
 

@@ -9,9 +9,8 @@ is done again.
 from __future__ import annotations
 
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -20,11 +19,7 @@ from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
-    MAP_FOLDER,
     MASK_EXTENSION,
-    PREDICTION_FOLDER,
-    PREVIEW_FOLDER,
-    SEG_FOLDER,
     Layout,
     bids_path,
     map_path,
@@ -51,7 +46,7 @@ from sslmedsam2.execution.units import Executor, ThisProcess
 from sslmedsam2.imaging.atomic import locked, remove_partials
 from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import check_words, move_aside
+from sslmedsam2.imaging.records import check_words
 from sslmedsam2.imaging.writing import MaskDtype
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.segmenter import EngineOptions, Mode
@@ -63,7 +58,8 @@ from sslmedsam2.predict.inputs import (
     input_name,
     with_archives,
 )
-from sslmedsam2.predict.resume import reusable_result
+from sslmedsam2.predict.recorder import OnResult, RunRecorder
+from sslmedsam2.predict.resume import earlier_report, keep_done, move_earlier_aside
 from sslmedsam2.predict.series import (
     MAP_KINDS,
     WITHOUT_SEQUENCE,
@@ -79,11 +75,8 @@ from sslmedsam2.reporting.run_report import (
     RunReport,
     SeriesResult,
     SeriesStatus,
-    load_report,
     start_report,
-    write_report,
 )
-from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, write_volume_table
 from sslmedsam2.weights.locate import ModelLocation, locate_models, model_for_sequence
 from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
@@ -91,17 +84,11 @@ logger = logging.getLogger(__name__)
 
 FailurePolicy = Literal["auto", "fallback", "skip"]
 MaskFormat = Literal["nii.gz", "mha", "nrrd", "same"]
-OnResult = Callable[[SeriesResult, int, int], None]
-"""Called with a result, how many series are done, and how many there are."""
-
 _GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
-_SAVED_EACH_TIME = 100
-"""Up to so many series the report is rewritten after each."""
 _RECORDED_OPTIONS = (
     *("sequences", "device", "mode", "mirror", "second_view"),
     *("on_failure", "previews", "mask_dtype"),
 )
-_OWN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 
 
 @dataclass(frozen=True)
@@ -233,9 +220,9 @@ def _predict(
     with executor.open(work) as about, locked(options.output_dir):
         remove_partials(options.output_dir)
         if not options.resume and plan.targets:
-            _set_aside(options.output_dir, plan.targets)
-        previous = _previous_report(options)
-        recorder = _Recorder(
+            move_earlier_aside(options.output_dir, plan.targets)
+        previous = earlier_report(options.output_dir) if options.resume else None
+        recorder = RunRecorder(
             start_report(
                 models=tuple(_record(model) for model in models),
                 device=about.device,
@@ -247,7 +234,6 @@ def _predict(
             report_path(options.output_dir),
             total=len(plan.targets) + len(plan.problems),
             listener=on_result,
-            held=previous is not None,
             shown=opened.shown,
         )
         for problem in plan.problems:
@@ -256,7 +242,8 @@ def _predict(
             recorder.end(ExitCode.NO_VALID_INPUT)
             raise _no_input(inputs, plan, options)
         with stop_on_signals() as stop:
-            pending = _keep_done(plan.targets, recorder, previous)
+            pending = keep_done(plan.targets, recorder, previous)
+            recorder.start_writing()
             for target, result in executor.map(work, pending, stop=stop):
                 if isinstance(result, SslMedSam2Error):
                     result = given_up(target, result)
@@ -265,72 +252,6 @@ def _predict(
                 write_bids_description(options.output_dir)
             code = _exit_code(recorder.report, stop, strict=options.strict)
             return recorder.end(code, interrupted=bool(stop))
-
-
-class _Recorder:
-    """Keeps the report on disk up to date and tells the listener.
-
-    ``held`` keeps the report of the run that is resumed until `release`.
-    """
-
-    def __init__(
-        self,
-        report: RunReport,
-        path: Path,
-        *,
-        total: int,
-        listener: OnResult | None,
-        held: bool,
-        shown: Callable[[str], str],
-    ) -> None:
-        self.report = report
-        self._shown = shown
-        self._path = path
-        self._total = total
-        self._listener = listener
-        self._held = held
-        self._next_save = 0.0
-        if not held:
-            write_report(report, path)
-
-    def add(self, result: SeriesResult) -> None:
-        """Add one result, write the report, log a line."""
-        result = replace(
-            result,
-            error=result.error and self._shown(result.error),
-            warnings=tuple(map(self._shown, result.warnings)),
-        )
-        self.report = self.report.with_series(result)
-        if not self._held:
-            self._save()
-        if result.error:
-            logger.error("%s: %s", result.status.value, result.error)
-        for warning in result.warnings:
-            if warning.startswith(("no_dicom_seg: ", "no_preview: ")):
-                logger.warning("%s: %s", result.case, warning.partition(": ")[2])
-        if self._listener is not None:
-            self._listener(result, len(self.report.series), self._total)
-
-    def _save(self) -> None:
-        """Write the report; beyond a length, let it take a tenth of the time at most."""
-        start = time.monotonic()
-        if len(self.report.series) > _SAVED_EACH_TIME and start < self._next_save:
-            return
-        write_report(self.report, self._path)
-        end = time.monotonic()
-        self._next_save = end + 9 * (end - start)
-
-    def release(self) -> None:
-        """Replace the report of the resumed run, now that this one has what stands of it."""
-        self._held = False
-        write_report(self.report, self._path)
-
-    def end(self, code: ExitCode, *, interrupted: bool = False) -> RunReport:
-        """Close the report and write the table of volumes."""
-        self.report = self.report.ended(exit_code=int(code), interrupted=interrupted)
-        write_report(self.report, self._path)
-        write_volume_table(self.report, self._path.with_name(VOLUME_TABLE_NAME))
-        return self.report
 
 
 def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
@@ -360,21 +281,6 @@ def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> 
                 reason="the mask would be written over a scan",
                 remedy="Give another name or folder to --output",
             )
-
-
-def _keep_done(
-    targets: Sequence[SeriesTarget], recorder: _Recorder, previous: RunReport | None
-) -> list[SeriesTarget]:
-    """Take over what an earlier run has completed, and return the rest."""
-    pending = []
-    for target in targets:
-        kept = reusable_result(target, previous, report=recorder.report)
-        if kept is None:
-            pending.append(target)
-        else:
-            recorder.add(kept)
-    recorder.release()
-    return pending
 
 
 @dataclass(frozen=True)
@@ -440,26 +346,6 @@ def _dicom_record(row: SeriesRow, unserved: str | None) -> DicomRecord:
     if unserved is None:
         return record
     return replace(record, use="left_out", reason=f"{record.reason}; {unserved}")
-
-
-def _set_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> None:
-    """Move away what an earlier run left in the output folder, and what lies at masks' places."""
-    path = report_path(output_dir)
-    try:
-        earlier = load_report(path).series if path.is_file() else ()
-    except InputError:
-        earlier = ()
-    outputs = (Path(one.output_path) for one in earlier if one.output_path)
-    loose = [output_dir / one for one in outputs if one.parts[0] not in _OWN_FOLDERS]
-    loose.append(output_dir / VOLUME_TABLE_NAME)
-    found = [one for one in (path, *(output_dir / n for n in _OWN_FOLDERS), *loose) if one.exists()]
-    if found:
-        logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
-    for one in found:
-        move_aside(one, why="it is of an earlier run")
-    for target in targets:
-        if target.mask_path.exists():
-            move_aside(target.mask_path, why="this program did not write it in this run")
 
 
 def _is_fallback(series: ImageFile, options: PredictOptions) -> bool:
@@ -538,20 +424,6 @@ def _unusable_result(row: SeriesRow) -> SeriesResult:
 
 def _unread_result(case: str, sequence: str, name: str, error: InputError) -> SeriesResult:
     return SeriesResult(case, None, sequence, name, None, SeriesStatus.FAILED, error=str(error))
-
-
-def _previous_report(options: PredictOptions) -> RunReport | None:
-    if not options.resume:
-        return None
-    path = report_path(options.output_dir)
-    if not path.is_file():
-        logger.info("nothing to resume: there is no %s yet", path.name)
-        return None
-    try:
-        return load_report(path)
-    except InputError as error:
-        logger.warning("not resuming: %s", error)
-        return None
 
 
 def _recorded_options(options: PredictOptions) -> dict[str, object]:

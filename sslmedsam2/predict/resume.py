@@ -1,23 +1,90 @@
-"""``predict --resume``: which results of an earlier run are kept."""
+"""An earlier run in the output folder: which results are kept, and which are moved aside."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
+from sslmedsam2.contract.outputs import (
+    MAP_FOLDER,
+    PREDICTION_FOLDER,
+    PREVIEW_FOLDER,
+    SEG_FOLDER,
+    report_path,
+)
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.volume import MaskVolume, Volume, mask_volume_ml
+from sslmedsam2.predict.recorder import RunRecorder
 from sslmedsam2.predict.series import SeriesTarget, read_image, with_preview
-from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus, load_report
+from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME
 from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 
 _COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
+_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
+"""The folders that a run writes into its output folder."""
+
+
+def earlier_report(output_dir: Path) -> RunReport | None:
+    """Read the report of the run to resume; None, after a line in the log, if there is none."""
+    path = report_path(output_dir)
+    if not path.is_file():
+        logger.info("nothing to resume: there is no %s yet", path.name)
+        return None
+    try:
+        return load_report(path)
+    except InputError as error:
+        logger.warning("not resuming: %s", error)
+        return None
+
+
+def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> None:
+    """Move aside the results of an earlier run, and files in the places of the masks.
+
+    Raises OutputError: one cannot be moved.
+    """
+    path = report_path(output_dir)
+    try:
+        earlier = load_report(path).series if path.is_file() else ()
+    except InputError:
+        earlier = ()
+    outputs = (Path(one.output_path) for one in earlier if one.output_path)
+    loose = [output_dir / one for one in outputs if one.parts[0] not in _FOLDERS]
+    folders = [output_dir / name for name in _FOLDERS]
+    written = [path, *folders, *loose, output_dir / VOLUME_TABLE_NAME]
+    found = [one for one in written if one.exists()]
+    if found:
+        logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
+    for one in found:
+        move_aside(one, why="it is of an earlier run")
+    for target in targets:
+        if target.mask_path.exists():
+            move_aside(target.mask_path, why="this program did not write it in this run")
+
+
+def keep_done(
+    targets: Sequence[SeriesTarget], recorder: RunRecorder, previous: RunReport | None
+) -> list[SeriesTarget]:
+    """Give the recorder the results of an earlier run that still stand; return what is left.
+
+    Raises OutputError: as `reusable_result`.
+    """
+    pending = []
+    for target in targets:
+        kept = reusable_result(target, previous, report=recorder.report)
+        if kept is None:
+            pending.append(target)
+        else:
+            recorder.add(kept)
+    return pending
 
 
 def reusable_result(
