@@ -201,7 +201,7 @@ def identity_key(name: str) -> str:
 
 
 def unsafe_reason(name: str) -> str | None:
-    """Say why a name cannot be part of an output path; None if it can."""
+    """Return why a name cannot be part of an output path; None if it can."""
     try:
         encoded = name.encode("utf-8")
     except UnicodeEncodeError:

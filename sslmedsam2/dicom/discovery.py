@@ -213,7 +213,7 @@ class _Study:
         return [candidate for candidate in candidates if id(candidate) not in repeated]
 
     def _mixture_of(self, frames: Sequence[Frame]) -> str | None:
-        """Say why a series cannot be trusted to be of one patient in one position; else None."""
+        """Return why a series cannot be trusted to be of one patient in one position; else None."""
         if _are_several_patients(frames):
             return "its images name more than one patient"
         if self._several_patients:
@@ -373,7 +373,7 @@ def _make_volume(stacks: Sequence[Sequence[Frame]], *, case: str, series: str) -
 
 
 def _are_several_patients(frames: Iterable[Frame]) -> bool:
-    """Tell whether number, name or birth date differ; what is missing differs from nothing."""
+    """Return whether number, name or birth date differ; what is missing differs from nothing."""
     return any(
         len(set(values) - {""}) > 1 for values in zip(*(f.patient for f in frames), strict=True)
     )

@@ -63,7 +63,7 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _begins_with_elements(start: bytes) -> bool:
-    """Tell whether a file begins with data elements of group 2 or 8, in ascending order.
+    """Return whether a file begins with data elements of group 2 or 8, in ascending order.
 
     Such are data sets saved without the preamble of 128 bytes. Little endian only, as nearly all.
     """

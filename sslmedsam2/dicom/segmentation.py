@@ -115,7 +115,7 @@ def read_dicom_seg(path: Path, *, volume: DicomVolume) -> MaskZYX:
 
 
 def _holds(path: Path, mask_zyx: MaskZYX, volume: DicomVolume) -> bool:
-    """Tell whether a file reads back as a mask."""
+    """Return whether a file reads back as a mask."""
     try:
         return np.array_equal(read_dicom_seg(path, volume=volume), mask_zyx)
     except (ValueError, RuntimeError, KeyError, AttributeError):

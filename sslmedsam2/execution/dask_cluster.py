@@ -119,7 +119,7 @@ def _read_queue_spec(path: Path) -> QueueSpec:
 
 
 def _fault_of(content: Any) -> str | None:
-    """Say what is wrong with the content of a file; None if nothing is."""
+    """Return what is wrong with the content of a file; None if nothing is."""
     if not isinstance(content, dict):
         return "it holds no table"
     unknown = [key for key in content if key not in _KEYS]

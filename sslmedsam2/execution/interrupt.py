@@ -28,7 +28,7 @@ class StopRequest:
         self._also = also
 
     def __bool__(self) -> bool:
-        """Tell whether a stop was asked for."""
+        """Return whether a stop was asked for."""
         return self._event.is_set() or self._also()
 
     def set(self) -> None:

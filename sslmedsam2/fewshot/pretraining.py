@@ -260,7 +260,7 @@ def _n_workers(device: torch.device) -> int:
 
 
 def _is_orphaned() -> bool:
-    """Tell whether the process that started this one was killed."""
+    """Return whether the process that started this one was killed."""
     parent = torch.multiprocessing.parent_process()
     return parent is not None and not parent.is_alive()
 

@@ -185,7 +185,7 @@ class SupportStore:
         self._kept: dict[str, EncodedSupport] = {}
 
     def __contains__(self, key: str) -> bool:
-        """Say whether something is stored under ``key``."""
+        """Return whether something is stored under ``key``."""
         return key in self._kept or self._path(key).is_file()
 
     def put(self, key: str, support: EncodedSupport) -> None:

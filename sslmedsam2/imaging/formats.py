@@ -73,9 +73,9 @@ def written_extension(path: Path) -> str:
 
 
 def unread_image(path: Path) -> str | None:
-    """Say why a file that looks like an image, and is not named as one that is read, is left out.
+    """Return why a file that may be an image, but has no supported extension, is left out.
 
-    None for the voxels of a header beside it, and for what looks like no image.
+    None for the voxels of a header beside it, and for files that do not look like images.
     """
     name = path.name.lower()
     for extension, headers in _VOXEL_FILES.items():
@@ -99,7 +99,7 @@ def unread_image(path: Path) -> str | None:
 
 
 def _content(path: Path) -> str | None:
-    """Tell an image by its first bytes."""
+    """Return the image format that the first bytes of a file show; None for others."""
     try:
         with path.open("rb") as file:
             start = file.read(_READ_BYTES)
@@ -115,7 +115,7 @@ def _content(path: Path) -> str | None:
 
 
 def image_content(start: bytes) -> str | None:
-    """Tell an image of a format that is read by its first 352 bytes; None for others."""
+    """Return the image format that the first 352 bytes show, in words; None for others."""
     if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
         return "a NIfTI image"
     if start.startswith(b"NRRD0"):
@@ -126,7 +126,10 @@ def image_content(start: bytes) -> str | None:
 
 
 def foreign_content(start: bytes) -> str:
-    """Say, to end a sentence, what a file holds that is not of its format; empty if unknown."""
+    """Return ``; it holds <content>``, to end a message about a file of another format.
+
+    Empty if the content is not known.
+    """
     known = image_content(start)
     if start[128:132] == b"DICM":
         known = "a DICOM image"

@@ -47,7 +47,7 @@ LPS_FROM_RAS = np.array([[-1.0], [-1.0], [1.0]])
 
 
 def is_plausible_size(spacing_mm: npt.NDArray[np.float64]) -> bool:
-    """Tell whether voxels of a scan may have these sizes, for choosing between two units."""
+    """Return whether voxels of a scan may have these sizes, for choosing between two units."""
     low, high = _PLAUSIBLE_SIZE_MM
     return bool(((spacing_mm >= low) & (spacing_mm <= high)).all())
 
@@ -184,7 +184,7 @@ def corners_xyz(geometry: Geometry) -> Matrix:
 
 
 def same_grid(first: Geometry, second: Geometry) -> bool:
-    """Tell whether two arrays of these geometries can be compared voxel by voxel."""
+    """Return whether two arrays of these geometries can be compared voxel by voxel."""
     if first.shape_zyx != second.shape_zyx:
         return False
     difference = affine_lps(first) - affine_lps(second)

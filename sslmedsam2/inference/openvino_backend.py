@@ -94,7 +94,7 @@ def _core() -> ov.Core:
 
 
 def bfloat16_is_native() -> bool:
-    """Tell whether OpenVINO computes bfloat16 on this CPU instead of emulating it."""
+    """Return whether OpenVINO computes bfloat16 on this CPU instead of emulating it."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
@@ -249,7 +249,7 @@ class _UNet:
 
 
 def _is_alias(name: str) -> bool:
-    """Tell whether nnU-Net's network lists a weight under another name too, or has no use for it.
+    """Return whether nnU-Net's network lists a weight under another name too, or has no use for it.
 
     Only the last of the heads is used; the others are for the training.
     """

@@ -174,5 +174,5 @@ def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
 
 
 def is_implausible(found: tuple[str, ...]) -> bool:
-    """Tell whether what `implausible_traits` found is too much for a liver of a usual scan."""
+    """Return whether what `implausible_traits` found is too much for a liver of a usual scan."""
     return len(found) >= _TOO_MANY or _ON_THE_LEFT in found

@@ -1,9 +1,9 @@
-"""Faster training on a CPU: layers rearranged, and the quickest arithmetic.
+"""Faster training on a CPU: rearranged layers, and the fastest number format and memory layout.
 
 Measured by ``benchmarks/training_speed.py``: convolutions are fastest on channels-last memory, but
-torch's instance normalisation would convert every activation back. Group normalisation with one
-group per channel is the same function and keeps the layout. Whether float32 or bfloat16 is faster,
-and whether compiling helps, differs between CPUs, so it is measured when a training begins.
+torch's instance normalisation converts every activation back. Group normalisation with one group
+per channel is the same function and keeps the layout. Whether float32 or bfloat16 is faster, and
+whether compiling helps, differs between CPUs, so it is measured when a training begins.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sslmedsam2.imaging.records import read_record_or_none, write_record
 logger = logging.getLogger(__name__)
 
 _COMPILERS: Final = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang")}
-"""What torch.compile calls: for a CPU's kernels, and for what starts Triton's on a GPU."""
+"""Compilers that torch.compile needs: on a CPU for its kernels, on a GPU to launch Triton's."""
 _ARITHMETIC_FILE = "cpu_arithmetic.json"
 _TIMED_STEPS = 3
 
@@ -35,9 +35,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 @dataclass(frozen=True)
 class CpuArithmetic:
-    """How a network computes on a CPU while it learns.
+    """Number format and memory layout of a training on a CPU.
 
-    ``seconds`` is one forward and backward pass of a patch as it was measured, by candidate.
+    ``seconds`` holds the measured time of one forward and backward pass of a patch, by candidate.
     """
 
     bfloat16: bool
@@ -48,26 +48,26 @@ class CpuArithmetic:
 
     @property
     def layout(self) -> torch.memory_format:
-        """Of activations and weights."""
+        """Memory layout of activations and weights."""
         return torch.channels_last_3d if self.channels_last else torch.contiguous_format
 
 
 USUAL_ARITHMETIC: Final = CpuArithmetic(
     bfloat16=False, compiled=False, channels_last=True, seconds={}, cpu=""
 )
-"""For a training that is too short to measure."""
+"""For a training that is too short for a measurement."""
 
 
 def arithmetic_of_fold(folder: Path, network: nn.Module, *, patch: Tensor) -> CpuArithmetic:
-    """Return what this CPU computes quickest, measured once in ``folder`` on each kind of CPU.
+    """Return the fastest arithmetic on this CPU, measured once and stored in ``folder``.
 
-    A training that goes on where it was stopped computes as before, so that it ends with the
-    same weights; on another kind of CPU it is measured again.
+    A training that continues uses the stored one, so that it ends with the same weights. On another
+    kind of CPU it is measured again.
 
     Parameters
     ----------
     patch
-        ``(batch, channel, z, y, x)``, as the network will be given.
+        ``(batch, channel, z, y, x)``, an input of the network.
     """
     path = folder / _ARITHMETIC_FILE
     cpu = _cpu_name()
@@ -86,13 +86,13 @@ def _cpu_name() -> str:
 
 
 def _may_know_bfloat16() -> bool:
-    """Whether a step in bfloat16 ends in time to be measured: without wide vectors it does not."""
+    """Return whether bfloat16 is worth measuring: without wide vectors a step takes too long."""
     facts = torch.cpu.get_capabilities()
     return any(value and ("avx512" in name or "bf16" in name) for name, value in facts.items())
 
 
 def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuArithmetic:
-    """Time the layouts and number formats, then compile the quickest layout in both formats."""
+    """Time all layouts and number formats, then the compiled network in the fastest layout."""
     seconds: dict[str, float] = {}
     candidates: dict[str, tuple[bool, bool, bool]] = {}
 
@@ -115,7 +115,7 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
         _, _, channels_last = candidates[min(seconds, key=seconds.__getitem__)]
         eager = dict(seconds)
         for bfloat16 in formats:
-            # A format that is emulated gains nothing from half a minute of compiling.
+            # A format that is emulated is not worth half a minute of compiling.
             of_format = min(s for n, s in eager.items() if candidates[n][0] == bfloat16)
             if of_format < 2 * min(eager.values()):
                 measure(torch.compile(network), bfloat16, True, channels_last)
@@ -126,7 +126,7 @@ def _measure_arithmetic(network: nn.Module, *, patch: Tensor, cpu: str) -> CpuAr
 def _seconds_a_step(
     call: Callable[[Tensor], list[Tensor]], patch: Tensor, *, bfloat16: bool
 ) -> float:
-    """Return the least of a few forward and backward passes, after one that does not count."""
+    """Return the shortest of a few forward and backward passes, after one for warm-up."""
     taken = []
     for _ in range(1 + _TIMED_STEPS):
         start = time.perf_counter()
@@ -142,7 +142,7 @@ def _seconds_a_step(
 def replace_layers(
     network: nn.Module, kind: type[Layer], made_of: Callable[[Layer], nn.Module]
 ) -> None:
-    """Replace all layers of a kind, in place."""
+    """Replace all layers of a class, in place."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, kind):
@@ -167,10 +167,10 @@ def _as_group_norm(norm: nn.InstanceNorm3d) -> nn.GroupNorm:
 
 
 def can_compile(device: str = "cpu") -> bool:
-    """Whether what torch.compile needs on ``cpu`` or a GPU is there; if so, prepare it.
+    """Return whether torch.compile can be used on ``cpu`` or a GPU.
 
-    It needs a compiler and Python's headers, and on a GPU Triton. Where it fails all the same,
-    torch is told to go on without it.
+    It needs a compiler and Python's headers, and on a GPU Triton. If so, torch is also set to
+    continue without compiling should it fail.
     """
     kind = "cpu" if device == "cpu" else "cuda"
     headers = Path(sysconfig.get_path("include")) / "Python.h"

@@ -17,14 +17,14 @@ FOLDER_NAME = "tensorboard"
 
 
 class Curves:
-    """Scalars of one training for TensorBoard, an event file a process.
+    """Writes the scalars of one training for TensorBoard, one event file for each process.
 
-    They only show how a training goes: where they cannot be written it goes on without them. So
-    they are written here and not by TensorBoard's own writer, whose thread prints a traceback.
+    A training continues without curves if they cannot be written. So the files are written here and
+    not by TensorBoard's own writer, whose thread prints a traceback. Scalars that an earlier
+    process wrote from ``first_epoch`` on are discarded.
     """
 
     def __init__(self, folder: Path, *, first_epoch: int) -> None:
-        """Begin at an epoch; what an earlier process wrote from there on no longer counts."""
         self._file: IO[bytes] | None = None
         try:
             from tensorboard.compat.proto.event_pb2 import SessionLog

@@ -1,7 +1,7 @@
-"""From labelled volumes to nnU-Net's preprocessed data set, in one process.
+"""From labelled volumes to nnU-Net's preprocessed data set.
 
-The volumes are turned to the canonical orientation first, as in ``predict``, so that the network
-sees one orientation only.
+The volumes are first turned to the canonical orientation, as in ``predict``, so that the network
+sees only one orientation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sslmedsam2.nnunet.plans import (
 from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"
-"""What a finished data set was made from; written last."""
+"""Record of what a data set was made from; written last, so a data set with it is complete."""
 _BUILDING = ".building_"
 _ABANDONED_AFTER_SECONDS = 3600
 _SPLITS_NAME = "splits_final.json"
@@ -94,17 +94,17 @@ def build_dataset(
 ) -> Path:
     """Write nnU-Net's preprocessed data set and return its folder.
 
-    Without ``plans`` they are made for these images; weights carry over from one data set to
-    another only if the plans are the same.
+    Without ``plans`` they are made for these images. Weights can be carried over between data sets
+    only if the plans are the same.
 
     ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
-    trainer can work on the folder. A data set that was finished from the same files and preset is
-    kept as it is; an unfinished or damaged one is made anew. It appears as a whole: of several
-    processes that begin together, the first to finish provides for all.
+    trainer can use the folder. A complete data set of the same files and preset is kept; an
+    incomplete or damaged one is made again. The folder is renamed when it is complete, so several
+    processes may call this at the same time.
 
-    Raises UsageError: fewer than two labelled images, or the folder holds a data set that was
-    finished from other files or another preset: what was trained on it must not be mixed with this
-    one; InputError: see :func:`load_labelled`.
+    Raises UsageError: there are fewer than two labelled images, or the folder holds a data set of
+    other files or another preset, on which networks may have been trained; InputError: see
+    :func:`load_labelled`.
     """
     if len(series) < 2:
         raise UsageError(
@@ -120,7 +120,7 @@ def build_dataset(
     preprocessed_dir.mkdir(parents=True, exist_ok=True)
     _clear_abandoned(preprocessed_dir)
     with tempfile.TemporaryDirectory(prefix=_BUILDING, dir=preprocessed_dir) as scratch:
-        # A folder of its own, because a temporary one is open to its owner only.
+        # In a folder of its own: a temporary folder can be read by its owner only.
         building = Path(scratch) / DATASET_NAME
         _write_cases(
             building,
@@ -134,8 +134,8 @@ def build_dataset(
         except OSError:
             if _is_finished(folder, inputs):
                 return folder
-            # nnU-Net trains fold "all" on whatever lies there. Where nothing does, the second
-            # attempt tells why the first one failed.
+            # nnU-Net would train fold "all" on an incomplete data set. If there is none, the second
+            # attempt raises the error of the first.
             shutil.rmtree(folder, ignore_errors=True)
             building.rename(folder)
     return folder
@@ -160,7 +160,7 @@ def _write_cases(
 
 
 def _clear_abandoned(preprocessed_dir: Path) -> None:
-    """Remove what a killed process left half built; a living one writes every few seconds."""
+    """Remove what killed processes left; a running process writes every few seconds."""
     for scratch in preprocessed_dir.glob(f"{_BUILDING}*"):
         try:
             written = [path.stat().st_mtime for path in (scratch, *scratch.glob("*/*/"))]
@@ -174,7 +174,7 @@ def _clear_abandoned(preprocessed_dir: Path) -> None:
 def make_plans(series: Sequence[ImageFile], preset: Preset) -> dict[str, Any]:
     """Plan a network for these images; raises InputError as :func:`load_labelled` does."""
     grids, livers = [], []
-    # One at a time, and of each a sample of its liver's intensities.
+    # One at a time; a sample of the liver's intensities is kept of each.
     for item in series:
         labelled = load_labelled(item)
         liver = labelled.image_zyx[labelled.labels_zyx == LIVER]
@@ -284,7 +284,7 @@ def _preprocess(
             blocks_seg=blocks_seg,
         )
     except (OSError, RuntimeError) as error:
-        # Blosc says a full disk by a RuntimeError.
+        # Blosc raises RuntimeError if the disk is full.
         raise OutputError(
             target,
             reason=f"the preprocessed image cannot be written ({error})",
@@ -293,10 +293,10 @@ def _preprocess(
 
 
 def write_splits(dataset_folder: Path, splits: Sequence[dict[str, list[str]]]) -> None:
-    """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` a fold.
+    """Write nnU-Net's ``splits_final.json``: one ``{"train": [...], "val": [...]}`` for each fold.
 
-    Raises UsageError: other splits are there already: a fold that was trained on them may have seen
-    what it would now be scored on.
+    Raises UsageError: the file holds other splits; a fold that was trained with them may have seen
+    its new validation cases.
     """
     path = dataset_folder / _SPLITS_NAME
     if path.is_file() and read_record(path, list[dict[str, list[str]]]) != list(splits):
@@ -328,10 +328,10 @@ def splits_of(
     *,
     others: Sequence[ImageFile] = (),
 ) -> list[dict[str, list[str]]]:
-    """Return each fold's training and validation images, by the cases that it never trains on.
+    """Return the training and validation images of each fold, given its held-out cases.
 
-    All images of a case go to one fold: a network must not be scored on a patient that it has
-    seen in another sequence. ``others`` are validated in none.
+    All images of a case are in one fold: a network must not be scored on a patient that it has seen
+    in another sequence. ``others`` are never used for validation.
     """
     return [
         {
@@ -345,9 +345,9 @@ def splits_of(
 def repeats_for_share(
     images: Sequence[ImageFile], others: Sequence[ImageFile], *, share: float
 ) -> dict[str, int]:
-    """Return how often each image is listed so that ``images`` fill ``share`` of the draws.
+    """Return how often to list each image so that about ``share`` of the draws are ``images``.
 
-    Whole numbers, and each image at least once, so the share is met approximately.
+    The share is approximate: the numbers are whole, and each image is listed at least once.
     """
     ratio = share / (1 - share) * len(others) / max(1, len(images))
     weight, other_weight = max(1, round(ratio)), max(1, round(1 / ratio) if ratio else 1)
@@ -358,7 +358,7 @@ def repeats_for_share(
 
 
 def write_repeats(dataset_folder: Path, repeats: Mapping[str, int]) -> None:
-    """Write how often each training case is listed, which decides how often it is drawn."""
+    """Write how often each training case is listed, and therefore how often it is drawn."""
     write_record(dataset_folder / _REPEATS_NAME, dict(repeats))
 
 
@@ -375,10 +375,10 @@ class UnlabelledCase:
     Attributes
     ----------
     fewshot_weight
-        Of these labels against the teacher's prediction at first, 0 to 1.
+        Initial weight of these labels against the teacher's prediction, 0 to 1.
     yields_above
-        Dice on reference masks from which the network is the better one, so that they do not count;
-        None if reference masks say nothing of such images.
+        If the network has this Dice on reference masks, the labels do not count; None if there are
+        no reference masks of such images.
     """
 
     fewshot_weight: float

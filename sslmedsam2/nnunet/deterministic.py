@@ -17,13 +17,13 @@ from sslmedsam2.nnunet.cpu import replace_layers
 
 @contextmanager
 def deterministic_algorithms() -> Iterator[None]:
-    """Hold torch to deterministic algorithms; it raises RuntimeError where it has none."""
+    """Restrict torch to deterministic algorithms; it raises RuntimeError if it has none."""
     former = (
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.deterministic,
     )
-    # Without it cuBLAS may add up in any order.
+    # Without it the order of sums in cuBLAS is not fixed.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
@@ -36,10 +36,9 @@ def deterministic_algorithms() -> Iterator[None]:
 
 
 class BlockMean(nn.Module):
-    """Average pooling over blocks that do not overlap, as a mean over axes."""
+    """Average pooling over blocks that do not overlap; their size must divide the input's."""
 
     def __init__(self, block_zyx: tuple[int, int, int]) -> None:
-        """Take the size of a block, which must divide whatever is pooled."""
         super().__init__()
         self.block_zyx = block_zyx
 
@@ -51,15 +50,22 @@ class BlockMean(nn.Module):
 
 
 class CrossEntropy(nn.Module):
-    """Mean cross-entropy over all voxels that are not to be ignored."""
+    """Mean cross-entropy over all voxels without the ``ignored_label``."""
 
     def __init__(self, ignored_label: int | None) -> None:
-        """Take the label whose voxels do not count."""
         super().__init__()
         self.ignored_label = ignored_label
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Take ``(batch, class, ...)`` logits and labels, with or without an axis of one class."""
+        """Return the loss, a scalar.
+
+        Parameters
+        ----------
+        logits
+            ``(batch, class, ...)``.
+        target
+            Labels, ``(batch, ...)`` or ``(batch, 1, ...)``.
+        """
         if target.ndim < logits.ndim:
             target = target[:, None]
         counted = target != self.ignored_label if self.ignored_label is not None else None
@@ -71,7 +77,7 @@ class CrossEntropy(nn.Module):
 
 
 def arrange_deterministically(network: nn.Module) -> nn.Module:
-    """Replace the poolings, in place; all weights keep their names."""
+    """Replace the average poolings of a network in place; its weights keep their names."""
     replace_layers(network, nn.AvgPool3d, _as_block_mean)
     return network
 

@@ -1,9 +1,9 @@
 """Learning from unlabelled patches within one training: a weak view teaches a strong one.
 
 The average of the network's weights (the teacher, Tarvainen & Valpola 2017, arXiv:1703.01780)
-predicts an unlabelled patch of which only the geometry was augmented. The network (the student)
-learns that prediction on the same patch with a random contrast, noise and blur, as in FixMatch
-(Sohn et al. 2020, arXiv:2001.07685). Masks of the few-shot branch count at first, and ever less.
+predicts an unlabelled patch with augmented geometry only. The network (the student) learns that
+prediction on the same patch with random contrast, noise and blur, as in FixMatch (Sohn et al. 2020,
+arXiv:2001.07685). Masks of the few-shot branch count at first, then less and less.
 
 Importing this module imports torch; import it inside functions.
 """
@@ -25,23 +25,23 @@ from sslmedsam2.nnunet.plans import IGNORE, LIVER
 
 @dataclass(frozen=True)
 class OnlineSettings:
-    """What unlabelled patches count over a training, in shares of its iterations.
+    """Schedule and weights of unlabelled patches; times are shares of the iterations.
 
     Attributes
     ----------
     warm_up
-        At the start, on reference masks alone.
+        First part, on reference masks alone.
     ramp
-        After it, until the teacher counts in full.
+        Next part, in which the weight of the teacher grows to 1.
     hand_over
-        End of the few-shot branch's part in the targets; None for no end. A network that is worse
-        than the few-shot branch on the unlabelled images would only repeat itself after it.
+        Time from which few-shot masks no longer count; None if they always do. After it, a network
+        that is worse than the few-shot branch would only confirm itself.
     finish
-        At the end, on reference masks alone.
+        Last part, on reference masks alone.
     weight
-        Of an unlabelled patch against a labelled one.
+        Weight of an unlabelled patch relative to a labelled one.
     sure_above
-        Probability of a target, for or against liver, from which its voxel counts.
+        A voxel counts if the probability of its target, liver or not, is at least this.
     """
 
     warm_up: float = 0.15
@@ -52,7 +52,7 @@ class OnlineSettings:
     sure_above: float = 0.75
 
     def fewshot_share(self, progress: float) -> float:
-        """Return how much of its weight the few-shot branch has at ``progress``, 0 to 1."""
+        """Return the factor of the few-shot branch's weight at ``progress``; both are 0 to 1."""
         if self.hand_over is None:
             return 1.0
         if self.hand_over <= self.warm_up:
@@ -61,23 +61,22 @@ class OnlineSettings:
         return min(1.0, max(0.0, share))
 
     def teacher_share(self, progress: float) -> float:
-        """Return how much of its weight the teacher has at ``progress``, 0 to 1."""
+        """Return the factor of the teacher's weight at ``progress``; both are 0 to 1."""
         return min(1.0, max(0.0, (progress - self.warm_up) / self.ramp)) if self.ramp else 1.0
 
     def is_on(self, progress: float) -> bool:
-        """Tell whether unlabelled patches count at ``progress``, 0 to 1."""
+        """Return whether unlabelled patches count at ``progress``, 0 to 1."""
         return self.warm_up <= progress < 1 - self.finish
 
 
 class TwoViewsTransform(BasicTransform):
-    """Turn a patch ``(1, z, y, x)`` into two channels: as it is, and as ``strong`` changes it.
+    """Turn a patch ``(1, z, y, x)`` into two channels: unchanged, and changed by ``strong``.
 
-    ``strong`` is given no labels: those of an unlabelled patch may be wrong, and painting by them
-    would teach the network where they say the liver is.
+    ``strong`` must not change the geometry. It gets no labels: those of an unlabelled patch may be
+    wrong, and repainting by them would show the network where they place the liver.
     """
 
     def __init__(self, strong: BasicTransform) -> None:
-        """Take a transform that leaves the geometry alone."""
         super().__init__()
         self.strong = strong
 
@@ -119,19 +118,19 @@ def mixed_target(teacher: Tensor, fewshot: Tensor, weight: Tensor) -> Tensor:
     Parameters
     ----------
     teacher
-        Its probability, ``(batch, 1, z, y, x)``.
+        Probability by the teacher, ``(batch, 1, z, y, x)``.
     fewshot
-        Labels of the few-shot branch, of the same shape; where they are to be ignored, the teacher
-        decides alone.
+        Labels of the few-shot branch, of the same shape; where they are ignored, the target is the
+        teacher's.
     weight
-        Of the few-shot branch, ``(batch,)``.
+        Weight of the few-shot branch, ``(batch,)``.
     """
     share = weight.view(-1, 1, 1, 1, 1) * (fewshot != IGNORE)
     return teacher + share * ((fewshot == LIVER).to(teacher.dtype) - teacher)
 
 
 def certainty(target: Tensor, *, sure_above: float) -> Tensor:
-    """Return what each voxel counts: 0 below ``sure_above``, else up to 1 for a certain target."""
+    """Return the weight of each voxel: 0 below ``sure_above``, up to 1 for a certain target."""
     likely = torch.maximum(target, 1 - target)
     return (2 * likely - 1) * (likely >= sure_above)
 
@@ -141,7 +140,7 @@ def unlabelled_loss(
 ) -> Tensor:
     """Return cross-entropy plus Dice loss of a prediction against soft targets, a scalar.
 
-    With squares in its denominator Dice is best at the target itself, also where that is soft.
+    With squares in its denominator, Dice is largest at the target itself, even if that is soft.
 
     Parameters
     ----------
@@ -165,16 +164,16 @@ def unlabelled_loss(
 def deep_unlabelled_loss(
     outputs: Sequence[Tensor], target: Tensor, *, sure_above: float, patch_weight: Tensor
 ) -> Tensor:
-    """Return the loss of all outputs of deep supervision, each coarser one by half the weight.
+    """Return the loss over all outputs of deep supervision; each coarser one has half the weight.
 
-    All have a part in it: several GPUs wait for a gradient of each.
+    All outputs contribute, because distributed training waits for a gradient of each.
 
     Parameters
     ----------
     outputs
         ``(batch, 2, z, y, x)`` each, the finest first.
     target
-        Of the finest, ``(batch, 1, z, y, x)``; coarser ones learn its mean over their voxels.
+        For the finest, ``(batch, 1, z, y, x)``; the target of a coarser voxel is its mean.
     """
     total = torch.zeros((), device=target.device)
     for level, logits in enumerate(outputs):
@@ -201,7 +200,7 @@ class UnlabelledPatches:
 
     @classmethod
     def of_batch(cls, batch: Mapping[str, Any], device: torch.device) -> UnlabelledPatches:
-        """Take them from what `sslmedsam2.nnunet.trainer.PatchLoader` gives."""
+        """Read them from a batch of `sslmedsam2.nnunet.trainer.PatchLoader`."""
         views = batch["unlabelled_data"].to(device, non_blocking=True)
         return cls(
             weak=views[:, :1],

@@ -1,11 +1,11 @@
-"""What nnU-Net is told of data and network: label values, sizes by name, and plans.
+"""Label values, network presets and nnU-Net's plans.
 
-nnU-Net's own planner sizes a network for a GPU. The compact preset trades in-plane resolution for
-context: at 6 x 3 x 3 mm one patch covers most of an abdomen, which keeps stray components rare
-(the Hausdorff distance counts the farthest voxel) and an iteration short on two CPU cores. The
-other presets are residual-encoder networks (Isensee et al. 2024, arXiv:2404.09556), planned by
-nnU-Net's own planner, which knows its data by a fingerprint and finds that in folders named by the
-environment: both are made here for the moment that it takes.
+nnU-Net's planner sizes a network for a GPU. The compact preset trades in-plane resolution for
+context: at 6 x 3 x 3 mm one patch covers most of an abdomen, so stray components are rare (the
+Hausdorff distance counts the farthest voxel) and an iteration is short on two CPU cores. The other
+presets are residual-encoder networks (Isensee et al. 2024, arXiv:2404.09556) of nnU-Net's planner.
+The planner reads a fingerprint of the data from folders named in the environment; temporary ones
+are made for it here.
 
 The network learns liver against background. Masks of other organs, where they exist, are kept in
 the training data as *auxiliary* labels: the contrast augmentation changes each organ separately
@@ -33,9 +33,8 @@ BACKGROUND: Final = 0
 LIVER: Final = 1
 IGNORE: Final = 2
 UNSURE_LIVER: Final = 3
-"""Liver by the pseudo mask, but uncertain: repainted with the liver, then ignored. Were it not
-repainted, the liver would keep a rim of another brightness, and networks would learn to stop
-short of it."""
+"""Liver by the pseudo mask, but uncertain: repainted with the liver, then ignored. Otherwise the
+liver would keep a rim of another brightness, and networks would learn to end before it."""
 AUXILIARY_OFFSET: Final = 10
 """Organ ``k`` of an ``organs_*`` file is stored as ``AUXILIARY_OFFSET + k``, above the ignore
 label, which must be the highest *trained* one."""
@@ -55,7 +54,7 @@ _RESAMPLER = "resample_data_or_seg_to_shape"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long to train: networks of a round, folds, a last network that starts from a fold's."""
+    """Lengths of trainings: in a round, of a fold, and of the final network on all cases."""
 
     round_epochs: int
     fold_epochs: int
@@ -64,9 +63,9 @@ class Schedule:
 
 
 class Preset:
-    """Size of a network: a `CompactPreset` or a `ResidualPreset`, both of them dataclasses.
+    """Size of a network: a `CompactPreset` or a `ResidualPreset`, both dataclasses.
 
-    ``schedule`` is the usual length of its training.
+    ``schedule`` is the default length of its training.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -74,7 +73,7 @@ class Preset:
 
     @staticmethod
     def from_plain(content: dict[str, Any]) -> Preset:
-        """Read what JSON holds of a preset; raises ValueError."""
+        """Return the preset that a JSON object describes; raises ValueError."""
         kind: type[Preset] = ResidualPreset if "residual_encoder" in content else CompactPreset
         return msgspec.convert(content, kind)
 
@@ -95,7 +94,7 @@ class CompactPreset(Preset):
 
 @dataclass(frozen=True)
 class Grid:
-    """Where an image's voxels lie, in the canonical orientation."""
+    """Shape and spacing of an image in the canonical orientation."""
 
     shape_zyx: tuple[int, ...]
     spacing_zyx_mm: tuple[float, float, float]
@@ -209,8 +208,8 @@ _PLANNERS = (
 
 
 _FINEST_SLICES_MM = 3.0
-"""Where most scans have thicker slices. nnU-Net's planner takes the tenth percentile then: a few
-thin scans would turn 24 slices of 8.5 mm into 157."""
+"""Slices are not planned thinner than this if most scans have thicker ones. nnU-Net's planner takes
+the tenth percentile: a few scans with thin slices would turn 24 slices of 8.5 mm into 157."""
 
 
 @dataclass(frozen=True)
@@ -266,7 +265,7 @@ def _write(path: Path, content: object) -> None:
 
 @contextlib.contextmanager
 def _nnunet_settings(*, raw: Path, preprocessed: Path) -> Iterator[None]:
-    """Point nnU-Net, which looks nowhere but in the environment, at these folders."""
+    """Set the environment variables of nnU-Net's folders while the context is open."""
     settings = {
         "nnUNet_raw": str(raw),
         "nnUNet_preprocessed": str(preprocessed),
@@ -286,7 +285,7 @@ def _nnunet_settings(*, raw: Path, preprocessed: Path) -> Iterator[None]:
 
 
 def _plan(preset: ResidualPreset) -> str:
-    """Let nnU-Net write its plans, and return the name of its planner."""
+    """Run nnU-Net's planner, which writes the plans, and return its name."""
     import torch
 
     base = getattr(
@@ -314,7 +313,7 @@ def _plan(preset: ResidualPreset) -> str:
 
     planner = Planner(DATASET_NAME, plans_name=PLANS_NAME, suppress_transpose=True)
     planner.lowres_creation_threshold = 0
-    # The planner builds networks to count their feature maps, and prints what it finds.
+    # The planner builds networks to count their feature maps, and prints the plans.
     with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
         planner.plan_experiment()
     name: str = base.__name__
@@ -330,7 +329,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """What plans say of a network in short."""
+    """Spacing, patch and batch size of a planned network."""
 
     spacing_zyx_mm: tuple[float, float, float]
     patch_zyx: tuple[int, int, int]
@@ -367,7 +366,7 @@ def plan_network(
 
 
 def planned_network(plans: Mapping[str, Any]) -> PlannedNetwork:
-    """Sum plans up."""
+    """Return spacing, patch and batch size of the network that plans describe."""
     configuration = plans["configurations"][CONFIGURATION]
     return PlannedNetwork(
         spacing_zyx_mm=tuple(configuration["spacing"]),

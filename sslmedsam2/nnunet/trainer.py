@@ -55,19 +55,19 @@ logger = logging.getLogger(__name__)
 
 _MAX_GRADIENT_NORM = 12.0
 _SECONDS_BETWEEN_CHECKPOINTS = 600.0
-"""On a GPU, where an epoch of a large network is as quick as the writing of its checkpoint."""
+"""On a GPU, where an epoch of a large network takes no longer than writing its checkpoint."""
 _BEST_CHECKPOINT = "checkpoint_best.pth"
 _AVERAGE_DECAY = 0.999
 _TRAINING_WEIGHTS = "training_weights"
-"""Where a checkpoint holds the weights that the optimiser works on; nnU-Net's own entry holds their
-average, which is what serves."""
+"""Entry of a checkpoint with the weights of the optimiser. nnU-Net's own entry holds their average,
+which inference uses."""
 _CURVES = {
     "loss/train": "train_losses",
     "loss/validation": "val_losses",
     "pseudo_dice": "mean_fg_dice",
     "learning_rate": "lrs",
 }
-"""Names in TensorBoard, and what nnU-Net's own log calls them."""
+"""Names in TensorBoard, and in nnU-Net's log."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +79,24 @@ class TrainingSettings:
     epochs, iterations_per_epoch
         Length; a checkpoint is written after every epoch, on a GPU every ten minutes.
     learning_rate
-        AdamW's start value, decayed to zero by nnU-Net's polynomial schedule.
+        Initial value of AdamW, decayed to zero by nnU-Net's polynomial schedule.
     contrast_probability
-        Share of patches repainted with a random contrast.
+        Share of patches with a random contrast.
     mirror_probability
-        Share of patches mirrored; small, because canonical orientation tells left from right and
-        only a wrong header needs it.
+        Share of mirrored patches; small, because canonical orientation distinguishes left from
+        right, and only scans with a wrong header need it.
     measure_cpu
-        Measure at the start which number format and memory layout this CPU trains quickest in, and
-        whether torch.compile pays: up to two minutes. Two measurements may choose differently, so
-        ``deterministic`` forgoes them. A GPU follows nnU-Net's own settings.
+        Measure at the start which number format and memory layout are fastest on this CPU, and
+        whether torch.compile helps: up to two minutes. Not done if ``deterministic``, because two
+        measurements may choose differently. A GPU uses nnU-Net's settings.
     deterministic
         Give the same weights each time: slower, and on a GPU patches are loaded in this process.
     seed
-        Decides the first weights and reseeds every epoch, so that on a CPU a run that was
-        interrupted and resumed ends with the same weights as one that was not. On a GPU, unless
-        ``deterministic``, nnU-Net loads patches in worker processes, whose order no seed decides.
+        Seeds the initial weights and every epoch. On a CPU, a run that was interrupted and resumed
+        ends with the same weights as one that was not. On a GPU, unless ``deterministic``, nnU-Net
+        loads patches in worker processes, whose order is not seeded.
     online
-        How the unlabelled cases of the data set are learned from; None if it has none.
+        How to learn from the unlabelled cases of the data set; None if it has none.
     """
 
     epochs: int = 30
@@ -113,32 +113,32 @@ class TrainingSettings:
 
 
 class PatchLoader(nnUNetDataLoader):
-    """Places the patches of data with an ignore label as nnU-Net places those of all other data.
+    """Places patches in the same way whether or not the data have an ignore label.
 
-    Where there is an ignore label, nnU-Net centres each patch on a labelled voxel, and lets it hang
-    over the image's far borders, because such data may be labelled in a few places only. Here all
-    but a rim is labelled, a patch is nearly as large as the image, and half of it would be empty.
+    With an ignore label, nnU-Net centres each patch on a labelled voxel and lets it exceed the
+    image, because such data may be labelled in a few places only. Here all but a rim is labelled,
+    and a patch is nearly as large as the image, so half of it would be empty. ``seed`` must differ
+    between trainings.
     """
 
     def __init__(self, *args: Any, seed: tuple[int, ...], **kwargs: Any) -> None:
-        """Take what nnU-Net's loader takes, and numbers that differ between trainings."""
         super().__init__(*args, **kwargs)
         self.has_ignore = False
         self.seed = seed
         self.unlabelled: PatchLoader | None = None
 
     def set_thread_id(self, thread_id: int) -> None:
-        """Give each loader process random numbers of its own.
+        """Seed torch differently in each loader process.
 
-        nnU-Net calls this once in every process it forks. It seeds numpy there, but not torch, and
-        all of them would draw the same contrasts.
+        nnU-Net calls this once in every process that it forks, and seeds only numpy there: all
+        processes would draw the same contrasts.
         """
         super().set_thread_id(thread_id)
         (seed,) = np.random.SeedSequence((*self.seed, thread_id)).generate_state(1)
         torch.manual_seed(int(seed))
 
     def generate_train_batch(self) -> dict[str, Any]:
-        """Return a batch as nnU-Net does and, with ``unlabelled``, one of that loader beside it."""
+        """Return nnU-Net's batch, and that of the ``unlabelled`` loader if there is one."""
         batch = super().generate_train_batch()
         if self.unlabelled is not None:
             more = self.unlabelled.generate_train_batch()
@@ -148,7 +148,7 @@ class PatchLoader(nnUNetDataLoader):
 
 @contextmanager
 def _parent_uses(name: str, replacement: Any) -> Iterator[None]:
-    """Replace what nnU-Net's trainer names in its module, and nowhere else."""
+    """Replace a name in the module of nnU-Net's trainer while the context is open."""
     module: Any = sys.modules[nnUNetTrainer.__module__]
     usual = getattr(module, name)
     setattr(module, name, replacement)
@@ -163,7 +163,7 @@ def _save_json(content: Any, path: str, indent: int = 4, sort_keys: bool = True)
 
 
 class _StoppedError(Exception):
-    """A training ends before its last epoch."""
+    """The training was stopped before its last epoch."""
 
 
 class LiverTrainer(nnUNetTrainer):
@@ -171,8 +171,8 @@ class LiverTrainer(nnUNetTrainer):
 
     Differences from the parent: AdamW instead of SGD (it reaches a useful network in a tenth of
     the iterations), a network rearranged for a CPU, randomised contrast, no test-time mirroring,
-    atomic checkpoints after every epoch (on a GPU every ten minutes), and none of the best epoch,
-    which nothing here uses.
+    atomic checkpoints after every epoch (on a GPU every ten minutes), and no checkpoint of the best
+    epoch, which is not used.
     """
 
     settings: TrainingSettings
@@ -182,7 +182,7 @@ class LiverTrainer(nnUNetTrainer):
     stop: StopRequest = StopRequest()
     unlabelled: Mapping[str, UnlabelledCase]
     _teacher: nn.Module
-    """The average of the last steps' weights, which is what serves."""
+    """The average of the weights of the last steps; inference uses it."""
     _call_teacher: Any
     _steps: int = 0
     _saved_at: float = 0.0
@@ -216,12 +216,12 @@ class LiverTrainer(nnUNetTrainer):
 
     @property
     def _bare_network(self) -> torch.nn.Module:
-        """The network without what distributed training and torch.compile wrap around it."""
+        """The network inside the wrappers of distributed training and torch.compile."""
         network: Any = getattr(self.network, "module", self.network)
         return getattr(network, "_orig_mod", network)
 
     def start_from(self, weights: dict[str, Any]) -> None:
-        """Begin with these weights; raises RuntimeError where they do not fit the network."""
+        """Set the initial weights; raises RuntimeError if they do not fit the network."""
         self._bare_network.load_state_dict(weights)
         self._teacher.load_state_dict(weights)
 
@@ -239,7 +239,7 @@ class LiverTrainer(nnUNetTrainer):
             self.network = torch.compile(self.network)
 
     def _reseed(self) -> None:
-        # Processes that share a training must not draw the same patches.
+        # Processes that share a training must draw different patches.
         seed = self.settings.seed + 1000 * self.current_epoch + 7 * self.local_rank
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
@@ -345,7 +345,7 @@ class LiverTrainer(nnUNetTrainer):
         return loss
 
     def on_train_start(self) -> None:
-        """Begin the curves where the training begins or goes on; no file is left half written."""
+        """Start the curves at the current epoch, and write nnU-Net's JSON files atomically."""
         with _parent_uses("save_json", _save_json):
             super().on_train_start()
         if self.local_rank == 0:
@@ -364,7 +364,7 @@ class LiverTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one optimisation step, on a CPU as it computes quickest, and average the weights."""
+        """Take one optimisation step, with this CPU's fastest arithmetic, and average the weights."""
         if self.arithmetic is None and not self.unlabelled:
             result = super().train_step(batch)
         else:
@@ -373,7 +373,7 @@ class LiverTrainer(nnUNetTrainer):
         return result
 
     def _step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Step on a labelled batch and, once they count, on unlabelled patches."""
+        """Step on a labelled batch and, if the schedule says so, on unlabelled patches."""
         self.optimizer.zero_grad(set_to_none=True)
         target = batch["target"]
         if isinstance(target, list):
@@ -448,7 +448,7 @@ class LiverTrainer(nnUNetTrainer):
         return float(np.mean(values)) if values else None
 
     def _update_average(self) -> None:
-        """Move the average towards the weights: quickly at first, then over 1,000 steps."""
+        """Update the moving average: over few steps at first, later over about 1,000."""
         self._steps += 1
         decay = min(_AVERAGE_DECAY, (1 + self._steps) / (10 + self._steps))
         weights = [weight.detach() for weight in self._bare_network.parameters()]
@@ -468,7 +468,7 @@ class LiverTrainer(nnUNetTrainer):
                 self.curves.close()
 
     def on_epoch_end(self) -> None:
-        """Checkpoint as nnU-Net does, report one line and the curves, and stop if that is asked."""
+        """Write a checkpoint if it is due, log the epoch, and stop if that was requested."""
         epoch, stop = self.current_epoch, self._is_stop_asked()
         due = stop or time.monotonic() - self._saved_at >= _SECONDS_BETWEEN_CHECKPOINTS
         self.save_every = 1 if due or self.device.type == "cpu" else self.num_epochs + 1
@@ -479,7 +479,7 @@ class LiverTrainer(nnUNetTrainer):
             raise _StoppedError
 
     def _is_stop_asked(self) -> bool:
-        """Tell whether to stop; processes that share a training all say the same."""
+        """Return whether to stop; the result is the same in all processes of a training."""
         asked = bool(self.stop)
         if not self.is_ddp:
             return asked
@@ -506,10 +506,10 @@ class LiverTrainer(nnUNetTrainer):
         )
 
     def save_checkpoint(self, filename: str) -> None:
-        """Write under a temporary name first: a kill must not cost the last good checkpoint.
+        """Write a checkpoint atomically, so that a kill leaves the last complete one.
 
-        What nnU-Net calls ``network_weights`` is the average of the last steps' weights: it serves
-        better than the newest ones, above all while the learning rate is still high.
+        ``network_weights``, which nnU-Net reads, are the average of the weights of the last steps:
+        it predicts better than the newest weights, above all while the learning rate is high.
         """
         if Path(filename).name == _BEST_CHECKPOINT:
             return
@@ -517,7 +517,7 @@ class LiverTrainer(nnUNetTrainer):
         if self.local_rank != 0:
             return
         newest = self._bare_network.state_dict()
-        # What nnU-Net's own trainer writes, and one entry more.
+        # The entries of nnU-Net's trainer, and one more.
         content = {
             "network_weights": self._averaged(newest),
             _TRAINING_WEIGHTS: newest,
@@ -534,11 +534,11 @@ class LiverTrainer(nnUNetTrainer):
             try:
                 torch.save(content, path)
             except RuntimeError as error:
-                # So torch says that a file cannot be written.
+                # torch raises this if a file cannot be written.
                 raise OSError(" ".join(str(error).split())[:200]) from error
 
     def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
-        """Return the average under the names that nnU-Net gives weights, shared ones included."""
+        """Return the averaged weights under nnU-Net's names, including those of shared weights."""
         network = self._bare_network
         average = {
             id(weight): mean.detach()
@@ -548,7 +548,7 @@ class LiverTrainer(nnUNetTrainer):
         return {name: average.get(id(own[name]), value) for name, value in newest.items()}
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Go on from a checkpoint of this class: newest weights, average and optimiser."""
+        """Load newest weights, average and optimiser from a checkpoint of this class."""
         super().load_checkpoint(filename_or_checkpoint)
         network = self._bare_network
         self._teacher.load_state_dict(network.state_dict())

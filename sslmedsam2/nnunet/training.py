@@ -1,4 +1,4 @@
-"""Run, resume and lay out the training of folds in one work directory.
+"""Train folds in a work directory: start, resume, several GPUs.
 
 Layout of the work directory::
 
@@ -46,7 +46,7 @@ _LOOK_AROUND_S: Final = 1.0
 
 @dataclass(frozen=True)
 class FoldTraining:
-    """One fold that is trained; see `train_fold`."""
+    """The training of one fold; see `train_fold`."""
 
     work_dir: Path
     fold: Fold
@@ -57,7 +57,7 @@ class FoldTraining:
 
 
 def train_on_several_gpus(training: FoldTraining, stop: StopRequest) -> None:
-    """Train a fold to its end, or to the end of an epoch once ``stop`` is true.
+    """Train a fold to its end, or until ``stop`` is true at the end of an epoch.
 
     Raises SslMedSam2Error: one process failed; the others are ended.
     """
@@ -91,9 +91,9 @@ def train_on_several_gpus(training: FoldTraining, stop: StopRequest) -> None:
 def run_rank(
     rank: int, training: FoldTraining, rendezvous_file: Path, log_level: int, stopped: Any = None
 ) -> None:
-    """Run one of the processes that share a fold, on the GPU of that number.
+    """Run one of the processes that share a fold; ``rank`` is also the number of its GPU.
 
-    They find each other by ``rendezvous_file``, which must not exist yet. The parent sets
+    The processes find each other by ``rendezvous_file``, which must not exist yet. The parent sets
     ``stopped``, an event of ``multiprocessing``, to end them.
     """
     logging.basicConfig(level=log_level, format="%(levelname)s %(message)s")
@@ -115,7 +115,7 @@ def run_rank(
 
 
 def _leave_ctrl_c_to_parent() -> None:
-    """Ignore SIGINT, which all processes of a terminal get, unless the parent is gone."""
+    """Ignore SIGINT, which a terminal sends to all processes, unless the parent has ended."""
     parent = os.getppid()
 
     def on_signal(_number: int, _frame: object) -> None:
@@ -126,7 +126,7 @@ def _leave_ctrl_c_to_parent() -> None:
 
 
 def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
-    """Raise :class:`UsageError` if so many GPUs cannot share a training."""
+    """Raise :class:`UsageError` if this number of GPUs cannot share a training."""
     if gpus == 1:
         return
     there = torch.cuda.device_count() if device == "cuda" else 0
@@ -143,7 +143,7 @@ def check_gpus(gpus: int, *, device: str, batch_size: int) -> None:
 
 
 _WORTH_MEASURING = 1000
-"""Iterations from which it pays to measure and to compile, which takes up to two minutes."""
+"""With fewer iterations, measuring and compiling (up to two minutes) is not worth it."""
 _SHARED_MEMORY = Path("/dev/shm")
 _WORKERS_NEED_BYTES = 2 * 2**30
 """For a dozen of nnU-Net's workers with a few batches of the larger presets each."""
@@ -152,7 +152,7 @@ _MOST_WORKERS = 12
 
 
 def worth_measuring(iterations: int) -> bool:
-    """Whether a training is long enough to look for the quickest arithmetic of a CPU first."""
+    """Return whether a training is long enough to measure the fastest arithmetic first."""
     return iterations >= _WORTH_MEASURING
 
 
@@ -168,7 +168,7 @@ def trained_model_dir(work_dir: Path) -> Path:
 
 
 def final_checkpoint(work_dir: Path, fold: Fold) -> Path:
-    """Return where the checkpoint of a fold lies that is trained to its end."""
+    """Return the path of the checkpoint of a completely trained fold."""
     return trained_model_dir(work_dir) / checkpoint_file(str(fold))
 
 
@@ -182,18 +182,17 @@ def train_fold(
     gpus: int = 1,
     stop: StopRequest | None = None,
 ) -> Path | None:
-    """Train one fold, or go on where it was stopped, and return its final checkpoint.
+    """Train one fold, or continue its training, and return its final checkpoint.
 
-    Returns None if it was stopped: at the end of the epoch that was running when ``stop`` became
-    true, with a checkpoint from which the next call goes on.
+    Returns None if it was stopped. It stops at the end of the epoch in which ``stop`` becomes true,
+    and the next call continues from there.
 
     Parameters
     ----------
     warm_start
-        A checkpoint of the same plans whose weights the fold starts from; ignored when the fold
-        itself can be resumed.
+        A checkpoint of the same plans to start from; ignored if the fold itself can be resumed.
     gpus
-        That share the fold.
+        Number of GPUs that share the fold.
 
     Raises ModelError: ``warm_start`` cannot be read or does not fit the network; UsageError:
     another process trains this fold.
@@ -207,7 +206,7 @@ def train_fold(
     with locked(final.parent, "training.lock", what="training this fold"):
         if stop:
             return None
-        # A killed training leaves a checkpoint half-written, of a gigabyte on a GPU.
+        # A killed training may leave a partial checkpoint, of a gigabyte for a large network.
         remove_partials(final.parent)
         run = _run_fold if gpus == 1 else train_on_several_gpus
         run(training, stop)
@@ -244,30 +243,32 @@ def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
 
 
 def set_environment(work_dir: Path, *, device: str, settings: TrainingSettings) -> None:
-    """Tell nnU-Net its folders and settings in the environment, where alone it looks."""
+    """Set the environment variables from which nnU-Net takes its folders and settings."""
     os.environ["nnUNet_preprocessed"] = str(preprocessed_dir(work_dir))
     os.environ["nnUNet_results"] = str(work_dir / "results")
     if device == "cpu" or settings.deterministic or _shared_memory_is_small():
-        # Worker processes need shared memory, on a CPU they would only compete for its cores, and
-        # no seed decides which of them comes first.
+        # Worker processes need shared memory, compete for the cores of a CPU, and deliver patches
+        # in an order that is not seeded.
         os.environ["nnUNet_n_proc_DA"] = "0"
     else:
-        # nnU-Net counts the machine's processors, not those that this process may use. It forks, in
-        # a Dask worker out of a process with a dozen threads, of which Python 3.12 warns.
+        # nnU-Net counts all processors of the machine, not those that this process may use.
         os.environ.setdefault("nnUNet_n_proc_DA", str(_n_workers()))
     if device == "cpu" or settings.deterministic or not can_compile(device):
         os.environ["nnUNet_compile"] = "f"
 
 
 def _n_workers() -> int:
-    """Return how many processes prepare patches for each GPU; this process keeps a processor."""
+    """Return the number of processes that prepare patches for each GPU.
+
+    One processor is left for this process.
+    """
     sharing = distributed.get_world_size() if distributed.is_initialized() else 1
     return max(1, min(_MOST_WORKERS, processor_count() // sharing - 1))
 
 
 @contextmanager
 def _quickest_convolutions() -> Iterator[None]:
-    """Let cuDNN measure which of its algorithms is quickest, as nnU-Net's own command does."""
+    """Let cuDNN choose its fastest algorithms by measurement, as nnU-Net's command does."""
     former = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
     try:
@@ -277,7 +278,7 @@ def _quickest_convolutions() -> Iterator[None]:
 
 
 def _shared_memory_is_small() -> bool:
-    """Whether worker processes would die for want of it, as in a container with its usual 64 MB."""
+    """Return whether worker processes would run out of it, as in a container with 64 MB."""
     if not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free >= _WORKERS_NEED_BYTES:
         return False
     logger.warning(
@@ -288,7 +289,7 @@ def _shared_memory_is_small() -> bool:
 
 
 def _make_trainer(work_dir: Path, *, fold: Fold, device: str) -> LiverTrainer:
-    """Build nnU-Net's trainer by hand: its class search would import every variant it has."""
+    """Construct the trainer directly: nnU-Net's search for its class imports all variants."""
     folder = preprocessed_dir(work_dir) / DATASET_NAME
     plans = {**read_plans(folder / f"{PLANS_NAME}.json"), "continue_training": False}
     meta = read_record(folder / "dataset.json", dict[str, Any])

@@ -31,7 +31,7 @@ def tissue_layers(anatomy: Anatomy, points: Points) -> Iterator[Layer]:
 
 
 def is_part_of_liver(tissue: str) -> bool:
-    """Say whether a layer belongs to the reference mask: vessels inside the liver do."""
+    """Return whether a layer belongs to the reference mask: vessels inside the liver do."""
     return tissue == "liver" or tissue in _LIVER_VESSELS
 
 

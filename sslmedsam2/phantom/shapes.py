@@ -36,7 +36,7 @@ class Ellipsoid:
     turn_deg: float = 0.0
 
     def may_touch(self, points: Points, *, margin_mm: float = 4.0) -> bool:
-        """Say whether any point lies at the ellipsoid's height; a cheap reason to skip it."""
+        """Return whether any point lies at the ellipsoid's height; a cheap reason to skip it."""
         reach_mm = self.radii[2] + margin_mm
         low, high = float(points.z_mm.min()), float(points.z_mm.max())
         return low - reach_mm < self.centre[2] < high + reach_mm

@@ -104,7 +104,7 @@ def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
 
 
 def is_edited(mask: Path, mask_sha256: str | None) -> bool:
-    """Tell whether a mask is not as it was written; raises OSError without the file."""
+    """Return whether a mask is not as it was written; raises OSError without the file."""
     return mask_sha256 is not None and sha256_file(mask) != mask_sha256
 
 

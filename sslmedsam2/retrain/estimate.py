@@ -28,15 +28,15 @@ from sslmedsam2.retrain.state import RetrainOptions
 logger = logging.getLogger(__name__)
 
 _MEASURED_SLICES: Final = 40
-"""Of the volumes that `UnitCosts` was measured on."""
+"""Slices of the volumes that `UnitCosts` was measured on."""
 _MATRIX_UNITS_ITERATION_S: Final = 0.19
 _ONLINE_COST: Final = 7 / 3
-"""Of an iteration with the teacher's and the student's view of an unlabelled patch: seven passes
-through the network for three, a backward one counted twice."""
+"""Cost of an iteration with unlabelled patches, relative to one without: seven passes through the
+network instead of three, a backward pass counted twice."""
 _FOLD_START_S: Final = 15.0
-"""To import nnU-Net, read the data set and find the quickest arithmetic."""
+"""Time to import nnU-Net, read the data set and find the fastest arithmetic."""
 _RELABELLED_BY_ONE: Final = 0.5
-"""Part of the unlabelled volumes that trained: one fold re-predicts these, all folds the rest."""
+"""Share of the unlabelled volumes that trained: one fold relabels these, all folds the rest."""
 _SUPPORTS_MEASURED: Final = 5
 _PASS_S: Final = 0.04
 """Seconds that a pass of `measured_speedup` takes on the measured worker."""
@@ -45,11 +45,11 @@ _LONGEST_MEASUREMENT_S: Final = 10.0
 
 @dataclass(frozen=True)
 class UnitCosts:
-    """What one unit costs on one worker, as measured.
+    """Measured costs of one unit on one worker.
 
-    The defaults are those of ``benchmarks/results/``: a worker of two processor cores and no GPU,
-    on volumes of about 256 x 256 x 40 voxels, with the networks that ship. For training they are a
-    CPU's without matrix units; with these an iteration took 0.19 s. Disk is reckoned, not measured.
+    The defaults are those of ``benchmarks/results/``: a worker with two processor cores, no GPU,
+    volumes of about 256 x 256 x 40 voxels, the included networks. Training was measured on a CPU
+    without matrix units; with them an iteration took 0.19 s. Disk space is not measured.
 
     Attributes
     ----------
@@ -80,9 +80,10 @@ class UnitCosts:
 
 
 def measured_speedup() -> float:
-    """Return how many times as fast as the measured worker this process is at present.
+    """Return the present speed of this process relative to the measured worker.
 
-    By passes of a small network over at most ten seconds, so that other work on the machine counts.
+    It is measured by passes of a small network in at most ten seconds, so that other work on the
+    machine counts.
     """
     import torch
 
@@ -93,13 +94,13 @@ def measured_speedup() -> float:
         start = time.perf_counter()
         network(patch).sum().backward()
         seconds.append(time.perf_counter() - start)
-    # The first pass prepares.
+    # The first pass includes set-up.
     return _PASS_S / statistics.median(seconds[1:] or seconds)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Units that do not wait for each other, all of one cost; ``times`` is 1, or the rounds."""
+    """Independent units of equal cost; ``times`` is 1 or the number of rounds."""
 
     name: str
     units: int
@@ -147,10 +148,7 @@ def plan_cluster(
     speedup: float = 1.0,
     costs: UnitCosts | None = None,
 ) -> ClusterPlan:
-    """Estimate a retraining on so many volumes.
-
-    ``speedup`` says how many times as fast as the measured worker a worker is.
-    """
+    """Estimate a retraining; ``speedup`` is the speed of a worker relative to the measured one."""
     costs = costs or UnitCosts()
     label_s = costs.label_s * max(labelled, 1) / _SUPPORTS_MEASURED
     by_folds = _RELABELLED_BY_ONE + (1 - _RELABELLED_BY_ONE) * folds
@@ -185,7 +183,7 @@ def count_volumes(labelled: str, unlabelled: str) -> tuple[int, int]:
 
 
 def read_costs(path: Path) -> UnitCosts:
-    """Read costs measured elsewhere; what the file leaves out stays as it is.
+    """Read costs measured elsewhere; costs that the file leaves out keep their defaults.
 
     Raises UsageError: it cannot be read, or holds something else.
     """
@@ -204,10 +202,10 @@ def log_estimate(
     device: str,
     executor: Executor,
 ) -> None:
-    """Log how long the labelling, its calibration included, and a round will probably take.
+    """Log estimated times of labelling, calibration included, and of a round.
 
-    By the measured costs of two CPU cores, and how fast those here are at present; a GPU's were not
-    measured.
+    They follow from costs measured on two CPU cores and the present speed of this machine. On a GPU
+    only the number of iterations is logged.
     """
     folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
     if not isinstance(options.preset, CompactPreset) or device != "cpu":

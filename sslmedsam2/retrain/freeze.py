@@ -50,10 +50,10 @@ _AVERAGE_FOLD: Final = "all"
 
 
 def below_fewshot(options: RetrainOptions) -> str | None:
-    """Say so if the best round's networks are worse than the few-shot branch they learned from.
+    """Return a warning if the best round's networks are worse than the few-shot branch.
 
-    Both by their Dice on reference masks that they had not seen. None if they are not worse, or
-    that is not known.
+    Both are compared by their Dice on reference masks that they had not seen. None if the networks
+    are not worse, or it is not known.
     """
     work = WorkDir(options.work_dir)
     decision, fewshot = decision_so_far(options), fewshot_dice(work)
@@ -70,9 +70,9 @@ def below_fewshot(options: RetrainOptions) -> str | None:
 
 @dataclass(frozen=True)
 class FrozenScores:
-    """Scores and calibration of a model as it is frozen.
+    """Scores and calibration of a frozen model.
 
-    ``key`` is equal for the same weights and images; ``calibration`` is None where too few patients
+    ``key`` is equal for the same weights and images; ``calibration`` is None if too few patients
     are labelled.
     """
 
@@ -84,20 +84,20 @@ class FrozenScores:
 def freeze_round(
     options: RetrainOptions, decision: Decision, *, executor: Executor | None = None
 ) -> ModelEntry:
-    """Score and freeze the best round as ``options.final`` says.
+    """Score and freeze the best round in the way of ``options.final``.
 
-    What is scored are the weights as they are frozen: in half precision, and all together. The card
-    holds these figures beside those of the single folds. Estimated Dice is calibrated on what each
-    fold makes of the patients that it never saw.
+    The frozen weights are scored: in half precision, and all folds together. The model card holds
+    these figures beside those of the single folds. The estimated Dice is calibrated on the
+    predictions of each fold for its held-out patients.
 
     Raises
     ------
     UsageError
-        The mean of weights is asked for that have no common start, or the device is not there.
+        A mean of weights without a common start is asked for, or the device does not exist.
     ModelError
         A checkpoint is missing or unusable.
     InputError
-        A labelled image cannot be read any more.
+        A labelled image can no longer be read.
     OutputError
         The model cannot be written.
     """
@@ -108,7 +108,7 @@ def freeze_round(
     folds = _folds(options, round_dir, scores)
     index = read_index(WorkDir(options.work_dir))
     images = index.labelled
-    # Each image was seen by all folds but one, so only a single fold is scored on unseen ones.
+    # All folds but one have trained on an image: only a single fold can be scored on unseen ones.
     if options.final == "best-fold":
         images = fold_units(index, options)[int(folds[0])].held_out
         scores = tuple(score for score in scores if str(score.fold) in folds)
@@ -140,7 +140,7 @@ def _score_as_frozen(
     *,
     executor: Executor | None,
 ) -> FrozenScores:
-    """Score and calibrate the model in ``options.weights_dir``; kept when it was done before."""
+    """Score and calibrate the model in ``options.weights_dir``; an earlier result is kept."""
     key = key_of([[file.sha256 for file in entry.files], [image.name for image in images]])
     found = read_record_or_none(round_dir.frozen, FrozenScores)
     if found is not None and found.key == key:
@@ -171,7 +171,7 @@ def score_frozen(
 def observe_fold(
     round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, _stop: StopRequest
 ) -> list[Observation]:
-    """Observe what a fold makes of the patients that it never saw, and of degraded copies."""
+    """Observe a fold's predictions for its held-out patients and for degraded copies of them."""
     model_dir = trained_model_dir(round_dir.path)
     segmenter = load_folds(model_dir, folds=[unit.fold], device=options.device)
     return observe_images(unit.held_out, segmenter=segmenter)
@@ -202,10 +202,7 @@ def _card(
     scores: Sequence[FoldScore],
     frozen: Sequence[FoldScore],
 ) -> ModelCard:
-    """Describe what is frozen.
-
-    ``scores`` are of its folds, each on patients it never saw, ``frozen`` of the whole.
-    """
+    """Return the model card; ``scores`` are those of single folds, ``frozen`` of the model."""
     work = WorkDir(options.work_dir)
     index, rounds = read_index(work), finished_figures(work)
     best = rounds[decision.best_round - 1]

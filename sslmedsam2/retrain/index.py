@@ -1,7 +1,7 @@
 """Stage 1: find, check and hash the images, and refuse what cannot work.
 
-Everything that would waste hours is refused here: too few patients, masks that do not fit their
-images, too little disk space.
+What would fail after hours is refused here: too few patients, masks that do not fit their images,
+too little disk space.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 logger = logging.getLogger(__name__)
 
 _PREPROCESSED_BYTES: Final = 6
-"""A voxel of nnU-Net's data set: float32 image and int16 labels; compression is left as reserve."""
+"""Per voxel of nnU-Net's data set: float32 image and int16 labels, before compression."""
 _MAP_BYTES: Final = 2
-"""A voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
+"""Per voxel of a mask with its float32 maps, gzipped; measured 0.3 to 1.5."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Index:
 
 
 def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> Index:
-    """Find, check and record the images; kept when it was done before and nothing changed.
+    """Find, check and record the images; an index of the same images is kept.
 
     Raises
     ------
@@ -73,10 +73,10 @@ def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> 
     InputError
         A labelled image or its mask cannot be used.
     UsageError
-        Too few patients for the folds, too small a disk, a device that is not there, a mean of
-        weights without a common start, or a work directory of other data or options.
+        Too few patients for the folds, too little disk space, a missing device, a mean of weights
+        without a common start, or a work directory of other data or options.
     ModelError
-        The checkpoint to start from cannot be read, or the model could not be frozen in the end.
+        The checkpoint to start from cannot be read, or the model could not be frozen later.
     OutputError
         The work directory or the folder for the weights cannot be written.
     """
@@ -114,7 +114,7 @@ def read_index(work: WorkDir) -> Index:
 
 
 def check_final(options: RetrainOptions) -> None:
-    """Raise :class:`UsageError` if the mean of weights is asked for that have no common start."""
+    """Raise :class:`UsageError` for a mean of weights without a common start."""
     if options.final == "average" and options.start is None:
         raise UsageError(
             "--final average",
@@ -231,7 +231,7 @@ def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
 
 
 def _identity(index: Index) -> list[Any]:
-    """Return what decides the results: the files' content, wherever they lie by now."""
+    """Return what decides the results: the content of the files, not their paths."""
     labelled = [
         (image.case, image.sequence, image.label, sorted(hashes.items()))
         for image, hashes in zip(index.labelled, index.labelled_sha256, strict=True)
@@ -281,7 +281,7 @@ def _size(n_bytes: float) -> str:
 
 
 def _grid(path: Path) -> Grid:
-    """Read where an image's voxels lie once it is turned to the canonical orientation."""
+    """Read shape and spacing of an image in the canonical orientation."""
     geometry = read_grid(path).geometry
     z, y, x = reorientation_of(geometry).axes
     shape, spacing = geometry.shape_zyx, geometry.spacing_zyx_mm

@@ -1,4 +1,4 @@
-"""The page of a ``retrain`` run, from the records that the work directory has so far."""
+"""The page of a ``retrain`` run, made from the records in the work directory so far."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ from sslmedsam2.weights.checkpoint import read_checkpoint
 logger = logging.getLogger(__name__)
 
 _LATEST: Final = "checkpoint_latest.pth"
-"""Of a training that goes on, or was stopped."""
+"""Checkpoint of a training that is running or was stopped."""
 _CURVES: Final = {
     "train_losses": "Loss on training patches",
     "val_losses": "Loss on held-out patches",
     "mean_fg_dice": "Pseudo Dice of held-out patches",
     "lrs": "Learning rate",
 }
-"""What nnU-Net logs once an epoch, with its names on the page."""
+"""Figures that nnU-Net logs each epoch, with their names on the page."""
 _ROUNDS_CHART_WIDTH: Final = 440
 
 _SHOWN_OPTIONS: Final = {
@@ -186,7 +186,7 @@ class RetrainPage:
 
     @property
     def rounds_chart(self) -> LineChart:
-        """What the rounds came to, beside what they are compared with."""
+        """The Dice of each round, with the levels that it is compared with."""
         curves = [
             Curve(
                 name,
@@ -215,7 +215,7 @@ class RetrainPage:
 
 
 def report_or_warn(work: WorkDir, *, frozen: str | None = None) -> None:
-    """Write the page; if that fails, only warn: the run does not end for its page."""
+    """Write the page; a failure is logged and does not end the run."""
     try:
         path = write_retrain_report(work, frozen=frozen)
     except Exception as error:
@@ -231,10 +231,10 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
     Parameters
     ----------
     frozen
-        What was frozen, and where; None if nothing was just now.
+        What was frozen, and where; None if nothing was.
 
-    Raises UsageError: the work directory was never begun, or a record of a finished stage is
-    damaged; OutputError: the page cannot be written.
+    Raises UsageError: the work directory has no index, or a record of a finished stage is damaged;
+    OutputError: the page cannot be written.
     """
     index = read_index(work)
     options = options_of(work)
@@ -362,7 +362,7 @@ def _round(round_dir: RoundDir, images: Sequence[PageImage], options: RetrainOpt
 def _figures(
     round_dir: RoundDir, images: Sequence[PageImage], dices: Sequence[float]
 ) -> Mapping[str, float | None]:
-    """Return the round's own figures or, before it is finished, those that are known by now."""
+    """Return the figures of the round or, if it is not finished, those known so far."""
     if round_dir.outcome.is_file():
         return vars(read_state(round_dir.outcome, RoundFigures))
     return {
@@ -377,7 +377,7 @@ def _figures(
 
 
 def _training_logs(round_dir: RoundDir, *, n_folds: int) -> dict[int, dict[str, list[float]]]:
-    """Read what nnU-Net logged of each fold that has a checkpoint; a damaged one is passed over."""
+    """Read nnU-Net's log of each fold that has a checkpoint; damaged ones are skipped."""
     found = {}
     for fold in range(n_folds) if round_dir.path.is_dir() else ():
         final = final_checkpoint(round_dir.path, fold)
@@ -393,7 +393,7 @@ def _training_logs(round_dir: RoundDir, *, n_folds: int) -> dict[int, dict[str, 
 
 
 def _training_charts(logs: Mapping[int, Mapping[str, Sequence[float]]]) -> tuple[LineChart, ...]:
-    """Return a chart for each figure of the training, with all folds in it."""
+    """Return a chart for each figure of the training, with one curve per fold."""
     charts = (
         LineChart(
             title,
@@ -416,7 +416,7 @@ def _state(
     n_relabelled: int,
     n_images: int,
 ) -> str:
-    """Say how far a round has got, from its last stage to its first."""
+    """Return the stage that a round has reached, in words."""
     if round_dir.outcome.is_file():
         return "finished"
     if n_relabelled:

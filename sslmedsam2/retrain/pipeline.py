@@ -74,9 +74,9 @@ class RetrainSummary:
     failures
         A line for each pseudo label that could not be made, by SAM2 or by the last round.
     warning
-        That the network is worse than the few-shot branch it learned from, if it is.
+        Set if the network is worse than the few-shot branch that it learned from.
     withheld
-        Whether, for that reason, nothing was frozen that should have been.
+        Whether nothing was frozen because of ``warning``.
     """
 
     rounds: tuple[RoundFigures, ...]
@@ -98,19 +98,20 @@ class RetrainSummary:
 
 
 def retrain(options: RetrainOptions, *, executor: Executor | None = None) -> RetrainSummary:
-    """Do everything, or what is left of it; ``executor`` does volumes and folds, None for this
-    process.
+    """Run all stages that are not finished.
+
+    ``executor`` processes volumes and folds; None for this process.
 
     Raises
     ------
     NoInputError, InputError, UsageError
-        The set-up cannot work; said before anything long starts.
+        The data or options cannot be used; raised before any long stage starts.
     ModelError
         There is no such SAM2, or a checkpoint is damaged or does not fit.
     OutputError
         The work directory or the weights cannot be written.
     SslMedSam2Error
-        Nearly all images failed.
+        Most images failed.
     """
     with locked(options.work_dir):
         with stop_on_signals() as stop:
@@ -165,7 +166,7 @@ def current_round(options: RetrainOptions) -> RoundDir:
 def begin_round(options: RetrainOptions, round_dir: RoundDir) -> tuple[PseudoLabel, ...]:
     """Return the pseudo labels that a round starts from.
 
-    Before it is finished, they are selected and its training data are written.
+    If the round is not finished, also select them and write its training data.
     """
     work = WorkDir(options.work_dir)
     index = read_index(work)
@@ -186,9 +187,9 @@ def finish_round(
     *,
     executor: Executor | None = None,
 ) -> Decision | None:
-    """Validate, re-predict and compare a trained round, which started from ``labels``.
+    """Validate a trained round, relabel the images and compare them with ``labels``.
 
-    Returns None if it was stopped.
+    ``labels`` are the pseudo labels that the round started from. Returns None if it was stopped.
     """
     work = WorkDir(options.work_dir)
     index = read_index(work)
@@ -224,7 +225,7 @@ def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> Mode
     """Score and freeze the best round.
 
     Raises UsageError: no round is finished, there is no folder to freeze into, or the network is
-    worse than the few-shot branch and that is not forced.
+    worse than the few-shot branch and ``options.force`` is not set.
     """
     decision = decision_so_far(options)
     if decision is None or options.weights_dir is None:
@@ -250,7 +251,7 @@ def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> Mode
 
 
 def _round(options: RetrainOptions, stop: StopRequest, executor: Executor) -> bool:
-    """Do the next round; False if it was stopped."""
+    """Run the next round; return False if it was stopped."""
     round_dir = current_round(options)
     labels = begin_round(options, round_dir)
     if stop:
@@ -262,9 +263,9 @@ def _round(options: RetrainOptions, stop: StopRequest, executor: Executor) -> bo
 
 
 def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Executor | None) -> bool:
-    """Do again what failed in the last finished round, for an error is never done.
+    """Repeat what failed in the last finished round; return False if it was stopped.
 
-    Returns False if it was stopped. Once a later round has begun, it does so for itself.
+    Nothing is repeated if the next round has begun: it relabels all images anyway.
     """
     finished = WorkDir(options.work_dir).finished_rounds()
     if not finished or current_round(options).path.is_dir():
@@ -273,7 +274,7 @@ def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Execut
     if not read_state(last.outcome, RoundFigures).failed:
         return True
     labels = begin_round(options, last)
-    # Corrected labels begin the round anew.
+    # The round was moved aside because a label was corrected, so it starts again.
     if not last.outcome.is_file():
         return True
     return finish_round(options, last, labels, stop, executor=executor) is not None
@@ -285,9 +286,10 @@ def _figures(
     records: Sequence[RelabelRecord],
     labels: Sequence[PseudoLabel],
 ) -> RoundFigures:
-    """Sum a round up; rejected images that did not train do not count towards the change.
+    """Return the figures of a round.
 
-    A rejected image trains once a person has corrected its mask.
+    Rejected images do not count towards the change, unless they trained: a rejected image trains
+    after a person has corrected its mask.
     """
     trained = read_state(round_dir.selection, Selection).trained
     rejected = {
@@ -320,7 +322,7 @@ def _figures(
 
 
 def _write_rounds(options: RetrainOptions, decision: Decision) -> None:
-    """Write the rounds in short, for people: nothing reads them back."""
+    """Write the summary of all rounds for users; the program does not read it."""
     work = WorkDir(options.work_dir)
     write_record(
         work.rounds,

@@ -1,15 +1,14 @@
-"""A round's last stage: its networks re-predict every unlabelled image, out of fold.
+"""Last stage of a round: its networks relabel every unlabelled image, out of fold.
 
-No network labels what it was trained on, which would only confirm it. An image that trained is
-predicted by the one fold that left its patient out. One that waits was seen by none, so all folds
-predict it: their agreement says whether it may come in, and their mean counts, unless some know the
-patient from another sequence: those then leave the ensemble.
+No network labels an image that it was trained on, because it would repeat its label. An image that
+trained is predicted by the one fold that left its patient out. An image that waits is predicted by
+all folds: their agreement decides whether it may train, and their mean is the prediction, without
+those folds that trained on another sequence of the patient.
 
-The new mask comes from two branches that err independently: the networks' probability and the
-few-shot branch's are averaged, each weighted by its Dice on reference masks it had not seen. Those
-tell nothing of sequences that have none, where both count alike. Where the two contradict each
-other, the next round does not train.
-A mask that a person has corrected stands as it is.
+The new mask combines two branches with independent errors: the probabilities of the networks and of
+the few-shot branch are averaged, weighted by their Dice on reference masks that they had not seen.
+For sequences without reference masks, both have the same weight. Where the two contradict each
+other, the next round does not train. A mask that a person has corrected is kept.
 """
 
 from __future__ import annotations
@@ -54,12 +53,12 @@ from sslmedsam2.weights.manifest import sha256_file
 logger = logging.getLogger(__name__)
 
 _NEARLY_ALL: Final = 0.8
-"""Part of the unlabelled images whose failure leaves a round without a meaning."""
+"""If this share of the unlabelled images fails, the round is given up."""
 _WEIGHT_ACROSS_SEQUENCES: Final = 0.5
-"""Of the few-shot branch where no reference mask is of the image's sequence. With labels in CT
-alone, both branches had the same Dice on T2 (0.81 and 0.80, ``benchmarks/RESULTS.md``)."""
+"""Weight of the few-shot branch for sequences without reference masks. With labels in CT alone, both
+branches had the same Dice on T2 (0.81 and 0.80, ``benchmarks/RESULTS.md``)."""
 _CONTRADICTION: Final = 0.5
-"""Difference of the two probabilities from which a voxel is uncertain, whatever their mean."""
+"""A voxel is uncertain if the two probabilities differ by this much, whatever their mean."""
 
 
 def relabel_round(
@@ -73,7 +72,7 @@ def relabel_round(
     stop: StopRequest,
     executor: Executor | None = None,
 ) -> tuple[RelabelRecord, ...] | None:
-    """Re-predict the unlabelled images; what an earlier run finished is kept.
+    """Relabel the unlabelled images; those that an earlier run finished are kept.
 
     Parameters
     ----------
@@ -82,10 +81,10 @@ def relabel_round(
     trained
         Names of the queries that the round's networks have trained on, see `ever_trained`.
     fewshot_weight
-        Of the few-shot branch in the new masks, 0 to 1; the networks have the rest. It follows from
-        reference masks, and holds for images of their sequences.
+        Weight of the few-shot branch in the new masks, 0 to 1; the networks have the rest. It
+        follows from reference masks, and applies to images of their sequences.
 
-    Returns None if it was stopped on the way.
+    Returns None if it was stopped.
 
     Raises
     ------
@@ -94,7 +93,7 @@ def relabel_round(
     OutputError
         The new masks cannot be written.
     SslMedSam2Error
-        Nearly all failed, or no worker of a cluster could do one of them; the others are done.
+        Most images failed, or no worker of a cluster could do one of them; the others are done.
     """
     units = _units(
         round_dir, index, before, options, trained=trained, fewshot_weight=fewshot_weight
@@ -121,7 +120,7 @@ def _units(
     trained: frozenset[str],
     fewshot_weight: float,
 ) -> list[RelabelUnit]:
-    """Say for each image which folds predict it and what its new mask is made of."""
+    """Return for each image which folds predict it and what its new mask is made of."""
     sha256 = [sha256_file(final_checkpoint(round_dir.path, k)) for k in range(options.folds)]
     held_out_cases = fold_cases(index, n_folds=options.folds)
     known = {identity_key(image.case) for image in index.labelled}
@@ -160,7 +159,7 @@ def _units(
 
 
 def refuse_if_nearly_all_failed(folder: Path, errors: Sequence[str | None]) -> None:
-    """Raise :class:`SslMedSam2Error` if hardly an image was labelled: no round can be judged so."""
+    """Raise :class:`SslMedSam2Error` if so few images were labelled that a round means nothing."""
     failed = [error for error in errors if error is not None]
     if failed and len(failed) >= _NEARLY_ALL * len(errors):
         raise SslMedSam2Error(
@@ -177,13 +176,13 @@ class RelabelUnit:
     Attributes
     ----------
     blank
-        What is known of the new mask before it is made, such as which folds predict.
+        The record of the new mask before it is made: which folds predict, for instance.
     paths
-        Where it goes.
+        The files of the new mask.
     members
         The folds whose probabilities are averaged.
     fewshot_probability
-        File of the few-shot branch; or the newest mask, if a person has corrected that.
+        Probability file of the few-shot branch, or the newest mask if a person corrected it.
     """
 
     blank: RelabelRecord
@@ -194,10 +193,9 @@ class RelabelUnit:
 
 
 class RelabelWork(Work[RelabelUnit, RelabelRecord]):
-    """Re-predict images by a round's networks, each loaded for the first image that needs it."""
+    """Relabel images by a round's networks, each loaded for the first image that needs it."""
 
     def __init__(self, round_dir: RoundDir, device: Device) -> None:
-        """Take the round; results go to its part of the work directory."""
         self.shared_dir, self.wants_gpu = round_dir.path, device != "cpu"
         self._round_dir, self._device = round_dir, device
         self._networks: dict[int, CanonicalSegmenter] = {}
@@ -223,7 +221,7 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
         return unit, _relabel(unit, {fold: self._networks[fold] for fold in unit.blank.folds})
 
     def finish(self, done: tuple[RelabelUnit, RelabelRecord]) -> RelabelRecord:
-        """Write the record, last of all."""
+        """Write the record, the last file of an image."""
         unit, record = done
         write_record(unit.paths.record, record)
         if record.error is not None:
@@ -238,7 +236,7 @@ class RelabelWork(Work[RelabelUnit, RelabelRecord]):
 
 
 def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
-    """Return the record of a mask that stands: a person's, or one made alike without an error."""
+    """Return the record of a mask to keep: one with the same key, or corrected by a person."""
     record = read_record_or_none(paths.record, RelabelRecord)
     if record is None or record.error is not None:
         return None
@@ -248,13 +246,16 @@ def _kept(paths: PseudoLabelPaths, key: str) -> RelabelRecord | None:
 
 
 def _relabel(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> RelabelRecord:
-    """Predict, fuse and write one image; its error stays with it, but for a full disk or so."""
+    """Predict, fuse and write one image; an error is stored in its record.
+
+    Raises OutputError: a file cannot be written.
+    """
     before = read_record_or_none(unit.paths.record, RelabelRecord)
     make_way(unit.paths, mask_sha256=before.mask_sha256 if before is not None else None)
     try:
         return _written(unit, networks)
     except OutputError:
-        # Without its record the next run would take the mask for a person's.
+        # A mask without a record would look like one that a person made.
         with suppress(OSError):
             unit.paths.mask.unlink(missing_ok=True)
         raise
@@ -277,7 +278,7 @@ def _written(unit: RelabelUnit, networks: Mapping[int, CanonicalSegmenter]) -> R
     turn = ready.canonical.reorientation
     fewshot = probability
     if blank.fewshot_weight > 0:
-        # No image to be checked: a probability may well be constant.
+        # Not read_volume, which refuses an image of one value: a probability may be constant.
         stored = read_stored(unit.fewshot_probability).array_zyx.astype(np.float32)
         fewshot = apply_reorientation(stored, turn)
     probability, uncertainty = fused(probability, fewshot, weight=blank.fewshot_weight)

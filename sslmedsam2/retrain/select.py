@@ -38,7 +38,7 @@ class Candidate:
     Attributes
     ----------
     verdict
-        Of the few-shot branch; None if it could not label the image.
+        The verdict of the few-shot branch; None if it could not label the image.
     agreement
         Mean Dice between the networks of the last round, none of which had trained on this image;
         None if there was no such round, or the image had been trained on.
@@ -49,7 +49,7 @@ class Candidate:
     manually_corrected
         Whether a person has corrected a mask of it.
     estimated_dice
-        Of the few-shot branch's mask, by its calibration; None if that is not known.
+        Of the few-shot branch's mask, by its calibration; None if unknown.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Choice:
     Attributes
     ----------
     ignored
-        Share of voxels that do not count.
+        Share of voxels that the loss ignores.
     fewshot_weight
-        With the method ``online``, what its mask counts at first against the network's prediction,
-        0 to 1; None where the mask alone is learned.
+        With the method ``online``, the initial weight of its mask against the network's
+        prediction, 0 to 1; None if only the mask is learned.
     """
 
     name: str
@@ -145,7 +145,7 @@ def training_labels(
     *,
     ignore_above: float,
 ) -> npt.NDArray[np.uint8]:
-    """Return labels ``[z, y, x]`` to train on: the mask, with uncertain voxels to be ignored.
+    """Return training labels ``[z, y, x]``: the mask, with uncertain voxels set to be ignored.
 
     ``uncertainty_zyx`` is the binary entropy of the foreground probability in bits, 0 to 1.
     """
@@ -165,7 +165,7 @@ class PseudoLabel:
     paths
         Of mask and maps; the files exist if ``has_mask``.
     candidate
-        What the selection wants to know.
+        Its data for the selection.
     """
 
     query: ImageFile
@@ -175,21 +175,21 @@ class PseudoLabel:
 
     @property
     def key(self) -> str | None:
-        """Hash of the mask and its uncertainty, read when asked for; None without a mask."""
+        """Hash of the mask and its uncertainty, computed from the files; None without a mask."""
         if not self.has_mask:
             return None
         return sha256_file(self.paths.mask) + sha256_file(self.paths.uncertainty)
 
 
 def fewshot_labels(work: WorkDir, queries: Sequence[ImageFile]) -> tuple[PseudoLabel, ...]:
-    """Read what the few-shot branch gave, in the order of ``queries``."""
+    """Read the pseudo labels of the few-shot branch, in the order of ``queries``."""
     return tuple(_fewshot(work, query) for query in queries)
 
 
 def fewshot_dice(work: WorkDir) -> float | None:
-    """Return the few-shot branch's mean Dice on reference masks, each labelled by the others.
+    """Return the leave-one-out mean Dice of the few-shot branch on reference masks.
 
-    None if there was only one labelled patient, or the calibration cannot be read.
+    None if there is only one labelled patient, or the calibration cannot be read.
     """
     found = read_record_or_none(work.pseudo_labels / CALIBRATION_NAME, CalibrationRun)
     dices = [case.dice for case in found.cases] if found is not None else []
@@ -217,7 +217,7 @@ def _fewshot(work: WorkDir, query: ImageFile) -> PseudoLabel:
 
 
 def relabelled(round_dir: RoundDir, fewshot: Sequence[PseudoLabel]) -> tuple[PseudoLabel, ...]:
-    """Read what a finished round's networks gave, in the order of the few-shot branch's labels."""
+    """Read the pseudo labels of a finished round, in the order of the few-shot branch's labels."""
     return tuple(_relabelled(round_dir, label) for label in fewshot)
 
 
@@ -244,11 +244,11 @@ def _relabelled(round_dir: RoundDir, fewshot: PseudoLabel) -> PseudoLabel:
 def select(
     round_dir: RoundDir, labels: Sequence[PseudoLabel], options: RetrainOptions
 ) -> tuple[ImageFile, ...]:
-    """Choose, write the training masks, and return what trains beside the reference masks.
+    """Choose the pseudo labels that train, write their training masks and return them.
 
-    A selection that was made from the same labels is kept. If they have changed, by hand for
-    instance, whatever the round had made of them, and the rounds after it, is moved aside; masks in
-    there that a person has corrected stand in the new rounds too.
+    An earlier selection from the same labels is kept. If a label has changed, for instance because
+    a person corrected it, the round and all later ones are moved aside; masks in them that a person
+    has corrected are copied to the new rounds.
 
     Raises InputError, OutputError: a pseudo label cannot be read, or a training mask not be
     written.
@@ -292,8 +292,8 @@ def select(
 
 
 def _move_rounds_aside(round_dir: RoundDir, labels: Sequence[PseudoLabel]) -> None:
-    """Move a round aside, and the later ones, which came from it; raises OutputError."""
-    # The last goes first: a kill in between leaves no gap, behind which none would be found.
+    """Move a round and the later ones, which depend on it, aside; raises OutputError."""
+    # The last goes first: after a kill in between, the rounds that are left have no gap.
     for outdated in (*reversed(WorkDir(round_dir.path.parent).rounds_after(round_dir)), round_dir):
         if not outdated.selection.is_file():
             continue
@@ -304,7 +304,7 @@ def _move_rounds_aside(round_dir: RoundDir, labels: Sequence[PseudoLabel]) -> No
 
 
 def _carry_correction(old: RoundDir, new: RoundDir, query: ImageFile) -> None:
-    """Copy a new mask that a person has corrected, with its record, from one folder to another."""
+    """Copy a new mask that a person has corrected, with its record, to another round."""
     source, target = (pseudo_label_paths(one.relabelled, query) for one in (old, new))
     record = read_record_or_none(source.record, RelabelRecord)
     if record is None or not record.is_corrected(source.mask):
@@ -321,12 +321,12 @@ def _training_mask_path(round_dir: RoundDir, query: ImageFile) -> Path:
 def _with_training_mask(
     round_dir: RoundDir, label: PseudoLabel, choice: Choice, options: RetrainOptions
 ) -> Choice:
-    """Write what a pseudo label trains on; one that is uncertain all over does not train after all.
+    """Write the training mask of a pseudo label.
 
-    nnU-Net can't train on an image without a voxel of liver.
+    One without a certain voxel of liver does not train: nnU-Net cannot train on such an image.
     """
     mask = read_mask_of(replace(label.query, mask=label.paths.mask))
-    # A map may well be constant, which no image may be.
+    # Not read_volume, which refuses an image of one value: a map may be constant.
     uncertainty_zyx = read_stored(label.paths.uncertainty).array_zyx.astype(np.float32)
     if label.candidate.manually_corrected or choice.fewshot_weight == 0:
         uncertainty_zyx = np.zeros_like(uncertainty_zyx)
@@ -341,8 +341,7 @@ def _with_training_mask(
 def ever_trained(round_dir: RoundDir, *, warm_start: bool) -> frozenset[str]:
     """Return the names of the queries that a round's networks have trained on.
 
-    With ``warm_start`` they go on from those of the round before, and so have trained on what these
-    had trained on, even if it was left out since. Raises UsageError.
+    With ``warm_start`` that includes the queries of all earlier rounds. Raises UsageError.
     """
     first = 1 if warm_start else round_dir.number
     rounds = map(WorkDir(round_dir.path.parent).round, range(first, round_dir.number + 1))

@@ -8,7 +8,7 @@
     plans.json            nnU-Net's plans, the same in all rounds
     round_1/
         selection.json    which pseudo labels train, which wait, and why
-        training_masks/   0, 1, and 2 or 3 (probably liver) where the loss looks away
+        training_masks/   0, 1, and 2 or 3 (probably liver) where the loss ignores voxels
         preprocessed/     nnU-Net's data set
         results/          nnU-Net's networks, logs and curves, one folder a fold
         validation.json   each fold on the reference masks it never saw
@@ -16,11 +16,11 @@
         outcome.json      Dice to the masks before, decision; written last
         frozen.json       of the best round: scores of the model as it is frozen
     round_2/ ...
-    rounds.json           all rounds, the best, and why it ended: for people, never read back
+    rounds.json           all rounds, the best, and why it ended: for users, never read back
     report/index.html     the same as a page
 
-Stages are done in this order and each writes its JSON file last, so that what is there is whole.
-What no longer holds is moved aside (``round_2.replaced-<UTC time>``), never deleted.
+Stages run in this order. Each writes its JSON file last, so a stage with a JSON file is complete.
+Results that are out of date are moved aside (``round_2.replaced-<UTC time>``), never deleted.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _FREE_TO_CHANGE: Final = frozenset(
         *("device", "deterministic", "gpus", "force"),
     )
 )
-"""Options that may change between two calls on one work directory. The content of the folders is
-compared by the index; rounds that are done stay, and the new rule decides about the next; no stage
-before freezing depends on the others, or they only say what computes and how exactly it repeats
-itself."""
+"""Options that may change between two calls on one work directory. The index compares the content
+of the folders. The new rule decides about the next round only. The others concern freezing, or the
+device and how exactly it reproduces results."""
 
 IGNORE_ABOVE: Final = 0.95
-"""Bits. Of what it hides near the liver 43 % is wrong, against 15 % of all voxels there; a lower
-threshold hides more wrong voxels but mostly right ones (``benchmarks/ignore_threshold.py``)."""
+"""Bits. Of the voxels near the liver that it ignores 43 % are wrong, against 15 % of all voxels
+there. A lower threshold ignores more wrong voxels, but mostly right ones
+(``benchmarks/ignore_threshold.py``)."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class StoppingRule:
     settled_at
         ``change_dice`` from which the pseudo masks count as settled.
     fixed
-        Do ``most_rounds`` whatever the figures say.
+        Run ``most_rounds`` rounds, whatever the figures are.
     tolerance
-        Loss of ``validation_dice`` against the best round that is no worsening yet.
+        Loss of ``validation_dice`` against the best round that does not count as worse.
     """
 
     most_rounds: int = 5
@@ -90,17 +90,17 @@ class RetrainOptions:
     unlabelled_dir
         Volumes to learn from, in any layout that ``predict`` reads. May be the same folder.
     work_dir
-        All that is made on the way, see :mod:`sslmedsam2.retrain.state`.
+        For all intermediate results, see :mod:`sslmedsam2.retrain.state`.
     weights_dir
-        Where to freeze the model of the best round under ``name``; None to leave that out.
+        Where to freeze the model of the best round under ``name``; None to freeze nothing.
     sam2
         As in ``pseudo-label``.
     sequences
         Canonical names that take part, in both folders; None for all. The frozen model then
         serves only these.
     method
-        ``rounds`` trains on pseudo masks and makes them anew, several times. ``online`` is one
-        longer training, in which the network's average predicts the unlabelled images on the way
+        ``rounds`` trains on pseudo masks and relabels, several times. ``online`` is one longer
+        training, during which the average of the network's weights predicts the unlabelled images
         (:mod:`sslmedsam2.nnunet.online`); its rule is that of a single round.
     rule
         When the rounds end.
@@ -111,10 +111,10 @@ class RetrainOptions:
     start
         A checkpoint of the same plans, trained on none of these data, to begin round 1 with.
     warm_start
-        Begin each later round with the networks of the one before, else as round 1.
+        Start each later round from the networks of the round before; else as round 1.
     reference_masks_first
-        Train round 1 on reference masks alone, so that the first pseudo labels to train on are
-        those of both branches.
+        Train round 1 on reference masks alone, so that the first pseudo labels to train on come
+        from both branches.
     reference_share
         Share of the training patches with reference masks.
     ignore_above
@@ -125,7 +125,7 @@ class RetrainOptions:
         What is frozen of the best round: all folds, the best of them, or one network with the
         mean of their weights.
     deterministic
-        Train deterministically on a GPU too, which is slower; on a CPU it always is.
+        Train deterministically on a GPU too, which is slower. Training on a CPU always is.
     gpus
         Number of GPUs for each training.
     force
@@ -175,9 +175,9 @@ class RetrainOptions:
 
 
 def as_stored(options: RetrainOptions) -> RetrainOptions:
-    """Return the options as ``options.json`` holds them: with absolute paths, without the map.
+    """Return the options as ``options.json`` holds them: absolute paths, no sequence map.
 
-    Keys of a sequence map may say something of a patient; what it led to is in the index.
+    Keys of a sequence map may identify a patient. Its effects are in the index.
     """
     paths = {
         name: value.resolve() for name, value in vars(options).items() if isinstance(value, Path)
@@ -186,7 +186,7 @@ def as_stored(options: RetrainOptions) -> RetrainOptions:
 
 
 def changed_options(before: RetrainOptions, now: RetrainOptions) -> tuple[str, ...]:
-    """Return the options that two calls on one work directory must agree on and do not."""
+    """Return the names of options that differ and must not, on one work directory."""
     names = {item.name for item in fields(RetrainOptions)} - _FREE_TO_CHANGE
     return tuple(name for name in sorted(names) if getattr(before, name) != getattr(now, name))
 
@@ -204,8 +204,8 @@ class RoundFigures:
     change_dice
         Mean Dice between the pseudo masks before and after the round; None if there are none.
     trained, waiting, rejected, failed
-        Numbers of unlabelled images: that the round trained on, that wait, that never train, and
-        that could not be re-predicted.
+        Numbers of unlabelled images: that the round trained on, that wait for a later round, that
+        never train, and that could not be relabelled.
     changes
         ``change_dice`` of each unlabelled image.
     """
@@ -231,14 +231,14 @@ class Decision:
 
 
 def decide(history: Sequence[RoundFigures], rule: StoppingRule) -> Decision:
-    """Judge the rounds so far; at least one.
+    """Decide after the rounds in ``history``, at least one, whether to go on.
 
-    The best round is that of the highest validation Dice, among equals the latest: its pseudo
-    masks have been refined further.
+    The best round has the highest validation Dice; of equal ones it is the latest, whose pseudo
+    masks have been refined most.
     """
     best = max(history, key=lambda figures: (figures.validation_dice, figures.round))
     last = history[-1]
-    # Two rounds without any would train on reference masks alone for ever.
+    # After two rounds without pseudo labels, all later ones would train on reference masks alone.
     untried = last.trained == 0 and (len(history) < 2 or history[-2].trained > 0)
     stop, reason = _judge(last, best, rule, untried=untried)
     return Decision(stop, reason, best.round)
@@ -264,7 +264,7 @@ def _judge(
 
 
 class _Part:
-    """A file or folder of the dataclass that has it, which has a ``path``."""
+    """A file or folder below the ``path`` of the dataclass that it is an attribute of."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -275,7 +275,7 @@ class _Part:
 
 @dataclass(frozen=True)
 class RoundDir:
-    """One round's part of the work directory."""
+    """The folder of one round in the work directory."""
 
     path: Path
     number: int
@@ -336,37 +336,37 @@ def read_state(path: Path, kind: type[Record]) -> Record:
 
 
 def options_of(work: WorkDir) -> RetrainOptions:
-    """Read what a work directory, which may have been moved, was begun with; raises UsageError."""
+    """Read the options of a work directory, which may have been moved; raises UsageError."""
     return replace(read_state(work.options, RetrainOptions), work_dir=work.path)
 
 
 def finished_figures(work: WorkDir) -> tuple[RoundFigures, ...]:
-    """Return what the finished rounds are judged by, in order; raises UsageError."""
+    """Return the figures of the finished rounds, in order; raises UsageError."""
     return tuple(
         read_state(round_dir.outcome, RoundFigures) for round_dir in work.finished_rounds()
     )
 
 
 def decision_so_far(options: RetrainOptions) -> Decision | None:
-    """Judge the finished rounds; None if there is none."""
+    """Return the decision after the finished rounds; None if there is none."""
     figures = finished_figures(WorkDir(options.work_dir))
     return decide(figures, options.rule) if figures else None
 
 
 @dataclass(frozen=True)
 class RelabelRecord:
-    """How a round's networks saw one unlabelled image.
+    """What a round's networks made of one unlabelled image.
 
     Attributes
     ----------
     key
         Equal only for the same image and the same networks.
     folds
-        The networks that predicted it, none of which had trained on it.
+        The networks that predicted it; none of them had trained on it.
     trained
         Whether the other folds trained on it, in this round or before a warm start.
     fewshot_weight
-        Of the few-shot branch in the new mask; the networks have the rest.
+        Weight of the few-shot branch in the new mask; the networks have the rest.
     agreement
         Mean Dice between the masks of ``folds``; None for one alone.
     change_dice
@@ -396,7 +396,7 @@ class RelabelRecord:
     mask_sha256: str | None = None
 
     def is_corrected(self, mask: Path) -> bool:
-        """Tell whether the mask is, or repeats, one that a person has corrected."""
+        """Return whether the mask is, or repeats, one that a person has corrected."""
         if self.error is not None or not mask.is_file():
             return False
         return self.manually_corrected or is_edited(mask, self.mask_sha256)

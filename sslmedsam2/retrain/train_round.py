@@ -1,4 +1,4 @@
-"""Training stages of a round: nnU-Net's data set, one network for each fold, their scores."""
+"""Training stages of a round: nnU-Net's data set, one network for each fold, and its scores."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 logger = logging.getLogger(__name__)
 
 _FINISH: Final = 0.12
-"""Last part of an online training, on reference masks alone."""
+"""Share of an online training, at its end, on reference masks alone."""
 
 Result = TypeVar("Result")
 
@@ -65,14 +65,13 @@ FoldFunction = Callable[[RoundDir, RetrainOptions, FoldUnit, StopRequest], Resul
 
 
 class FoldWork(Work[FoldUnit, Result]):
-    """Do ``function``, one of a module, to each fold of a round."""
+    """Call ``function``, which must be picklable, for each fold of a round."""
 
     whole_worker = True
 
     def __init__(
         self, round_dir: RoundDir, options: RetrainOptions, function: FoldFunction[Result]
     ) -> None:
-        """Take the round; results go to its part of the work directory."""
         self.shared_dir, self.wants_gpu = round_dir.path, options.device != "cpu"
         self._round_dir, self._options, self._function = round_dir, options, function
 
@@ -89,7 +88,7 @@ class FoldWork(Work[FoldUnit, Result]):
         return choose_device(self._options.device)
 
     def compute(self, unit: FoldUnit, stop: StopRequest) -> Result:
-        """Do all of it: a fold reads and writes as it goes."""
+        """Call the function, which reads and writes by itself."""
         return self._function(self._round_dir, self._options, unit, stop)
 
 
@@ -154,9 +153,10 @@ def prepare_training(
 def _unlabelled_cases(
     round_dir: RoundDir, index: Index, pseudo: Sequence[ImageFile], options: RetrainOptions
 ) -> dict[str, UnlabelledCase]:
-    """Return what the few-shot masks count at first, by key in nnU-Net's data set.
+    """Return the initial weights of the few-shot masks, by key in nnU-Net's data set.
 
-    Reference masks tell whether the network is better only on images of their own sequences.
+    Whether the network is better than the few-shot branch is only known for sequences that have
+    reference masks.
     """
     choices = read_state(round_dir.selection, Selection).choices
     weights = {choice.name: choice.fewshot_weight for choice in choices}
@@ -171,17 +171,17 @@ def _unlabelled_cases(
 
 
 def has_reference_masks(image: ImageFile, index: Index) -> bool:
-    """Whether there are reference masks of the image's sequence."""
+    """Return whether there are reference masks of the image's sequence."""
     known = {labelled.sequence for labelled in index.labelled}
     return image.sequence is not None and image.sequence in known
 
 
 def online_settings(index: Index) -> OnlineSettings:
-    """Return how an online training goes on.
+    """Return the schedule of an online training.
 
-    Where reference masks are of the sequences that the unlabelled images have, few-shot masks count
-    at first only, and the training ends on reference masks alone. Elsewhere nothing tells whether
-    the network has become better than the few-shot branch, whose masks count to the end.
+    If all unlabelled images are of sequences with reference masks, few-shot masks count only at
+    first, and the training ends on reference masks alone. Otherwise it is not known whether the
+    network has become better than the few-shot branch, so its masks count to the end.
     """
     of_one_domain = all(has_reference_masks(query, index) for query in index.queries)
     return OnlineSettings(finish=_FINISH) if of_one_domain else OnlineSettings(hand_over=None)
@@ -197,14 +197,14 @@ def train_folds(
 ) -> None:
     """Train the round's folds, or some of them, until done or stopped.
 
-    What is trained is kept, and what was stopped goes on.
+    Trained folds are kept, and stopped ones continue.
 
     Raises
     ------
     ModelError
         The checkpoint to start from does not fit.
     UsageError
-        The device, or so many GPUs, are not there.
+        The device does not exist, or there are fewer GPUs.
     SslMedSam2Error
         A fold could not be trained; on a cluster the others are.
     """
@@ -239,7 +239,7 @@ def _train(round_dir: RoundDir, options: RetrainOptions, unit: FoldUnit, stop: S
 
 
 def _warm_start(round_dir: RoundDir, fold: int, options: RetrainOptions) -> Path | None:
-    """Return the same fold's network of the round before: it has not seen its held-out cases."""
+    """Return the same fold's network of the round before; it has the same held-out cases."""
     if round_dir.number == 1 or not options.warm_start:
         return options.start
     return final_checkpoint(WorkDir(options.work_dir).round(round_dir.number - 1).path, fold)
@@ -264,7 +264,9 @@ def validate_round(
     stop: StopRequest,
     executor: Executor | None = None,
 ) -> tuple[FoldScore, ...] | None:
-    """Score each fold on the reference masks it never saw; kept when done, None if stopped.
+    """Score each fold on its held-out reference masks; an earlier result is kept.
+
+    Returns None if it was stopped.
 
     Raises ModelError, InputError: a network or an image cannot be read.
     """

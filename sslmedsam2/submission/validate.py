@@ -168,7 +168,7 @@ def _check_folder(
 
 
 def _faults(path: Path, *, folder: Path, cases: Collection[str]) -> Iterator[tuple[str, str]]:
-    """Say what is wrong with an entry that was not expected.
+    """Return what is wrong with an entry that was not expected.
 
     A folder that holds anything is not faulted itself unless it is a vendor level: its content
     is.
@@ -190,7 +190,7 @@ def _faults(path: Path, *, folder: Path, cases: Collection[str]) -> Iterator[tup
 
 
 def _name_fault(name: str) -> str:
-    """Say why a file in a case's folder is not one of the case's masks."""
+    """Return why a file in a case's folder is not one of the case's masks."""
     canonical = {
         f"{sequence}_pred.nii.gz".lower(): sequence for sequence in names.PREDICTED_SEQUENCES
     }

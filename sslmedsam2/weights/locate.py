@@ -143,7 +143,7 @@ def _search() -> Path:
 
 
 def _holds_something(folder: Path) -> bool:
-    """Tell whether a folder has visible content: platforms mount an empty one without a model."""
+    """Return whether a folder has visible content: platforms mount an empty one without a model."""
     return folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir())
 
 
