@@ -364,7 +364,7 @@ class LiverTrainer(nnUNetTrainer):
         super().on_train_epoch_start()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Take one optimisation step, with this CPU's fastest arithmetic, and average the weights."""
+        """Take one optimisation step and update the average of the weights."""
         if self.arithmetic is None and not self.unlabelled:
             result = super().train_step(batch)
         else:
