@@ -1,9 +1,9 @@
 """``pseudo-label``: label volumes without a mask with a frozen SAM2 from a few labelled ones.
 
 First each labelled volume is segmented with all others, to calibrate the estimated Dice. Then an
-executor segments the queries: by default this process, in sorted order; while SAM2 computes one,
-the next is read and the previous one is written. The record of a query is written last, so that a
-kill loses nothing that was finished.
+executor segments the queries: by default this process, in sorted order, reading the next query and
+writing the previous one while SAM2 computes. The record of a query is written last, so a query with
+a record is complete.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from sslmedsam2.pseudo_label.supports import check_supports, find_sam2
 logger = logging.getLogger(__name__)
 
 _WITHOUT_EFFECT: Final = ("memory_limit_mb",)
-"""Settings that change no pseudo label."""
+"""Settings that do not affect pseudo labels."""
 
 _MEASURED_S: Final = 10.0
 _MEASURED_UNITS: Final = 2
-"""After either, the time that is left is estimated."""
+"""The remaining time is estimated after either."""
 
 OnRecord = Callable[[PseudoLabelRecord, int, int], None]
 """Called with each query's record, how many are done and how many there are."""
@@ -85,7 +85,7 @@ class PseudoLabelOptions:
     sequences
         Of the queries; canonical names, None for all.
     resume
-        Keep what an earlier run has completed in the same way.
+        Keep pseudo labels of an earlier run with the same supports, SAM2 and settings.
     label
         The value of the liver in the supports' masks; None for their only foreground value.
     sequence_map
@@ -114,11 +114,11 @@ class PseudoLabelSummary:
     Attributes
     ----------
     records
-        Of this run's queries; those that an earlier run had completed are counted in ``kept``.
+        Of all queries of this run, including the ``kept`` ones of an earlier run.
     problems
-        What should have been a query and cannot be.
+        Files and folders that should be queries and cannot be used.
     support_errors
-        A line for each labelled volume that had to be left out.
+        A line for each labelled volume that was left out.
     """
 
     records: tuple[PseudoLabelRecord, ...]
@@ -138,7 +138,7 @@ class PseudoLabelSummary:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many pseudo labels there are of each verdict, and how many failed."""
+        """Number of pseudo labels with each verdict, and of failures."""
         words = [record.verdict or "failed" for record in (*self.records, *self.problems)]
         return {word: words.count(word) for word in ("accept", "doubtful", "reject", "failed")}
 
@@ -150,23 +150,30 @@ def pseudo_label(
     executor: Executor | None = None,
     supports: Sequence[ImageFile] | None = None,
 ) -> PseudoLabelSummary:
-    """Label every query below ``options.query_dir``; ``executor`` does so, None for this process.
+    """Label every query below ``options.query_dir``.
 
-    ``supports`` are the labelled volumes to use, None for all below ``options.support_dir``.
+    A query that fails does not stop the others, nor does a labelled volume that cannot be used; the
+    summary's ``exit_code`` shows whether there were any.
 
-    A query that fails never stops the others, nor does a labelled volume that cannot be used; the
-    summary's ``exit_code`` says whether there were any.
+    Parameters
+    ----------
+    on_record
+        Called after each query.
+    executor
+        Segments the queries; None for this process.
+    supports
+        The labelled volumes to use; None for all below ``options.support_dir``.
 
     Raises
     ------
     NoInputError
         There is no labelled volume that can be used, or no query.
     InputError
-        The support folder leaves in doubt which mask belongs to which image.
+        It is ambiguous which mask in the support folder belongs to which image.
     ModelError
         There is no such SAM2, or it is damaged.
     UsageError
-        The device is not there, or the output would lie among the queries.
+        The device does not exist, or the output folder lies in the query folder.
     OutputError
         The output folder cannot be written.
     """
@@ -222,7 +229,7 @@ def pseudo_label(
 
 @dataclass
 class _Run:
-    """One run: what all queries have in common, and what has come of them so far."""
+    """One run: what all queries share, and the results so far."""
 
     options: PseudoLabelOptions
     work: LabelWork
@@ -238,7 +245,7 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> PseudoLabelSummary:
-        """Label the targets, until done or stopped, and sum up."""
+        """Label the targets, until done or stopped, and return the summary."""
         for problem in self.problems:
             logger.error(problem.error)
         self._write_run_record(None)
@@ -257,7 +264,7 @@ class _Run:
         return summary
 
     def _keep(self, target: QueryTarget) -> bool:
-        """Take over what a person has corrected and, to resume, what an earlier run completed."""
+        """Keep a mask that a person has corrected and, to resume, one of an earlier run."""
         record = standing_record(target, self.work.provenance, resume=self.options.resume)
         if record is None:
             return False
@@ -285,10 +292,10 @@ class _Run:
             pace.unit_done()
 
     def _calibrate(self, pace: _Pace, stop: StopRequest) -> CalibrationRun | None:
-        """Take over an earlier calibration as far as it holds, and do the rest; None if stopped."""
+        """Calibrate on the supports that an earlier run has not done; None if stopped."""
         path, key = self.options.output_dir / CALIBRATION_NAME, self.work.provenance.key
         names = list(self.work.supports.sha256)
-        # A single patient leaves nothing to learn from; the calibration then says so.
+        # With a single patient there is nothing to learn from.
         if len(self.work.supports.cases) < 2:
             names = []
             logger.warning(
@@ -338,7 +345,7 @@ class _Run:
         self.seconds[stage] = round(time.perf_counter() - start, 3)
 
     def _write_run_record(self, summary: PseudoLabelSummary | None) -> None:
-        """Write what was asked for and, with a ``summary``, how it went."""
+        """Write options and provenance and, with a ``summary``, the results."""
         content: dict[str, Any] = {
             "tool_version": __version__,
             "started": self.started,
@@ -363,9 +370,9 @@ class _Run:
 
 
 class _Pace:
-    """Tells once how long the rest will take, from the pace of the first units.
+    """Logs once how long the rest will take, estimated from the pace of the first units.
 
-    Supports and queries take the same time, save the first, during which libraries warm up.
+    Supports and queries take the same time, except the first, which includes warm-up.
     """
 
     def __init__(self, n_units: int) -> None:
@@ -388,7 +395,7 @@ class _Pace:
 
 
 def _check_output_dir(options: PseudoLabelOptions) -> None:
-    """Refuse an output folder whose files the next run would find among its queries."""
+    """Refuse an output folder in the query folder: the next run would take masks for queries."""
     output, root = options.output_dir.resolve(), options.query_dir.resolve()
     if root in (output, *output.parents):
         raise UsageError(
@@ -407,7 +414,7 @@ def _target(series: ImageFile, options: PseudoLabelOptions) -> QueryTarget:
 
 
 def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoLabelRecord:
-    """Note what discovery could not make a query of: a case folder, or a file in one."""
+    """Return the record of a case folder, or a file in one, that cannot be a query."""
     path = Path(problem.subject)
     is_file = split_volume_name(path.name) is not None
     return PseudoLabelRecord(
@@ -429,7 +436,7 @@ def _no_query(queries: Discovery, options: PseudoLabelOptions) -> NoInputError:
 
 
 def _recorded_options(options: PseudoLabelOptions) -> dict[str, Any]:
-    """Return the options without folders and map, whose names may say something of a patient."""
+    """Return the options without folders and map, whose names may identify a patient."""
     recorded = asdict(options)
     for name in ("support_dir", "query_dir", "output_dir", "sequence_map"):
         del recorded[name]

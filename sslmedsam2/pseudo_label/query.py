@@ -1,7 +1,7 @@
 """One query: read, segment, write.
 
-The three steps overlap between queries. An error is passed along as data, so that it stays with its
-query.
+The three steps overlap between queries. An error is passed on as data and stored in the record of
+its query.
 """
 
 from __future__ import annotations
@@ -67,19 +67,19 @@ class QueryTarget:
 
     @property
     def name(self) -> str:
-        """``<case>/<sequence>``, or the case where the sequence is not known."""
+        """``<case>/<sequence>``, or the case if the sequence is unknown."""
         return self.series.name
 
     @property
     def blank(self) -> PseudoLabelRecord:
-        """A record that only says what the query is."""
+        """A record with the names of the query only."""
         series = self.series
         return PseudoLabelRecord(series.case, series.sequence, series.vendor, self.image_name)
 
 
 @dataclass(frozen=True)
 class QueryInWork:
-    """What is known of a query so far; ``error`` says why a step failed."""
+    """A query on its way through the steps; ``error`` is why one failed."""
 
     target: QueryTarget
     image_sha256: str | None = None
@@ -105,7 +105,7 @@ def load(target: QueryTarget) -> QueryInWork:
 
 
 def given_up(target: QueryTarget, error: SslMedSam2Error) -> PseudoLabelRecord:
-    """Note that no worker could do a query; no earlier result is left of it either."""
+    """Write the record of a query that no worker could do, and remove an earlier result."""
     _make_way(target.paths)
     _remove_files(target.paths)
     record = replace(target.blank, error=str(error))
@@ -116,12 +116,11 @@ def given_up(target: QueryTarget, error: SslMedSam2Error) -> PseudoLabelRecord:
 def standing_record(
     target: QueryTarget, provenance: Provenance, *, resume: bool
 ) -> PseudoLabelRecord | None:
-    """Return the record of an earlier run if its pseudo label still stands, else None.
+    """Return the record of an earlier run if its pseudo label is to be kept, else None.
 
-    A mask that was corrected manually stands as long as its image is the same, whatever the way to
-    label has become. To ``resume``, another stands if it was made in the same way from the same
-    image, without an error, and all its files are there, the mask readable and on the grid of its
-    image.
+    A manually corrected mask is kept as long as its image is the same. With ``resume``, another
+    pseudo label is kept if it has the same provenance and image, no error, and all its files, and
+    its mask is readable and on the grid of the image.
     """
     paths = target.paths
     record = read_pseudo_label(paths.record)
@@ -167,7 +166,7 @@ def _remove_files(paths: PseudoLabelPaths) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            # The record says that there is no pseudo label, whatever lies beside it.
+            # The record shows that there is no pseudo label, whatever files remain.
             logger.warning("%s cannot be removed (%s)", path, error.strerror)
 
 
@@ -178,7 +177,7 @@ def _preview(
     *,
     reliability: Reliability,
 ) -> tuple[str, ...]:
-    """Draw the preview, a CT in the abdominal window, with the estimate in its title."""
+    """Draw the preview with the estimate in its title; a CT in the abdominal window."""
     array, _ = window_if_hounsfield(canonical.array_zyx)
     low, high = reliability.interval
     estimate = f"Dice about {reliability.estimated_dice:.2f} ({low:.2f} to {high:.2f})"
@@ -192,7 +191,7 @@ def _preview(
 
 
 def leave_out(strategy: Strategy, support: Support) -> CalibrationCase | None:
-    """Segment a support by all other patients' and compare; None if that fails."""
+    """Segment a support with those of all other patients; None if that fails."""
     try:
         found = strategy.segment(support, leave_out_case=support.case)
     except SslMedSam2Error as error:
@@ -204,8 +203,11 @@ def leave_out(strategy: Strategy, support: Support) -> CalibrationCase | None:
 
 @dataclass(frozen=True)
 class LabelUnit:
-    """A query, with the calibration that its estimate rests on; or a support, by its place among
-    them, to be labelled by the others; or neither, to build the strategy alone."""
+    """A unit of work of one of three kinds.
+
+    With ``target`` and ``calibration`` a query is labelled. With ``support``, an index, that
+    support is labelled by the others. With neither, only the strategy is built.
+    """
 
     target: QueryTarget | None = None
     calibration: Calibration | None = None
@@ -213,11 +215,14 @@ class LabelUnit:
 
 
 LabelResult = CalibrationCase | PseudoLabelRecord | None
-"""Of a unit that only builds the strategy, and of a support that could not be labelled, None."""
+"""None for a unit that only builds the strategy, and for a support that cannot be labelled."""
 
 
 class LabelWork(Work[LabelUnit, LabelResult]):
-    """Label volumes by a SAM2 and a few supports; ``shared_dir`` is the output folder."""
+    """Label volumes with a SAM2 and a few supports.
+
+    ``shared_dir`` is the output folder. SAM2 is loaded by ``set_up``, the supports when needed.
+    """
 
     def __init__(
         self,
@@ -229,7 +234,6 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         device: Device,
         shared_dir: Path,
     ) -> None:
-        """Take files and settings; SAM2 is loaded by ``set_up``, the supports when needed."""
         self.supports, self.provenance, self.shared_dir = supports, provenance, shared_dir
         self._settings, self._sam2_path, self._device = settings, sam2, device
         self.wants_gpu = device != "cpu"
@@ -237,7 +241,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         self._built: Strategy | None = None
 
     def name_of(self, unit: LabelUnit) -> str:
-        """Return what messages call a volume."""
+        """Return the name of a volume in messages."""
         if unit.target is not None:
             return unit.target.name
         return "the supports" if unit.support is None else f"support {unit.support + 1}"
@@ -250,8 +254,8 @@ class LabelWork(Work[LabelUnit, LabelResult]):
     def set_up(self) -> str:
         """Load SAM2 and return its device.
 
-        Raises ModelError: it is damaged, or another one here than where the run was started;
-        UsageError: the device is not there.
+        Raises ModelError: the file is damaged, or differs from that of the process that started the
+        run; UsageError: the device does not exist.
         """
         self._chosen = choose_device(self._device)
         self._sam2 = load_sam2(self._sam2_path, device=torch.device(self._chosen))
@@ -283,7 +287,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
     def finish(
         self, computed: tuple[LabelUnit, CalibrationCase | QueryInWork | None]
     ) -> LabelResult:
-        """Write what comes of a query."""
+        """Write the result of a query."""
         unit, found = computed
         if isinstance(found, QueryInWork):
             assert unit.calibration is not None
@@ -291,13 +295,13 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         return found
 
     def close(self) -> None:
-        """Let go of the encoded supports and what they took on the disk."""
+        """Free the encoded supports in memory and on disk."""
         self._built = None
         self._scratch.close()
 
     @contextmanager
     def no_scratch_left(self) -> Iterator[None]:
-        """Remove in the end what workers have left on the disk that died, or are still closing."""
+        """Remove temporary files of workers at the end, also of those that died."""
         try:
             yield
         finally:
@@ -333,10 +337,10 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         return replace(work, result=result, warnings=(note,) if own_case else ())
 
     def _write(self, work: QueryInWork, calibration: Calibration) -> PseudoLabelRecord:
-        """Write what there is, and last the record; raises OutputError if that cannot be written.
+        """Write the files of a query, the record last; raises OutputError if that fails.
 
-        Of a query that failed, no earlier result is left either: it would have no record. A mask
-        that a person may have touched is moved aside.
+        If the query failed, an earlier result is removed, because it would have no record. A mask
+        that a person may have changed is moved aside.
         """
         start = time.perf_counter()
         paths, key = work.target.paths, _key(work.target, work.image_sha256, self.provenance)
@@ -364,7 +368,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
     def _written(
         work: QueryInWork, record: PseudoLabelRecord, calibration: Calibration
     ) -> PseudoLabelRecord:
-        """Write mask, maps and preview, and return the record with what they show."""
+        """Write mask, maps and preview, and return the complete record."""
         result, volume, canonical = work.result, work.volume, work.canonical
         if result is None or volume is None or canonical is None:
             assert work.error is not None
@@ -392,7 +396,7 @@ class LabelWork(Work[LabelUnit, LabelResult]):
         )
 
     def _scratch_folder(self) -> Path:
-        """Make a folder on the output's disk that is gone in the end."""
+        """Return a temporary folder on the disk of the output."""
         output_dir = self.shared_dir
         try:
             output_dir.mkdir(parents=True, exist_ok=True)

@@ -22,21 +22,21 @@ _COLUMNS: Final = (
 
 
 METHOD: Final = 2
-"""Number of the few-shot method; raised when the same settings and supports give other masks."""
+"""Version of the few-shot method, increased when the same settings and supports give new masks."""
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """All that decides a pseudo label besides its query.
+    """Everything that decides a pseudo label besides its query.
 
     Attributes
     ----------
     sam2_sha256
-        Of the checkpoint file.
+        Hash of the checkpoint file.
     settings
-        Of the few-shot method, by name; none that only concerns speed or memory.
+        Settings of the few-shot method, without those for speed or memory only.
     supports
-        For each labelled volume the SHA-256 of its files ``image`` and ``mask``.
+        SHA-256 of the files ``image`` and ``mask`` of each labelled volume.
     """
 
     tool_version: str
@@ -47,7 +47,7 @@ class Provenance:
 
     @property
     def key(self) -> str:
-        """Equal for two runs that label alike, whatever the files and the version are called."""
+        """Hash of the content: file names and the version of the program do not count."""
         return key_of([METHOD, self.sam2_sha256, self.settings, self.supports])
 
     def key_of(self, name: str, image_sha256: str) -> str:
@@ -57,7 +57,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class PseudoLabelRecord:
-    """How one query fared.
+    """Result of one query.
 
     Attributes
     ----------
@@ -68,12 +68,12 @@ class PseudoLabelRecord:
     key
         See `Provenance.key_of`; None where the file could not be read.
     error
-        One line; then there is no pseudo label, and all that follows is empty.
+        One line; if set, there is no pseudo label, and the fields after it are empty.
     interval
-        Holds the true Dice in nine cases of ten.
+        Contains the true Dice in 90 % of cases.
     image_sha256, mask_sha256
-        Of the query's file and of the mask as written; a mask with another one was corrected
-        manually.
+        Hashes of the query's file and of the mask as written; a mask with another hash was
+        corrected manually.
     """
 
     case: str
@@ -104,14 +104,14 @@ def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
 
 
 def is_edited(mask: Path, mask_sha256: str | None) -> bool:
-    """Return whether a mask is not as it was written; raises OSError without the file."""
+    """Return whether a mask was changed since it was written; raises OSError without the file."""
     return mask_sha256 is not None and sha256_file(mask) != mask_sha256
 
 
 def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
-    """Clear the place of a pseudo label: its record goes first, lest it speak of another mask.
+    """Make way for a new pseudo label: remove the record, and move a changed mask aside.
 
-    A mask of another hash than ``mask_sha256``, its record's, is moved aside: it may be a person's.
+    A mask with another hash than ``mask_sha256``, that of its record, may be corrected manually.
 
     Raises OutputError: a file cannot be moved or removed.
     """
@@ -125,17 +125,16 @@ def make_way(paths: PseudoLabelPaths, *, mask_sha256: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationCase:
-    """One support, segmented by the others as if it had no mask.
+    """One support, segmented with the others as if it had no mask.
 
     Attributes
     ----------
     dice
-        Of the result with the reference mask.
+        Between the result and the reference mask.
     score
-        The evidence in one number.
+        The evidence as one number.
     estimated_dice, interval
-        What a calibration on all the other supports makes of this one: how good estimates are
-        where the truth is not known.
+        By a calibration on all other supports, which shows how good the estimates are.
     """
 
     name: str
@@ -148,9 +147,9 @@ class CalibrationCase:
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """A calibration, what it rests on, and the `Provenance.key` that it holds for.
+    """A calibration with its cases, and the `Provenance.key` for which it is valid.
 
-    Written after each support: one that was stopped goes on with the supports it lacks.
+    It is written after each support, so that a stopped run continues with the missing ones.
     """
 
     key: str
@@ -159,7 +158,7 @@ class CalibrationRun:
 
 
 def calibrate_on(cases: Iterable[CalibrationCase], *, key: str) -> CalibrationRun:
-    """Learn from supports, each labelled by the others, and estimate each by the rest."""
+    """Calibrate on supports, and estimate each by a calibration on the others."""
     cases = list(cases)
     known = [(case.evidence, case.dice) for case in cases]
     estimated = []
@@ -177,14 +176,14 @@ def calibrate_on(cases: Iterable[CalibrationCase], *, key: str) -> CalibrationRu
 
 
 def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> Path:
-    """Write one row for each record of the output folder, and for ``problems`` that left none.
+    """Write one row for each record in the output folder, and for each of ``problems``.
 
-    Made from the records on disk, so that runs which share the folder do not lose each other's
-    rows. Raises OutputError.
+    The records are read from disk, so that runs which share the folder keep each other's rows.
+    Raises OutputError.
     """
     path, more = output_dir / TABLE_NAME, list(problems)
     text = None
-    # Another shard may have added a record meanwhile: whoever writes last has seen them all.
+    # Another shard may have added a record meanwhile, so the last writer must see all records.
     while text != (text := _table([*read_all(output_dir), *more])):
         write_text_atomic(path, text)
     return path

@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class SupportFiles(Sequence[Support]):
-    """Labelled volumes that are read when they are asked for, so that memory holds one at a time.
+    """Labelled volumes, each read on access, so that only one is in memory at a time.
 
     Attributes
     ----------
     sha256
-        Of each one's files ``image`` and ``mask``, by the support's name.
+        Hashes of the files ``image`` and ``mask``, by the support's name.
     problems
         An error for each labelled volume that cannot be used.
     """
@@ -41,7 +41,6 @@ class SupportFiles(Sequence[Support]):
         sha256: Mapping[str, Mapping[str, str]],
         problems: Sequence[SslMedSam2Error] = (),
     ) -> None:
-        """Take series that have been seen to be readable, and the hashes of their files."""
         self._series = tuple(series)
         self.sha256, self.problems = sha256, tuple(problems)
 
@@ -51,7 +50,7 @@ class SupportFiles(Sequence[Support]):
 
     def __getitem__(self, index: int) -> Support:  # type: ignore[override]
         """Read one support."""
-        # The map of organs was checked and serves training only.
+        # The map of organs was checked, and is used in training only.
         return read_support(replace(self._series[index], organs=None))
 
     @property
@@ -73,9 +72,9 @@ class SupportFiles(Sequence[Support]):
 
 
 def check_supports(root: Path, labelled: Iterable[ImageFile]) -> SupportFiles:
-    """Read every labelled volume once and set aside what cannot be used.
+    """Read every labelled volume once and leave out those that cannot be used.
 
-    Raises NoInputError: none of them can; ``root`` is where they were sought.
+    Raises NoInputError: none can be used; ``root`` is the folder named in the message.
     """
     usable: list[ImageFile] = []
     hashes: dict[str, dict[str, str]] = {}
@@ -121,7 +120,7 @@ def read_support(image: ImageFile) -> Support:
 
 
 def find_sam2(name_or_path: str) -> Path:
-    """Return the checkpoint of a name, or what was given as a path.
+    """Return the path of a named checkpoint; any other argument is returned as a path.
 
     Raises ModelError: an official checkpoint was not fetched, or a checkpoint was altered;
     UsageError: the package sam2 is not installed.

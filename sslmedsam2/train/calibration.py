@@ -1,8 +1,8 @@
-"""From scans with reference masks to the calibration of a model's estimated Dice.
+"""Calibrate the estimated Dice of a model on scans with reference masks.
 
-A network is good on scans like those that it learned from, so each volume is also degraded on
-purpose: in another contrast, faint, blurred, noisy, cut off, unevenly bright, coarse. Fit and
-interval are judged by patients that were left out.
+A network is good on scans like its training data, so degraded copies of each volume are observed
+too: in another contrast, faint, blurred, noisy, cropped, unevenly bright, coarse. Fit and interval
+are evaluated on left-out patients.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ from sslmedsam2.weights.manifest import (
 logger = logging.getLogger(__name__)
 
 N_DEGRADED: Final = 3
-"""Degraded copies of each volume; which ones is drawn from its name."""
+"""Number of degraded copies of each volume; their kinds follow from its name."""
 LEAST_PATIENTS: Final = 8
 COVERAGE: Final = 0.9
 _RIDGE = 0.3
 _LEAST_ERROR = 0.02
-"""Of a logit; smaller errors are chance."""
+"""Error of a logit; smaller ones are chance."""
 _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 Bool = npt.NDArray[np.bool_]
@@ -64,7 +64,7 @@ Bool = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Observation:
-    """The evidence of one prediction, and its true Dice. ``kind`` is how the scan was degraded."""
+    """Evidence and true Dice of one prediction; ``kind`` is the degradation of the scan."""
 
     patient: str
     name: str
@@ -76,7 +76,7 @@ class Observation:
 def observe(
     scan: Scan, *, patient: str, name: str, segmenter: CanonicalSegmenter, n_degraded: int
 ) -> Iterator[Observation]:
-    """Segment a scan and some degraded copies; those without a mask are left out."""
+    """Segment a scan and some degraded copies; predictions without a mask are left out."""
     order = [str(kind) for kind in random_of(patient + name).permutation(list(DEGRADATIONS))]
     for kind in (ORIGINAL, *order[:n_degraded]):
         copy = degraded(scan, kind=kind, seed=f"{patient}/{name}/{kind}")
@@ -103,9 +103,9 @@ def observe_images(
 
 
 def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calibration:
-    """Calibrate the one model of a folder on labelled scans, and write ``confidence.json``.
+    """Calibrate the only model of a folder on labelled scans, and write ``confidence.json``.
 
-    Whether the model looks twice where it is unsure stays as its present calibration says.
+    ``sure_from`` of its present calibration is kept.
 
     Raises UsageError: there are several models, or fewer than `LEAST_PATIENTS` patients;
     InputError, ModelError, OutputError: a scan, the model or the model's folder cannot be used.
@@ -128,9 +128,9 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
 
 
 def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calibration:
-    """Fit the estimate and its interval; the calibration is of no checkpoint yet.
+    """Fit the estimate and its interval; the checkpoints of the calibration are not set.
 
-    ``sure_from`` is what the observations were made with.
+    ``sure_from`` is the value with which the observations were made.
 
     Raises UsageError: there are fewer than `LEAST_PATIENTS` patients.
     """
@@ -158,7 +158,7 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
 def fit_if_enough(
     observations: Sequence[Observation], *, sure_from: float = 0.0
 ) -> Calibration | None:
-    """Fit as `fit`; None, after a line that says so, if there are too few patients."""
+    """Call `fit`; return None, after a line in the log, if there are too few patients."""
     if len({one.patient for one in observations}) >= LEAST_PATIENTS:
         return fit(observations, sure_from=sure_from)
     logger.info("too few patients were left out to calibrate the estimated Dice")
@@ -166,9 +166,9 @@ def fit_if_enough(
 
 
 def patients_left_out(observations: Sequence[Observation]) -> tuple[npt.NDArray[np.float64], Bool]:
-    """Return the estimate of each observation, and whether its interval holds the true Dice.
+    """Return the estimate of each observation, and whether its interval contains the true Dice.
 
-    Both are made without the observation's own patient.
+    Both are fitted without the patient of the observation.
     """
     features, wanted, patients = _arrays(observations)
     left_out = _left_out(features, wanted, patients)
@@ -186,7 +186,7 @@ def _arrays(observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray
 
 
 def _left_out(features: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> np.ndarray:
-    """Return for each observation what a fit to the other patients says."""
+    """Return for each observation the estimate of a fit to the other patients."""
     said = np.empty(len(wanted))
     for patient in set(patients.tolist()):
         held = patients == patient
@@ -196,7 +196,7 @@ def _left_out(features: np.ndarray, wanted: np.ndarray, patients: np.ndarray) ->
 
 
 def add_calibration(model_dir: Path, calibration: Calibration, *, folds: Sequence[str]) -> None:
-    """Write ``confidence.json`` into a model folder, and list it in the manifest beside that.
+    """Write ``confidence.json`` into a model folder, and list it in the manifest.
 
     Raises ModelError: the manifest cannot be used; OutputError: a file cannot be written.
     """
@@ -224,7 +224,7 @@ def _check_patients(patients: Collection[str]) -> int:
 
 
 def _linear(features: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray]:
-    """Fit a ridge regression whose weights keep their signs, a few outliers weighing little."""
+    """Fit a robust ridge regression whose weights have given signs."""
     middle, spread = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-3)
     scaled = np.column_stack([(features - middle) / spread, np.ones(len(wanted))])
     n = scaled.shape[1]
@@ -259,12 +259,12 @@ class _Interval:
 
 
 def _interval(fitted: np.ndarray, wanted: np.ndarray) -> _Interval:
-    """Return a conformal interval whose width follows the usual error at each fitted value."""
+    """Return a conformal interval; its width follows the typical error at each fitted value."""
     residuals = wanted - fitted
     sizes = np.log(np.maximum(np.abs(residuals), _LEAST_ERROR))
     design = np.column_stack([np.ones(len(fitted)), fitted])
     intercept, slope = (float(one) for one in np.linalg.lstsq(design, sizes, rcond=None)[0])
-    # Poor masks are estimated worse, never better.
+    # The error of poor masks must not be smaller than that of good ones.
     if slope > 0:
         intercept, slope = float(sizes.mean()), 0.0
     fitted_range = float(fitted.min()), float(fitted.max())
@@ -277,7 +277,7 @@ def _interval(fitted: np.ndarray, wanted: np.ndarray) -> _Interval:
 
 
 def _covered(fitted: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> Bool:
-    """Tell which observations lie in the interval that the other patients give."""
+    """Return which observations lie in the interval fitted to the other patients."""
     covered = np.zeros(len(wanted), bool)
     for patient in set(patients.tolist()):
         held = patients == patient

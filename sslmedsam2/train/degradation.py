@@ -1,4 +1,4 @@
-"""Scans degraded on purpose, so that a good network is wrong on some of them."""
+"""Degraded copies of scans, on some of which a good network fails."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Scan:
 
 
 def degraded(scan: Scan, *, kind: str, seed: str) -> Scan:
-    """Return a copy degraded in one of `DEGRADATIONS`, or the ``original``."""
+    """Return a copy degraded by one of `DEGRADATIONS`, or the scan itself for ``original``."""
     if kind == ORIGINAL:
         return scan
     return DEGRADATIONS[kind](scan, random_of(seed))
 
 
 def random_of(name: str) -> np.random.Generator:
-    """Return a generator that depends on the name alone."""
+    """Return a random generator that depends only on the name."""
     return np.random.default_rng(zlib.crc32(name.encode("utf-8", "backslashreplace")))
 
 
 def _range(scan: Scan) -> tuple[float, float]:
-    """Return the darkest value and the span to the brightest, without the extremes."""
+    """Return the 1st percentile and the distance from there to the 99th."""
     low, high = (float(v) for v in np.percentile(scan.array_zyx[::2, ::2, ::2], (1, 99)))
     return low, max(high - low, 1e-6)
 
@@ -61,14 +61,14 @@ def _inverted(scan: Scan, _: np.random.Generator) -> Scan:
 
 
 def _through(scan: Scan, knots: np.ndarray, values: np.ndarray) -> Scan:
-    """Send intensities through a curve on [0, 1]; air stays dark."""
+    """Map intensities by a curve on [0, 1]; air stays dark."""
     low, span = _range(scan)
     unit = np.clip((scan.array_zyx - low) / span, 0, 1)
     return _with(scan, low + span * np.interp(unit, knots, values) * np.clip(unit / 0.1, 0, 1))
 
 
 def _faint(scan: Scan, random: np.random.Generator) -> Scan:
-    """Give the liver nearly the brightness of what surrounds it."""
+    """Shift the liver to about the brightness of its surroundings."""
     low, span = _range(scan)
     ring = ndimage.binary_dilation(scan.liver_zyx, iterations=6) & ~scan.liver_zyx
     ring &= scan.array_zyx > low + 0.1 * span
@@ -87,7 +87,7 @@ def _blurred(scan: Scan, random: np.random.Generator) -> Scan:
 
 
 def _noisy(scan: Scan, random: np.random.Generator) -> Scan:
-    """Add noise as in magnitude images."""
+    """Add Rician noise, that of magnitude images."""
     low, span = _range(scan)
     sigma = random.uniform(0.08, 0.5) * span
     real = scan.array_zyx - low + random.normal(0, sigma, scan.array_zyx.shape)
@@ -95,7 +95,7 @@ def _noisy(scan: Scan, random: np.random.Generator) -> Scan:
 
 
 def _cropped(scan: Scan, random: np.random.Generator) -> Scan:
-    """Cut the scan off within the liver, from above, below or a side."""
+    """Crop the scan within the liver, from above, below or a side."""
     axis = int(random.choice([0, 0, 2]))
     others = tuple(other for other in range(3) if other != axis)
     along = np.flatnonzero(scan.liver_zyx.any(axis=others))
@@ -139,4 +139,4 @@ DEGRADATIONS: Final[dict[str, Callable[[Scan, np.random.Generator], Scan]]] = {
     "biased": _biased,
     "coarse": _coarse,
 }
-"""By what a degraded copy is named."""
+"""Each kind of degradation, by name."""

@@ -24,10 +24,11 @@ _AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 @dataclass(frozen=True)
 class FoldScore:
-    """Score of a network on one image: a fold's on a case that it was not trained on.
+    """Score of a network on one image.
 
-    ``fold`` is None for a model of several folds, or of their mean.
-    Where it found no liver, the distances are the scan's diagonal, as in ``evaluate``.
+    ``fold`` is None for a model of several folds, or of their mean; otherwise the fold was not
+    trained on the case. If no liver was found, the distances are the diagonal of the scan, as in
+    ``evaluate``.
     """
 
     case: str

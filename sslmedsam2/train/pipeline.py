@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 FINAL_FOLD = "all"
 
 _MANY_CONTRASTS = 0.3
-"""Share of patches in a random contrast from which a network knows scans of inverted contrast."""
+"""With this share of patches in a random contrast, a network knows scans of inverted contrast."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class TrainOptions:
         Case folders with ``<SEQ>.nii.gz``, ``mask_<SEQ>.nii.gz`` and, optionally,
         ``organs_<SEQ>.nii.gz``.
     also_dirs
-        More labelled data of the same layout: trained on in every fold, never scored.
+        More labelled data of the same layout, used for training in every fold and never scored.
     share
         Share of patches from ``data_dir`` if there are ``also_dirs``.
     folds
@@ -82,18 +82,17 @@ class TrainOptions:
     epochs, final_epochs
         Length of each fold and of the final network.
     start
-        A checkpoint of the same plans, trained on none of these data, that every fold starts from.
+        Initial checkpoint of every fold, of the same plans and trained on none of these data.
     warm_start
-        A checkpoint of the same plans that the final network starts from; None for that of the
-        first fold.
+        Initial checkpoint of the final network, of the same plans; None for that of the first fold.
     weights_dir
         Where to freeze the final network under ``name``; None to leave it in ``work_dir``.
     contrast_probability
-        Share of the patches that are repainted with a random contrast: high for a network that
-        has to serve contrasts without labels, low to be precise on those that have some.
+        Share of patches with a random contrast: high for a network that has to serve sequences
+        without labels, low for best accuracy on those with labels.
     learning_rate
-        At the start; it falls to zero over the training. A network that goes on from a warm start
-        keeps more of it with a lower one.
+        Initial value; it falls to zero over the training. A lower one preserves more of a warm
+        start.
     deterministic
         Give the same weights each time on the same hardware, which is slower.
     gpus
@@ -145,7 +144,7 @@ class FoldRecord:
 
 
 def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
-    """Train, score, freeze; every finished part is kept when the command is run again.
+    """Train, score and freeze; another call keeps the parts that are finished.
 
     Returns the cross-validation scores, which are also written to
     ``work_dir/cross_validation.json``; None if a signal stopped it, after the epoch in progress.
@@ -153,8 +152,8 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     Raises
     ------
     UsageError
-        Too few labelled cases for ``folds``, the device or so many GPUs are not there, or
-        ``work_dir`` holds a training on other data or folds, or with other settings.
+        Too few labelled cases for ``folds``, a missing device or too few GPUs, or ``work_dir``
+        holds a training on other data or folds, or with other settings.
     InputError, ModelError
         See :mod:`sslmedsam2.nnunet` and :mod:`sslmedsam2.weights`.
     """
@@ -259,7 +258,7 @@ def _refuse_other_settings(
 
 
 def _sure_from(options: TrainOptions) -> float:
-    """Return the promised Dice below which the network is to see a scan inverted as well."""
+    """Return the promised Dice below which the network also segments the inverted scan."""
     return SURE_FROM if options.contrast_probability >= _MANY_CONTRASTS else 0.0
 
 
@@ -282,7 +281,7 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
 
 
 def _check_patients(images: Sequence[ImageFile], also: Sequence[ImageFile]) -> None:
-    """Refuse a patient of ``--also`` who is validated on, and two images under one name."""
+    """Refuse a patient of ``--also`` who is used for validation, and two images of one name."""
     known = {names.identity_key(image.case): image for image in images}
     keys: set[str] = set()
     for image in also:
@@ -305,7 +304,7 @@ def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:
 def _cross_validate(
     images: Sequence[ImageFile], *, splits: Sequence[dict[str, list[str]]], options: TrainOptions
 ) -> tuple[tuple[FoldScore, ...], list[Observation]]:
-    """Score each fold, and observe it on degraded copies if that is enough to calibrate."""
+    """Score each fold and, if there are enough patients to calibrate, observe degraded copies."""
     n_patients = len({image.case for image in images})
     is_calibrated = options.weights_dir is not None and n_patients >= LEAST_PATIENTS
     by_key = {case_key(image): image for image in images}
