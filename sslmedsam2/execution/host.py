@@ -1,9 +1,9 @@
-"""Limits that the machine or the container sets for this process, and how to keep them.
+"""Limits that the machine or the container sets for this process, and how to respect them.
 
-Each numerical library starts one thread for each processor that it sees, and none of them reads the
-limit on processes of a container: on a large host, the import alone exceeds a limit of 128. No
-single setting applies to all of them, but all count the processors that the process may run on. So
-these are limited, once, before any of the libraries is loaded.
+Each numerical library starts one thread for each processor, and none of them reads the limit on
+processes of a container: on a large host, importing them exceeds a limit of 128. No single setting
+applies to all libraries, but all count the processors that the process may run on. So these are
+limited once, before any library is loaded.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _UNLIMITED_BYTES: Final = 1 << 60
 """Above this, version 1 of the control groups means that there is no limit."""
 
 _SCANT_MEMORY_BYTES: Final = 10**9
-"""What `predict` takes of a scan of ordinary size leaves little of it."""
+"""With less memory than this, `predict` may fail on a scan of ordinary size."""
 
 _THREADS_PER_PROCESSOR: Final = 4
-"""OpenVINO's, torch's, and those of the two OpenBLAS that numpy and scipy bring."""
+"""Of OpenVINO, torch, and the OpenBLAS libraries of numpy and scipy."""
 
 _OTHER_THREADS: Final = 32
-"""Reader, writer, those of a GPU's driver, and what else runs in the container."""
+"""Threads of reader, writer and GPU driver, and other processes in the container."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Of glibc's ``mallopt``."""
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """What the control groups allow; None where they set no limit, or cannot be read.
+    """Limits of the control groups; None for no limit, or if it cannot be read.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def read_limits(*, cgroups: Path = _CGROUPS, own_cgroup: Path = _OWN_CGROUP) -> 
 
 
 def usable_processors(limits: Limits, *, allowed: int) -> int:
-    """Return on how many of the ``allowed`` processors the limits let every library run.
+    """Return how many of the ``allowed`` processors can be used within the limits.
 
     >>> usable_processors(Limits(None, None, None, 128, 3), allowed=64)
     24
@@ -96,7 +96,7 @@ def usable_processors(limits: Limits, *, allowed: int) -> int:
 
 
 def processor_count() -> int:
-    """Return on how many processors this process may run."""
+    """Return the number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -108,11 +108,11 @@ def in_container() -> bool:
 
 
 def keep_to_limits() -> None:
-    """Run on no more processors than `usable_processors`; call it before loading any library.
+    """Restrict the process to `usable_processors`; call it before any library is loaded.
 
-    They are drawn by lot, so that containers side by side do not all take the same ones. Nothing
-    happens on a system that does not let a process choose its processors. A limit on memory that
-    hardly suffices is logged, since the system ends without a message what exceeds it.
+    The processors are chosen at random, so that several containers do not all use the same ones.
+    Nothing is done on systems where a process cannot choose its processors. A low limit on memory
+    is logged, because the system kills a process that exceeds it without a message.
     """
     limits = read_limits()
     if limits.memory_bytes is not None and limits.memory_bytes < _SCANT_MEMORY_BYTES:
@@ -131,11 +131,10 @@ def keep_to_limits() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, for the next step to use again.
+    """Let glibc keep freed memory of this process for reuse; other C libraries are not changed.
 
-    A step's activations are large, and glibc would hand each back to the system, which clears it
-    page by page when the next step asks for it: a quarter of an iteration. Other C libraries are
-    left as they are.
+    Otherwise glibc returns the large activations of each step to the system, which clears them page
+    by page for the next step: a quarter of the time of an iteration.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -146,10 +145,10 @@ def keep_freed_memory() -> None:
 
 
 def _folders(controller: str, *, cgroups: Path, own_cgroup: Path) -> Iterator[Path]:
-    """Yield where a controller may keep this process's limits, the innermost folder first.
+    """Yield the folders that may hold the limits of this process, the innermost first.
 
-    Inside a container the path in ``own_cgroup`` is often the host's and leads nowhere; the
-    container's own group then lies at the root.
+    Inside a container the path in ``own_cgroup`` is often that of the host and does not exist; the
+    group of the container then lies at the root.
     """
     try:
         lines = own_cgroup.read_text(encoding="utf-8").splitlines()

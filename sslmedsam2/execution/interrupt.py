@@ -17,22 +17,21 @@ _active: StopRequest | None = None
 
 
 class StopRequest:
-    """Whether the run is to end; true once that is so.
+    """Becomes true when the run is to end.
 
-    ``also`` is another reason to end, asked each time; it may be called in any thread.
+    ``also`` is a further condition, evaluated each time; it may be called in any thread.
     """
 
     def __init__(self, also: Callable[[], bool] = lambda: False) -> None:
-        """Start without a request."""
         self._event = threading.Event()
         self._also = also
 
     def __bool__(self) -> bool:
-        """Return whether a stop was asked for."""
+        """Return whether a stop was requested."""
         return self._event.is_set() or self._also()
 
     def set(self) -> None:
-        """Ask for a stop."""
+        """Request a stop."""
         self._event.set()
 
 
@@ -40,8 +39,8 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second one ends the process at once.
 
-    Within another such context it is that one's request, so that two signals are enough there too.
-    Signals reach the main thread only; in any other thread the request just stays unset.
+    A nested context shares the request of the outer one, so that two signals are enough there too.
+    Signals reach the main thread only; in other threads the request is never set by a signal.
     """
     global _active
     if threading.current_thread() is not threading.main_thread():
@@ -79,7 +78,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def _in_child(number: int) -> None:
-    """Handle a signal in a forked loader: Ctrl-C, which all processes get, is the parent's."""
+    """Handle a signal in a forked loader: SIGINT is ignored, since the parent gets it too."""
     if number != signal.SIGINT:
         signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(signal.Signals(number))

@@ -20,20 +20,20 @@ Result = TypeVar("Result")
 
 
 class Work(ABC, Generic[Unit, Result]):
-    """How the units of one run are done, in three steps that overlap between units.
+    """How to process the units of one run, in three steps that overlap between units.
 
-    ``load`` runs in a thread beside the network, ``compute`` always in one and the same thread,
-    ``finish`` in a third; each takes what the one before returned. An object travels to workers as
-    a pickle before it is set up, so until then it holds paths and settings, and no array.
+    ``load`` and ``finish`` run in threads of their own, ``compute`` always in the same thread. Each
+    step takes what the one before returned. A work is sent to workers as a pickle before it is set
+    up, so until then it holds paths and settings, but no arrays.
 
     Attributes
     ----------
     shared_dir
-        The folder that results go to; workers must see the very same one.
+        The folder for results; all workers must see the same one.
     wants_gpu
-        Whether a unit takes a GPU where workers have one.
+        Whether a unit uses a GPU if a worker has one.
     whole_worker
-        A worker has one unit of this kind at a time, not one in each step.
+        Whether a worker processes one unit at a time, instead of one in each step.
     """
 
     shared_dir: Path
@@ -42,18 +42,18 @@ class Work(ABC, Generic[Unit, Result]):
 
     @abstractmethod
     def name_of(self, unit: Unit) -> str:
-        """Return what messages call a unit."""
+        """Return the name of a unit in messages."""
 
     def files_of(self, _unit: Unit) -> Sequence[Path]:
-        """Return what a worker has to see before it begins with a unit."""
+        """Return the files that must exist before a unit is started."""
         return ()
 
     @abstractmethod
     def set_up(self) -> Any:
         """Load what all units share, once in each process.
 
-        Returns what the results depend on besides the settings, such as the device. Its text tells
-        workers apart: those that say something else than the first one get no units.
+        Returns what the results depend on besides the settings, such as the device. Workers that
+        return something else than the first one, compared as text, get no units.
         """
 
     def load(self, unit: Unit) -> Any:
@@ -62,10 +62,10 @@ class Work(ABC, Generic[Unit, Result]):
 
     @abstractmethod
     def compute(self, loaded: Any, stop: StopRequest) -> Any:
-        """Run the network; what takes long ends early once ``stop`` is true."""
+        """Run the network; long computations return early when ``stop`` becomes true."""
 
     def finish(self, computed: Any) -> Result:
-        """Write the results and return what the caller needs to know: small, no arrays."""
+        """Write the results and return a small summary without arrays."""
         result: Result = computed
         return result
 
@@ -77,7 +77,7 @@ class Executor(Protocol):
     """Where units are computed: :class:`ThisProcess`, or the workers of a Dask cluster."""
 
     def open(self, work: Work[Any, Any]) -> AbstractContextManager[Any]:
-        """Set ``work`` up for as long as the context lasts; gives what its set-up returned."""
+        """Set ``work`` up while the context is open; gives what `Work.set_up` returned."""
 
     def map(
         self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
@@ -85,7 +85,7 @@ class Executor(Protocol):
         """Yield each unit of an open ``work`` with its result or error, until done or stopped."""
 
     def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
-        """Call a function where the units are computed."""
+        """Call a function where the units are computed, and return its result."""
 
 
 def duration(seconds: float) -> str:
@@ -96,10 +96,9 @@ def duration(seconds: float) -> str:
 def map_units(
     work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest, executor: Executor
 ) -> list[tuple[Unit, Result]]:
-    """Set ``work`` up, do all units, in any order, until done or stopped.
+    """Set ``work`` up and process all units, in any order, until done or stopped.
 
-    Raises SslMedSam2Error: the set-up failed, or a unit; on a cluster all other units are done
-    before.
+    Raises SslMedSam2Error: the set-up or a unit failed; on a cluster, after all other units.
     """
     with executor.open(work):
         results = executor.map(work, units, stop=stop)
@@ -109,7 +108,7 @@ def map_units(
 def all_or_error(
     results: Iterable[tuple[Unit, Result | SslMedSam2Error]],
 ) -> list[tuple[Unit, Result]]:
-    """Wait for all units, then return the results, or raise the errors as one."""
+    """Wait for all units, then return the results, or raise their errors as one error."""
     found: list[tuple[Unit, Result]] = []
     errors: list[SslMedSam2Error] = []
     for unit, result in results:
@@ -126,7 +125,7 @@ def all_or_error(
 
 
 class ThisProcess:
-    """While one unit computes, the next is read and the last is written, in one thread each."""
+    """Processes units here; threads read the next unit and write the last one meanwhile."""
 
     @contextmanager
     def open(self, work: Work[Any, Any]) -> Iterator[Any]:
@@ -140,14 +139,14 @@ class ThisProcess:
     def map(
         self, work: Work[Unit, Result], units: Sequence[Unit], *, stop: StopRequest
     ) -> Iterator[tuple[Unit, Result | SslMedSam2Error]]:
-        """Yield the results in order; what a step raises ends the run."""
+        """Yield the results in order; an error of a step ends the run."""
         with ThreadPoolExecutor(1, "writer") as writer:
             writing: tuple[Unit, Future[Result]] | None = None
             for unit, loaded in read_ahead(units, lambda unit: (unit, work.load(unit))):
                 if stop:
                     break
                 computed = work.compute(loaded, stop)
-                # One write at a time: more would only hold more volumes in memory.
+                # Only one write at a time, so that few volumes are in memory.
                 if writing is not None:
                     yield writing[0], writing[1].result()
                 writing = unit, writer.submit(work.finish, computed)
@@ -160,10 +159,10 @@ class ThisProcess:
 
 
 def read_ahead(items: Iterable[Item], load: Callable[[Item], Loaded]) -> Iterator[Loaded]:
-    """Yield what ``load`` makes of each item, in order, with one more being loaded in a thread.
+    """Yield the result of ``load`` for each item, in order; the next one is loaded in a thread.
 
-    No more than that: each may fill a good part of the memory. An error of ``load`` is raised in
-    its item's turn and ends the iteration; ``items`` is drawn from in the caller's thread.
+    Only one is loaded ahead, because each may be large. An error of ``load`` is raised in the turn
+    of its item and ends the iteration. ``items`` is iterated in the caller's thread.
     """
     with ThreadPoolExecutor(1, "reader") as reader:
         ahead: Future[Loaded] | None = None

@@ -1,4 +1,4 @@
-"""Scans of an input path: studies by the rules of the challenge, and DICOM series.
+"""Scans of an input path: files by the rules of `sslmedsam2.contract`, and DICOM series.
 
 pydicom is imported only if there are DICOM files. Messages about DICOM contain no file names, see
 :mod:`sslmedsam2.dicom.discovery`.
@@ -31,7 +31,7 @@ from sslmedsam2.reporting.volume_table import csv_text
 logger = logging.getLogger(__name__)
 
 DICOM_SCHEME = "dicom:"
-"""Begins the input name of a DICOM series; the rest is its neutral name."""
+"""Prefix of the input name of a DICOM series; the rest is its neutral name."""
 
 _KEY_COLUMNS = (
     "case",
@@ -52,24 +52,27 @@ def input_name(path: Path, root: Path) -> str:
 
 @dataclass(frozen=True)
 class Inputs:
-    """``dicom`` is None where there is none, or where it cannot be read and is not alone."""
+    """All scans of an input.
+
+    ``dicom`` is None without DICOM, or if there are other files and DICOM cannot be read.
+    """
 
     studies: Discovery
     dicom: DicomDiscovery | None
 
     @property
     def dicom_rows(self) -> tuple[SeriesRow, ...]:
-        """What became of every DICOM series."""
+        """A row for every DICOM series."""
         return self.dicom.rows if self.dicom else ()
 
     @property
     def left_out(self) -> tuple[LeftOut, ...]:
-        """Files, other than DICOM, that are or look like images and are not used."""
+        """Files other than DICOM that are or may be images and are not used."""
         return self.studies.left_out
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For information; no action is needed."""
+        """Lines for information; no action is needed."""
         said = {note.partition(": ")[0] for note in self.studies.notes}
         files = (
             f"{one.path} is left out: {one.reason}"
@@ -93,10 +96,10 @@ def find_inputs(
     sequences: tuple[str, ...] | None,
     sequence_map: SequenceMap = NO_MAP,
 ) -> Inputs:
-    """List everything below a path that may be segmented; ``only`` these parts of it, if any.
+    """List all scans below a path, or in the parts ``only`` of it.
 
-    Raises NoInputError: as :func:`find_studies`; UsageError: there is nothing but DICOM, and the
-    packages that read it are not installed.
+    Raises NoInputError: as :func:`find_studies`; UsageError: there is only DICOM, and the packages
+    to read it are not installed.
     """
     found = _find(input_path, only, sequences=sequences, sequence_map=sequence_map)
     used = found.dicom.used_keys if found.dicom else None
@@ -105,7 +108,7 @@ def find_inputs(
 
 
 def with_archives(found: Inputs, opened: OpenedInput) -> Inputs:
-    """Add the archives that cannot be used, and those without an image."""
+    """Return the inputs with the archives that cannot be used, and those without an image."""
     studies = found.studies
     images = [
         *(image.path for image in studies.series),
@@ -166,10 +169,10 @@ def list_dicom(
     sequences: tuple[str, ...] | None,
     sequence_map: SequenceMap = NO_MAP,
 ) -> DicomDiscovery:
-    """Decide what each DICOM series below a path is, as `find_inputs` does.
+    """List the DICOM series below a path, with sequence and use as `find_inputs` finds them.
 
-    Raises NoInputError: there is no such path, or no DICOM file there; UsageError: the packages
-    that read DICOM are not installed.
+    Raises NoInputError: the path does not exist or holds no DICOM file; UsageError: the packages to
+    read DICOM are not installed.
     """
     if not input_path.exists():
         raise NoInputError(
@@ -188,11 +191,11 @@ def list_dicom(
 
 
 def write_key(found: DicomDiscovery, path: Path) -> int:
-    """Write which patient, study and series each neutral name stands for; return how many.
+    """Write the patient, study and series of each neutral name; return the number of rows.
 
     The key is a CSV file that only its owner may read. An earlier key is replaced.
 
-    Raises UsageError: another file has this name; OutputError: it cannot be written.
+    Raises UsageError: another file has this name; OutputError: the file cannot be written.
     """
     rows = [
         dict(zip(_KEY_COLUMNS, (case, series, *astuple(identity)), strict=True))
@@ -249,9 +252,9 @@ def dicom_input_name(case: str, series: str) -> str:
 
 
 def dicom_series(named: NamedVolume) -> ImageFile:
-    """Return a DICOM volume as the contract's series.
+    """Return a DICOM volume as an `ImageFile`.
 
-    One without a sequence is a case of its own, as a file without a sequence name is.
+    A volume without a sequence is a case of its own, like a file without a sequence name.
     """
     volume, sequence = named.volume, named.row.sequence
     case = volume.case if sequence else f"{volume.case}_{volume.series}"
@@ -259,22 +262,21 @@ def dicom_series(named: NamedVolume) -> ImageFile:
 
 
 class InputImages:
-    """Reads the images of a run again, by their input names in ``run_report.json``."""
+    """Reads the images of a run by their input names in ``run_report.json``."""
 
     def __init__(self, input_dir: Path) -> None:
-        """Remember the folder; nothing is read yet."""
         self._input_dir = input_dir
         self._archives = open_archives(input_dir)
 
     def read(self, input_name: str) -> Volume:
         """Read an image.
 
-        Raises InputError: it is not there or cannot be read; UsageError: it is DICOM, and the
-        packages that read it are not installed.
+        Raises InputError: it does not exist or cannot be read; UsageError: it is DICOM, and the
+        packages to read DICOM are not installed.
         """
         if not input_name.startswith(DICOM_SCHEME):
             path = self._input_dir / input_name
-            # A file in an archive has none of its own.
+            # A file in an archive has no folder on the disk.
             in_archive = path.parent != self._input_dir and not path.parent.is_dir()
             return read_volume(self._unpacked / input_name if in_archive else path)
         name = input_name.removeprefix(DICOM_SCHEME)
@@ -299,7 +301,7 @@ class InputImages:
 
     @cached_property
     def _unpacked(self) -> Path:
-        """The folder with its archives unpacked, as long as this object lives."""
+        """The folder with its archives unpacked, for the lifetime of this object."""
         return self._archives.__enter__().path
 
 
@@ -308,7 +310,7 @@ def _impostors(files: DicomFiles) -> str:
 
 
 def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
-    """Drop what the contract's rules say of DICOM files and of the folders that hold them."""
+    """Drop messages of the rules for files about DICOM files and the folders that hold them."""
     folders = {folder for path in files.files for folder in path.parents}
     named = {str(path) for path in files.files}
     return replace(
@@ -319,7 +321,7 @@ def _beside(files: DicomFiles, studies: Discovery) -> Discovery:
             if not (problem.kind == "empty_case" and Path(problem.subject) in folders)
         ),
         left_out=tuple(one for one in studies.left_out if str(one.path) not in named),
-        # Where the contract's rules find nothing, all they can say is of folders of DICOM files.
+        # If the rules for files find nothing, all their notes are about folders of DICOM files.
         notes=tuple(
             note
             for note in studies.notes

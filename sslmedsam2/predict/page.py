@@ -1,7 +1,7 @@
 """``report``: write the results page of a finished run.
 
-``run_report.json`` names the series. Their masks are in the folder of the run, their images in the
-input folder. Series are read one at a time; one that cannot be read is shown with its reason.
+``run_report.json`` lists the series. Their masks are in the folder of the run, their images in the
+input folder. Series are read one at a time; one that cannot be read is shown with the reason.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ _LISTED_REFERENCES = 5
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What ``report`` is asked to do.
+    """Options of ``report``.
 
     Attributes
     ----------
     run_dir
         The output folder of ``predict``.
     input_path
-        What ``predict`` was given as input; None to show previews in place of volumes.
+        The input of ``predict``; None to show previews instead of volumes.
     references
         Folder of reference masks, or None.
     output_dir
@@ -74,7 +74,7 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """Where the page is and what it shows, worst first."""
+    """Path and entries of a page, worst first."""
 
     index_path: Path
     entries: tuple[PageEntry, ...]
@@ -88,7 +88,7 @@ class WrittenPage:
 
 @dataclass(frozen=True)
 class _Reference:
-    """A reference's score, and where it lies if it is on the prediction's grid."""
+    """The score of a reference, and its path if it is on the grid of the prediction."""
 
     name: str
     score: PageScore
@@ -96,12 +96,12 @@ class _Reference:
 
 
 def report(options: ReportOptions) -> WrittenPage:
-    """Write the page of a run; a series that cannot be read says so, and the others go on.
+    """Write the page of a run; a series that cannot be read is shown with the reason.
 
     Raises
     ------
     NoInputError
-        No usable ``run_report.json``, no such input folder, or no reference masks in theirs.
+        No usable ``run_report.json``, no such input folder, or no reference masks.
     OutputError
         The page cannot be written.
     """
@@ -121,10 +121,9 @@ def write_results_page(
     preview_of: Callable[[SeriesResult], Path],
     downloads: Mapping[str, str],
 ) -> WrittenPage:
-    """Write the page of any run that left masks; raises as `report` does.
+    """Write the page of any run with masks; raises as `report` does.
 
-    ``preview_of`` says where the preview of a result lies; ``downloads`` are the text files that
-    the page offers, by name.
+    ``preview_of`` returns the path of a preview; ``downloads`` are text files to offer, by name.
     """
     input_dir = _input_dir(options.input_path)
     references, notes = _references(options)
@@ -160,9 +159,9 @@ def write_results_page(
 
 
 def report_or_none(options: ReportOptions) -> WrittenPage | None:
-    """Write the page of a run that has just ended; None, and a warning, where that fails.
+    """Write the page of a run that has just ended; a failure is logged, and None returned.
 
-    The masks are good without it, so that no error may reach the run.
+    The run itself does not fail for its page.
     """
     try:
         return report(options)
@@ -189,7 +188,7 @@ class _ViewWriter:
         self._folders = (run_dir, input_dir)
 
     def add(self, entry: PageEntry, *, reference_path: Path | None) -> PageEntry:
-        """Write the script of a series and return the entry with what it shows."""
+        """Write the script of a series and return the completed entry."""
         result = entry.result
         try:
             mask = read_mask(self._run_dir / result.output_path) if result.output_path else None
@@ -200,7 +199,7 @@ class _ViewWriter:
                 note = unread or volumes.note
                 return replace(entry, shown="volumes", view_note=note)
         except InputError as error:
-            # That a series without a mask cannot be read is what the run itself reports.
+            # If there is no mask, the report of the run says why already.
             reason = _without_folders(str(error), self._folders)
             if result.output_path:
                 entry = replace(entry, problem=reason)
@@ -217,7 +216,7 @@ class _ViewWriter:
         return replace(entry, shown="preview")
 
     def _image(self, result: SeriesResult, mask: MaskVolume | None) -> tuple[Volume, str]:
-        """Return the image, or a black one for a guess whose image is unreadable, and why."""
+        """Return the image and a note; for a guess of an unreadable image, a black one."""
         assert self._images is not None
         try:
             return _as_seen(self._images.read(result.input_path)), ""
@@ -280,7 +279,7 @@ def _input_dir(path: Path | None) -> Path | None:
 
 
 def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tuple[str, ...]]:
-    """Score the references; return them by what they are masks of, and notes for the page."""
+    """Score the references; return them by case and sequence, and notes for the page."""
     if options.references is None:
         return {}, ()
     find_references(options.references)
@@ -318,7 +317,7 @@ def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
 
 
 def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
-    """Shorten paths to what follows the folder: the page tells nothing about the machine."""
+    """Make paths relative to the folders: the page must not show paths of the machine."""
     for folder in folders:
         if folder is not None:
             text = text.replace(f"{folder}/", "")
@@ -326,7 +325,7 @@ def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
 
 
 def _named(result: SeriesResult) -> ImageFile:
-    """Return the series as the contract knows it: no sequence is None there."""
+    """Return the series of a result as an `ImageFile`, where no sequence is None."""
     sequence = result.sequence if result.sequence in names.SEQUENCES else None
     return ImageFile(
         case=result.case,
@@ -341,7 +340,7 @@ def _mask_key(result: SeriesResult) -> MaskKey:
 
 
 def _as_seen(image: Volume) -> Volume:
-    """Return an image as ``predict`` sees it: a CT is clipped to the abdominal window."""
+    """Return an image as ``predict`` uses it: a CT is clipped to the abdominal window."""
     return replace(
         image, array_zyx=window_if_hounsfield(image.array_zyx, modality=image.modality)[0]
     )

@@ -1,9 +1,8 @@
 """``predict``: find the studies, segment each series, write masks, previews and the report.
 
 The executor computes the series: by default this process, which reads the next one and writes the
-last while the network works. The report is rewritten after each series, so that a kill loses
-nothing; of a long list less often, or most of the time would go into it, and what a kill loses then
-is done again.
+last one while the network works. The report is rewritten after each series (in a long run less
+often), so that a run that was killed can be resumed.
 """
 
 from __future__ import annotations
@@ -93,25 +92,25 @@ _RECORDED_OPTIONS = (
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """What ``predict`` is asked to do.
+    """Options of ``predict``.
 
     Attributes
     ----------
     model_dir
         None to search the usual places, see :mod:`sslmedsam2.weights.locate`.
     second_view
-        Average with inverted contrast where the network is unsure, if the model is made for it.
+        Average with inverted contrast if the network is unsure and the model supports it.
     sequences
         Canonical names; None for those that the challenge scores.
     on_failure
-        ``fallback`` writes a valid, flagged best guess where a series fails; ``skip`` nothing;
-        ``auto`` a guess for the sequences of the challenge in its container only.
+        ``fallback`` writes a valid, flagged guess if a series fails; ``skip`` writes nothing;
+        ``auto`` writes a guess only for the sequences of the challenge in its container.
     resume
-        Keep what an earlier run with the same model and options has completed.
+        Keep complete results of an earlier run with the same model and options.
     mask_dtype
         ``uint8``, or ``input`` for the voxel type of each image.
     sequence_map
-        From DICOM series to sequences, see :mod:`sslmedsam2.contract.sequence_map`.
+        Sequences of DICOM series and files, see :mod:`sslmedsam2.contract.sequence_map`.
     dicom_seg
         Write a DICOM-SEG beside the mask of each DICOM series.
     statistics
@@ -121,15 +120,15 @@ class PredictOptions:
     strict
         Count a mask with status ``check`` as a failure.
     mask_file
-        Where the mask of the only scan goes; None for the places of ``layout``.
+        Path of the mask of the only scan; None for the paths of ``layout``.
     only
-        The files and folders below ``input_path`` to segment; none for all.
+        The files and folders below ``input_path`` to segment; empty for all.
     sequence
-        Canonical name of the sequence of all scans whose names give none; it chooses the model.
+        Canonical sequence of all scans whose names give none; it chooses the model.
     mask_format
         Extension of the masks without its dot, or ``same`` for that of each scan.
     layout, slug
-        Names and folders of the masks; the slug is that of grand-challenge.org's output.
+        Names and folders of the masks; ``slug`` names the output of grand-challenge.org.
     """
 
     input_path: Path
@@ -166,23 +165,27 @@ def predict(
 ) -> RunReport:
     """Segment everything below ``options.input_path`` and return the finished report.
 
-    ``executor`` does the series; None for this process.
+    A series that fails does not stop the others; see ``exit_code`` of the report.
 
-    A series that fails never stops the others; the report's ``exit_code`` sums up.
+    Parameters
+    ----------
+    on_result
+        Called after each series.
+    executor
+        Computes the series; None for this process.
 
     Raises
     ------
     NoInputError
-        The input path does not exist, or nothing below it can be used at all.
+        The input path does not exist, or nothing below it can be used.
     ModelError
         No usable model was found.
     UsageError
-        The device is not there, or there is nothing but DICOM and the packages that read it are
-        missing.
+        The device does not exist, or there is only DICOM and the packages to read it are missing.
     OutputError
         The output folder cannot be written.
     """
-    # The workers of a cluster see the output folder, and may not see another one.
+    # The workers of a cluster can see the output folder, and perhaps no other one.
     is_here = executor is None or isinstance(executor, ThisProcess)
     temporary = None if is_here else options.output_dir
     with open_archives(options.input_path, only=options.only, temporary=temporary) as opened:
@@ -255,10 +258,9 @@ def _predict(
 
 
 def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
-    """Raise UsageError where masks and names do not fit.
+    """Raise UsageError if a mask would overwrite a scan or another mask.
 
-    Several masks cannot go to one file; two masks cannot have one name, which `find_inputs`
-    excludes for the challenge's layout only; and no mask may have the name of a scan.
+    `find_inputs` excludes two masks of one name only in the layout of the challenge.
     """
     if options.mask_file is not None and len(targets) != 1:
         raise UsageError(
@@ -285,10 +287,7 @@ def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What there is to do, what cannot be done, and what is left out.
-
-    ``dicom`` is the table of all DICOM series.
-    """
+    """Series to segment, inputs that cannot be used, inputs left out, and all DICOM series."""
 
     targets: tuple[SeriesTarget, ...]
     problems: tuple[SeriesResult, ...]
@@ -297,7 +296,7 @@ class _Plan:
 
 
 def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]) -> _Plan:
-    """Sort what the contract's rules find, then the DICOM series, by whether a model serves it."""
+    """Sort files and DICOM series by whether a model serves them."""
     targets: list[SeriesTarget] = []
     left_out = [
         LeftOutRecord(
@@ -333,7 +332,7 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
 
 
 def _model_or_reason(target: SeriesTarget, models: Sequence[ModelLocation]) -> ModelLocation | str:
-    """Return the model that serves a series, or why there is none, which is also logged."""
+    """Return the model that serves a series, or log and return why there is none."""
     try:
         return model_for_sequence(models, target.series.sequence or ANY_SEQUENCE)
     except ModelError as error:
@@ -399,7 +398,7 @@ def _dicom_target(
 
 
 def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
-    """Report what discovery could not make a series of: a case folder, or a file in one."""
+    """Return the result of a case folder, or a file in one, that cannot be used."""
     path = Path(problem.subject)
     is_file = split_volume_name(path.name) is not None
     return _unread_result(
@@ -411,7 +410,7 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
 
 
 def _unusable_result(row: SeriesRow) -> SeriesResult:
-    """Report a DICOM series or file that should have been a volume and is none."""
+    """Return the result of a DICOM series or file that cannot be used."""
     error = InputError(
         f"{row.case}/{row.series}",
         kind="unusable_dicom",
@@ -427,10 +426,9 @@ def _unread_result(case: str, sequence: str, name: str, error: InputError) -> Se
 
 
 def _recorded_options(options: PredictOptions) -> dict[str, object]:
-    """Return the options that decide the masks; folders are the caller's own business.
+    """Return the options that decide the masks, without folders and sequence map.
 
-    So is the sequence map, whose keys may say something of a patient; what it led to is in the
-    report's list of DICOM series.
+    Keys of the sequence map may identify a patient. Its effects are in the list of DICOM series.
     """
     names = _RECORDED_OPTIONS if options.sequence is None else (*_RECORDED_OPTIONS, "sequence")
     return {name: getattr(options, name) for name in names}
@@ -447,7 +445,7 @@ def _exit_code(report: RunReport, stop: StopRequest, *, strict: bool = False) ->
         return ExitCode.SOME_CASES_FAILED
     if all(result.status in _GOOD for result in report.series):
         return ExitCode.OK
-    # What was read and failed is no fault of the input: a full disk, for one.
+    # A series with a geometry was read: its failure, such as a full disk, is not due to the input.
     if all(
         result.status is SeriesStatus.FAILED and not result.geometry for result in report.series
     ):

@@ -90,14 +90,13 @@ def keep_done(
 def reusable_result(
     target: SeriesTarget, previous: RunReport | None, *, report: RunReport
 ) -> SeriesResult | None:
-    """Return the earlier result of a series if it still stands, else None.
+    """Return the earlier result of a series if it is to be kept, else None.
 
-    It stands if it was made by the same models, engine and options as ``report`` names, and its
-    mask is there, readable, not empty and on the grid of its image, whose voxels are those that
-    it was made of. Fallbacks are tried again. A mask that a person has corrected stands whatever
-    made it, as long as the image is the same; one that may be a person's and does not stand is
-    moved aside. A preview that is missing, or shows a mask as it was before its correction, is
-    drawn anew.
+    It is kept if models, backend and options are those of ``report``, the image is the same, and
+    the mask exists, is readable, not empty and on the grid of the image. Guesses are tried again. A
+    mask that a person has corrected is kept as long as its image is the same. Other masks that a
+    person may have changed are moved aside. A preview that is missing or out of date is drawn
+    again.
 
     Raises OutputError: a mask cannot be moved aside.
     """
@@ -136,7 +135,7 @@ def _is_of(result: SeriesResult, target: SeriesTarget) -> bool:
 
 def _same_provenance(previous: RunReport, report: RunReport) -> bool:
     def provenance(run: RunReport) -> tuple[object, ...]:
-        # Neither decides a mask that the network has found.
+        # These options do not affect a mask that the network has found.
         others = ("previews", "on_failure", "sequences")
         options = {key: value for key, value in run.options.items() if key not in others}
         models = [(model.name, dict(model.sha256)) for model in run.models]
@@ -146,7 +145,7 @@ def _same_provenance(previous: RunReport, report: RunReport) -> bool:
 
 
 def _stored(target: SeriesTarget, result: SeriesResult) -> tuple[MaskVolume, Volume] | None:
-    """Return mask and image if the mask is one of the image as it is now, and not empty."""
+    """Return mask and image if the mask is not empty and was made from this image, else None."""
     try:
         mask = read_mask(target.mask_path)
         image = read_image(target)
@@ -163,9 +162,9 @@ def _stored(target: SeriesTarget, result: SeriesResult) -> tuple[MaskVolume, Vol
 
 
 def _corrected(target: SeriesTarget, result: SeriesResult, mask: MaskVolume) -> SeriesResult:
-    """Return the result of a mask that a person has corrected, with the volume that it has now.
+    """Return the result of a mask that a person has corrected, with its present volume.
 
-    ``mask_sha256`` stays that of the mask as written, so that the next run knows it as well.
+    ``mask_sha256`` remains that of the mask as written, so that the next run recognises it too.
     """
     volume_ml = mask_volume_ml(mask.array_zyx, spacing_zyx_mm=mask.geometry.spacing_zyx_mm)
     note = "manually_corrected: the mask is kept as it is"
@@ -186,7 +185,7 @@ def _corrected(target: SeriesTarget, result: SeriesResult, mask: MaskVolume) -> 
 
 
 def _missing_beside(target: SeriesTarget, result: SeriesResult) -> str | None:
-    """Name what is wanted beside the mask and an earlier run has not written; None if nothing."""
+    """Return the name of a wanted output that the earlier run has not written; None if nothing."""
     path = target.dicom.seg_path if target.dicom else None
     if path is not None and not (result.dicom_seg_path and path.is_file()):
         return "DICOM-SEG"

@@ -1,7 +1,7 @@
 """One series: read, segment, write. The result is a ``SeriesResult``, also after an error.
 
-:class:`SeriesWork` has the three steps, which overlap between series. Each takes the frozen result
-of the step before; an error is passed along as data, so that it stays with its series.
+:class:`SeriesWork` has three steps, which overlap between series. Each takes the frozen result of
+the step before. An error is passed on as data and reported in the result of its series.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
 MAP_KINDS = ("probability", "uncertainty")
 WITHOUT_SEQUENCE = "no sequence"
 LARGEST_GUESS_VOXELS = 2**26
-"""Twice the largest scan of the challenge (1024 x 1024 x 32). No mask is guessed for a file that
-claims more and cannot be read: its header is likelier wrong, and memory is spent on it in vain."""
+"""Twice the largest scan of the challenge (1024 x 1024 x 32). For an unreadable file that claims
+more, no mask is guessed: its header is probably wrong."""
 
 
 @dataclass(frozen=True)
 class DicomTarget:
-    """A DICOM volume and where its DICOM-SEG goes.
+    """A DICOM volume and where its DICOM-SEG is written.
 
     Attributes
     ----------
     seg_path, seg_name
-        In full, and relative to the run's folder; None if none is wanted.
+        Path, and name relative to the output folder; None if no DICOM-SEG is wanted.
     algorithm
-        What the object is to say of its making.
+        The model to name in the object.
     """
 
     volume: DicomVolume
@@ -67,18 +67,18 @@ class DicomTarget:
 
 @dataclass(frozen=True)
 class SeriesTarget:
-    """One series and where its results go.
+    """One series and where its results are written.
 
     Attributes
     ----------
     preview_path
         None without previews.
     map_paths
-        Where the maps of `MAP_KINDS` go; empty without maps.
+        Paths of the maps of `MAP_KINDS`; empty without maps.
     statistics
-        Whether to measure the scan inside its mask.
+        Whether to measure the intensities of the scan inside its mask.
     dicom
-        None unless it is a DICOM series; then ``series.path`` is no path but its neutral name.
+        Set for a DICOM series; its ``series.path`` is then a neutral name, not a path.
     """
 
     series: ImageFile
@@ -100,13 +100,13 @@ class Scan:
     Attributes
     ----------
     ready
-        As read; None where that failed.
+        The image; None if it could not be read.
     prepared, inferred
-        What the next step takes; gone once it has.
+        Input of the next step, freed by that step.
     found
         The segmentation.
     error
-        What prevented the next step.
+        Why the next step is not possible.
     """
 
     target: SeriesTarget
@@ -118,7 +118,7 @@ class Scan:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def failed(self, error: Exception) -> Scan:
-        """Return the scan with an error; once it was read, that names it as in the report."""
+        """Return the scan with an error, which names the scan as the report does."""
         if not isinstance(error, SslMedSam2Error):
             told = unforeseen(self.target.series.path, error)
         else:
@@ -128,17 +128,17 @@ class Scan:
 
 @dataclass(frozen=True)
 class EngineAbout:
-    """What the networks run on."""
+    """The device of the networks, and the library and number format that they use."""
 
     device: str
     backend: str
 
 
 class SeriesWork(Work[SeriesTarget, SeriesResult]):
-    """Segment series and write what comes of it; ``shared_dir`` is the output folder.
+    """Segment series and write the results; ``shared_dir`` is the output folder.
 
-    All networks that ``sequences`` need are loaded before anything is written, so that one that
-    cannot be loaded costs no half-finished run.
+    ``sequences`` are those of all series to come; each must have a model. All their networks are
+    loaded before anything is written, so that a missing one does not leave an incomplete run.
     """
 
     def __init__(
@@ -149,7 +149,6 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         sequences: frozenset[str | None],
         shared_dir: Path,
     ) -> None:
-        """Take the sequences that will come, each of which has a model."""
         self.shared_dir, self.wants_gpu = shared_dir, engine.device != "cpu"
         self._models, self._engine, self._sequences = tuple(models), engine, sequences
         self._by_sequence: dict[str | None, CanonicalSegmenter] = {}
@@ -167,8 +166,8 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
     def set_up(self) -> EngineAbout:
         """Load the networks.
 
-        Raises ModelError: one cannot be loaded, or has other files here than where the run was
-        started; UsageError: the device is not there.
+        Raises ModelError: a network cannot be loaded, or its files differ from those of the process
+        that started the run; UsageError: the device does not exist.
         """
         names = self._sequences
         chosen = {name: model_for_sequence(self._models, name or ANY_SEQUENCE) for name in names}
@@ -182,7 +181,7 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
         return EngineAbout(first.device, first.backend)
 
     def load(self, target: SeriesTarget) -> Scan:
-        """Read a series, turn it to the canonical orientation and prepare it for its network."""
+        """Read a series, turn it to the canonical orientation and preprocess it."""
         start = time.perf_counter()
         scan = Scan(target)
         try:
@@ -196,7 +195,7 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
             return scan.failed(error)
 
     def compute(self, scan: Scan, _stop: StopRequest) -> Scan:
-        """Run the network; an unforeseen failure becomes this series' error."""
+        """Run the network; a failure becomes the error of the scan."""
         if scan.prepared is None:
             return scan
         try:
@@ -206,7 +205,7 @@ class SeriesWork(Work[SeriesTarget, SeriesResult]):
             return scan.failed(error)
 
     def finish(self, scan: Scan) -> SeriesResult:
-        """Clean the mask, decide what to write, write it, and say how it went."""
+        """Clean and write the mask, or a guess, and return the result."""
         scan = self._segmented(scan)
         start = time.perf_counter()
         target = scan.target
@@ -249,12 +248,12 @@ def read_image(target: SeriesTarget) -> Volume:
 
 
 def given_up(target: SeriesTarget, error: SslMedSam2Error) -> SeriesResult:
-    """Return the result of a series that no worker could do."""
+    """Return the result of a series that no worker could compute."""
     return _failed(Scan(target), error)
 
 
 def _written(scan: Scan) -> SeriesResult:
-    """Write the network's mask, or a fallback where there is none and one is wanted."""
+    """Write the mask of the network or, if there is none and a guess is wanted, a guess."""
     found = scan.found
     if found is not None and found.n_components > 0:
         return _write(scan, found.mask_zyx, status=SeriesStatus.OK, reason=None)
@@ -267,7 +266,7 @@ def _written(scan: Scan) -> SeriesResult:
 
 
 def _written_without_liver(scan: Scan, found: CanonicalSegmentation) -> SeriesResult:
-    """Write the likeliest region where the network found no liver, or none if none is wanted."""
+    """Write the likeliest region as a guess, if one is wanted, after the network found no liver."""
     path = scan.target.series.path
     empty = SslMedSam2Error(
         path, reason="the network found no liver", remedy="Check that it is an abdominal scan"
@@ -275,7 +274,7 @@ def _written_without_liver(scan: Scan, found: CanonicalSegmentation) -> SeriesRe
     if not scan.target.fallback:
         return _result(scan, status=SeriesStatus.EMPTY, error=str(empty))
     relaxed = found.relaxed_mask_zyx
-    # A network that says the same of every voxel prefers none.
+    # If the probability is the same everywhere, there is no likeliest region.
     if relaxed is None or not relaxed.any():
         return _write_typical_liver(scan, empty)
     outcome = f"{empty} The likeliest region was written instead."
@@ -283,7 +282,7 @@ def _written_without_liver(scan: Scan, found: CanonicalSegmentation) -> SeriesRe
 
 
 def _write_typical_liver(scan: Scan, cause: SslMedSam2Error) -> SeriesResult:
-    """Write the typical liver on the file's grid, if at least that can be read."""
+    """Write the typical liver as a guess, if at least the grid of the file can be read."""
     ready = scan.ready
     grid = ready.volume if ready else _unread_grid(scan.target)
     if grid is None:
@@ -314,7 +313,7 @@ def _write_typical_liver(scan: Scan, cause: SslMedSam2Error) -> SeriesResult:
 
 
 def _unread_grid(target: SeriesTarget) -> MaskVolume | None:
-    """Return the grid of a series whose voxels could not be read, if it can be relied on."""
+    """Return the grid of a series whose voxels could not be read; None if it is not reliable."""
     try:
         if target.dicom is None:
             grid = read_grid(target.series.path)
@@ -368,8 +367,8 @@ def _write_seg(
 ) -> tuple[str | None, tuple[str, ...]]:
     """Write the DICOM-SEG if one is wanted; return its name, or None, and warnings.
 
-    A failure is a warning, for the mask is good. A guess where the network found nothing, or
-    failed, must not reach an archive of patients.
+    A failure is only a warning, because the mask is good. A guess is not written: it must not reach
+    a clinical archive.
     """
     if target is None or target.seg_path is None:
         return None, ()
@@ -448,7 +447,7 @@ def _failed(scan: Scan, error: SslMedSam2Error) -> SeriesResult:
 
 
 def _result(scan: Scan, *, status: SeriesStatus, error: str | None) -> SeriesResult:
-    """Return what is known of a series without its mask."""
+    """Return a result with everything that does not depend on the written mask."""
     series, ready = scan.target.series, scan.ready
     stages = scan.found.seconds if scan.found is not None else {}
     return SeriesResult(
@@ -468,9 +467,9 @@ def _result(scan: Scan, *, status: SeriesStatus, error: str | None) -> SeriesRes
 
 
 def peak_memory_mb() -> float:
-    """Return the process's largest resident size so far, in MB of 10**6 bytes.
+    """Return the largest resident size of the process so far, in MB of 10**6 bytes.
 
-    0 where the system does not say, such as on Windows.
+    0 on systems that do not report it, such as Windows.
     """
     try:
         import resource
