@@ -1,4 +1,4 @@
-"""The error family of the project, and exit codes.
+"""Exceptions with subject, reason and remedy, and exit codes.
 
 Every error that a user can meet has a *subject* (a file, a case, an option), a *reason* and a
 *remedy*, and prints as one line. Each class has the exit code of a command that ends with it.
@@ -42,14 +42,13 @@ class SslMedSam2Error(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.SOME_CASES_FAILED
 
     def __init__(self, subject: object, *, reason: str, remedy: str) -> None:
-        """Compose the one-line message."""
         self.subject = str(subject)
         self.reason = reason
         self.remedy = remedy
         super().__init__(f"{self.subject}: {reason}. {remedy}.")
 
     def about(self, subject: object) -> SslMedSam2Error:
-        """Return the same error with ``subject`` before its own, which is a part of it."""
+        """Return the same error with ``subject`` in front of its own."""
         return self._changed(subject=f"{subject}, {self.subject}")
 
     def reworded(self, change: Callable[[str], str]) -> SslMedSam2Error:
@@ -62,7 +61,7 @@ class SslMedSam2Error(Exception):
         return _remade(type(self), message, known)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Let errors travel between processes: an exception is usually made anew from its text."""
+        """Support pickling: by default only the message of an exception is restored."""
         return _remade, (type(self), str(self), self.__dict__)
 
 
@@ -78,13 +77,12 @@ class InputError(SslMedSam2Error):
     """One input file cannot be used. ``kind`` is a short stable name for reports and tests."""
 
     def __init__(self, subject: object, *, kind: str, reason: str, remedy: str) -> None:
-        """Compose the one-line message and keep the kind."""
         self.kind = kind
         super().__init__(subject, reason=reason, remedy=remedy)
 
 
 class OutputError(SslMedSam2Error):
-    """A result could not be written, or what was read back differs from what was written."""
+    """A result could not be written, or differs when it is read back."""
 
 
 class UsageError(SslMedSam2Error):
@@ -115,9 +113,9 @@ class ModelError(SslMedSam2Error):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, at most 200 characters, or else its class.
+    """Return the first line of an error's text, at most 200 characters, or its class without text.
 
-    CUDA's messages run to ten lines.
+    Messages of CUDA can have ten lines.
     """
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
@@ -128,9 +126,9 @@ def described(error: Exception) -> str:
 
 
 def unforeseen(path: Path, error: Exception) -> SslMedSam2Error:
-    """Wrap any exception that arose over ``path``; its traceback goes to the debug log.
+    """Wrap an exception raised for ``path``; its traceback goes to the debug log.
 
-    One of this family is returned as it is.
+    An `SslMedSam2Error` is returned unchanged.
     """
     if isinstance(error, SslMedSam2Error):
         return error

@@ -1,8 +1,8 @@
-"""The Dice that a mask probably has, from how sure the network is of it.
+"""Estimated Dice of a mask, from the certainty of the network.
 
-The evidence costs nothing: it comes from the margin that decides the mask. Its relation to Dice is
-fitted on scans with reference masks (:mod:`sslmedsam2.train.calibration`) and lies beside the
-weights as ``confidence.json``. It holds for these weights only, and is not used with others.
+The evidence is computed from the margin that decides the mask. Its relation to Dice is fitted on
+scans with reference masks (:mod:`sslmedsam2.train.calibration`) and stored beside the weights as
+``confidence.json``. It is valid for these weights only, and is not used with others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FEATURES: Final = ("promised", "kept", "side")
 """The names in the order of `Evidence.features`."""
 
 _FAR_BACKGROUND: Final = -6.0
-"""Margins below this add nothing; without them ``exact`` and ``fast`` see the same."""
+"""Smaller margins are left out, so that ``exact`` and ``fast`` give the same evidence."""
 _LEAST, _MOST = 0.01, 0.995
 _DOUBT_SIGMA_MM: Final = 8.0
 _FILTER_ENDS: Final = 4.0
@@ -40,18 +40,18 @@ _CHECKED_BELOW: Final = 0.8
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a margin and its mask say of the mask.
+    """Signs of the quality of a mask, computed from its margin.
 
     Attributes
     ----------
     promised_dice
-        The Dice that the mask would have on average if each voxel were liver with the probability
-        that the network gives it: twice the sum of probabilities in the mask, over the sum of all
-        plus the size of the mask. Before small components are removed.
+        Expected Dice if each voxel were liver with the probability that the network gives it: twice
+        the sum of probabilities in the mask, over the sum of all probabilities plus the size of the
+        mask. Before small components are removed.
     kept_share
-        Part of the foreground, on the model's grid, that its largest component holds.
+        Share of the foreground, on the model's grid, in its largest component.
     side_share
-        Part of the mask's voxels that lie on a side, first or last slice of the volume.
+        Share of the mask's voxels on a face of the volume.
     """
 
     promised_dice: float
@@ -59,22 +59,22 @@ class Evidence:
     side_share: float
 
     def features(self) -> npt.NDArray[np.float64]:
-        """Return what the fit is linear in; all but the last rise with Dice."""
+        """Return the features of the linear fit; all but the last increase with Dice."""
         return np.array([logit(self.promised_dice), self.kept_share, self.side_share])
 
 
 @dataclass(frozen=True)
 class Certainty:
-    """How sure a network is of a mask.
+    """Certainty of a network about a mask.
 
     Attributes
     ----------
     evidence
-        What the estimated Dice is made from.
+        Input of the estimated Dice.
     mean_confidence
-        Mean foreground probability over the voxels that the network calls liver.
+        Mean foreground probability over the foreground.
     doubtful
-        Where in or near the mask most voxels are undecided, as shares of the margin's axes.
+        Place in or near the mask with most undecided voxels, as shares of the margin's axes.
     """
 
     evidence: Evidence
@@ -84,7 +84,7 @@ class Certainty:
 
 @dataclass(frozen=True)
 class DiceEstimate:
-    """An estimated Dice with the interval that holds the true one in 90 % of scans."""
+    """An estimated Dice with the interval that contains the true one in 90 % of scans."""
 
     dice: float
     interval: tuple[float, float]
@@ -97,26 +97,26 @@ class DiceEstimate:
 
 @dataclass(frozen=True)
 class Calibration:
-    """``confidence.json``: how the evidence of one model relates to Dice.
+    """``confidence.json``: relation of the evidence of one model to Dice.
 
     Attributes
     ----------
     checkpoints
-        SHA-256 of the checkpoints that it was made for, by their names in the model folder.
+        SHA-256 of the checkpoints that it is valid for, by their names in the model folder.
     intercept, weights
-        Of the linear fit of the logit of Dice; one weight for each of ``features``.
+        Linear fit of the logit of Dice; one weight for each of ``features``.
     spread
-        Intercept and slope of the logarithm of the usual error, linear in the fitted logit.
+        Intercept and slope of the logarithm of the typical error, linear in the fitted logit.
     fitted_range
-        Fitted logits that the slope was seen in; beyond them the usual error stays the same.
+        Range of fitted logits; outside it the typical error is constant.
     offsets
-        Ends of the interval from the fitted logit, in units of the usual error.
+        Ends of the interval relative to the fitted logit, in units of the typical error.
     volumes, patients
-        How many the fit was made from; a degraded copy of a volume is one.
+        Size of the fit; degraded copies count as volumes.
     spearman, coverage
-        Of the estimate with the true Dice, and of the interval, by patients that were left out.
+        Correlation of estimated and true Dice, and coverage of the interval, on left-out patients.
     sure_from
-        Promised Dice below which scans were segmented with inverted contrast as well, see
+        Scans with a smaller promised Dice were also segmented with inverted contrast, see
         :mod:`sslmedsam2.inference.second_view`; 0 for none.
     """
 
@@ -134,7 +134,7 @@ class Calibration:
     sure_from: float = 0.0
 
     def estimate(self, evidence: Evidence) -> DiceEstimate:
-        """Return the estimate, to two digits and more only near 1."""
+        """Return the estimated Dice with its interval, rounded to three digits."""
         fitted = self.intercept + float(np.dot(self.weights, evidence.features()))
         intercept, slope = self.spread
         error = float(np.exp(intercept + slope * np.clip(fitted, *self.fitted_range)))
@@ -144,7 +144,7 @@ class Calibration:
 
 
 def read_calibration(spec: ModelSpec) -> Calibration | None:
-    """Return the calibration beside a model; None without one, or if it is of other weights."""
+    """Read the calibration of a model; None without one, or if it is of other weights."""
     found = read_record_or_none(spec.path / CONFIDENCE_FILE, Calibration)
     if found is None:
         return None
@@ -162,9 +162,9 @@ def certainty_of(
     *,
     spacing_mm: tuple[float, float, float],
 ) -> Certainty | None:
-    """Measure a margin on the model's grid, and its mask after clean-up; None without a mask.
+    """Return the certainty of a margin on the model's grid; None without a mask.
 
-    ``spacing_mm`` is that of the margin's axes.
+    ``mask_zyx`` is the mask after clean-up, ``spacing_mm`` the spacing along the margin's axes.
     """
     foreground = margin > 0
     n_foreground, n_mask = int(np.count_nonzero(foreground)), int(np.count_nonzero(mask_zyx))
@@ -209,7 +209,7 @@ def _most_doubtful(
     from scipy import ndimage
 
     sigmas = [_DOUBT_SIGMA_MM / mm for mm in spacing_mm]
-    # All that a voxel near the mask sees: the filter ends after so many standard deviations.
+    # The filter at a voxel near the mask reaches this many voxels.
     reach = [_NEAR_VOXELS + int(_FILTER_ENDS * sigma + 0.5) for sigma in sigmas]
     box = bounding_box(largest)
     assert box is not None

@@ -1,4 +1,4 @@
-"""From a volume as read to what the network sees, and from its mask back to the image."""
+"""Steps before and after the network that the API and all commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _HOUNSFIELD_NOTE = (
 
 @dataclass(frozen=True)
 class ReadyVolume:
-    """A volume as read, as the network is to see it, and what was corrected between the two."""
+    """A volume as read, its canonical form for the network, and notes on corrections."""
 
     volume: Volume
     canonical: CanonicalVolume
@@ -35,24 +35,25 @@ class ReadyVolume:
 
 @dataclass(frozen=True)
 class JudgedMask:
-    """A liver mask in its image's own orientation, and what to know before trusting it.
+    """A liver mask in the orientation of its image, with warnings.
 
     Attributes
     ----------
     mask_zyx
         On ``Volume.geometry``.
     volume_ml
-        Of the mask.
+        Volume of the mask.
     touches_border
-        Whether it reaches a face of the volume.
+        Whether the mask reaches a face of the volume.
     warnings
-        Each as ``name: sentence``: repairs of the image, set-backs of the network, doubts about
+        Each as ``name: sentence``: repairs of the image, problems of the computation, doubts about
         the mask.
     is_to_check
-        Whether it looks like no liver of an abdominal scan, has no usual size, or is probably poor.
+        Whether a person should look at the mask: it does not look like a liver, has an unusual
+        volume or a low estimated Dice.
     estimate
-        Of its Dice; None for what looks like no liver or has no usual size, for another mask than
-        the network's own, and without calibration.
+        Estimated Dice; None for a mask that does not look like a liver or has an unusual volume,
+        for a guess, and without a calibration.
     """
 
     mask_zyx: MaskZYX
@@ -72,9 +73,9 @@ def make_ready(volume: Volume) -> ReadyVolume:
 
 
 def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -> JudgedMask:
-    """Turn a canonical mask back and add warnings.
+    """Turn a canonical mask to the orientation of the image, and add warnings.
 
-    ``mask_zyx`` is one that ``found`` offers for the volume: its own, or the relaxed one.
+    ``mask_zyx`` is ``found.mask_zyx`` or ``found.relaxed_mask_zyx``.
     """
     canonical = ready.canonical
     volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=canonical.spacing_zyx_mm)
@@ -82,7 +83,7 @@ def judge(mask_zyx: MaskZYX, ready: ReadyVolume, found: CanonicalSegmentation) -
     doubts = _doubts(found.mean_confidence, volume_ml=volume_ml, touches_border=touches)
     unlike = _unlike_a_liver(mask_zyx, ready, found) if volume_ml else ()
     is_unlike = bool(unlike) or not has_usual_volume(volume_ml)
-    # The calibration is of livers: of anything else the network may be just as sure.
+    # The calibration is valid for livers only: the network may be just as sure of other things.
     estimate = found.estimate if mask_zyx is found.mask_zyx and not is_unlike else None
     if estimate is not None and estimate.is_to_check:
         doubts += (f"low_estimate: estimated Dice {estimate.dice:.2f}; check the outline",)
@@ -116,7 +117,7 @@ def _unlike_a_liver(
 
 
 def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool) -> tuple[str, ...]:
-    """Name what a person should look at before trusting the mask."""
+    """Return warnings about the mask, as ``name: sentence``."""
     if volume_ml == 0:
         return ("no_liver: the network found none; check that it is an abdominal scan",)
     doubts = []

@@ -1,7 +1,7 @@
-"""Read an nnU-Net v2 model folder, and refuse what this engine does not support.
+"""Read an nnU-Net v2 model folder, and refuse models that are not supported.
 
-The layout of the folder is that of :mod:`sslmedsam2.weights.manifest`, and checkpoints are read by
-:mod:`sslmedsam2.weights.checkpoint`. Here the plans are interpreted.
+:mod:`sslmedsam2.weights.manifest` defines the layout of the folder, and
+:mod:`sslmedsam2.weights.checkpoint` reads checkpoints. This module interprets the plans.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NORMALISATIONS: Final = (
 )
 _LARGEST_SPACING_MM: Final = 1000.0
 _LARGEST_PATCH: Final = 2**27
-"""Voxels; eight times 256 cubed. More is a damaged file, and would only exhaust the memory."""
+"""Voxels; eight times 256 cubed. A larger patch is a damaged file and would exhaust the memory."""
 _REMEDY_RETRAIN: Final = "Use a 3-D single-stage nnU-Net v2 model with one foreground label"
 
 
@@ -51,7 +51,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What plans and data set description say about a model.
+    """A model as described by its plans and data set.
 
     Attributes
     ----------
@@ -66,8 +66,7 @@ class ModelSpec:
     intensity
         Foreground statistics of the training data, used by CT normalisation.
     sha256
-        What the files must hash to when they are loaded, by their names in the folder; empty where
-        that is not known.
+        Expected hashes of the files, by their names in the folder; empty if unknown.
     """
 
     path: Path
@@ -99,18 +98,18 @@ def read_model_spec(
     folds: tuple[str, ...] | None = None,
     sha256: Mapping[str, str] | None = None,
 ) -> ModelSpec:
-    """Read the description of a model folder; the weights stay on disk.
+    """Read the description of a model folder, without its weights.
 
     Parameters
     ----------
     folds
-        The folds to use; None for those that :func:`sslmedsam2.weights.manifest.find_folds` finds.
+        The folds to use; None for those of :func:`sslmedsam2.weights.manifest.find_folds`.
     sha256
-        Of the files, by their names in the folder, as they were when the model was chosen.
+        Expected hashes of the files, by their names in the folder.
 
-    Raises ModelError: something is missing, malformed or altered since, or the model is of a kind
-    that is not supported: more than one foreground label, regions, cascades, 2-D, several input
-    channels, another normalisation.
+    Raises ModelError: a file is missing, malformed or altered, or the model is not supported: more
+    than one foreground label, regions, cascades, 2-D, several input channels, another
+    normalisation.
     """
     if folds is None:
         folds = find_folds(path)
@@ -158,7 +157,7 @@ def load_checkpoint(spec: ModelSpec, fold: str) -> Checkpoint:
 
 
 def _configuration(path: Path, name: str, sha256: Mapping[str, str]) -> str:
-    """Return what a checkpoint was trained as; its weights are neither read nor hashed yet."""
+    """Return the configuration of a checkpoint; its weights are neither read nor hashed."""
     try:
         return str(read_checkpoint(path / name)["init_args"]["configuration"])
     except ModelError:
@@ -232,7 +231,7 @@ def _resolve_inheritance(configurations: dict[str, Any], name: str) -> dict[str,
 
 
 def _modernised_architecture(entry: dict[str, Any]) -> dict[str, Any]:
-    """Let nnU-Net translate plans from before it stored architectures."""
+    """Let nnU-Net derive the architecture from plans of a version that did not store it."""
     from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
     return ConfigurationManager(dict(entry)).configuration["architecture"]

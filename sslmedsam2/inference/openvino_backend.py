@@ -1,8 +1,9 @@
 """Run a U-Net on the CPU through OpenVINO, built from plans and weights without torch.
 
-OpenVINO's own converter traces the network with random data and takes 10-50 s. The two networks
-that nnU-Net plans consist of a few layer types, so the graph is built directly, in well under a
-second. It holds the layers of :mod:`dynamic_network_architectures`, which names the weights.
+OpenVINO's converter traces the network with random data and takes 10-50 s. The two networks that
+nnU-Net plans consist of a few layer types, so the graph is built directly, in less than a second.
+Its layers are those of :mod:`dynamic_network_architectures`, which defines the names of the
+weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _KNOWN_ARGUMENTS: Final = {
     *("n_stages", "features_per_stage", "kernel_sizes", "strides", "conv_op", "conv_bias"),
     *("n_conv_per_stage", "n_blocks_per_stage", "n_conv_per_stage_decoder"),
     *("norm_op", "norm_op_kwargs", "nonlin", "nonlin_kwargs"),
-    # Nothing is dropped in a prediction.
+    # Dropout has no effect in a prediction.
     *("dropout_op", "dropout_op_kwargs"),
 }
 _NEGATIVE_SLOPE: Final = 0.01
@@ -32,7 +33,7 @@ _EPSILON: Final = 1e-5
 
 
 class UnsupportedNetworkError(Exception):
-    """The network is none that can be built here, or its weights are not those of its plans."""
+    """The network cannot be built here, or its weights do not match its plans."""
 
 
 class OpenVinoMarginNetwork:
@@ -57,14 +58,14 @@ class OpenVinoMarginNetwork:
         self.degradations: list[str] = []
 
     def __call__(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Predict the patches one by one: on a CPU a larger batch is no faster.
+        """Predict the patches one by one, because a larger batch is not faster on a CPU.
 
         A patch that overflows in bfloat16 is computed again in float32.
         """
         return np.concatenate([self._one(patch[None]) for patch in patches])
 
     def in_float32(self, patches: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Predict the patches in float32, whatever the network computes in."""
+        """Predict the patches in float32, even if the network computes in bfloat16."""
         if self._precise is None:
             self._precise = _compiled(self._model, "f32")
         precise = self._precise
@@ -84,22 +85,22 @@ def _compiled(model: ov.Model, precision: str) -> ov.CompiledModel:
 
 @functools.cache
 def _core() -> ov.Core:
-    """Return the process's one OpenVINO core, which is never given back.
+    """Return the only OpenVINO core of the process; it is never freed.
 
-    Each core puts a signal stack of its own in place and, at its end, the one from before. Two
-    cores that overlap and end in the order in which they began leave the freed stack of the first
-    in place, and the next signal, a Ctrl-C even, kills the process by a segmentation fault.
+    Each core installs a signal stack and, at its end, restores the previous one. If two cores
+    overlap and end in the order of their creation, the freed stack of the first is restored, and
+    the next signal, even Ctrl-C, causes a segmentation fault.
     """
     return ov.Core()
 
 
 def bfloat16_is_native() -> bool:
-    """Return whether OpenVINO computes bfloat16 on this CPU instead of emulating it."""
+    """Return whether this CPU has units for bfloat16; otherwise OpenVINO emulates it."""
     return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class _UNet:
-    """Builds the graph of a plain or residual U-Net, taking each weight by its name and shape."""
+    """Builds the graph of a plain or residual U-Net from weights by their names and shapes."""
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, npt.NDArray[Any]]) -> None:
         self._patch_size = spec.patch_size
@@ -116,7 +117,7 @@ class _UNet:
             encode = {"PlainConvUNet": self._plain, "ResidualEncoderUNet": self._residual}
             model = ov.Model([self._decoded(encode[self._class](image))], [image])
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
-            # Plans and weights are data from outside; OpenVINO refuses misfits by RuntimeError.
+            # Plans and weights may be wrong; OpenVINO raises RuntimeError if they do not fit.
             raise UnsupportedNetworkError(f"{type(error).__name__}: {error!s:.80}") from error
         unused = {name for name in self._weights if not _is_alias(name)} - self._used
         if unused:
@@ -249,9 +250,9 @@ class _UNet:
 
 
 def _is_alias(name: str) -> bool:
-    """Return whether nnU-Net's network lists a weight under another name too, or has no use for it.
+    """Return whether a weight is unused or also stored under another name.
 
-    Only the last of the heads is used; the others are for the training.
+    Only the last segmentation head is used; the others are for training.
     """
     parts = name.split(".")
     return (
@@ -263,7 +264,7 @@ def _is_alias(name: str) -> bool:
 
 def _convolved(x: Any, weight: npt.NDArray[np.float32], stride: list[int]) -> Any:
     padding = [(size - 1) // 2 for size in weight.shape[2:]]
-    # As an array, OpenVINO would take it apart number by number.
+    # As a constant: OpenVINO converts an array number by number, which is slow.
     return ops.convolution(x, ops.constant(weight), stride, padding, padding, _three(1))
 
 

@@ -16,15 +16,15 @@ from sslmedsam2.imaging.volume import MaskZYX, bounding_box
 
 TYPICAL_CENTRE: Final = (0.68, 0.46, 0.29)
 _PRIOR_HALF_AXES: Final = (0.26, 0.29, 0.24)
-"""A typical liver as shares of the body's box, canonical axes (from foot, front, patient's right):
-mean centre over the CHAOS T2 training volumes, and an ellipsoid of the same spread, less a fifth
-so that what it covers is mostly liver."""
+"""A typical liver as shares of the box of the body, canonical axes (from foot, front, patient's
+right): mean centre over the CHAOS T2 training volumes, and half axes of an ellipsoid of the same
+spread, reduced by a fifth so that it covers mostly liver."""
 
 
 def typical_liver(shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return an ellipsoid where a liver usually lies in a canonical abdominal scan.
+    """Return an ellipsoid at the typical place of the liver in a canonical abdominal scan.
 
-    The guess of last resort, for a file whose grid is known and whose voxels are not.
+    It is the guess for a file whose grid can be read and whose voxels cannot.
     """
     distance = np.zeros(shape_zyx, np.float32)
     for axis, (size, centre, half) in enumerate(
@@ -34,30 +34,27 @@ def typical_liver(shape_zyx: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
         along = [1, 1, 1]
         along[axis] = size
         distance += (((position - centre) / half) ** 2).reshape(along)
-    # The voxel nearest to the centre is always in, however coarse the grid.
+    # On a coarse grid too, the voxel nearest to the centre is included.
     return (distance <= max(1.0, float(distance.min()))).astype(np.uint8)
 
 
 _SIDE_SPREAD: Final = 0.25
-"""Distance from the usual place, as a share of the image's width, at which a component counts
-for 0.6 of its size. Wide: a liver alone is kept wherever it lies."""
+"""Distance from the typical place, as a share of the image's width, at which the weight of a
+component is 0.6."""
 
 
 _SMALLEST_LIVER_ML: Final = 150.0
-"""Below the smallest adult livers seen after resection; a relaxed threshold stops here."""
+"""Below the smallest adult livers after resection; the relaxed threshold stops at this volume."""
 
 _RELAXATION: Final = (1.25, 1.6, 2.0, 2.5, 3.2, 4.0)
-"""Multiples of that size that a relaxed threshold may let through, to reach it in one piece."""
+"""Multiples of that volume that the threshold may select, so that one component reaches it."""
 
 _RELAXED_SIGMA_MM: Final = 5.0
 
 
 @dataclass(frozen=True)
 class Component:
-    """The liver as kept, and how much was dropped.
-
-    ``n_components`` counts what the network gave before cleaning.
-    """
+    """The component that was kept, and the number of components before."""
 
     mask_zyx: MaskZYX
     n_components: int
@@ -66,11 +63,11 @@ class Component:
 def keep_liver(mask_zyx: MaskZYX) -> Component:
     """Keep the component that is most likely the liver and fill the holes in it, slice by slice.
 
-    The mask is canonical. Size decides, weighted by how far to the patient's right a component
-    lies: a network that also paints the stomach or the spleen may paint it larger.
-
-    Slice-wise filling also closes holes that are open at one end in 3-D; vessels that enter from
-    the hilum are open within the slice and stay as they are. An empty mask is returned unchanged.
+    The mask is canonical. The largest component is kept, where size is weighted by the distance
+    from the typical place on the patient's right, because stomach or spleen may be segmented too,
+    and be larger. Filling by slices also closes holes that are open at one end in 3-D; vessels that
+    enter from the hilum are open within the slice and are not filled. An empty mask is returned
+    unchanged.
     """
     from scipy import ndimage
 
@@ -87,7 +84,7 @@ def keep_liver(mask_zyx: MaskZYX) -> Component:
 
 
 def _without_holes(mask_zyx: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Fill what is enclosed within a slice: the background that no way of faces leads out of."""
+    """Fill holes in each slice: background that is not connected to the border by edges."""
     from scipy import ndimage
 
     within_slices = np.zeros((3, 3, 3), bool)
@@ -111,11 +108,10 @@ def keep_largest(mask_zyx: MaskZYX) -> MaskZYX:
 def relaxed_margin(
     margin: npt.NDArray[np.float32], *, voxel_mm: tuple[float, float, float]
 ) -> npt.NDArray[np.float32]:
-    """Return a margin that is positive where a smallest plausible liver is likeliest.
+    """Return a margin that is positive in the likeliest region of the smallest plausible volume.
 
-    A margin without any liver may well be highest at scattered voxels, of which only the largest
-    component would be kept; so it is smoothed, and its threshold falls until that component has a
-    liver's size.
+    Without a liver, a margin may be highest at scattered voxels. So it is smoothed, and the
+    threshold is lowered until the largest component has the volume of a small liver.
     """
     from scipy import ndimage
 
@@ -124,7 +120,7 @@ def relaxed_margin(
     for multiple in _RELAXATION:
         place = max(0, margin.size - 1 - max(1, int(wanted * multiple)))
         threshold = np.partition(smooth, place, axis=None)[place]
-        # On the model's axes, where right and left may be anywhere: size alone decides.
+        # By size alone: the axes are the model's, so left and right are not known.
         region = keep_largest((smooth > threshold).view(np.uint8))
         if region.sum() >= wanted:
             break

@@ -26,18 +26,18 @@ _Voxel = TypeVar("_Voxel", bound=np.generic)
 
 @dataclass(frozen=True)
 class Prepared:
-    """A volume ready for the network, and the way back.
+    """A volume ready for the network, and what is needed to reverse the preprocessing.
 
     Attributes
     ----------
     patchable
-        float32 voxels, axes in the model's order, at the model's spacing once ``forward`` is None.
+        float32 voxels, axes in the model's order; at the model's spacing if ``forward`` is None.
     forward
-        To the model's grid, where that is left to the GPU.
+        Resampling to the model's grid, if it is left to the GPU.
     crop
         The non-zero box within the permuted volume.
     back
-        From the model's grid to the cropped permuted volume.
+        Resampling from the model's grid to the cropped permuted volume.
     permuted_shape
         Shape before cropping.
     """
@@ -57,7 +57,7 @@ def prepare(
     spec: ModelSpec,
     resampled: bool = True,
 ) -> Prepared:
-    """Bring a volume to what the network was trained on; ``resampled=False`` leaves its grid."""
+    """Preprocess a volume as for training; with ``resampled=False`` it keeps its grid."""
     permuted = array_zyx.transpose(spec.transpose_forward)
     a, b, c = (spacing_zyx_mm[axis] for axis in spec.transpose_forward)
     spacing_mm = (a, b, c)
@@ -93,7 +93,7 @@ def prepare(
 
 
 def on_model_grid(prepared: Prepared, *, device: str) -> Array:
-    """Return the voxels on the model's grid: an array for ``cpu``, else a tensor there."""
+    """Return the voxels on the model's grid: an array for ``cpu``, else a tensor on the device."""
     if device == "cpu":
         forward = prepared.forward
         return prepared.patchable if forward is None else resample(prepared.patchable, forward)
@@ -103,14 +103,14 @@ def on_model_grid(prepared: Prepared, *, device: str) -> Array:
 
 
 def mask_from_margin(margin: npt.NDArray[np.float32], prepared: Prepared) -> npt.NDArray[np.uint8]:
-    """Take a margin on the model's grid back to the original one; 1 where it is positive."""
+    """Resample a margin to the original grid and return where it is positive, as 0 and 1."""
     return _uncropped(resample_above_zero(margin, prepared.back), prepared)
 
 
 def probability_from_margin(
     margin: npt.NDArray[np.float32], prepared: Prepared
 ) -> npt.NDArray[np.float32]:
-    """Take a margin back to the original grid as a probability; 0 where the image was cropped."""
+    """Resample a margin to the original grid as a probability; 0 where the image was cropped."""
     from scipy import special
 
     resampled = resample_margin(margin, prepared.back)
@@ -130,7 +130,7 @@ def canonical_place(
 
 
 def _uncropped(array: npt.NDArray[_Voxel], prepared: Prepared) -> npt.NDArray[_Voxel]:
-    """Put a cropped array on the model's axes back into the original grid, amid zeros."""
+    """Undo cropping, with zeros, and permutation of an array."""
     permuted = np.zeros(prepared.permuted_shape, array.dtype)
     permuted[prepared.crop] = array
     backward = np.argsort(prepared.transpose_forward)

@@ -1,9 +1,9 @@
-"""nnU-Net's resampling as matrix products: the same numbers, in less time and memory.
+"""nnU-Net's resampling as matrix products: the same results, in less time and memory.
 
-nnU-Net resamples with skimage's spline ``resize``, slice by slice where a volume is anisotropic.
-A spline of any order is linear in the voxels and separable in the axes, so each axis has one fixed
-matrix; it is found by resizing the identity with the routine that skimage itself calls. Results
-agree with nnU-Net's to rounding (see ``tests/inference/test_inference_resampling.py``).
+nnU-Net resamples with skimage's spline ``resize``, slice by slice if a volume is anisotropic. A
+spline of any order is linear in the voxels and separable in the axes, so each axis has one fixed
+matrix: the identity, resized with the function that skimage calls. Results agree with nnU-Net's to
+rounding (see ``tests/inference/test_inference_resampling.py``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Resampler:
-    """One matrix an axis, ``(new, old)``; None where the axis is left alone.
+    """One matrix for each axis, ``(new, old)``; None if the length of the axis does not change.
 
-    ``thick_axis`` is the axis nnU-Net treats separately, or None for a volume that it resizes as a
-    whole; values are clipped to the range of each slice, or of the volume, after splines that can
-    overshoot (order above 1).
+    ``thick_axis`` is the axis that nnU-Net treats separately, or None if it resizes the volume as a
+    whole. After splines that can overshoot (order above 1), values are clipped to the range of each
+    slice, or of the volume.
     """
 
     matrices: tuple[Matrix | None, Matrix | None, Matrix | None]
@@ -47,7 +47,7 @@ def resampled_shape(
 ) -> tuple[int, int, int]:
     """Return the shape nnU-Net gives a volume at a new spacing."""
     a, b, c = (
-        # At least one voxel, also of a slab thinner than half of the new spacing.
+        # At least one voxel, even for a slab thinner than half of the new spacing.
         max(1, round(old / new * n))
         for old, new, n in zip(spacing_mm, new_spacing_mm, shape, strict=True)
     )
@@ -62,7 +62,7 @@ def make_resampler(
     new_spacing_mm: tuple[float, float, float],
     rule: Resampling,
 ) -> Resampler:
-    """Prepare the resampling that nnU-Net would do between two grids of the same extent."""
+    """Return nnU-Net's resampling between two grids of the same extent."""
     thick = _thick_axis(spacing_mm, new_spacing_mm, rule.force_separate_z)
     matrices: list[Matrix | None] = []
     for axis, (old, new) in enumerate(zip(shape, new_shape, strict=True)):
@@ -100,10 +100,10 @@ def resample(volume: npt.NDArray[np.float32], resampler: Resampler) -> npt.NDArr
 def resample_above_zero(
     margin: npt.NDArray[np.float32], resampler: Resampler
 ) -> npt.NDArray[np.uint8]:
-    """Return where the resampled ``margin`` is positive, never holding it as a whole.
+    """Return where the resampled ``margin`` is positive, without storing it as a whole.
 
-    Linear rules only (nnU-Net's for logits): no clipping is needed, and what lies between values
-    that are not positive is not positive, so only the surroundings of the others are computed.
+    For linear resampling only (nnU-Net's for logits). It needs no clipping, and is not positive
+    between values that are not positive, so only the surroundings of positive ones are computed.
     """
     out = np.zeros(resampler.new_shape, np.uint8)
     positive = bounding_box(margin > 0)
@@ -127,7 +127,7 @@ def resample_above_zero(
 def resample_margin(
     margin: npt.NDArray[np.float32], resampler: Resampler
 ) -> npt.NDArray[np.float32]:
-    """Return the resampled ``margin``, positive exactly where :func:`resample_above_zero` says."""
+    """Return the resampled ``margin``; positive exactly where :func:`resample_above_zero` is 1."""
     out = np.empty(resampler.new_shape, np.float32)
     for plane, resampled in zip(_planes(margin, resampler.matrices), out, strict=True):
         resampled[:] = plane
@@ -156,7 +156,7 @@ def _apply(
     volume: npt.NDArray[np.float32],
     matrices: Sequence[Matrix | None],
 ) -> npt.NDArray[np.float32]:
-    """Apply the matrices, the most shrinking first to keep the intermediates small."""
+    """Apply the matrices, those that shrink most first, to keep intermediate arrays small."""
     order = sorted(
         (axis for axis, matrix in enumerate(matrices) if matrix is not None),
         key=lambda axis: matrices[axis].shape[0] / matrices[axis].shape[1],  # type: ignore[union-attr]
@@ -198,7 +198,7 @@ def _map_coordinates_matrix(old: int, new: int, order: int) -> Matrix:
 def _thick_axis(
     spacing_mm: tuple[float, ...], new_spacing_mm: tuple[float, ...], force: bool | None
 ) -> int | None:
-    """Return the axis that nnU-Net resamples by itself, following its rules in order."""
+    """Return the axis that nnU-Net resamples separately, by its own rules; None without one."""
     if force is False:
         return None
     if force:

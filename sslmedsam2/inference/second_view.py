@@ -1,10 +1,10 @@
-"""A second look at a scan of which the network is unsure: the same with inverted contrast.
+"""A second view of a scan of which the network is unsure: the scan with inverted contrast.
 
-A network trained on many contrasts is wrong in other places when dark becomes bright, so that the
-average of both margins is better than either, if it knows both contrasts about as well. Where the
-network is sure the second look would cost time and gain nothing: measured in
-`benchmarks/second_view.py`. Networks trained on one contrast
-know nothing of the inverted one; whether a model looks twice is part of its calibration.
+A network trained on many contrasts makes errors in other places if the contrast is inverted, so the
+average of both margins is better than either, if the network knows both contrasts about equally
+well. If the network is sure, a second view takes time and improves nothing (measured in
+`benchmarks/second_view.py`). A network trained on one contrast does not know the inverted one, so
+the calibration of a model decides whether it gets a second view.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.sliding_window import Array
 
 SURE_FROM: Final = 0.965
-"""Promised Dice. Scans of a contrast the network knows lie above, most others below."""
+"""Promised Dice. Most scans with a contrast that the network knows are above, most others below."""
 
 _PROMISES_LESS: Final = 0.015
-"""A second view that promises so much less is of a contrast that the network knows worse."""
+"""The network knows the contrast of the second view less well if its promised Dice is this much
+smaller."""
 
 _DARKEST, _BRIGHTEST = 0.005, 0.995
-"""Quantiles that change places."""
+"""Quantiles that are exchanged."""
 
 _AIR: Final = 0.08
-"""Share of the range below which a voxel is rather air than tissue, and stays dark."""
+"""Voxels below this share of the intensity range are probably air, and stay dark."""
 
 
 def average(
     one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], *, promised: float
 ) -> npt.NDArray[np.float32]:
-    """Return the mean of the margins of both views; the first where the other promises little.
+    """Return the mean of the margins of both views, or the first if the other promises much less.
 
     ``promised`` is the `promised_dice` of the first.
     """

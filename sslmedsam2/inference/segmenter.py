@@ -1,4 +1,4 @@
-"""The engine: a frozen model, loaded once, that segments canonical volumes."""
+"""`CanonicalSegmenter`: a frozen model, loaded once, that segments canonical volumes."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ _STEP = 0.5
 """nnU-Net's default: windows overlap by half."""
 
 _GPU_BATCH = 16
-"""Patches that are cut out together; the network takes as many of them at once as fit."""
+"""Patches that are extracted together; the network takes as many at once as fit into memory."""
 
 _ROUNDING: Final = 0.001
-"""What bfloat16 may move the promised Dice by, and more; see benchmarks/modes.py."""
+"""More than bfloat16 changes the promised Dice by; see benchmarks/modes.py."""
 
 _SECOND_VIEW_NOTE = (
     "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
@@ -70,21 +70,21 @@ _SECOND_VIEW_NOTE = (
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to compute.
+    """Options of the inference.
 
     Attributes
     ----------
     mode
         ``exact`` gives nnU-Net's own result for each view; ``fast`` runs only windows that contain
-        liver. Both compute in bfloat16 on a CPU with units for it. A calibration tells of which
-        scans the network is unsure: there ``exact`` computes again in float32, and ``fast`` runs
-        all windows. Without one ``exact`` computes in float32. On a GPU, which computes all windows
-        in the time of a few, both are the same.
+        liver. Both compute in bfloat16 on a CPU with units for it. For scans of which the network
+        is unsure by its calibration, ``exact`` computes again in float32, and ``fast`` runs all
+        windows. Without a calibration ``exact`` computes in float32. On a GPU, which computes all
+        windows in the time of a few, both are the same.
     mirror
-        Average over mirrored patches along the axes the model was trained to mirror.
+        Average over mirrored patches along the axes that were mirrored in training.
     sure_from
-        Promised Dice below which a scan is also segmented with inverted contrast, and averaged;
-        0 for never, None for what the model's calibration was made with.
+        A scan with a smaller promised Dice is also segmented with inverted contrast, and averaged;
+        0 for never, None for the value of the model's calibration.
     """
 
     device: Device = "auto"
@@ -106,20 +106,20 @@ class CanonicalSegmentation:
     mask_zyx
         After clean-up: one component without holes, or empty.
     n_components
-        How many the network gave before clean-up.
+        Number of components before clean-up.
     mean_confidence
-        Mean foreground probability over the voxels the network calls liver; None without a mask.
+        Mean foreground probability over the foreground before clean-up; None without a mask.
     estimate
-        Of the mask's Dice; None without a mask, or if the model has no calibration.
+        Estimated Dice of the mask; None without a mask, or if the model has no calibration.
     evidence
-        What the estimate is made from; None without a mask.
+        Input of the estimate; None without a mask.
     doubtful_zyx
-        The voxel of the canonical grid about which the network is least sure; None without a mask.
+        The voxel of the canonical grid where the network is least sure; None without a mask.
     relaxed_mask_zyx
-        Only where ``mask_zyx`` is empty: the likeliest region of a plausible size.
+        The likeliest region of a plausible size; None unless ``mask_zyx`` is empty.
     probability_zyx
         Before clean-up: the logistic function of the margin, averaged over folds and mirrored
-        views as logits; None if it was not asked for.
+        views as logits; None if not requested.
     seconds
         By stage: ``prepare``, ``network``, ``finish``.
     """
@@ -138,7 +138,7 @@ class CanonicalSegmentation:
 
 @dataclass(frozen=True)
 class Inferred:
-    """What the network says of a volume, before post-processing; nothing of it is on a GPU.
+    """Output of the network for a volume, before post-processing; nothing of it is on a GPU.
 
     Attributes
     ----------
@@ -183,7 +183,7 @@ class CanonicalSegmenter:
                 # Not on a CPU that stands in for a GPU, in the middle of a scan.
                 half=self._fast or (self.device == "cpu" and self._sure_from > 0),
             )
-        # What plans can do by themselves; a RuntimeError may be the GPU's.
+        # Errors that wrong plans can cause; a RuntimeError may come from the GPU.
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
             raise ModelError(
                 spec.path,
@@ -196,7 +196,7 @@ class CanonicalSegmenter:
 
     @property
     def backend(self) -> str:
-        """What the networks were loaded into, and its number format."""
+        """The library that runs the networks, and its number format."""
         return self._networks[0].backend
 
     def segment(
@@ -213,7 +213,7 @@ class CanonicalSegmenter:
         return replace(found, seconds={**seconds, **found.seconds})
 
     def prepare(self, volume: CanonicalVolume) -> Prepared:
-        """Normalise a volume, and resample it unless the GPU is to do that."""
+        """Normalise a volume and, unless the GPU does so later, resample it."""
         on_gpu = self._computes_on_gpu()
         prepared = prepare(
             volume.array_zyx,
@@ -228,7 +228,7 @@ class CanonicalSegmenter:
         return replace(prepared, patchable=pinned(prepared.patchable))
 
     def infer(self, prepared: Prepared) -> Inferred:
-        """Run the networks; on a GPU the volume stays there until its margin is found.
+        """Run the networks; on a GPU the volume stays there until its margin is computed.
 
         Raises ModelError: the network gives values that are not finite.
         """
@@ -242,7 +242,7 @@ class CanonicalSegmenter:
     def finish(
         self, inferred: Inferred, *, with_probability: bool = False
     ) -> CanonicalSegmentation:
-        """Take the network's margin back to the volume's grid and clean the mask."""
+        """Resample the margin to the grid of the volume, and clean the mask."""
         seconds = dict(inferred.seconds)
         prepared, margin = inferred.prepared, inferred.margin
         relaxed = probability = None
@@ -273,7 +273,7 @@ class CanonicalSegmenter:
         """Return the promised Dice below which scans get a second view."""
         spec = self._spec
         if spec.normalization != "ZScoreNormalization" or spec.use_mask_for_norm:
-            # Air would not be the darkest.
+            # With another normalisation air may not be darkest, and cannot be kept dark.
             return 0.0
         if asked is not None:
             return asked
@@ -283,7 +283,7 @@ class CanonicalSegmenter:
         return all(network.on_gpu for network in self._networks)
 
     def _give_up_gpu(self, error: RuntimeError) -> None:
-        """Leave the GPU, or where only its memory is too small, leave it the patches."""
+        """Continue on the CPU or, if the GPU only lacks memory, run only patches on the GPU."""
         import torch
 
         if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -296,7 +296,7 @@ class CanonicalSegmenter:
             network.leave_gpu(first_line(error))
 
     def _infer(self, prepared: Prepared, *, device: str) -> Inferred:
-        """Run the networks, wherever they are, with the volume on ``device``."""
+        """Run the networks with the volume on ``device``."""
         seconds: dict[str, float] = {}
         with _timed(seconds, "network"):
             margin = self._best_margin(on_model_grid(prepared, device=device))

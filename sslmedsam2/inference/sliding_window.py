@@ -1,8 +1,8 @@
 """nnU-Net's sliding window over one margin channel.
 
-A binary nnU-Net has two output channels and decides by the larger; that is the sign of their
+A binary nnU-Net has two output channels and takes the larger, which is the sign of their
 difference, the *margin*. Gaussian averaging, mirroring, fold averaging and linear resampling all
-commute with the difference, so only one channel is ever computed and stored.
+commute with the difference, so only one channel is computed and stored.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _GAUSSIAN_SIGMA = 1 / 8
 """Width of nnU-Net's importance weighting, as a share of the patch."""
 
 _RIM = 1 / 4
-"""Share of the patch, on either side, in which a window has seen too little around a voxel to be
-relied on alone; no more, or overlapping by half would leave gaps between the cores."""
+"""Share of the patch, on either side, in which a window sees too little context to be relied on
+alone. At most a quarter, because cores of windows that overlap by half must not leave gaps."""
 
 _WORTHWHILE_SHARE = 0.0005
 """A window is not run for less liver than this share of the patch."""
@@ -46,7 +46,7 @@ class MarginNetwork(Protocol):
 
 
 def window_starts(size: int, *, patch: int, step: float) -> list[int]:
-    """Return where nnU-Net puts windows along one axis: evenly, no further apart than ``step``."""
+    """Return nnU-Net's window positions along one axis: even, at most ``step`` apart."""
     count = int(np.ceil((size - patch) / (patch * step))) + 1
     if count == 1:
         return [0]
@@ -55,7 +55,7 @@ def window_starts(size: int, *, patch: int, step: float) -> list[int]:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How the windows are laid and run.
+    """How windows are placed and run.
 
     Attributes
     ----------
@@ -102,13 +102,13 @@ def slide_from(
     start: tuple[float, float, float],
     enough_voxels: float = 1,
 ) -> npt.NDArray[np.float32]:
-    """Return the margin near the liver only, running no window that is not needed for it.
+    """Return the margin near the liver, running only the windows needed for it.
 
-    Only one connected liver is kept afterwards, so windows are run outwards from it: first the
-    one nearest to ``start`` (shares of the volume's axes), then the one whose core (the window
-    without its rim) holds most of the liver that is in no core yet, as long as that is more than a
-    trifle. Until ``enough_voxels`` of liver are found the windows go on in order of distance: a
-    small piece may be a stray one. Voxels that no window covered count as background for sure.
+    Only one connected liver is kept afterwards, so windows are run outwards from it: first the one
+    nearest to ``start`` (shares of the volume's axes), then the one whose core (the window without
+    its rim) contains most of the liver that is in no core yet, until little is left. Until
+    ``enough_voxels`` of liver are found, further windows are run in order of distance, because a
+    small component may be a stray one. Voxels that no window covers are background.
 
     Raises ModelError: as :func:`slide`.
     """
@@ -146,12 +146,11 @@ class _Window:
 
 
 class Canvas:
-    """The padded volume and the weighted margins gathered on it so far."""
+    """The padded volume, float32 of any shape, and the weighted margins added up so far."""
 
     _library: Any = np
 
     def __init__(self, volume: Array, networks: Sequence[MarginNetwork], plan: WindowPlan) -> None:
-        """Take a float32 volume of any shape."""
         pads, self._inner = padding(tuple(volume.shape), plan.patch_size)
         self._padded = self._pad(volume, pads) if any(map(any, pads)) else volume
         self._weights = self._placed(gaussian(plan.patch_size))
@@ -164,7 +163,7 @@ class Canvas:
         return np.pad(volume, pads)
 
     def _placed(self, weights: npt.NDArray[np.float32]) -> Array:
-        """Return the weights where the volume is."""
+        """Return the weights on the device of the volume."""
         return weights
 
     def _predict(self, network: MarginNetwork, patches: Array) -> Array:
@@ -257,7 +256,10 @@ def _windows(
 def padding(
     shape: tuple[int, ...], patch_size: tuple[int, int, int]
 ) -> tuple[list[tuple[int, int]], tuple[slice, ...]]:
-    """Return how axes are padded to at least the patch, the odd voxel behind, and the way back."""
+    """Return the padding of each axis to at least the patch, and the slices that remove it.
+
+    An odd voxel is added at the end.
+    """
     missing = [max(0, patch - size) for size, patch in zip(shape, patch_size, strict=True)]
     pads = [(n // 2, n - n // 2) for n in missing]
     return pads, tuple(slice(b, b + size) for (b, _), size in zip(pads, shape, strict=True))

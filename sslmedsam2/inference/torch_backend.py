@@ -19,20 +19,20 @@ from sslmedsam2.inference.sliding_window import MarginNetwork
 logger = logging.getLogger(__name__)
 
 _MOST_PATCHES: Final = 16
-"""At once on a GPU; more brings nothing."""
+"""Patches in one batch on a GPU; more are not faster."""
 
 _MEMORY_SHARE: Final = 0.5
-"""Of a GPU's free memory that a batch may take; cuDNN's quickest algorithms want some beside it."""
+"""Share of the free GPU memory for a batch; cuDNN's fastest algorithms need some of the rest."""
 
 
 class TorchMarginNetwork:
     """A network on one device; see ``sliding_window.MarginNetwork``.
 
-    On a GPU it computes in fp16 as nnU-Net does, and repeats in fp32 what overflows. How many
-    patches go at once follows from the memory that the first one takes. No failure of the GPU ends
-    a run. Out of memory halves the batch, down to single patches. Any other error, and a single
-    patch that does not fit, moves the network to the CPU for good and repeats the patches there.
-    Each such step is logged and kept in ``degradations``, as ``name: sentence``.
+    On a GPU it computes in fp16 as nnU-Net does, and repeats patches that overflow in fp32. The
+    batch size follows from the memory that the first patch takes. A failure of the GPU does not end
+    a run: if memory is exhausted, the batch is halved, down to single patches; after any other
+    error, or if a single patch does not fit, the network moves to the CPU permanently and repeats
+    the patches there. Each such step is logged and added to ``degradations``, ``name: sentence``.
     """
 
     in_bfloat16: Final = False
@@ -44,24 +44,24 @@ class TorchMarginNetwork:
         device: str,
         make_cpu_network: Callable[[], MarginNetwork] | None = None,
     ) -> None:
-        """Place a copy of ``network`` on ``device``; on the CPU it stays, for a GPU that fails.
+        """Copy ``network`` to ``device``; the original stays on the CPU in case the GPU fails.
 
-        ``make_cpu_network`` gives what computes on the CPU; by default torch does, in fp32.
+        ``make_cpu_network`` returns the network for the CPU; by default that is torch in fp32.
         """
         self._device = torch.device(device)
         self._make_cpu_network = make_cpu_network or (lambda: _on_cpu(network))
         self._cpu_network: MarginNetwork | None = None
         self._given = network
         self._in_fp32: nn.Module | None = None
-        """On the GPU, once something overflowed in fp16."""
+        """A copy on the GPU, made after the first overflow in fp16."""
         self._max_batch: int | None = None
-        """Once one patch was measured; None before."""
+        """None before the first patch was measured."""
         self.degradations: list[str] = []
         if self._device.type == "cpu":
             self._cpu_network = self._make_cpu_network()
             return
         try:
-            # After a CUDA error nothing can be copied back, so the weights must stay here too.
+            # A copy: after a CUDA error, weights cannot be copied back from the GPU.
             self._network = in_half_precision(copy.deepcopy(network)).to(self._device)
         except RuntimeError as error:
             self.leave_gpu(first_line(error))
@@ -70,7 +70,7 @@ class TorchMarginNetwork:
 
     @property
     def backend(self) -> str:
-        """What it computes with at first."""
+        """Library and number format at the start."""
         return f"torch {'fp32' if self._device.type == 'cpu' else 'fp16'}"
 
     @property
@@ -96,13 +96,13 @@ class TorchMarginNetwork:
             size = self._batch_size(len(patches) - start)
             failed_batch, error = 0, ""
             try:
-                # Without a name, which would keep it on the GPU.
+                # Without a variable, which would keep the margins on the GPU.
                 margins.append(self._measured(patches[start : start + size]).to(patches.device))
             except torch.cuda.OutOfMemoryError:
                 failed_batch = size
             except RuntimeError as exception:
                 error = first_line(exception)
-            # Not inside the handler, whose traceback holds on to the activations.
+            # Not inside the handler, whose traceback keeps the activations in memory.
             if failed_batch:
                 self._shrink(failed_batch)
             elif error:
@@ -111,18 +111,18 @@ class TorchMarginNetwork:
                 start += size
         if self._cpu_network is None:
             return margins[0] if len(margins) == 1 else torch.cat(margins)
-        # From the first patch on: after an error no margin can be copied from the GPU.
+        # All patches again: after an error, margins cannot be copied from the GPU.
         return torch.from_numpy(self._cpu_network(patches.cpu().numpy())).to(patches.device)
 
     def _batch_size(self, waiting: int) -> int:
-        """Return a power of two: for each size that is new to it, cuDNN looks for algorithms."""
+        """Return a power of two, because cuDNN searches for algorithms for each new size."""
         return 1 << (min(waiting, self._max_batch or 1).bit_length() - 1)
 
     def _measured(self, patches: Tensor) -> Tensor:
-        """Predict on the GPU; the first patch shows how many fit into its memory."""
+        """Predict on the GPU; the first patch is used to measure how many fit into memory."""
         if self._max_batch is not None:
             return self._forward(patches)
-        # Not what cuDNN takes while it looks for algorithms.
+        # The first pass, in which cuDNN searches for algorithms, is not measured.
         self._forward(patches)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
@@ -154,7 +154,7 @@ class TorchMarginNetwork:
         self._note(f"gpu_memory: it is full; batches of {self._max_batch} patches from here on")
 
     def leave_gpu(self, reason: str) -> None:
-        """Compute on the CPU from here on; without effect where that is so already."""
+        """Compute on the CPU from now on; without effect if it already does."""
         if self._cpu_network is not None:
             return
         self._network = nn.Identity()
@@ -168,9 +168,9 @@ class TorchMarginNetwork:
 
 
 def in_half_precision(network: nn.Module) -> nn.Module:
-    """Keep the weights of all convolutions and products in fp16, in place, and return the network.
+    """Convert the weights of convolutions and linear layers to fp16, in place.
 
-    ``torch.autocast`` would convert them for every batch, with the same results.
+    Without this, ``torch.autocast`` converts them for every batch, with the same results.
     """
     for module in network.modules():
         if isinstance(module, (_ConvNd, nn.Linear)):
