@@ -191,7 +191,7 @@ def test_deterministic_training_holds_torch_to_it_and_lets_it_go(data, tmp_path,
         settings = replace(ONE_STEP, iterations_per_epoch=2, deterministic=deterministic)
         weights.append(_weights(train_fold(folder, fold=0, settings=settings, device="cpu")))
 
-    assert seen[:2] == [(True, "sslmedsam2.nnunet.trainer")] * 2
+    assert seen[:2] == [(True, "sslmedsam2.nnunet.deterministic")] * 2
     assert [enabled for enabled, _ in seen[2:]] == [False, False]
     assert not torch.are_deterministic_algorithms_enabled()
     for name, tensor in weights[0].items():
