@@ -180,7 +180,7 @@ def _failure_of_start() -> str | None:
         if found is not None:
             return found[1]
         if "No CUDA GPUs" not in text and "no NVIDIA driver" not in text:
-            return text.partition(". ")[0]
+            return re.split(r" - |, |\. ", text)[0]
     return None
 
 

@@ -129,7 +129,7 @@ UNEXPECTED = "Unexpected error from cudaGetDeviceCount(). Did you run some cuda 
         (f"{UNEXPECTED}802: system not yet initialized", "(802: system not", "fabricmanager"),
         (f"{UNEXPECTED}804: forward compatibility was attempted", "(804: forward", "Update the"),
         (f"{UNEXPECTED}803: system has unsupported driver", "(803: system has", "restart the host"),
-        ("CUDA unknown error - may be due to X. Setting Y.", "due to X)", "restart the host"),
+        ("CUDA unknown error - e.g. of settings.", "(CUDA unknown error)", "restart the host"),
     ],
     ids=["no fabric manager", "cuda-compat on a consumer card", "driver updated", "unknown"],
 )
