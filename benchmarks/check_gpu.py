@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ SMALL_GRID = ((24, 64, 80), (8.0, 4.0, 4.0))
 LARGE_GRID = ((72, 320, 320), (3.0, 1.2, 1.2))
 """Voxels and mm, z y x."""
 LEAST_SECONDS = 20
+PART = "seconds of part"
 NNUNET_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 """Where the trainer notes whether it compiles, and how many processes prepare patches."""
 
@@ -79,7 +81,7 @@ class Results:
             self._tracebacks[name] = traceback.format_exc()
             lines = str(error).splitlines() or [""]
             self.check(name, False, f"{type(error).__name__}: {lines[0]}")
-        self.figure(f"seconds of part {name}", round(time.monotonic() - start, 1))
+        self.figure(f"{PART} {name}", round(time.monotonic() - start, 1))
         self.write()
 
     def write(self) -> None:
@@ -95,16 +97,19 @@ class Results:
         (self._folder / "check_gpu.md").write_text(self._section(), encoding="utf-8")
 
     def _section(self) -> str:
-        card = self.environment.get("gpu", "unknown card")
-        torch_version = self.environment.get("torch", "?")
+        """Return a section that goes below ``On a GPU``; the parts' times are in the JSON alone."""
+        known = {name: _text(value) for name, value in self.environment.items() if value}
+        card = known.pop("gpu", "Unknown card")
+        day = datetime.now(timezone.utc).date().isoformat()
+        command = f"bash scripts/check_gpu.sh{' --fake' if self.fake else ''}"
+        about = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in known.items())
         rows = [f"| {c['verdict']} | {c['name']} | {c['detail']} |" for c in self._checks]
-        figures = [f"| {name} | {_text(value)} |" for name, value in self._figures.items()]
-        lines = [
-            "## On a GPU",
-            "",
-            f"`bash scripts/check_gpu.sh`: {card}, torch {torch_version}.",
-            "",
+        figures = [
+            f"| {name} | {_text(value)} |"
+            for name, value in self._figures.items()
+            if not name.startswith(PART)
         ]
+        lines = [f"### {card}", "", f"`{command}`, {day}: {about}. Times are in seconds.", ""]
         lines += ["| verdict | check | detail |", "|---|---|---|", *rows, ""]
         return "\n".join([*lines, "| figure | value |", "|---|---|", *figures, ""])
 
@@ -116,7 +121,7 @@ class Results:
 def _text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {one}" for name, one in value.items())
-    return str(value)
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def main() -> int:
