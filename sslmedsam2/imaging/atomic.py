@@ -1,4 +1,4 @@
-"""Atomic writes: a file is either complete or not there.
+"""Atomic writes: a file is either complete or does not exist.
 
 A file is written under a temporary name in its own folder and renamed when it is complete. A run
 that is killed, or a full disk, leaves no partial file under a final name. Temporary names begin
@@ -43,11 +43,11 @@ _OTHER_REMEDY = "Check that the output folder exists, is writable and has free s
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path that becomes ``path`` if the block ends well, and vanishes if not.
+    """Give a temporary path that is renamed to ``path`` at the end, or removed after an error.
 
-    The temporary path lies in the same folder (made if missing) and keeps the name's extension,
-    since image writers choose their format by it. Any ``OSError`` in the block is taken for a
-    failed write: do nothing else in it.
+    The temporary file lies in the same folder (created if missing) and has the same extension,
+    because image writers choose the format by it. Any ``OSError`` in the block counts as a failed
+    write, so do nothing else in it.
 
     Raises OutputError: the folder or the file cannot be written.
     """
@@ -67,9 +67,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def locked(folder: Path, name: str = ".lock", *, what: str = "writing there") -> Iterator[None]:
     """Keep other processes, also on other machines, from doing ``what`` in ``folder``.
 
-    The lock is one of the process, so it ends with it, and processes that it has forked and that
-    outlive it do not inherit it. It is not kept from other threads of this process. Its file goes
-    at the end.
+    The lock belongs to the process: it ends with it, forked processes do not inherit it, and it
+    does not exclude other threads. Its file is removed at the end.
 
     Raises UsageError: another process has the lock; OutputError: the folder cannot be written.
     """
@@ -82,7 +81,7 @@ def locked(folder: Path, name: str = ".lock", *, what: str = "writing there") ->
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stream = _lock(path, what)
-        # Whoever held it before has removed the file that was opened here.
+        # The former holder may have removed the file that was opened here.
         while not _is_same_file(stream, path):
             stream.close()
             stream = _lock(path, what)
@@ -122,7 +121,7 @@ def _is_same_file(stream: TextIO, path: Path) -> bool:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove below a folder what a killed run had begun to write; nobody else may write there."""
+    """Remove partial files of killed runs below a folder, where no other process may write."""
     for path in folder.rglob(f".*{_PARTIAL}*"):
         if path.name.partition(_PARTIAL)[0].removeprefix(".").isalnum() and path.is_file():
             _remove_quietly(path)
@@ -140,7 +139,7 @@ def write_text_atomic(path: Path, content: str) -> None:
 
 
 def output_error(path: Path, error: OSError) -> OutputError:
-    """Say in the project's words why ``path`` could not be written."""
+    """Return an OutputError that says why ``path`` could not be written."""
     cause = os.strerror(error.errno) if error.errno else str(error)
     return OutputError(
         path,
@@ -150,7 +149,7 @@ def output_error(path: Path, error: OSError) -> OutputError:
 
 
 def _to_disk(partial: Path) -> None:
-    """Have the content on the disk before its name: a power cut leaves no empty file."""
+    """Flush the content to disk before the rename: a power cut must not leave an empty file."""
     with partial.open("r+b") as file:
         os.fsync(file.fileno())
 

@@ -1,4 +1,4 @@
-"""From the numbers of a header to a ``Geometry``, and back to an affine matrix."""
+"""Build a ``Geometry`` from the numbers of a header, compare geometries, and compute affines."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ UNITS_MM = {
     "um": ("micrometres", 0.001),
     "µm": ("micrometres", 0.001),
 }
-"""Units of length that headers name, other than mm: in words, and in mm."""
+"""Units of length in headers, other than mm: name, and length in mm."""
 
 _PLAUSIBLE_SIZE_MM = (0.1, 50.0)
 
 SPACING_RANGE_MM = (0.01, 100.0)
-"""Voxel sizes outside this range are a broken header, or lengths in metres or micrometres."""
+"""Voxel sizes outside this range come from a damaged header, or are not in mm."""
 
 FARTHEST_ORIGIN_MM = 1e6
-"""Beyond this, the single precision of NIfTI cannot tell neighbouring voxels apart."""
+"""Beyond this, the single precision of NIfTI cannot distinguish neighbouring voxels."""
 
 ROUNDING_SHEAR = 1e-4
-"""Largest cosine between two axes that is put down to rounding in the header."""
+"""Largest cosine between two axes that is taken for rounding in the header."""
 
 TINY_SHEAR = 0.02
 """Largest cosine between two axes (about one degree off a right angle) that is repaired."""
@@ -40,14 +40,14 @@ SINGULAR_VOLUME = 1e-3
 """Below this volume of the parallelepiped of the unit axes, they do not span space."""
 
 SAME_GRID_VOXELS = 0.1
-"""Grids whose corners differ by less than this part of a voxel are the same grid."""
+"""Grids whose corners differ by less than this fraction of a voxel are the same grid."""
 
 LPS_FROM_RAS = np.array([[-1.0], [-1.0], [1.0]])
-"""Column to multiply the rows x, y, z of an affine with, from RAS to LPS or back."""
+"""Factors of the rows x, y, z of an affine that convert RAS to LPS, or back."""
 
 
 def is_plausible_size(spacing_mm: npt.NDArray[np.float64]) -> bool:
-    """Return whether voxels of a scan may have these sizes, for choosing between two units."""
+    """Return whether these are plausible voxel sizes of a scan, to choose between two units."""
     low, high = _PLAUSIBLE_SIZE_MM
     return bool(((spacing_mm >= low) & (spacing_mm <= high)).all())
 
@@ -74,7 +74,7 @@ def geometry_from_steps(
     Parameters
     ----------
     steps_xyz_mm
-        3 x 3; column *i* is the LPS way from a voxel to its neighbour along array axis x, y or z.
+        3 x 3; column *i* is the LPS vector from a voxel to its neighbour along array axis x, y, z.
     origin_xyz_mm
         LPS position of the first voxel's centre.
 
@@ -85,7 +85,7 @@ def geometry_from_steps(
     Raises InputError: of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or
     ``sheared_affine``.
     """
-    # NaN is no smaller than anything.
+    # False for NaN too.
     is_near = bool((np.abs(origin_xyz_mm) < FARTHEST_ORIGIN_MM).all())
     if not (np.isfinite(steps_xyz_mm).all() and is_near):
         reason = (
@@ -127,7 +127,7 @@ def geometry_from_axes(
     direction
         One column for each axis: the LPS direction in which it grows.
     unit
-        Of the lengths. One that would make the voxels larger or smaller than a scan's is wrong.
+        Unit of the lengths. It is ignored if it would give implausible voxel sizes.
 
     Raises InputError: as :func:`geometry_from_steps`.
     """

@@ -1,4 +1,4 @@
-"""An image on disk, with what belongs to it: the record that all packages pass on."""
+"""`ImageFile`: an image on disk with its mask and names, used by all packages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ImageFile:
     case
         The patient.
     sequence
-        A canonical sequence, another name that tells the images of a case apart, or None.
+        A canonical sequence, another name that distinguishes the images of a case, or None.
     vendor
-        Of the scanner, by folder or case name; None if unknown.
+        Vendor of the scanner, by folder or case name; None if unknown.
     path
-        The image; of a DICOM series its neutral name.
+        The image file; for a DICOM series its neutral name.
     mask
         A mask of the liver on the same grid; None for an unlabelled image.
     organs
@@ -29,7 +29,7 @@ class ImageFile:
     pseudo
         Whether ``mask`` is a map of training labels 0 to 3, made from a pseudo label.
     sha256
-        Of the image file, where it was computed.
+        Hash of the image file, if computed.
     """
 
     case: str
@@ -49,7 +49,7 @@ class ImageFile:
 
     @property
     def files(self) -> dict[str, Path]:
-        """The files that exist, by what they are: ``image``, ``mask``, ``organs``."""
+        """The files that are set, by role: ``image``, ``mask``, ``organs``."""
         files = {"image": self.path, "mask": self.mask, "organs": self.organs}
         return {role: path for role, path in files.items() if path is not None}
 

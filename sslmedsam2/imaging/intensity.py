@@ -1,4 +1,4 @@
-"""Checks and changes of intensities before a network: padding, outliers, label maps, CT."""
+"""Checks and corrections of intensities: padding, outliers, label maps, CT."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _FLAT_SHARE: Final = 0.8
 
 
 def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
-    """Tell CT from MR by its values: air near -1000, and fat near -100 or only soft tissue."""
+    """Return whether an image is a CT: air near -1000, and fat near -100 or only soft tissue."""
     sample = array_zyx[::2, ::4, ::4]
     if np.quantile(sample, 0.02) > _AIR_HU:
         return False
@@ -61,10 +61,10 @@ def looks_like_hounsfield(array_zyx: ArrayZYX) -> bool:
 def window_if_hounsfield(
     array_zyx: ArrayZYX, *, modality: str | None = None
 ) -> tuple[ArrayZYX, bool]:
-    """Clip a CT to the abdominal window and leave an MR as it is; say whether it was clipped.
+    """Clip a CT to the abdominal window and return it with True; return an MR with False.
 
-    Air at -1000 HU and bone would otherwise dominate the z-score and flatten the soft tissue to
-    one grey. ``modality``, DICOM's code where it is known, beats the guess by the values.
+    Without clipping, air at -1000 HU and bone would dominate the z-score. ``modality`` is DICOM's
+    code; None to decide by the values.
     """
     is_ct = looks_like_hounsfield(array_zyx) if modality is None else modality == "CT"
     if not is_ct:
@@ -73,7 +73,7 @@ def window_if_hounsfield(
 
 
 def looks_like_labels(array_zyx: ArrayZYX) -> bool:
-    """Tell a mask or label map: two values, or a few values in flat areas."""
+    """Return whether an image is a mask or label map: two values, or a few in flat areas."""
     sample = array_zyx[::2, ::2, ::2]
     values, counts = np.unique(sample, return_counts=True)
     if values.size > _FEW_VALUES:
@@ -88,10 +88,10 @@ def looks_like_labels(array_zyx: ArrayZYX) -> bool:
 
 
 def set_padding_apart(array_zyx: ArrayZYX, is_padding: npt.NDArray[np.bool_]) -> tuple[str, ...]:
-    """Give padding, in place, the value of background: 0, or the lowest other value below 0.
+    """Set padding, in place, to the background: 0, or the lowest other value if below 0.
 
-    Padding within the range of the image, or near to the background already, is left as it is.
-    Returns what to note.
+    Padding within the range of the image, or close to the background, is not changed. Returns
+    notes.
     """
     if is_padding.all() or not is_padding.any():
         return ()
@@ -108,15 +108,15 @@ def set_padding_apart(array_zyx: ArrayZYX, is_padding: npt.NDArray[np.bool_]) ->
 
 
 def clean_intensities(array_zyx: ArrayZYX) -> tuple[str, ...]:
-    """Clip outliers and set padding apart, in place; return what to note.
+    """Clip outliers and set padding to background, in place; return notes.
 
-    ``array_zyx`` holds finite voxels. A sound image is left unchanged, bit for bit.
+    The voxels of ``array_zyx`` must be finite. A sound image is not changed.
     """
     return (*_clip_outliers(array_zyx), *_find_padding(array_zyx))
 
 
 def _clip_outliers(array_zyx: ArrayZYX) -> tuple[str, ...]:
-    """Clip what lies many times farther from the median than nearly all other voxels."""
+    """Clip voxels that are many times farther from the median than nearly all others."""
     lowest, highest = float(array_zyx.min()), float(array_zyx.max())
     sample = array_zyx[::2, ::4, ::4]
     background = float(np.median(sample))
@@ -141,9 +141,9 @@ def _clip_outliers(array_zyx: ArrayZYX) -> tuple[str, ...]:
 
 
 def _find_padding(array_zyx: ArrayZYX) -> tuple[str, ...]:
-    """Set apart one exact value that lies far below all others."""
+    """Set to background one exact value that lies far below all others."""
     lowest = array_zyx.min()
-    # The window that a CT is clipped to does the same for its padding.
+    # The padding of a CT is clipped to its window later.
     if lowest >= 0 or looks_like_hounsfield(array_zyx):
         return ()
     is_lowest = array_zyx == lowest
@@ -181,6 +181,6 @@ def intensity_statistics(
 
 
 def entropy_bits(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return the entropy of yes-or-no at each probability, 0 to 1 bit."""
+    """Return the binary entropy of each probability, 0 to 1 bit."""
     p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
     return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).astype(np.float32)

@@ -1,7 +1,6 @@
-"""Reading labelled images: the one place that decides which voxels of a mask are liver.
+"""Read labelled images, and decide which voxels of a mask are liver.
 
-Training, supports, fold scores and evaluation all read through this module, so a file that one of
-them refuses is refused by all.
+Training, supports, fold scores and evaluation all use this module, so they accept the same files.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, S
 logger = logging.getLogger(__name__)
 
 SOFT = 1e-3
-"""Voxels of a mask this close to 0 or to its foreground value are rounded to it."""
+"""Voxels of a mask that differ by at most this from 0 or its foreground value are rounded."""
 
 N_ORGANS = 13
-"""Organs that a map of organs may tell apart, the liver being the first."""
+"""Number of organs in a map of organs; the liver is the first."""
 
 _ROUNDED = repair("soft_mask", f"voxels within {SOFT:g} of a whole label were rounded to it")
 _LIVER = 1
@@ -49,7 +48,7 @@ _LISTED_VALUES = 8
 _SEGMENTATION_SUFFIX = ".seg.nrrd"
 _SEGMENT_KEY = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer|Tags)")
 _LIVER_CODE = "SCT^10200004^"
-"""The liver in SNOMED CT, as Slicer writes it into a segment's tags."""
+"""Code of the liver in SNOMED CT, as Slicer writes it into the tags of a segment."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class LabelledVolume:
     organs_zyx
         The map of organs, 0 to 13; None without one.
     notes
-        What was rounded, placed or repaired, one line each.
+        Rounding, placement and repairs, one line each.
     """
 
     volume: Volume
@@ -124,9 +123,9 @@ def read_labelled(image: ImageFile) -> LabelledVolume:
 
 
 def check_labelled(images: Iterable[ImageFile]) -> None:
-    """Read every labelled image once; log what was rounded or placed.
+    """Read every labelled image once, and log rounding and placement.
 
-    Raises InputError: the first that cannot be used; the others are in the log.
+    Raises InputError: of the first image that cannot be used; errors of others are logged.
     """
     errors = []
     for image in images:
@@ -165,10 +164,10 @@ def read_liver_mask(
     label
         The value that is liver; None for the only foreground value (1, 255, ...).
     grid
-        Of the image. A Slicer segmentation that covers a part of it is placed on it. Other masks
-        keep their own grid: compare it.
+        Grid of the image. A Slicer segmentation that covers a part of it is placed on it. Other
+        masks keep their own grid, which the caller must compare.
     strict
-        Take ``label`` at its word also where the mask holds one foreground value only.
+        Require ``label`` even if the mask has only one foreground value.
 
     Raises
     ------
@@ -205,7 +204,7 @@ def read_label_map(path: Path, *, largest: int) -> MaskVolume:
 
 
 def _off_whole_numbers(voxels_zyx: ArrayZYX) -> float:
-    """Return the largest distance of a voxel from a whole number; NaN where a voxel has none."""
+    """Return the largest distance of a voxel from a whole number; NaN if a voxel is not finite."""
     with np.errstate(invalid="ignore"):
         return float(np.abs(voxels_zyx - np.rint(voxels_zyx)).max())
 
@@ -226,7 +225,7 @@ def _check_grid(mask: MaskVolume, grid: Geometry, image: ImageFile) -> None:
 def _liver(
     path: Path, voxels_zyx: ArrayZYX, *, label: int | None, strict: bool
 ) -> tuple[MaskZYX, tuple[str, ...]]:
-    """Return the liver as 0 and 1, and notes on what was rounded."""
+    """Return the liver as 0 and 1, and notes on rounding."""
     value = float(voxels_zyx.max())
     if np.isfinite(value) and value > SOFT and (label is None or not strict):
         liver = np.abs(voxels_zyx - value) <= SOFT
@@ -268,7 +267,7 @@ def _nrrd_header(path: Path) -> NrrdHeader | None:
     """Read the header of an NRRD file; None for other files, and where it cannot be read."""
     if not path.name.lower().endswith(".nrrd"):
         return None
-    # What is wrong is reported by the reader that is asked next.
+    # The caller then uses another reader, which reports the error.
     with contextlib.suppress(InputError, OSError):
         return parse_nrrd_header(path)
     return None
@@ -320,7 +319,7 @@ def _segments(header: NrrdHeader) -> tuple[_Segment, ...]:
 def _chosen(
     path: Path, segments: tuple[_Segment, ...], *, label: int | None, strict: bool
 ) -> _Segment:
-    """Return the segment of the label, the only one, or the one that is called liver."""
+    """Return the segment with the label, else the only one, else the one named liver."""
     listed = ", ".join(f"{one.value} {one.name!r}" for one in segments)
     if label is not None and (strict or len(segments) > 1):
         found = [segment for segment in segments if segment.value == label]
@@ -359,7 +358,7 @@ def _layers(header: NrrdHeader) -> tuple[ArrayZYX, Geometry]:
 
 
 def _placed(mask: MaskVolume, grid: Geometry) -> MaskVolume:
-    """Lay a mask into an empty one on the image's grid, exactly: no voxel is interpolated."""
+    """Copy a mask into an empty one on the grid of the image, without interpolation."""
     geometry = mask.geometry
     to_grid = np.linalg.inv(affine_lps(grid)) @ affine_lps(geometry)
     exact = np.rint(to_grid)

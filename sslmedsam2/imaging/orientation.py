@@ -49,10 +49,10 @@ def to_native(array_zyx: npt.NDArray, reorientation: Reorientation) -> npt.NDArr
 def reorientation_of(geometry: Geometry) -> Reorientation:
     """Find the swaps and flips that bring an array closest to the canonical orientation.
 
-    Of the six ways to match the array's axes with the patient's, the one with the largest sum of
-    absolute cosines is taken. A scan at exactly 45 degrees would leave the choice to rounding and
-    to the order in which its axes happen to be stored; so the patient is thought turned by a
-    hair's breadth, which decides such ties the same way for every storage order.
+    Of the six ways to match the axes of the array with those of the patient, the one with the
+    largest sum of absolute cosines is chosen. At exactly 45 degrees the choice would depend on
+    rounding and on the storage order of the axes, so a tiny rotation is applied first, which breaks
+    such ties in the same way for every storage order.
     """
     cosines = _hair_breadth_rotation() @ geometry.direction_xyz
     best = max(

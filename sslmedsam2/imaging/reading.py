@@ -56,15 +56,15 @@ def read_volume(path: Path) -> Volume:
 
 
 def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volume:
-    """Take over a SimpleITK image, and raise, as :func:`read_volume` does for a file.
+    """Convert a SimpleITK image; corrects and raises as :func:`read_volume` does.
 
-    ``name`` is for messages.
+    ``name`` is used in messages.
     """
     return _checked_volume(stored_from_itk(image, name=Path(name)))
 
 
 def stored_from_itk(image: sitk.Image, *, name: Path) -> Volume:
-    """Take over a SimpleITK image, and raise, as :func:`read_stored` does for a file ``name``."""
+    """Convert a SimpleITK image; raises as :func:`read_stored` does for a file ``name``."""
     import SimpleITK as sitk  # noqa: N813
 
     native_shape = tuple(int(length) for length in image.GetSize())
@@ -91,10 +91,10 @@ def _checked_volume(stored: Volume) -> Volume:
 
 
 def correct_voxels(path: Path, voxels: ArrayZYX) -> tuple[str, ...]:
-    """Correct the intensities of an image ``[z, y, x]`` in place; return what to note.
+    """Correct the intensities of an image ``[z, y, x]`` in place; return notes.
 
-    Voxels that are not finite become the lowest finite value, outliers are clipped and padding is
-    set apart, see ``intensity.py``.
+    Voxels that are not finite become the lowest finite value, outliers are clipped, and padding
+    becomes background, see ``intensity.py``.
 
     Raises
     ------
@@ -117,16 +117,16 @@ def read_mask(path: Path) -> MaskVolume:
     Raises
     ------
     InputError
-        As :func:`read_volume`, save that the voxels' values are never refused.
+        As :func:`read_volume`, but not for the values of voxels.
     """
     stored = read_stored(path)
     return stored.with_mask((stored.array_zyx > 0).view(np.uint8))
 
 
 def read_grid(path: Path) -> MaskVolume:
-    """Return an empty mask on an image's grid, even where its voxels are damaged.
+    """Return an empty mask on the grid of an image; for NIfTI, even if its voxels are damaged.
 
-    NIfTI only needs its header for that; other formats are read whole.
+    For NIfTI only the header is read, for other formats the whole file.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def read_stored(path: Path) -> Volume:
 
 
 def _check_file(path: Path) -> str:
-    """Refuse what is not a non-empty file with an image's name; return the extension."""
+    """Return the extension of an image file; refuse anything else, and empty files."""
     try:
         status = path.stat()
     except PermissionError as error:
@@ -189,12 +189,12 @@ def _check_file(path: Path) -> str:
 
 
 def _make_finite(path: Path, voxels: ArrayZYX) -> tuple[str, ...]:
-    """Replace NaN and infinite voxels in place by the lowest finite value; return what to note.
+    """Replace NaN and infinite voxels in place by the lowest finite value; return notes.
 
-    Such voxels come from masking and from divisions in the background; the lowest value is the
-    background in MR (about 0) as in CT (air), where 0 would be the brightness of water.
+    Such voxels come from masking and from divisions in the background. The lowest value is the
+    background in MR (about 0) and in CT (air).
     """
-    # A NaN or an infinity shows in the extremes, so a sound volume needs no array of flags.
+    # Minimum and maximum show a NaN or infinity, without an array of flags for sound volumes.
     if np.isfinite(voxels.min()) and np.isfinite(voxels.max()):
         return ()
     bad = ~np.isfinite(voxels)

@@ -1,8 +1,8 @@
 """Records on disk: frozen dataclasses as JSON files, checked against their annotations when read.
 
-By msgspec, which is small (no dependencies), fast, BSD-3-licensed, validates strictly and works on
-plain frozen dataclasses. Fields that a newer version added are ignored; a field that is missing or
-of another type is one error that names the file and the field.
+msgspec is used because it is small (no dependencies), fast, BSD-3-licensed, validates strictly and
+works with plain frozen dataclasses. Fields added by a newer version are ignored. A field that is
+missing or has another type raises an error that names file and field.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _REMEDY: Final = "Restore the file, or remove it to begin anew"
 
 
 def check_words(options: object) -> None:
-    """Refuse a field of a dataclass that holds none of the words of its ``Literal`` type.
+    """Check that each ``Literal`` field of a dataclass has one of its values.
 
-    Raises UsageError: it names the field and lists the words.
+    Raises UsageError: the message names the field and lists the values.
     """
     for name, hint in get_type_hints(type(options)).items():
         words = get_args(hint) if get_origin(hint) is Literal else ()
@@ -92,9 +92,9 @@ def key_of(content: object) -> str:
 
 
 def move_aside(path: Path, *, why: str) -> Path:
-    """Rename a file or folder to ``<name>.replaced-<UTC time>``, say so, and return the new path.
+    """Rename a file or folder to ``<name>.replaced-<UTC time>``, log it, and return the new path.
 
-    What a person may have touched is never deleted or overwritten. Raises OutputError.
+    Files that a person may have changed are never deleted or overwritten. Raises OutputError.
     """
     time = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%S")
     target, number = path.with_name(f"{path.name}.replaced-{time}Z"), 2
@@ -117,12 +117,12 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(kind: type, value: Any) -> Any:
-    """Make what msgspec does not know: paths, and families that choose the class themselves."""
+    """Convert to types that msgspec does not know: paths, and classes with ``from_plain``."""
     return Path(value) if kind is Path else kind.from_plain(value)  # type: ignore[attr-defined]
 
 
 def _in_words(error: Exception) -> str:
-    """Say what msgspec complains of, the place first: ``models[0]: ...``."""
+    """Return msgspec's message with the place first: ``models[0]: ...``."""
     text, _, place = str(error).replace("`", "'").partition(" - at '$")
     place = place.strip("'.")
     return f"{place}: {text}" if place else text or type(error).__name__

@@ -1,4 +1,4 @@
-"""The checks that are the same for every format, and the errors of images that cannot be used."""
+"""Checks that all readers share, and the errors of images that cannot be used."""
 
 from __future__ import annotations
 

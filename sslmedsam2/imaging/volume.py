@@ -43,7 +43,7 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Source:
-    """What is needed to write a mask that matches the file an image came from.
+    """The file of an image, with what is needed to write a mask that matches it.
 
     Attributes
     ----------
@@ -80,9 +80,9 @@ class MaskVolume:
 class Volume:
     """An image as read: float32 voxels ``[z, y, x]`` in the file's own orientation.
 
-    They are finite, unless ``read_stored`` has read them. ``repairs`` lists what was corrected
-    (NaN voxels, a tiny shear), one sentence each. ``modality`` is DICOM's code, such as MR or CT;
-    None where the file does not say.
+    The voxels are finite, unless read by ``read_stored``. ``repairs`` lists corrections (NaN
+    voxels, a tiny shear), one sentence each. ``modality`` is DICOM's code, such as MR or CT; None
+    if unknown.
     """
 
     array_zyx: ArrayZYX
@@ -92,11 +92,11 @@ class Volume:
     modality: str | None = None
 
     def with_mask(self, mask_zyx: MaskZYX, *notes: str) -> MaskVolume:
-        """Return a mask on the grid of this image, with further notes on what was corrected."""
+        """Return a mask on the grid of this image, with further notes on corrections."""
         return MaskVolume(mask_zyx, self.geometry, self.source, (*self.repairs, *notes))
 
     def sha256(self) -> str:
-        """Return a hash of voxels, place and orientation, whatever file they came from."""
+        """Return a hash of voxels and geometry, independent of the file."""
         digest = hashlib.sha256(np.ascontiguousarray(self.array_zyx).data)
         geometry = self.geometry
         for numbers in (
@@ -128,7 +128,7 @@ def bounding_box(mask_zyx: npt.NDArray) -> Box | None:
 
 @dataclass(frozen=True)
 class Reorientation:
-    """How a native ``[z, y, x]`` array becomes canonical: transpose, then flip.
+    """Axis swaps and flips from a native ``[z, y, x]`` array to the canonical one.
 
     ``canonical = native.transpose(axes)`` followed by a flip of each canonical axis listed in
     ``flipped_axes``. Exact: no voxel is interpolated.

@@ -1,7 +1,7 @@
-"""Stored voxels to float32, decompressed in parts into the final array.
+"""Read stored voxels as float32, decompressed in parts into the final array.
 
-Reading needs the float32 volume and little more, whatever the stored type. No size is taken from
-a header on trust: what the file cannot hold is refused before memory is taken for it.
+Reading needs little more memory than the float32 volume. Sizes in a header are not trusted: data
+that the file cannot contain is refused before memory is allocated for it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from sslmedsam2.imaging.stored import image_error, unreadable_header
 from sslmedsam2.imaging.volume import ArrayZYX
 
 LARGEST_DEFLATE_RATIO = 1032
-"""Deflate cannot shrink anything further than this."""
+"""Largest compression ratio of Deflate."""
 
 Compression = Literal["", "gzip", "zlib", "bzip2"]
-"""Of the voxels; ``zlib`` stands for gzip too."""
+"""Compression of the voxels; ``zlib`` also reads gzip."""
 
 # What lies before the voxels has to be decompressed too.
 _LARGEST_SKIP = 2**26
@@ -37,9 +37,9 @@ _AUTODETECT_ZLIB_OR_GZIP = 32 + zlib.MAX_WBITS
 
 
 class _ZlibStream(io.RawIOBase):
-    """The content of a zlib or gzip stream that begins where a file stands, for reading.
+    """Reads the content of a zlib or gzip stream from the current position of a file.
 
-    Raises EOFError where the file ends within the stream, and ``zlib.error`` where it is damaged.
+    Raises EOFError if the file ends within the stream, and ``zlib.error`` if it is damaged.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -61,7 +61,7 @@ class _ZlibStream(io.RawIOBase):
 
 
 def decompressed(file: BinaryIO, compression: Compression) -> BinaryIO:
-    """Return a stream of the content that begins where a file stands."""
+    """Return a stream of the content from the current position of a file."""
     if compression == "gzip":
         return cast(BinaryIO, gzip.GzipFile(fileobj=file, mode="rb"))
     if compression == "bzip2":
@@ -77,9 +77,9 @@ def truncated(path: Path) -> InputError:
 
 @contextmanager
 def damage_as_input_error(path: Path) -> Iterator[None]:
-    """Raise what decompressing raises as InputError (``truncated_data``, ``corrupt_data``).
+    """Convert errors of decompression to InputError (``truncated_data``, ``corrupt_data``).
 
-    An error of the system, which has a number, stays as it is.
+    Errors of the operating system, which have a number, are not converted.
     """
     try:
         yield
@@ -104,12 +104,12 @@ def read_voxels(
     slope: float = 1.0,
     intercept: float = 0.0,
 ) -> tuple[ArrayZYX, bool]:
-    """Read an array from a file, and tell whether something else follows.
+    """Read an array from a file; also return whether other bytes follow.
 
     Parameters
     ----------
     path
-        What errors are about.
+        The file to name in errors.
     shape_zyx
         May have further axes; the last one is the fastest in the file.
     start
@@ -129,7 +129,7 @@ def read_voxels(
     with damage_as_input_error(path):
         largest = size - start
         if compression == "bzip2" and skip <= _LARGEST_SKIP:
-            # Runs of one value shrink without bound: only decompressing tells the size.
+            # The ratio of bzip2 has no bound, so the size is known only after decompression.
             file.seek(start)
             largest = bz2.BZ2File(file).seek(skip + n_bytes)
         elif compression:
@@ -145,7 +145,7 @@ def read_voxels(
         voxels = np.empty(shape_zyx, dtype=np.float32)
         flat = voxels.reshape(-1)
         buffer = np.empty(min(_PART_VOXELS, flat.size), dtype=dtype)
-        # A double may lie beyond float32's range; it becomes infinite, as the caller expects.
+        # A double outside the range of float32 becomes infinite, as the caller expects.
         with np.errstate(over="ignore", invalid="ignore"):
             for first in range(0, flat.size, buffer.size):
                 part = flat[first : first + buffer.size]
@@ -170,7 +170,7 @@ def _fill(stream: BinaryIO, buffer: memoryview) -> None:
 
 
 def _has_trailing_bytes(stream: BinaryIO) -> bool:
-    """Read on to the end of the compressed data, which makes gzip and zlib compare the checksum."""
+    """Read to the end of the compressed data, so that gzip and zlib verify the checksum."""
     try:
         stream.read(1)
     except gzip.BadGzipFile as error:
