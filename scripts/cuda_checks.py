@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY / "scripts"))
 
 import image_trim  # noqa: E402
-from image_checks import carry_out_all, expect  # noqa: E402
+from image_checks import CheckSkippedError, carry_out_all, expect  # noqa: E402
 
 TOOLKIT_PARTS = "cublas,cudart,cufft,cufile,cupti,curand,cusolver,cusparse,nvjitlink,nvrtc,nvtx"
 """Of NVIDIA's toolkit, what torch asks for."""
@@ -45,6 +46,35 @@ print(json.dumps({
     "architectures": torch._C._cuda_getArchFlags().split(), "gpu": torch.cuda.is_available(),
 }))
 """
+
+DRIVER_THAT_FAILS = r"""
+#include <stdlib.h>
+#include <string.h>
+static int fail(void) { return atoi(getenv("CUDA_ERROR")); }
+int cuInit(unsigned flags) { return fail(); }
+int cuDriverGetVersion(int *version) { *version = 13000; return 0; }
+int cuGetProcAddress_v2(const char *name, void **function, int version,
+                        unsigned long long flags, int *status) {
+    *function = (void *)fail;
+    if (!strcmp(name, "cuDriverGetVersion")) *function = (void *)cuDriverGetVersion;
+    if (!strcmp(name, "cuGetProcAddress")) *function = (void *)cuGetProcAddress_v2;
+    if (status) *status = 0;
+    return 0;
+}
+"""
+"""A libcuda.so.1 that does not start."""
+START = """
+from sslmedsam2.inference import device
+device.driver_version = lambda: "580.0"
+print(device.gpu_fault("cuda"))
+"""
+WORDS_OF_ERRORS = {
+    "802": "Start nvidia-fabricmanager",
+    "803": "restart the host",
+    "804": "Update the driver",
+    "999": "CUDA unknown error",
+    "100": "shows no GPU",
+}
 
 
 class Bench:
@@ -149,12 +179,35 @@ def check_imports(bench: Bench) -> str:
     )
 
 
+def check_start(bench: Bench) -> str:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        raise CheckSkippedError("no C compiler makes the driver that fails")
+    folder = bench.work / "driver"
+    folder.mkdir(exist_ok=True)
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", str(folder / "libcuda.so.1")]
+    subprocess.run(command, input=DRIVER_THAT_FAILS, text=True, check=True)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{bench.site}:{REPOSITORY}",
+        "LD_LIBRARY_PATH": str(folder),
+    }
+    for error, words in WORDS_OF_ERRORS.items():
+        done = subprocess.run(
+            [sys.executable, "-c", START],
+            env={**environment, "CUDA_ERROR": error}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        expect(words in done.stdout, f"{error}: {done.stdout.strip()} {done.stderr[-200:]}")
+    return f"errors {', '.join(WORDS_OF_ERRORS)} are told"
+
+
 CHECKS: dict[str, Callable[[Bench], str]] = {
     "packages": check_resolution,
     "packages for CUDA 12.6": check_older_cuda,
     "size": check_installation,
     "links": check_links,
     "imports, architectures": check_imports,
+    "CUDA that does not start": check_start,
 }
 
 
