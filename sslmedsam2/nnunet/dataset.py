@@ -44,7 +44,7 @@ _INPUTS_NAME = "inputs.json"
 _BUILDING = ".building_"
 _ABANDONED_AFTER_SECONDS = 3600
 _SPLITS_NAME = "splits_final.json"
-_REPEATS_NAME = "repeats.json"
+_SAMPLING_NAME = "sampling.json"
 _UNLABELLED_NAME = "unlabelled.json"
 _SAMPLED_VOXELS = 200_000
 
@@ -342,30 +342,25 @@ def splits_of(
     ]
 
 
-def repeats_for_share(
+def sampling_weights(
     images: Sequence[ImageFile], others: Sequence[ImageFile], *, share: float
-) -> dict[str, int]:
-    """Return how often to list each image so that about ``share`` of the draws are ``images``.
-
-    The share is approximate: the numbers are whole, and each image is listed at least once.
-    """
-    ratio = share / (1 - share) * len(others) / max(1, len(images))
-    weight, other_weight = max(1, round(ratio)), max(1, round(1 / ratio) if ratio else 1)
+) -> dict[str, float]:
+    """Return how often each image is drawn, relative to others: ``images`` fill ``share``."""
     return {
-        **{case_key(image): weight for image in images},
-        **{case_key(image): other_weight for image in others},
+        **{case_key(image): share / len(images) for image in images},
+        **{case_key(image): (1 - share) / len(others) for image in others},
     }
 
 
-def write_repeats(dataset_folder: Path, repeats: Mapping[str, int]) -> None:
-    """Write how often each training case is listed, and therefore how often it is drawn."""
-    write_record(dataset_folder / _REPEATS_NAME, dict(repeats))
+def write_sampling(dataset_folder: Path, weights: Mapping[str, float]) -> None:
+    """Write how often each training case is drawn, relative to the others."""
+    write_record(dataset_folder / _SAMPLING_NAME, dict(weights))
 
 
-def read_repeats(dataset_folder: Path) -> dict[str, int]:
-    """Return what :func:`write_repeats` wrote; empty if it did not."""
-    path = dataset_folder / _REPEATS_NAME
-    return read_record(path, dict[str, int]) if path.is_file() else {}
+def read_sampling(dataset_folder: Path) -> dict[str, float]:
+    """Return what :func:`write_sampling` wrote; empty if all cases are drawn equally often."""
+    path = dataset_folder / _SAMPLING_NAME
+    return read_record(path, dict[str, float]) if path.is_file() else {}
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from sslmedsam2.nnunet.cpu import (
     arrange_for_cpu,
 )
 from sslmedsam2.nnunet.curves import Curves
-from sslmedsam2.nnunet.dataset import UnlabelledCase, read_repeats, read_unlabelled
+from sslmedsam2.nnunet.dataset import UnlabelledCase, read_sampling, read_unlabelled
 from sslmedsam2.nnunet.deterministic import CrossEntropy, arrange_deterministically
 from sslmedsam2.nnunet.online import (
     OnlineSettings,
@@ -260,12 +260,16 @@ class LiverTrainer(nnUNetTrainer):
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Load patches as nnU-Net does, by a :class:`PatchLoader`."""
+        """Load patches as nnU-Net does, each case as often as the data set says."""
         seed = (self.settings.seed, self.local_rank, self.current_epoch)
+        weights = read_sampling(Path(self.preprocessed_dataset_folder_base))
         training: list[PatchLoader] = []
 
         def make_loader(data: Any, *args: Any, **kwargs: Any) -> PatchLoader:
             loader = PatchLoader(data, *args, seed=seed, **kwargs)
+            if not training and weights:
+                drawn = np.array([weights[key] for key in data.identifiers])
+                loader.sampling_probabilities = drawn / drawn.sum()
             if not training and (keys := self._unlabelled_keys()):
                 kwargs["transforms"] = self._unlabelled_transforms
                 unlabelled = self.dataset_class(self.preprocessed_dataset_folder, keys)
@@ -277,19 +281,10 @@ class LiverTrainer(nnUNetTrainer):
             return super().get_dataloaders()
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Split as nnU-Net does, with each training case listed as often as the data set says.
-
-        Unlabelled cases are in neither part.
-        """
+        """Split as nnU-Net does; unlabelled cases are in neither part."""
         training, validation = super().do_split()
-        repeats = read_repeats(Path(self.preprocessed_dataset_folder_base))
         return (
-            [
-                key
-                for key in training
-                for _ in range(repeats.get(key, 1))
-                if key not in self.unlabelled
-            ],
+            [key for key in training if key not in self.unlabelled],
             [key for key in validation if key not in self.unlabelled],
         )
 

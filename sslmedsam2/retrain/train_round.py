@@ -22,10 +22,10 @@ from sslmedsam2.nnunet.dataset import (
     case_key,
     make_plans,
     read_plans,
-    repeats_for_share,
+    sampling_weights,
     split_cases,
     splits_of,
-    write_repeats,
+    write_sampling,
     write_splits,
     write_unlabelled,
 )
@@ -145,8 +145,8 @@ def prepare_training(
     if options.method == "online":
         write_unlabelled(folder, _unlabelled_cases(round_dir, index, pseudo, options))
     elif pseudo:
-        write_repeats(
-            folder, repeats_for_share(index.labelled, pseudo, share=options.reference_share)
+        write_sampling(
+            folder, sampling_weights(index.labelled, pseudo, share=options.reference_share)
         )
 
 

@@ -30,8 +30,8 @@ from sslmedsam2.nnunet.dataset import (
     build_dataset,
     case_key,
     read_plans,
-    repeats_for_share,
-    write_repeats,
+    sampling_weights,
+    write_sampling,
     write_splits,
 )
 from sslmedsam2.nnunet.plans import PLANS_NAME, CompactPreset, Preset, planned_network
@@ -208,7 +208,7 @@ def _prepare(
     if splits:
         write_splits(folder, splits)
     if also:
-        write_repeats(folder, repeats_for_share(images, also, share=options.share))
+        write_sampling(folder, sampling_weights(images, also, share=options.share))
     return images, also, splits
 
 

@@ -27,7 +27,13 @@ from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
-from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+from sslmedsam2.nnunet.dataset import (
+    DATASET_NAME,
+    alternating_splits,
+    build_dataset,
+    write_sampling,
+    write_splits,
+)
 from sslmedsam2.nnunet.plans import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.trainer import LiverTrainer, PatchLoader, TrainingSettings
 from sslmedsam2.nnunet.training import preprocessed_dir, train_fold, trained_model_dir
@@ -107,6 +113,24 @@ def trained(data, tmp_path_factory):
     """A work directory with a trained fold, and the fold's checkpoint."""
     work_dir = tmp_path_factory.mktemp("trained") / "work"
     return work_dir, _train(shutil.copytree(data, work_dir))
+
+
+def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
+    keys = sorted(path.stem for path in preprocessed_dir(work_dir).rglob("*.pkl"))
+    write_sampling(preprocessed_dir(work_dir) / DATASET_NAME, {keys[0]: 0.9, keys[1]: 0.1})
+    for name in ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile"):
+        monkeypatch.setenv(name, "")
+    training.set_environment(work_dir, device="cpu", settings=SETTINGS)
+    trainer = training._make_trainer(work_dir, fold="all", device="cpu")
+    trainer.use(SETTINGS)
+    trainer.initialize()
+
+    loader, _ = trainer.get_dataloaders()
+
+    np.random.seed(0)
+    drawn = [key for _ in range(40) for key in next(loader)["keys"]]
+    assert drawn.count(keys[0]) > 30
+    assert keys[1] in drawn
 
 
 def test_trained_fold_is_left_alone(trained):
