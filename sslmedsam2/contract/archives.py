@@ -1,8 +1,8 @@
 """Zip archives of an input, opened as folders of the same name.
 
-They are unpacked into a temporary folder that mirrors the input: everything else there is a link to
-it, so that all rules of this package see one tree in which ``scan.zip`` is a folder. An archive is
-data from outside: what could harm is refused as a whole, before anything of it is written.
+They are unpacked into a temporary folder that mirrors the input: everything else in it is a link,
+so that all rules of this package see one tree in which ``scan.zip`` is a folder. An archive with
+unsafe members is refused as a whole, before anything is written.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 
 _MOST_MEMBERS: Final = 100_000
 _MOST_BYTES: Final = 64 * 10**9
-"""Of all archives of an input together, unpacked."""
+"""Largest unpacked size of all archives of an input together."""
 _LARGEST_RATIO: Final = 250
-"""Of unpacked to packed bytes, for archives that unpack to more than `_SMALL_BYTES`."""
+"""Largest ratio of unpacked to packed bytes, for archives larger than `_SMALL_BYTES` unpacked."""
 _SMALL_BYTES: Final = 10**9
 _ENCRYPTED: Final = 0x1
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
@@ -47,11 +47,13 @@ class OpenedInput:
     Attributes
     ----------
     path, only
-        To be read in place of what was given; the same where there is no archive.
+        Paths to read instead of the given ones; the same paths without an archive.
     unpacked
-        The folders that archives have become.
+        The folders of the unpacked archives.
     problems
         An error for each archive that cannot be used.
+    given
+        The given input; None without an archive.
     """
 
     path: Path
@@ -61,7 +63,7 @@ class OpenedInput:
     given: Path | None = None
 
     def shown(self, text: str) -> str:
-        """Return a message with the paths that the user knows."""
+        """Return a message with the given paths instead of temporary ones."""
         return text if self.given is None else text.replace(str(self.path), str(self.given))
 
 
@@ -69,17 +71,16 @@ class OpenedInput:
 def open_archives(
     input_path: Path, *, only: Sequence[Path] = (), temporary: Path | None = None
 ) -> Iterator[OpenedInput]:
-    """Unpack the zip archives below an input, or that it is, until the context ends.
+    """Unpack zip archives while the context is open: those below an input, or the input itself.
 
-    Archives in archives stay closed. Errors that leave the context name the paths that the user
-    knows.
+    Archives in archives are not unpacked. Errors that leave the context name the given paths.
 
     Parameters
     ----------
     only
-        The files and folders of the input to look at; none for all.
+        The files and folders of the input to use; empty for all.
     temporary
-        Where the temporary folder is made; None for the system's place.
+        Folder for the temporary folder; None for the default of the system.
 
     Raises OutputError: the temporary folder cannot be written.
     """
@@ -125,7 +126,7 @@ def open_archives(
 
 
 def _moved(problem: InputError, root: Path, copy: Path) -> InputError:
-    """Return a problem of an archive with its place in the copy, as all paths have."""
+    """Return a problem of an archive with its path in the copy, like all other paths."""
     moved = problem.reworded(lambda text: text.replace(str(root), str(copy)))
     assert isinstance(moved, InputError)
     return moved
@@ -140,12 +141,12 @@ def _find(root: Path, only: Sequence[Path]) -> list[Path]:
         return []
     folders = walk(root, only=only).folders
     found = [path for folder in folders for path in folder.others if _is_archive(path)]
-    # Of several names of one archive its own comes first.
+    # A file comes before links to it.
     return sorted(found, key=lambda path: (path.is_symlink(), path))
 
 
 def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:
-    """Make ``copy`` a folder of links to what lies in ``real``, without the archives."""
+    """Create ``copy`` as a folder of links to the entries of ``real``, without the archives."""
     copy.mkdir()
     inside = {archive.relative_to(real).parts for archive in archives if archive != real}
     wanted = [one.relative_to(real).parts for one in only if one != real]
@@ -164,7 +165,7 @@ def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[
 
 
 def _checked(archives: Sequence[Path], *, free: int) -> tuple[Mapping[Path, int], list[InputError]]:
-    """Return the unpacked size of each archive that may be unpacked, and the errors."""
+    """Return the unpacked size of each usable archive, and the errors of the others."""
     sizes: dict[Path, int] = {}
     problems = []
     seen: dict[Path, Path] = {}
@@ -181,7 +182,7 @@ def _checked(archives: Sequence[Path], *, free: int) -> tuple[Mapping[Path, int]
 
 
 def _check(archive: Path, *, room: int) -> int:
-    """Return how many bytes an archive holds; raise InputError if it cannot or must not be used."""
+    """Return the unpacked size of an archive; raise InputError if it is damaged or unsafe."""
     try:
         with zipfile.ZipFile(archive) as file:
             members = file.infolist()
@@ -219,14 +220,14 @@ def _check(archive: Path, *, room: int) -> int:
 
 
 def _place(member: zipfile.ZipInfo) -> PurePosixPath:
-    """Return where a member goes; some programs write the separator of Windows."""
+    """Return the relative path of a member; some programs write Windows separators."""
     return PurePosixPath(member.filename.replace("\\", "/"))
 
 
 def _unpack(archive: Path, target: Path) -> None:
-    """Write what is not hidden of a checked archive into a new folder.
+    """Write the members of a checked archive, except hidden ones, into a new folder.
 
-    A damaged member is an InputError, a full disk an OSError.
+    Raises InputError: a member is damaged; OSError: the disk is full.
     """
     target.mkdir()
     with zipfile.ZipFile(archive) as file:
@@ -248,7 +249,7 @@ def _unpack(archive: Path, target: Path) -> None:
             with to:
                 try:
                     source = file.open(member)
-                # A place that is no place in the file is an OSError or a ValueError.
+                # A wrong offset of a member raises OSError or ValueError.
                 except (zipfile.BadZipFile, RuntimeError, OSError, ValueError) as error:
                     raise _damaged(archive, error) from error
                 with source:

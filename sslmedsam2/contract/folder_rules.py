@@ -1,6 +1,6 @@
-"""What one folder contributes: a case, volumes without a sequence, or an error.
+"""Rules for one folder: it is a case, a folder of volumes without a sequence, or an error.
 
-Decided by content, in this order:
+The content decides, in this order:
 
 1. A folder with at least one sequence name (``GED4``, ``T2WI``, ...) **is a case**, named by the
    folder (a date or a visit has the name of the folder above in front); each other volume in it
@@ -39,7 +39,7 @@ _Named = dict[Path, names.SequenceName | None]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is or may be an image and is not used, with the reason as one clause."""
+    """A file that is or may be an image and is not used; ``reason`` is one clause."""
 
     path: Path
     reason: str
@@ -47,18 +47,18 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Discovery:
-    """What an input, or one folder of it, holds.
+    """The images of an input, or of one folder of it.
 
     Attributes
     ----------
     series
         The images, by case and in processing order.
     problems
-        One error for each file or folder that should have been an image and cannot be.
+        One error for each file or folder that should be an image and cannot be used.
     notes
-        For information; no action is needed.
+        Lines for information; no action is needed.
     left_out
-        What is or looks like an image and is not used.
+        Files that are or may be images and are not used.
     """
 
     series: tuple[ImageFile, ...] = ()
@@ -68,7 +68,10 @@ class Discovery:
 
 
 def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Discovery:
-    """Apply the module's rules to one folder of a tree; ``sequence_map`` beats the names."""
+    """Apply the rules of the module to one folder of a tree.
+
+    ``sequence_map`` takes precedence over names.
+    """
     images = [path for path in folder.volumes if not is_mask(path)]
     named, skipped, told = _names_of(images, sequence_map, root=tree.root)
     images = list(named)
@@ -80,7 +83,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     if is_case and not any(named.values()):
         named = {path: _ending_of(path, sequence_map) for path in images}
     if len(told) > len(set(told)):
-        # The map gives several images of the folder one sequence, so they are several cases.
+        # By the map several images have the same sequence, so they are several cases.
         part = _read_volumes(folder, named, root=tree.root)
     elif any(named.values()):
         part = _read_case(folder, named, root=tree.root)
@@ -89,7 +92,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     else:
         part = _read_volumes(folder, named, root=tree.root)
     left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
-    # The pictures of a results page lie in its folder ``cases``.
+    # The folder ``cases`` of a results page holds pictures.
     is_page = folder.path.name == "cases" and (folder.path.parent / REPORT_NAME).is_file()
     for path in () if is_page else folder.others:
         reason = None if info_csv.is_info_table(path) else unread_image(path)

@@ -1,6 +1,6 @@
-"""Case and sequence of an image, in the layouts in which data sets are shared.
+"""Case and sequence of an image by file and folder names, in common layouts of data sets.
 
-In this order, at any depth below the root:
+The rules, in this order, at any depth below the root:
 
 1. ``<case>/T2``, also ``<case>/T2_0000`` and ``<case>/T2/T2``: the name is a sequence;
 2. ``<case>_T2``: the name ends in a sequence (a prefix such as ``scan`` is not a case; then the
@@ -42,12 +42,12 @@ _NO_CASE: Final = re.compile(r"(scan|images?|img|mri?|volume|series|study|abdome
 
 
 def is_in(folders: tuple[str, ...], path: Path) -> bool:
-    """Whether a file lies directly in one of nnU-Net's folders, in any letter case."""
+    """Return whether a file lies directly in one of nnU-Net's folders, in any letter case."""
     return folder_name(path.parent).lower() in folders
 
 
 def nnunet_partner(folder: Folder, tree: Tree) -> Folder | None:
-    """Return the ``labelsTr`` beside an ``imagesTr``, or the other way round; else None."""
+    """Return the ``labelsTr`` beside an ``imagesTr``, or vice versa; None without one."""
     pairs = dict(zip(IMAGE_FOLDERS + LABEL_FOLDERS, LABEL_FOLDERS + IMAGE_FOLDERS, strict=True))
     wanted = folder.path.parent, pairs.get(folder_name(folder.path).lower())
     places = ((one.path.parent, folder_name(one.path).lower()) for one in tree.folders)
@@ -76,9 +76,9 @@ def without_channel(stem: str) -> str:
 def identify(
     path: Path, *, root: Path, sequences: SequenceMap, stem: str | None = None
 ) -> Identity | None:
-    """Return case and sequence of an image; None where no rule of the module applies.
+    """Return case and sequence of an image; None if no rule of the module applies.
 
-    ``stem`` is its name if ``path`` is its mask's. ``sequences`` may know more names.
+    ``stem`` is the name of the image if ``path`` is its mask. ``sequences`` adds names.
     """
     stem = volume_stem(path) if stem is None else stem
     name = stem if is_in(LABEL_FOLDERS, path) else without_channel(stem)
@@ -102,9 +102,9 @@ def identify(
 
 
 def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> ImageFile:
-    """Return an image with case and sequence as `identify` finds them, if it finds usable ones.
+    """Return an image with case and sequence of `identify`, if these can be used.
 
-    What the user's map says of the file itself stands.
+    A sequence that the user's map gives for the file itself is kept.
     """
     stem = volume_stem(image.path)
     told = sequences.of_file(image.path, root=root, stem=stem)
@@ -113,7 +113,7 @@ def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> Image
         return image
     case, sequence = identity
     is_root = case_folder(image.path.parent, root=root, sequences=sequences) == root
-    # The name of the root says nothing of a patient.
+    # The name of the root is not that of a patient.
     if names.unsafe_reason(case) or (is_root and sequences.parse(stem)):
         return image
     if told:
@@ -124,7 +124,7 @@ def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> Image
 
 
 def above_sequences(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
-    """Return what lies above the topmost folder below ``root`` that is named as a sequence."""
+    """Return the parent of the topmost folder below ``root`` that is named as a sequence."""
     named = [
         parent
         for parent in (folder, *folder.parents)
@@ -151,7 +151,7 @@ def case_folder(folder: Path, *, root: Path, sequences: SequenceMap) -> Path:
 
 
 def named_by_folder(images: Iterable[ImageFile], *, root: Path) -> list[ImageFile]:
-    """Name images by their folder where names alone would make several of them one image."""
+    """Use the folder as the case of images that would have the same case and sequence."""
     groups: dict[tuple[str, str], list[ImageFile]] = defaultdict(list)
     for image in images:
         key = names.identity_key(image.case), names.identity_key(image.sequence_or_volume)
@@ -181,7 +181,10 @@ def _by_folder(folder: Path, name: str, *, root: Path, sequences: SequenceMap) -
 
 
 def _of_nnunet(path: Path, stem: str) -> Identity:
-    """Name an image or a mask of an nnU-Net raw data set; channels but the first keep a number."""
+    """Return case and sequence in an nnU-Net raw data set.
+
+    Without a name in ``dataset.json``, channels other than the first are named by their number.
+    """
     channel = None if is_in(LABEL_FOLDERS, path) else channel_of(path)
     case = stem if channel is None else stem.removesuffix(f"_{channel}")
     told = _channel_name(path.parent.parent, channel or "0000")
@@ -189,7 +192,7 @@ def _of_nnunet(path: Path, stem: str) -> Identity:
 
 
 def _channel_name(folder: Path, channel: str) -> str | None:
-    """Return the sequence of a channel by ``dataset.json``; None where it does not say one."""
+    """Return the sequence of a channel by ``dataset.json``; None if it names none."""
     try:
         table = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         word = (table.get("channel_names") or table.get("modality") or {})[str(int(channel))]

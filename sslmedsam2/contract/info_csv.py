@@ -1,8 +1,8 @@
 """The optional ``info.csv`` of a release: parsed tolerantly and compared with the files.
 
-Columns ``Case``, ``Vendor`` and ``Missing Modality`` in any order, any of them absent; separated
-by commas, semicolons or tabs. The separator of several missing sequences is not specified, so
-sequence names are searched in the whole cell. If it disagrees with the files, the files count.
+The columns ``Case``, ``Vendor`` and ``Missing Modality`` may be in any order, and may be absent;
+they are separated by commas, semicolons or tabs. The separator of several missing sequences is not
+specified, so sequence names are searched in the whole cell. The files take precedence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SEPARATORS = ",;\t"
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """One case as described by a table or by its files. ``missing`` None: not stated."""
+    """One case as described by a table or by its files; ``missing`` is None if not stated."""
 
     case: str
     vendor: str | None
@@ -29,12 +29,12 @@ class CaseFacts:
 
 
 def is_info_table(path: Path) -> bool:
-    """Whether a file is a release's table, by its name."""
+    """Return whether a file is the table of a release, by its name."""
     return path.name.lower() == "info.csv"
 
 
 def read_info(path: Path) -> tuple[CaseFacts, ...]:
-    """Read a table; rows without a case name are passed over.
+    """Read a table; rows without a case name are skipped.
 
     Raises ValueError: the table has no ``Case`` column, or is not text; OSError: the file cannot be
     read.

@@ -1,7 +1,7 @@
-"""Labelled volumes: images with a mask of the liver, in the layouts in which they are shared.
+"""Find labelled volumes: images with a mask of the liver, in common layouts of data sets.
 
-Anything ambiguous is an error: a case left out of a training without notice, or trained with the
-wrong mask, would be found too late.
+Anything ambiguous is an error, because a case that is silently left out of a training, or trained
+with the wrong mask, is noticed too late.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 logger = logging.getLogger(__name__)
 
 _REFERENCE_KINDS: Final = ("mask", "seg")
-"""``X_pred`` is what a program wrote."""
+"""Not ``pred``: ``X_pred`` is a prediction."""
 _ORGANS_KIND: Final = "organs"
 
 _Paths = dict[str, list[Path]]
@@ -83,7 +83,7 @@ def find_labelled_series(
 
 
 def _read_folder(folder: Folder, tree: Tree) -> list[tuple[Path, Path, Path | None]]:
-    """Return each labelled image of a folder with its mask and its map of organs."""
+    """Return each labelled image of a folder with its mask and its map of organs, or None."""
     partner = nnunet_partner(folder, tree)
     if partner is not None:
         # Images are found by their labels.
@@ -128,7 +128,7 @@ def _key(stem: str) -> str:
 
 
 def _one(paths: list[Path], masks: list[Path] | None = None) -> Path:
-    """Return the only path; of ``masks``, the image is wanted."""
+    """Return the only path; ``masks`` are those of the image, to name in errors."""
     if not paths:
         assert masks
         raise InputError(
@@ -177,7 +177,7 @@ def _labelled(
     sequences: SequenceMap,
     label: int | None,
 ) -> list[ImageFile]:
-    """Name an image; empty if the sequence map says to skip it."""
+    """Return the image with case and sequence; empty if the sequence map says to skip it."""
     stem = volume_stem(path)
     entry = sequences.of_file(path, root=root, stem=stem)
     if entry == SKIP:
@@ -196,7 +196,7 @@ def _labelled(
 
 
 def _check_distinct(found: Iterable[ImageFile]) -> None:
-    """Refuse two images of one case and sequence: they would be one case to the training."""
+    """Refuse two images of one case and sequence."""
     known: dict[tuple[str, str], ImageFile] = {}
     for series in found:
         key = names.identity_key(series.case), names.identity_key(series.sequence_or_volume)

@@ -8,8 +8,8 @@ Forms, at any depth:
   ``labelsTr/<case>``: reference masks, often with images beside them;
 - ``<Case>/<MOD>.nii.gz`` and flat ``<case>.nii.gz``: in a folder that holds masks only.
 
-One form is used for a folder. Predictions: the first of these groups that occurs. Reference masks:
-the second, the third, then the first group. ``organs_*`` belongs to none.
+Only one of these forms is used for a folder. For predictions it is the first that occurs, for
+reference masks the second, else the third, else the first. ``organs_*`` belongs to no form.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _Key = Callable[[ImageFile, "MaskListing"], object]
 class MaskListing:
     """The masks below a folder, sorted by case and sequence, and the errors.
 
-    ``identities`` is what `identify` makes of each mask's name, for `match_masks`.
+    ``identities`` are case and sequence by `identify` for each mask, used by `match_masks`.
     """
 
     masks: tuple[ImageFile, ...]
@@ -72,22 +72,22 @@ class MaskListing:
 
 
 def find_predictions(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
-    """List predicted masks; raises NoInputError if there is no such folder, or none in it."""
+    """List predicted masks; raises NoInputError if the folder is missing or has no masks."""
     return _find_masks(root, _PREDICTION_FORMS, sequence_map)
 
 
 def find_references(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
-    """List reference masks; raises NoInputError if there is no such folder, or none in it."""
+    """List reference masks; raises NoInputError if the folder is missing or has no masks."""
     return _find_masks(root, _REFERENCE_FORMS, sequence_map)
 
 
 def match_masks(
     references: MaskListing, predictions: MaskListing
 ) -> list[tuple[ImageFile, ImageFile | None]]:
-    """Return each reference with its prediction, None where there is none.
+    """Return each reference with its prediction, or None.
 
-    They match by name, else by what `identify` makes of their names, else by case where one of
-    them has no sequence and the case has one mask on either side.
+    They match by name; else by `identify`; else by case, if one of them has no sequence and the
+    case has one mask on either side.
     """
     pairs: list[tuple[ImageFile, ImageFile | None]] = []
     left, free = list(references.masks), list(predictions.masks)
@@ -154,7 +154,7 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
 
 
 def _only_image(folder: Folder) -> str:
-    """Return the stem of the image that a mask called ``segmentation`` belongs to, or nothing."""
+    """Return the stem of the only image of a folder; empty if there are several or none."""
     stems = [volume_stem(path) for path in folder.volumes]
     images = [stem for stem in stems if names.parse_mask_stem(stem) is None]
     return images[0] if len(images) == 1 else ""
@@ -163,10 +163,10 @@ def _only_image(folder: Folder) -> str:
 def _identity(
     mask: ImageFile, image_stem: str, *, root: Path, sequence_map: SequenceMap
 ) -> MaskKey:
-    """Return case and sequence as `identify` sees them, for matching with other layouts."""
+    """Return case and sequence by `identify`, to match masks in different layouts."""
     stem = image_stem
     if mask.path.parent == root:
-        # What predict writes for images in sub-folders has the folders' names in front.
+        # For images in sub-folders, predict puts the names of the folders in front.
         for folder in IMAGE_FOLDERS:
             if stem.lower().startswith(f"{folder}_"):
                 stem = stem[len(folder) + 1 :]
@@ -183,7 +183,7 @@ def _identity(
 
 
 def _form_of(stem: str) -> tuple[_Form | None, str]:
-    """Return how a file is named, and the stem of the image it belongs to; None: not a mask."""
+    """Return the form of a name, None for no mask, and the stem of the image it belongs to."""
     mask = names.parse_mask_stem(stem)
     if mask:
         return _FORM_OF_KIND.get(mask.kind), mask.image_stem
@@ -209,7 +209,7 @@ def _mask_file(path: Path, image_stem: str, *, root: Path, case_dir: Path) -> Im
 def _split_duplicates(
     masks: Iterable[ImageFile],
 ) -> tuple[tuple[ImageFile, ...], list[InputError]]:
-    """Separate masks that claim to be the mask of one image; sort the rest."""
+    """Return the sorted masks of distinct images, and errors for several masks of one image."""
     groups: dict[MaskKey, list[ImageFile]] = defaultdict(list)
     for mask in masks:
         groups[mask_key(mask)].append(mask)

@@ -15,7 +15,7 @@ from sslmedsam2.imaging.formats import IMAGE_EXTENSIONS, image_extension
 
 REQUIRED_SEQUENCE = "GED4"
 PREDICTED_SEQUENCES = (REQUIRED_SEQUENCE, "T1", "T2", "DWI_800")
-"""The sequences the challenge scores, in the order in which they are processed."""
+"""The sequences that the challenge scores, in processing order."""
 SEQUENCES = (*PREDICTED_SEQUENCES, "GED1", "GED2", "GED3")
 VOLUME_SUFFIXES = IMAGE_EXTENSIONS
 IN_DISTRIBUTION_VENDORS = ("A", "B1", "B2")
@@ -78,7 +78,7 @@ class SequenceName:
 
 @dataclass(frozen=True)
 class MaskName:
-    """The stem of a mask or map: of what kind it is, and the name of the image it belongs to."""
+    """The kind of a mask or map by its name, and the stem of its image."""
 
     kind: str
     image_stem: str
@@ -91,15 +91,12 @@ def split_volume_name(name: str) -> tuple[str, str] | None:
 
 
 def is_bids_stem(stem: str) -> bool:
-    """Whether a name is one of BIDS, such as ``sub-01_ses-1_T2w``."""
+    """Return whether a name follows BIDS, such as ``sub-01_ses-1_T2w``."""
     return _BIDS.fullmatch(stem) is not None
 
 
 def is_hidden(name: str) -> bool:
-    """Whether an entry is a system's or a program's own (``.DS_Store``, ``._T1.nii.gz``).
-
-    So is what this program has moved aside, such as the folder of an earlier run's masks.
-    """
+    """Return whether an entry is hidden (``.DS_Store``) or was moved aside by this program."""
     return name.startswith(".") or name == "__MACOSX" or _MOVED_ASIDE.search(name) is not None
 
 

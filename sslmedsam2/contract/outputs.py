@@ -141,7 +141,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class PseudoLabelPaths:
-    """Where the parts of one pseudo label go."""
+    """The files of one pseudo label."""
 
     mask: Path
     probability: Path
@@ -158,7 +158,7 @@ class Shard:
     count: int
 
     def of(self, items: Sequence[Item]) -> tuple[Item, ...]:
-        """Return this shard's part: every ``count``-th item, so that shards are of equal size."""
+        """Return the items of this shard: every ``count``-th, so that shards have equal size."""
         return tuple(items[self.index - 1 :: self.count])
 
 
@@ -179,7 +179,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def pseudo_label_paths(output_dir: Path, series: ImageFile) -> PseudoLabelPaths:
-    """Return where the pseudo label of a series goes; raises as `mask_path`."""
+    """Return the files of the pseudo label of a series; raises as `mask_path`."""
     folder, stem = output_dir, _checked(series.case)
     if series.sequence is not None:
         folder, stem = output_dir / stem, series.sequence

@@ -1,4 +1,4 @@
-"""The user's sequence map, which overrides every guess.
+"""The user's sequence map, which takes precedence over every guess.
 
 A table from an image to a sequence, ``skip`` or ``none``; letter case is ignored.
 
@@ -41,18 +41,18 @@ class SequenceMap:
     entries: Mapping[str, str] = field(default_factory=dict)
 
     def choice(self, keys: Iterable[str]) -> tuple[str, str] | None:
-        """Return the first key with an entry, and the entry; None if there is none."""
+        """Return the first of the keys that has an entry, with the entry; None if none has."""
         return next(((key, self.entries[key]) for key in keys if key in self.entries), None)
 
     def parse(self, name: str) -> SequenceName | None:
-        """Recognise the stem of a file, or a folder, as a sequence: by the map, then by itself."""
+        """Return the sequence of a file stem or folder name, by the map, else by the name."""
         entry = self.entries.get(name.lower())
         if entry is None:
             return parse_sequence(name)
         return SequenceName(entry, rank=0) if entry in SEQUENCES else None
 
     def split(self, name: str) -> tuple[str, SequenceName] | None:
-        """Split ``<case>_T2`` into case and sequence; None where the name does not end so."""
+        """Split ``<case>_T2`` into case and sequence; None if the name has no such ending."""
         for match in _SEPARATOR.finditer(name):
             sequence = self.parse(name[match.end() :])
             if sequence and match.start():
@@ -71,15 +71,15 @@ class SequenceMap:
         return found[1] if found else None
 
     def names_a_part_of(self, stem: str) -> bool:
-        """Whether an entry names the end of a name such as ``<case>_<key>``."""
+        """Return whether a key is the end of a name such as ``<case>_<key>``."""
         ends = (stem[match.end() :].lower() for match in _SEPARATOR.finditer(stem))
         return any(end in self.entries for end in ends)
 
     def warn_of_unused(self, *roots: Path, used: Collection[str] | None = None) -> None:
-        """Log a warning for each entry that fits no file below ``roots``.
+        """Log a warning for each entry that matches no file below ``roots``.
 
-        ``used`` are the entries that fit a DICOM series; None where there is no DICOM. With DICOM
-        an entry is told by its number only: its key may be a description, which is free text.
+        ``used`` are the keys that match a DICOM series; None without DICOM. With DICOM, only the
+        number of an entry is logged, because its key may be a description, which is free text.
         """
         if not self.entries:
             return

@@ -1,8 +1,8 @@
-"""From an input path to studies: which files are images, of which case and which sequence.
+"""List the images of an input, with case and sequence.
 
-:mod:`folder_rules` decides what a folder contributes. Here the contributions are combined: masks,
-hidden files and output of this tool are never images, and a case name that occurs twice is an
-error for both, so that no result overwrites another.
+:mod:`folder_rules` decides for each folder, and this module combines the results. Masks, hidden
+files and output of this program are never images. If a case name occurs twice, both cases are
+errors, so that no result overwrites another.
 """
 
 from __future__ import annotations
@@ -56,21 +56,20 @@ def find_studies(
     input_path
         A folder, in any layout that `folder_rules` describes, or one volume.
     only
-        The files and folders of it to look at; none for all.
+        The files and folders of it to use; empty for all.
     tree
-        What `walk_input` has found there, if it was called before.
+        The result of `walk_input`, if it was called before.
     sequences
-        Canonical names of the sequences to keep; None for those of ``default``.
-        Images without a sequence are kept, save that those beside images with a sequence are left
-        out where ``sequences`` is given.
+        Canonical names of the sequences to keep; None for those of ``default``. Images without a
+        sequence are kept, except those beside images with a sequence if ``sequences`` is given.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
 
     Raises
     ------
     NoInputError
-        The path does not exist or is neither a folder nor a volume. An input that exists and
-        holds nothing of use is no error here: the discovery is empty and says why.
+        The path does not exist or is neither a folder nor a volume. For an input without images the
+        result is empty, with the reason in its notes.
     """
     tree = _without_masks_as_input(tree or walk_input(input_path, only), input_path, only)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
@@ -95,7 +94,7 @@ def find_studies(
 
 
 def _without_masks_as_input(tree: Tree, input_path: Path, only: Sequence[Path]) -> Tree:
-    """Report each mask that was given by its name, and refuse a single file that is no volume."""
+    """Add an error for each mask given as input, and refuse a single file that is no volume."""
     files = [input_path] if input_path.is_file() else [one for one in only if one.is_file()]
     if not input_path.is_dir() and names.split_volume_name(input_path.name) is None:
         if input_path.name.lower().endswith(ARCHIVE_SUFFIX):
@@ -119,7 +118,7 @@ def _without_masks_as_input(tree: Tree, input_path: Path, only: Sequence[Path]) 
 
 
 def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
-    """Drop ``X_liver`` where ``X`` is itself a case: a mask that an earlier run wrote."""
+    """Drop ``X_liver`` if ``X`` is a case: it is a mask of an earlier run."""
     plain = {image.case for image in images if image.sequence is None}
 
     def is_own_result(image: ImageFile) -> bool:
@@ -133,10 +132,11 @@ def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
 def _studies_of(
     images: list[ImageFile], *, root: Path, sequences: SequenceMap
 ) -> tuple[dict[_Study, list[ImageFile]], list[LeftOut]]:
-    """Name images below folders that are named as sequences, and join those of one case.
+    """Find case and sequence of images in sequence folders, and group images by case.
 
-    Of several images of one sequence the best spelling wins and the others are left out. Where
-    none is better, each stays what its folder's rules made of it, and is a study of its own.
+    Of several images of one sequence, the one with the best spelling is used and the others are
+    left out. If none is better, each keeps the names of its folder's rules and is a study of its
+    own.
     """
     studies: dict[_Study, list[ImageFile]] = defaultdict(list)
     left_out: list[LeftOut] = []
@@ -170,10 +170,10 @@ def _names_sequence(stem: str, sequences: SequenceMap) -> bool:
 def _split_duplicates(
     studies: dict[_Study, list[ImageFile]],
 ) -> tuple[list[ImageFile], list[InputError]]:
-    """Separate the studies whose results would overwrite each other's; sort the others' images.
+    """Return the sorted images of studies with unique names, and errors for the others.
 
-    Letter case and Unicode form do not tell cases apart, since on some disks they do not tell
-    folders apart.
+    Names that differ only in letter case or Unicode form are equal, because some file systems do
+    not distinguish them.
     """
     groups: dict[tuple[str, bool], list[ImageFile]] = defaultdict(list)
     for first, *_ in studies.values():
@@ -201,14 +201,14 @@ def _duplicate(image: ImageFile, group: list[ImageFile]) -> InputError:
 
 
 def _named_by(image: ImageFile) -> Path:
-    """Return what gives an image its case: the folder, or outside the challenge the file."""
+    """Return the path that gives an image its case: the folder, or without a sequence the file."""
     return image.path.parent if image.sequence else image.path
 
 
 def _keep_sequences(
     images: list[ImageFile], wanted: Collection[str] | None, *, default: Collection[str]
 ) -> tuple[tuple[ImageFile, ...], list[LeftOut]]:
-    """Keep the images asked for, and those without a sequence unless others were asked for."""
+    """Keep images of the wanted sequences, and those without a sequence if none are wanted."""
     named = {image.path.parent for image in images if image.sequence}
     kept: list[ImageFile] = []
     left_out: list[LeftOut] = []
@@ -226,7 +226,7 @@ def _keep_sequences(
 
 
 def _disagreements(tree: Tree, images: list[ImageFile]) -> list[str]:
-    """Compare every ``info.csv`` with the files; the files are always right."""
+    """Return the differences of every ``info.csv`` from the files, which take precedence."""
     cases: dict[str, list[ImageFile]] = defaultdict(list)
     for image in images:
         if image.sequence:
@@ -251,10 +251,10 @@ def find_queries(
     sequences: Collection[str] | None = None,
     sequence_map: SequenceMap = NO_MAP,
 ) -> Discovery:
-    """List the volumes below ``root`` that are not the images of ``labelled``.
+    """List the volumes below ``root`` that are not images of ``labelled``.
 
-    A mask beside a volume is passed over: support folders may lie inside ``root``, or be
-    ``root``, and a labelled volume of another folder may be asked for, to see how well it does.
+    Masks are ignored: ``root`` may contain the support folder, or a labelled volume of another
+    folder, to compare its pseudo label with its mask.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def find_queries(
     sequences
         Canonical names; None for all.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
 
     Raises NoInputError: as `find_studies`.
     """
@@ -292,7 +292,7 @@ def find_queries(
 def _identified(
     series: list[ImageFile], *, root: Path, sequence_map: SequenceMap
 ) -> list[ImageFile]:
-    """Find case and sequence where `find_studies` knows none; a name stays unique."""
+    """Find case and sequence of images without a sequence, if the names remain unique."""
     better = named_by_folder(
         (
             one if one.sequence else identified(one, root=root, sequences=sequence_map)

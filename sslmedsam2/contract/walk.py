@@ -18,7 +18,7 @@ _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
 
 @dataclass(frozen=True)
 class Folder:
-    """What lies directly in one folder, sorted by name.
+    """The entries of one folder, sorted by name.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class Folder:
     others
         Other regular files.
     oddities
-        One error for each entry that is named like a volume and is none: a broken link, a folder,
-        a pipe.
+        One error for each entry that is named like a volume but is no file: a broken link, a
+        folder, a pipe.
     """
 
     path: Path
@@ -50,7 +50,7 @@ class Tree:
 
 
 def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
-    """List an input, without the results of this program in it: a folder, or a single file.
+    """List an input, a folder or a single file, without results of this program.
 
     Raises NoInputError: the path does not exist.
     """
@@ -66,7 +66,7 @@ def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
 
 
 def require_folder(path: Path) -> None:
-    """Raise NoInputError where a path is no folder: missing, an archive or another file."""
+    """Raise NoInputError if a path is no folder: missing, an archive or another file."""
     if path.is_dir():
         return
     reason, remedy = "there is no such folder", "Check the path"
@@ -145,7 +145,7 @@ def _folder_of(path: Path, files: list[Path]) -> Folder:
 
 
 def _is(kind: Callable[[], bool]) -> bool:
-    """Ask an entry what it is; one that cannot be looked at is nothing."""
+    """Call ``is_dir`` or ``is_file`` of an entry; False if it cannot be read."""
     try:
         return kind()
     except OSError:
