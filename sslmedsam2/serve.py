@@ -35,7 +35,9 @@ logger = logging.getLogger(__name__)
 _IMAGES: Final = "images"
 """Folder of grand-challenge.org's images, below the input and the output folder."""
 _ONE_FILE_FORMATS: Final = tuple(end for end in IMAGE_EXTENSIONS if end not in DETACHED_EXTENSIONS)
-_ONE_LINE: Final = 300
+_SHOWN_OF_A_NAME: Final = 40
+_HEADER_CHARACTERS: Final = 2000
+"""Clients take 8 KB for all headers together."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,25 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
         return found, mask.read_bytes()
 
     async def segment(request: Request) -> Response:
+        name = request.query_params.get("name", "image.nii.gz")
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise InputError(
+                name[-_SHOWN_OF_A_NAME:],
+                kind="unknown_format",
+                reason="it was sent as a form",
+                remedy="Send the file itself as the body, as curl does with --data-binary @FILE",
+            )
         # Of the sender's file name only the format is used: no path comes from outside.
-        extension = _format_of(request.query_params.get("name", "image.nii.gz"))
+        extension = _format_of(name)
         with tempfile.TemporaryDirectory(prefix="sslmedsam2-") as scratch:
             image = Path(scratch) / f"image{extension}"
             await _receive(request, image, limit_bytes=options.max_upload_bytes)
-            found, mask = await run_in_threadpool(segment_file, image)
+            try:
+                found, mask = await run_in_threadpool(segment_file, image)
+            except InputError as error:
+                # The sender knows nothing of the scratch file.
+                shown = name[-_SHOWN_OF_A_NAME:]
+                raise error.reworded(lambda text: text.replace(str(image), shown)) from error
         return Response(mask, media_type="application/gzip", headers=_headers(found))
 
     def refused(_request: Request, error: Exception) -> Response:
@@ -197,7 +212,7 @@ def _format_of(name: str) -> str:
         if name.lower().endswith(extension):
             return extension
     raise InputError(
-        name[-40:],
+        name[-_SHOWN_OF_A_NAME:],
         kind="unknown_format",
         reason="its name is that of no supported format",
         remedy=f"Send a file that ends in {', '.join(_ONE_FILE_FORMATS)}",
@@ -206,7 +221,7 @@ def _format_of(name: str) -> str:
 
 def _headers(found: Segmentation) -> dict[str, str]:
     """Return what is known of a mask as headers, which hold ASCII only."""
-    warnings = "; ".join(found.warnings)[:_ONE_LINE]
+    warnings = "; ".join(found.warnings)[:_HEADER_CHARACTERS]
     estimate = {}
     if found.estimate is not None:
         low, high = found.estimate.interval

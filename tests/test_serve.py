@@ -99,9 +99,21 @@ def test_another_format_is_refused_in_one_line(served, name):
 
 
 def test_what_is_no_image_is_refused_in_one_line(served):
-    status, body, _ = served.ask("/segment", b"this is no image")
+    status, body, _ = served.ask("/segment?name=T2.nii.gz", b"this is no image")
     assert status == 422
-    assert "\n" not in json.loads(body)["error"]
+    error = json.loads(body)["error"]
+    assert error.startswith("T2.nii.gz: ")
+    assert "\n" not in error
+    assert "/" not in error
+
+
+def test_a_form_is_refused_with_what_to_do(served):
+    request = urllib.request.Request(
+        served.url + "/segment", b"--b", {"Content-Type": "multipart/form-data; boundary=b"}
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    assert "Send the file itself" in json.load(refused.value)["error"]
 
 
 def test_an_image_beyond_the_limit_is_refused(served):

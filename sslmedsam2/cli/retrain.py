@@ -238,11 +238,11 @@ def retrain(*, cluster: str, **given: Any) -> int:
     with open_executor(cluster) as executor:
         options = as_options(executor, **for_cluster(cluster, given))
         summary = run(options, executor=executor)
-    tell(summary)
+    tell(summary, options.weights_dir)
     return summary.exit_code
 
 
-def tell(summary: RetrainSummary) -> None:
+def tell(summary: RetrainSummary, weights_dir: Path | None) -> None:
     """Print rounds, decision and frozen model of a run."""
     for figures in summary.rounds:
         change = "-" if figures.change_dice is None else f"{figures.change_dice:.4f}"
@@ -262,7 +262,8 @@ def tell(summary: RetrainSummary) -> None:
         then = "; nothing was frozen, see --force" if summary.withheld else ""
         click.echo(f"warning: {summary.warning}{then}")
     if summary.model is not None:
-        click.echo(f"frozen as {summary.model.name}, folds {', '.join(summary.model.folds)}")
+        folds = ", ".join(summary.model.folds)
+        click.echo(f"frozen as {summary.model.name}, folds {folds}; predict --model {weights_dir}")
 
 
 @click.group()

@@ -161,31 +161,39 @@ _WORD_HEADINGS = {"case", "sequence", "vendor", "group", "status"}
 _LEGEND = """\
 HD, HD95, ASSD: Hausdorff distance, its 95th percentile, and average surface distance, in mm.
 diff: volume of the prediction less that of the reference; |diff|: mean of its size.
-n: masks that could be compared. sd: standard deviation over them.
+n: masks that could be compared. sd: standard deviation over them."""
+_ALL_LEGEND = """\
 Dice*, HD*: over all references; a missing, empty or unusable prediction counts as Dice 0 and as
 the diagonal of its image."""
 
 
 def format_tables(rows: Sequence[ScoreRow], summaries: Sequence[GroupMeans]) -> str:
-    """Return rows, reasons, means, means over all references, and a legend, as aligned text.
+    """Return rows, reasons, means and a legend, as aligned text.
 
-    With case names of up to 20 characters it fits 100 columns.
+    Means over all references follow for groups in which a prediction is missing, empty or
+    unusable; in others they are the same. With case names of up to 20 characters it fits 100
+    columns.
     """
     reasons = [
         f"{row.case} {row.sequence or ''}".rstrip() + f": {row.reason}"
         for row in rows
         if row.reason
     ]
-    tables = [
-        "\n".join(aligned(lines, words=_WORD_HEADINGS))
-        for lines in (
-            [_ROW_HEADINGS, *map(_row_cells, rows)],
-            [_MEAN_HEADINGS, *map(_mean_cells, summaries)],
-            [_ALL_HEADINGS, *map(_all_cells, summaries)],
-        )
+    parts = [
+        _table(_ROW_HEADINGS, map(_row_cells, rows)),
+        "\n".join(reasons),
+        _table(_MEAN_HEADINGS, map(_mean_cells, summaries)),
     ]
-    parts = [tables[0], "\n".join(reasons), *tables[1:], _LEGEND]
+    incomplete = [one for one in summaries if one.empty or one.missing or one.errors]
+    if incomplete:
+        parts += [_table(_ALL_HEADINGS, map(_all_cells, incomplete)), _LEGEND + "\n" + _ALL_LEGEND]
+    else:
+        parts.append(_LEGEND)
     return "\n\n".join(filter(None, parts))
+
+
+def _table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    return "\n".join(aligned([headings, *rows], words=_WORD_HEADINGS))
 
 
 def rows_as_csv(rows: Iterable[ScoreRow]) -> str:

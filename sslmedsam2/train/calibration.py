@@ -161,7 +161,9 @@ def fit_if_enough(
     """Call `fit`; return None, after a line in the log, if there are too few patients."""
     if len({one.patient for one in observations}) >= LEAST_PATIENTS:
         return fit(observations, sure_from=sure_from)
-    logger.info("too few patients were left out to calibrate the estimated Dice")
+    logger.info(
+        "fewer than %d patients are labelled: this model gives no estimated Dice", LEAST_PATIENTS
+    )
     return None
 
 
