@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from sslmedsam2.contract.outputs import TABLE_NAME, pseudo_label_paths
-from sslmedsam2.errors import NoInputError
+from sslmedsam2.errors import InputError, NoInputError
+from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.predict.page import ReportOptions, WrittenPage, write_results_page
 from sslmedsam2.predict.series import WITHOUT_SEQUENCE
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, read_all
 from sslmedsam2.reporting.run_report import ModelRecord, RunReport, SeriesResult, SeriesStatus
+
+_DOUBT_SIGMA_MM = 10.0
 
 
 def report(options: ReportOptions) -> WrittenPage:
@@ -62,13 +68,13 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
         status = SeriesStatus.OK if record.verdict == "accept" else SeriesStatus.CHECK
     if status is SeriesStatus.CHECK and record.verdict is not None:
         warnings = (f"{record.verdict}: the verdict of pseudo-label", *warnings)
-    mask = pseudo_label_paths(run_dir, _image(record)).mask
+    paths = pseudo_label_paths(run_dir, _image(record))
     return SeriesResult(
         case=record.case,
         vendor=record.vendor,
         sequence=record.sequence or WITHOUT_SEQUENCE,
         input_path=record.image,
-        output_path=None if record.error else mask.relative_to(run_dir).as_posix(),
+        output_path=None if record.error else paths.mask.relative_to(run_dir).as_posix(),
         status=status,
         seconds=record.seconds,
         liver_volume_ml=record.volume_ml,
@@ -76,10 +82,28 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
         estimated_dice_interval=record.interval,
         verdict="ok" if status is SeriesStatus.OK else "check",
         warnings=warnings,
+        most_doubtful_lps_mm=_most_doubtful_lps_mm(paths.uncertainty),
         error=record.error,
         image_sha256=record.image_sha256,
         mask_sha256=record.mask_sha256,
     )
+
+
+def _most_doubtful_lps_mm(uncertainty: Path) -> tuple[float, float, float] | None:
+    """Return where the map is highest in the mean of a neighbourhood; None without a map."""
+    from scipy import ndimage
+
+    if not uncertainty.is_file():
+        return None
+    try:
+        volume = read_stored(uncertainty)
+    except InputError:
+        return None
+    sigmas = [_DOUBT_SIGMA_MM / mm for mm in volume.geometry.spacing_zyx_mm]
+    smooth = ndimage.gaussian_filter(volume.array_zyx.astype(np.float32), sigmas)
+    place_zyx = np.unravel_index(int(smooth.argmax()), smooth.shape)
+    x, y, z = (affine_lps(volume.geometry) @ [*place_zyx[::-1], 1.0])[:3].tolist()
+    return round(x, 1), round(y, 1), round(z, 1)
 
 
 def _image(record: PseudoLabelRecord) -> ImageFile:

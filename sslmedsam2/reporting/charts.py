@@ -133,7 +133,7 @@ def svg(chart: LineChart) -> Markup:
                 )
         for _, y in chart.levels:
             axes.axhline(y, color=_MUTED, linewidth=1, dashes=_LEVEL_DASHES)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -440,7 +440,7 @@ def test_a_folder_in_conflict_with_its_name_is_noted(make):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="../shared/data is absent")
+@pytest.mark.skipif(not REAL_DATA.is_dir(), reason="the real scans are not here")
 def test_the_real_folders_are_read():
     chaos, ct = find_studies(REAL_DATA / "chaos_mr_t2"), find_studies(REAL_DATA / "totalseg_ct")
 

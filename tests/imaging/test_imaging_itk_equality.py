@@ -282,7 +282,7 @@ def test_gzip_of_several_members_and_with_bytes_after_it(tmp_path):
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not ODD_FILES.is_dir(), reason="the odd files (../shared/data) are not here")
+@pytest.mark.skipif(not ODD_FILES.is_dir(), reason="the odd files are not here")
 def test_odd_files_are_read_as_itk_reads_them_or_refused_by_both():
     paths = [
         path
@@ -301,7 +301,7 @@ def test_odd_files_are_read_as_itk_reads_them_or_refused_by_both():
 
 
 @pytest.mark.real_data
-@pytest.mark.skipif(not ODD_FILES.is_dir(), reason="the odd files (../shared/data) are not here")
+@pytest.mark.skipif(not ODD_FILES.is_dir(), reason="the odd files are not here")
 def test_bzip2_which_itk_does_not_read_is_read():
     found = read_stored(ODD_FILES / "nrrd" / "ball_bz2.nrrd")
     twin = read_stored(ODD_FILES / "nrrd" / "ball_gz_lineskip.nrrd")

@@ -20,7 +20,7 @@ IMAGES = sorted([*DATA.glob("chaos_mr_t2/*/T2.nii.gz"), *DATA.glob("totalseg_ct/
 
 pytestmark = [
     pytest.mark.real_data,
-    pytest.mark.skipif(not IMAGES, reason="the real volumes (../shared/data) are not here"),
+    pytest.mark.skipif(not IMAGES, reason="the real volumes are not here"),
 ]
 
 

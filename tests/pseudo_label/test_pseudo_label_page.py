@@ -10,10 +10,11 @@ from tiny_scans import abdomen, write_scan
 from sslmedsam2.cli.main import main
 from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ExitCode
+from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.records import write_record
-from sslmedsam2.imaging.writing import write_mask
+from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 
 
@@ -65,6 +66,24 @@ def test_pseudo_labels_have_a_page_the_most_doubtful_first(folders):
     assert series[1]["estimated_dice_interval"] == [pytest.approx(0.6), pytest.approx(0.75)]
     assert [row["shown"] for row in series] == ["volumes"] * 3
     assert "1200 ml" in data["volumes"]
+
+
+def test_a_pseudo_label_opens_where_it_is_most_uncertain(folders):
+    add(folders, "0001-A")
+    queries, pseudo = folders
+    path = queries / "0001-A" / "T2.nii.gz"
+    image = ImageFile(case="0001-A", vendor=None, sequence="T2", path=path)
+    scan = read_volume(path)
+    uncertainty = np.zeros(scan.array_zyx.shape, np.float32)
+    uncertainty[4:7, 5:8, 6:9] = 1
+    write_map(uncertainty, like=scan, path=pseudo_label_paths(pseudo, image).uncertainty)
+
+    report(folders)
+
+    x, y, z = affine_lps(scan.geometry)[:3] @ [7, 6, 5, 1]
+    assert page_data(folders)["series"][0]["most_doubtful_lps_mm"] == pytest.approx(
+        [x, y, z], abs=15
+    )
 
 
 def test_pseudo_labels_are_compared_with_references(folders, tmp_path):
