@@ -1,4 +1,4 @@
-"""From the DICOM files of a folder to volumes to segment, with a reason for every other file."""
+"""Find the volumes to segment among the DICOM files of a folder, with a reason for other files."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ _SERIES_DIGITS = 6
 
 
 def case_name(study_uid: str) -> str:
-    """Name a study: ``study-`` and the beginning of the hash of its StudyInstanceUID."""
+    """Return the neutral name of a study: ``study-`` and a hash of its StudyInstanceUID."""
     return f"study-{_digest(study_uid, _STUDY_DIGITS)}"
 
 
 def series_name(series_uid: str, series_number: int | None) -> str:
-    """Name a series within its study: its number and a hash of its SeriesInstanceUID."""
+    """Return the neutral name of a series: its number and a hash of its SeriesInstanceUID."""
     number = "x" if series_number is None else str(series_number)
     return f"{number}-{_digest(series_uid, _SERIES_DIGITS)}"
 
 
 def file_name(path: Path, *, root: Path) -> str:
-    """Name a file that belongs to no known series, by a hash of its place below ``root``."""
+    """Return the neutral name of a file without a series: a hash of its path below ``root``."""
     place = path.relative_to(root) if path.is_relative_to(root) else path
     return f"file-{_digest(place.as_posix(), _STUDY_DIGITS)}"
 
@@ -55,7 +55,7 @@ def _digest(text: str, digits: int) -> str:
 
 
 NO_STUDY = "no-study"
-"""The case of a file that does not say to which study it belongs."""
+"""The case of a file without a study."""
 
 _BY_MAP = "named by the sequence map"
 _UNLIKE = 100.0
@@ -71,9 +71,9 @@ def discover(
     Parameters
     ----------
     sequences
-        Canonical names of those wanted. Volumes without a sequence are always kept.
+        Canonical names of the wanted sequences. Volumes without a sequence are always kept.
     sequence_map
-        Beats every guess, and the exclusion of derived images.
+        Takes precedence over every guess and over the exclusion of derived images.
     """
     frames, rows, identities = _read_all(files)
     by_study = _grouped(frames, lambda frame: frame.study_uid)
@@ -97,7 +97,7 @@ def discover(
 
 
 def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
-    """Return every volume that can be made of the files, whatever it shows, by its name."""
+    """Return every volume that can be made of the files, by its neutral name."""
     frames, _, _ = _read_all(files)
     volumes = {}
     for series in _grouped(frames, lambda frame: frame.series_uid).values():
@@ -134,7 +134,7 @@ def _read_all(
 
 
 class _Study:
-    """Reads one study, and collects its rows, its notes and the entries of the map that fit."""
+    """Reads one study, and collects its rows, its notes and the keys of the map that match."""
 
     def __init__(self, case: str, sequences: set[str], sequence_map: SequenceMap) -> None:
         self.case = case
@@ -160,7 +160,7 @@ class _Study:
         return self._choose(usable)
 
     def _read_series(self, frames: list[Frame]) -> list[VolumeCandidate]:
-        """Return what may be volumes; note the rest, one row for each reason."""
+        """Return the candidates for volumes; add a row for each reason to leave images out."""
         kept = _without_copies(frames)
         named, small = _read_stacks(kept)
         mixture = self._mixture_of(frames)
@@ -189,9 +189,9 @@ class _Study:
         return candidates
 
     def _without_repeated_series(self, candidates: list[VolumeCandidate]) -> list[VolumeCandidate]:
-        """Leave out a volume that another series holds with the same pixels.
+        """Leave out a volume if another series has the same pixels.
 
-        One that is named needs no comparison: a single volume is chosen for each sequence.
+        Volumes with a sequence are not compared: only one is chosen for each sequence anyway.
         """
         alike: dict[frozenset[Frame], list[VolumeCandidate]] = defaultdict(list)
         for candidate in candidates:
@@ -213,7 +213,7 @@ class _Study:
         return [candidate for candidate in candidates if id(candidate) not in repeated]
 
     def _mixture_of(self, frames: Sequence[Frame]) -> str | None:
-        """Return why a series cannot be trusted to be of one patient in one position; else None."""
+        """Return why a series may show several patients or positions; None if it does not."""
         if _are_several_patients(frames):
             return "its images name more than one patient"
         if self._several_patients:
@@ -223,7 +223,7 @@ class _Study:
         return None
 
     def _candidate(self, series: str, stacks: _Stacks) -> VolumeCandidate:
-        """Name the sequence by the map, otherwise by the header."""
+        """Return a candidate with its sequence by the map, otherwise by the header."""
         first = stacks[0][0]
         whole = series.partition(".")[0]
         names = (f"{self.case}/{series}", series, f"{self.case}/{whole}", whole)
@@ -245,13 +245,13 @@ class _Study:
             guess = Guess("no_sequence", _BY_MAP)
         else:
             own = guess_sequence(first)
-            # Of the volumes of one series, the likeliest comes first.
+            # The likeliest of the volumes of a series comes first.
             penalty = own.penalty + (0 if own.sequence == choice else _UNLIKE)
             guess = Guess("sequence", _BY_MAP, choice, penalty)
         return VolumeCandidate(series, stacks, guess, by_map=True)
 
     def _volume(self, candidate: VolumeCandidate) -> DicomVolume | None:
-        """Make the volume if it is wanted and can be made; note it otherwise."""
+        """Return the volume if it is wanted and can be made; else add a row and return None."""
         guess = candidate.guess
         if guess.sequence is not None and guess.sequence not in self._sequences:
             unasked = f"{guess.sequence} is used only if --sequences names it"
@@ -294,9 +294,9 @@ class _Study:
 
 
 def _read_stacks(frames: list[Frame]) -> tuple[dict[str, _Stacks], list[list[Frame]]]:
-    """Split a series into what may be volumes, by name, and stacks of too few images.
+    """Split a series into candidates for volumes, by name, and stacks with too few images.
 
-    A volume is one stack, or several of which the mean is taken.
+    A volume is one stack, or the mean of several.
     """
     name = series_name(frames[0].series_uid, frames[0].series_number)
     stacks = split_series(frames)
@@ -307,10 +307,10 @@ def _read_stacks(frames: list[Frame]) -> tuple[dict[str, _Stacks], list[list[Fra
 
 
 def _without_copies(frames: list[Frame]) -> list[Frame]:
-    """Keep the first of the images that show the same place with the same pixels.
+    """Keep the first of several images with the same position and the same pixels.
 
-    A unique identifier says nothing of that: copies come with new ones, and a careless export
-    gives one to all images.
+    Unique identifiers cannot be used: copies may have new ones, and some exports give the same one
+    to all images.
     """
     dropped: set[int] = set()
     for group in _grouped(frames, _without_identity).values():
@@ -326,7 +326,7 @@ def _without_copies(frames: list[Frame]) -> list[Frame]:
 
 
 def _without_identity(frame: Frame) -> Frame:
-    """Return what two copies of an image have in common, their pixels aside."""
+    """Return a frame without the attributes in which copies of an image may differ."""
     return replace(
         frame,
         path=Path(),

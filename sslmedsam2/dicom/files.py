@@ -1,7 +1,6 @@
-"""Find DICOM files by content; their names say nothing.
+"""Find DICOM files by content, whatever their names.
 
-Imports no DICOM package. In a folder of NIfTI files it costs one short read for each file whose
-name is not that of a volume.
+Imports no DICOM package. Files that are named like volumes are not opened.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _DICOM_SUFFIXES = (".dcm", ".ima", ".dicom")
 
 @dataclass(frozen=True)
 class DicomFiles:
-    """The files of a tree that concern DICOM, sorted by path.
+    """The DICOM files of a tree, sorted by path.
 
     Attributes
     ----------
     root
-        The folder they lie in.
+        The root of the tree.
     files
-        Those that begin as a DICOM file does, with or without a preamble.
+        Files that begin like DICOM, with or without a preamble.
     impostors
-        Those that are only named like one: damaged, empty or not to be read.
+        Files with a DICOM name only: damaged, empty or unreadable.
     """
 
     root: Path
@@ -45,7 +44,7 @@ class DicomFiles:
 
 
 def find_dicom_files(tree: Tree) -> DicomFiles:
-    """Tell which files of an input are DICOM."""
+    """Find the DICOM files of an input."""
     others = sorted(path for folder in tree.folders for path in folder.others)
     files = tuple(path for path in others if _is_dicom(path))
     named = [path for path in others if path.suffix.lower() in _DICOM_SUFFIXES]
@@ -65,7 +64,7 @@ def _is_dicom(path: Path) -> bool:
 def _begins_with_elements(start: bytes) -> bool:
     """Return whether a file begins with data elements of group 2 or 8, in ascending order.
 
-    Such are data sets saved without the preamble of 128 bytes. Little endian only, as nearly all.
+    These are data sets without the preamble of 128 bytes. Only little endian is recognised.
     """
     place, last, count = 0, (0, 0), 0
     while place + 12 <= len(start) and count < _ENOUGH_ELEMENTS:
@@ -94,7 +93,7 @@ _PACKAGES = ("pydicom", "highdicom")
 
 
 def require_dicom() -> None:
-    """Import pydicom and highdicom, and silence them; to be called before any file is opened.
+    """Import pydicom and highdicom and silence their messages, which may identify patients.
 
     Raises UsageError: one of them is not installed.
     """

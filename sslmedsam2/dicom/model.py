@@ -16,10 +16,10 @@ from sslmedsam2.imaging.volume import Geometry
 
 IMAGE_MODALITIES = ("MR", "CT")
 TRACE = "trace"
-"""The diffusion direction of an image that shows the mean of all directions."""
+"""Diffusion direction of an image that is the mean of all directions."""
 
 Use = Literal["segment", "left_out", "unusable"]
-"""``left_out``: nothing is wrong with it; ``unusable``: it should have been a volume."""
+"""``left_out``: sound but not wanted; ``unusable``: should be a volume, but none can be made."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +49,18 @@ class Frame:
     acquired_s
         When it was acquired, in seconds since midnight.
     trigger_time_ms, scan_options, instance_number
-        What may tell volumes of one series apart where nothing else does.
+        Used to separate volumes of one series if other attributes are equal.
     diffusion_direction
         ``trace`` for an image without direction, a text that differs between directions, or empty
-        where the header says nothing of it.
+        if unknown.
     contrast_from_s
         When contrast agent was given, in seconds since midnight.
     patient
-        What identifies the patient: PatientID, name, birth date, each empty where it is missing.
-        Never to be shown.
+        PatientID, name and birth date, each empty if missing. Never to be shown.
     patient_id
         PatientID as it is spelled. Never to be shown.
     frame_of_reference_uid
-        Of the coordinates of ``position_xyz_mm``; empty where it is missing.
+        Of the coordinates of ``position_xyz_mm``; empty if missing.
     contrast_agent, text, description
         Free text in lower case; ``text`` holds all descriptions. Never to be shown.
     """
@@ -117,8 +116,8 @@ class DicomVolume:
     repairs
         What was corrected in the geometry.
     averaged
-        Further stacks on the same grid, in the same order, whose mean with ``frames`` is the
-        image: the other directions of a diffusion series without a trace image.
+        Further stacks on the same grid, in the same order. The image is the mean of ``frames`` and
+        these: the directions of a diffusion series without a trace image.
     """
 
     case: str
@@ -130,13 +129,13 @@ class DicomVolume:
 
     @property
     def name(self) -> str:
-        """What logs and reports call it."""
+        """The name in logs and reports."""
         return f"{self.case}/{self.series}"
 
 
 @dataclass(frozen=True)
 class SeriesRow:
-    """One line of the table of what a tree holds.
+    """One line of the table of DICOM series.
 
     Attributes
     ----------
@@ -145,7 +144,7 @@ class SeriesRow:
     sequence
         The guess, or the choice of the sequence map; None without a sequence.
     reason
-        Why it is taken for that sequence, left out or unusable; holds no text of the files.
+        Why it has that sequence, is left out or unusable; contains no text of the files.
     images
         How many images it consists of.
     """
@@ -168,10 +167,9 @@ class NamedVolume:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a neutral name stands for. Never for logs or records.
+    """The identifiers behind a neutral name. Never for logs or records.
 
-    ``place`` is the folder of a series, or the path of a damaged file, of which nothing else is
-    known.
+    ``place`` is the folder of a series, or the path of a damaged file.
     """
 
     patient_id: str = field(repr=False)
@@ -183,20 +181,20 @@ class Identity:
 
 @dataclass(frozen=True)
 class DicomDiscovery:
-    """What a tree of DICOM files holds.
+    """The volumes and series of a tree of DICOM files.
 
     Attributes
     ----------
     volumes
         To segment; at most one for each sequence of a case.
     rows
-        One for each volume, and for each series or file that is none; sorted by case and series.
+        One for each volume, and for each other series or file; sorted by case and series.
     identities
-        What each named series or damaged file is, by ``(case, series)``.
+        Identifiers of each named series or damaged file, by ``(case, series)``.
     notes
-        Other things to know, such as copies that were dropped.
+        Further lines for the user, such as dropped copies.
     used_keys
-        The entries of the sequence map that fit a series.
+        The keys of the sequence map that match a series.
     """
 
     volumes: tuple[NamedVolume, ...]
@@ -208,7 +206,7 @@ class DicomDiscovery:
 
 @dataclass(frozen=True)
 class Algorithm:
-    """What made a mask: the model's name and the SHA-256 of each of its files."""
+    """The model that made a mask: its name and the SHA-256 of each of its files."""
 
     model: str
     sha256: Mapping[str, str] = field(default_factory=dict)

@@ -1,9 +1,9 @@
-"""Contrast phases without a descriptive name, from order and time of acquisition.
+"""Determine contrast phases without a descriptive name from order and time of acquisition.
 
-After Gd-EOB-DTPA the dynamic phases follow within a few minutes; the hepatobiliary phase comes
-10 minutes later or more. Several hospitals record the dynamic phases as one series of four, the
-first of them before contrast; and several write the agent into the header when the patient is
-registered, so that the images before contrast carry it too.
+After Gd-EOB-DTPA the dynamic phases follow within a few minutes; the hepatobiliary phase is
+acquired at least 10 minutes later. Some hospitals record the dynamic phases as one series of four,
+the first before contrast. Some write the contrast agent into the header when the patient is
+registered, so that images before contrast have it too.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from sslmedsam2.dicom.sequences import HEPATOBILIARY_FROM_MIN, Guess
 _DYNAMIC = ("GED1", "GED2", "GED3")
 _WITH_NATIVE = ("T1", *_DYNAMIC)
 _LONGEST_GAP_S = 240.0
-"""Between the beginnings of two dynamic phases that follow each other."""
+"""Between the start times of two consecutive dynamic phases."""
 
 
 @dataclass(frozen=True)
 class VolumeCandidate:
-    """Frames that may be a volume, under their neutral series name, and what they may stand for.
+    """Frames that may be a volume, with neutral series name and guessed sequence.
 
-    ``stacks`` is one stack, or several of which the mean is taken. ``by_map``: the user said so.
+    ``stacks`` is one stack, or several to average. ``by_map``: the guess is from the sequence map.
     """
 
     series: str
@@ -82,10 +82,10 @@ def name_phases(candidates: Sequence[VolumeCandidate]) -> list[VolumeCandidate]:
 def _before_contrast(
     waiting: Sequence[VolumeCandidate], known: Sequence[VolumeCandidate]
 ) -> list[VolumeCandidate]:
-    """Return those at the beginning that were acquired before contrast agent was given.
+    """Return the first images if they were acquired before contrast.
 
-    They precede a dynamic phase that a description names, or else, by more than the phases are
-    apart, three or more images that follow each other as the dynamic phases do.
+    They precede a dynamic phase with a descriptive name; or they precede at least three images in
+    the rhythm of dynamic phases, by more than the interval between phases.
     """
     named = [one.started_s for one in known if one.started_s is not None]
     if named:

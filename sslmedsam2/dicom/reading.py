@@ -33,7 +33,7 @@ _BITS_OF_A_NUMBER = 16
 
 
 class _UnusableError(Exception):
-    """Why pixels cannot be used, in words that quote nothing of a patient."""
+    """Pixels cannot be used; the message contains no patient data."""
 
 
 def read_dicom(volume: DicomVolume) -> Volume:
@@ -93,14 +93,14 @@ def dicom_grid(volume: DicomVolume) -> MaskVolume:
 
 
 def _source(volume: DicomVolume) -> Source:
-    """Describe the volume as a file would be: no reader has to know that it is many."""
+    """Describe the volume as if it were one file."""
     return Source(Path(volume.name), volume.geometry.shape_zyx[::-1], volume.frames[0].dtype)
 
 
 def _read_voxels(
     name: str, frames: Sequence[Frame], shape_zyx: tuple[int, int, int]
 ) -> tuple[ArrayZYX, tuple[str, ...]]:
-    """Return the voxels of a stack, and notes on what was corrected."""
+    """Return the voxels of a stack, and notes on corrections."""
     voxels = np.empty(shape_zyx, np.float32)
     is_padding = np.zeros(shape_zyx, np.bool_)
     inverted: list[int] = []
@@ -125,7 +125,7 @@ def _read_voxels(
             ) from None
     notes: tuple[str, ...] = ()
     if inverted:
-        # Only the display of a CT is turned round by it: its values are Hounsfield units.
+        # Not for a CT, whose values are Hounsfield units: only its display is inverted.
         slices = voxels[inverted]
         highest = slices.max(where=~is_padding[inverted], initial=slices.min())
         voxels[inverted] = highest - slices
@@ -154,7 +154,7 @@ def _read_file(
             stored = stored[None]
     images = [stored[frame.index or 0] for frame in frames]
     if is_rescaled:
-        # The decoder does not tell padding apart.
+        # The decoder does not report padding.
         return images, [np.zeros(image.shape, np.bool_) for image in images], is_inverted
     rescaled = [
         _rescaled(image, dataset, frame.index) for image, frame in zip(images, frames, strict=True)
@@ -179,7 +179,7 @@ def _rescaled(stored: npt.NDArray, dataset: Dataset, index: int | None) -> _Pixe
     slope, intercept = find(scopes, "RescaleSlope"), find(scopes, "RescaleIntercept")
     factor = 1.0 if slope is None else float(slope)
     offset = 0.0 if intercept is None else float(intercept)
-    # It would make a slice of one grey.
+    # A factor of 0 would make all pixels equal.
     if factor == 0 or not math.isfinite(factor + offset):
         raise _UnusableError("RescaleSlope or RescaleIntercept is no usable number")
     return (stored.astype(np.float64) * factor + offset).astype(np.float32)

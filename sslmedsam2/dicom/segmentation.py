@@ -24,7 +24,7 @@ from sslmedsam2.imaging.volume import MaskZYX
 LIVER = Code("10200004", "SCT", "Liver")
 _ORGAN = Code("123037004", "SCT", "Anatomical structure")
 _LIVER_RGB = (221, 130, 101)
-"""In which viewers such as OHIF draw the segment."""
+"""Colour of the segment in viewers such as OHIF."""
 _MAKER = "SSL-MedSAM2"
 _TYPE_2_KEYWORDS = (
     "PatientName",
@@ -40,24 +40,24 @@ _TYPE_2_KEYWORDS = (
 )
 _ROUNDED_COSINE = 1e-6
 _SERIES_OFFSET = 9000
-"""Added to the number of the source series, to sort behind what the scanner made."""
+"""Added to the number of the source series, so that the object is sorted after scanned series."""
 
 
 def write_dicom_seg(
     mask_zyx: MaskZYX, *, volume: DicomVolume, path: Path, algorithm: Algorithm
 ) -> None:
-    """Write a mask as a binary DICOM-SEG and read it back, voxel by voxel, before it is renamed.
+    """Write a mask as a binary DICOM-SEG, and compare every voxel after reading it back.
 
-    Patient and study are repeated from the images, as a PACS needs them to file the object. What
-    the images lack of these (attributes of type 2) is left empty; a missing FrameOfReferenceUID
-    is made of the series' identifier, and orientations that differ a little are averaged.
+    Patient and study are copied from the images, as a PACS needs them to file the object. Missing
+    ones (attributes of type 2) are left empty; a missing FrameOfReferenceUID is derived from the
+    identifier of the series, and slightly different orientations are averaged.
 
     Parameters
     ----------
     mask_zyx
         0 and 1, on the grid of ``volume``; not empty.
 
-    Raises OutputError: it cannot be made, written or read back; nothing is left behind then;
+    Raises OutputError: the object cannot be made, written or read back, and no file remains;
     ValueError: the mask has another shape than the volume.
     """
     if mask_zyx.shape != volume.geometry.shape_zyx:
@@ -68,7 +68,7 @@ def write_dicom_seg(
             reason="several of its images have one SOPInstanceUID, so no DICOM-SEG can name them",
             remedy="Use the NIfTI mask, or export the images with identifiers of their own",
         )
-    # The library checks the images' own attributes, and its messages may quote them.
+    # Messages of the library may quote attributes of the images.
     try:
         sources = _sources(volume)
         segmentation = _segmentation(mask_zyx, volume, sources, algorithm)
@@ -92,9 +92,9 @@ def write_dicom_seg(
 
 
 def read_dicom_seg(path: Path, *, volume: DicomVolume) -> MaskZYX:
-    """Read a DICOM-SEG onto the grid of the volume it refers to, by the images it names.
+    """Read a DICOM-SEG on the grid of the volume that it refers to.
 
-    Slices that it does not store are empty.
+    Slices that are not stored are empty.
     """
     segmentation = hd.seg.segread(path)
     indices = _frame_indices(volume)
@@ -142,7 +142,7 @@ def _sources(volume: DicomVolume) -> Sequence[Dataset]:
 
 
 def _complete(source: Dataset, volume: DicomVolume) -> None:
-    """Fill in what a header may lack, or say a little differently in each image."""
+    """Add missing attributes to a header, and set those that may differ slightly between images."""
     for keyword in _TYPE_2_KEYWORDS:
         if keyword not in source:
             setattr(source, keyword, "")
@@ -169,7 +169,7 @@ def _frame_indices(volume: DicomVolume) -> list[int]:
 
 
 def _restore_frame_numbers(segmentation: Dataset, volume: DicomVolume) -> None:
-    """Let the references say the frames' numbers in the file instead of in its reduced header."""
+    """Change the frame numbers in references from those of the reduced header to the file's."""
     indices = _frame_indices(volume)
     for group in segmentation.PerFrameFunctionalGroupsSequence if indices else ():
         for derivation in group.DerivationImageSequence:

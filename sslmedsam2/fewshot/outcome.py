@@ -1,8 +1,8 @@
-"""From the predictions of the supports to a pseudo label, its evidence, estimated Dice and verdict.
+"""Pseudo label, evidence, estimated Dice and verdict from the predictions of the supports.
 
-The labelled volumes show how evidence relates to Dice: each is segmented with the others as if it
-had no mask, and the result is compared with its reference mask (reverse classification accuracy,
-Valindria et al. 2017, doi:10.1109/TMI.2017.2665165, as leave-one-out).
+The relation of evidence to Dice is fitted on the labelled volumes: each is segmented with the
+others as if it had no mask, and the result is compared with its reference mask (reverse
+classification accuracy, Valindria et al. 2017, doi:10.1109/TMI.2017.2665165, as leave-one-out).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class SupportPrediction:
 
 
 def name_seed(*parts: object) -> int:
-    """Return a seed that follows from names alone, in any order of work and on any machine."""
+    """Return a seed that depends only on names, not on the order of work or the machine."""
     digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
@@ -88,7 +88,7 @@ def conclude(
 ) -> FewShotResult:
     """Resample the fused ``probability`` to the volume's grid and compute the evidence.
 
-    It is ``(n, size, size)``, as fine as the predictions' maps or a multiple of that.
+    ``probability`` is ``(n, size, size)``; its size is a multiple of that of the predictions.
     """
     on_grid = paste(probability, stack).clip(0, 1)
     mask, n_pieces = largest_piece(on_grid > 0.5)
@@ -143,7 +143,7 @@ def agreements(
 def _decided(
     predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.bool_]:
-    """Return the fused mask as coarse as the predictions' maps."""
+    """Return the fused mask at the resolution of the predictions."""
     return shrink(probability, predictions[0].probability.shape[-1]) > 0.5
 
 
@@ -155,9 +155,9 @@ def shrink(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
 
 
 def largest_piece(mask_zyx: npt.NDArray[np.bool_]) -> tuple[MaskZYX, int]:
-    """Return the largest connected piece and how many pieces of note there were.
+    """Return the largest component, and the number of components.
 
-    A piece of note has at least a fiftieth of the largest one's voxels.
+    Components smaller than a fiftieth of the largest are not counted.
     """
     labels, n = ndimage.label(mask_zyx)
     if n == 0:
@@ -192,7 +192,7 @@ def plausibility(
 class Reliability:
     """Estimated Dice of a pseudo label, and its verdict.
 
-    ``interval`` holds the true Dice in nine cases of ten.
+    ``interval`` contains the true Dice in 90 % of cases.
     """
 
     estimated_dice: float
@@ -204,9 +204,9 @@ class Reliability:
 class Calibration:
     """A straight line from score to Dice, with its residual standard deviation.
 
-    ``n_cases`` is 0 where there was nothing to calibrate on; then the estimate is a guess and no
-    case is accepted. The line was tried up to the contrast distance ``contrast_reach`` and down to
-    the similarity ``least_similarity``.
+    ``n_cases`` is 0 without calibration cases; then the estimate is a guess and no case is
+    accepted. The line is valid up to the contrast distance ``contrast_reach`` and down to the
+    similarity ``least_similarity``.
     """
 
     slope: float
@@ -220,8 +220,8 @@ class Calibration:
 def score(evidence: Evidence) -> float:
     """Combine the evidence into one number, roughly a Dice.
 
-    Confidence orders good results best. A low reverse Dice and an implausible shape reveal a
-    confident failure.
+    Among good results, confidence correlates best with Dice. A low reverse Dice or an implausible
+    shape shows a confident failure.
     """
     misled = max(0.0, _LEADS_BACK - evidence.reverse_dice)
     misshapen = max(0.0, 1 - evidence.plausibility / _PLAUSIBLE)
@@ -231,9 +231,8 @@ def score(evidence: Evidence) -> float:
 def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
     """Fit the line to cases of known Dice.
 
-    Few cases determine neither slope nor spread: both are shrunk towards usual ones, and the line
-    towards one on which Dice is the score, unless the cases clearly contradict. More evidence never
-    counts against a case, whatever a few cases seem to show.
+    Few cases determine neither slope nor spread, so both are shrunk towards typical values, and the
+    line towards Dice = score, unless the cases clearly contradict. The slope is never negative.
     """
     if not cases:
         return Calibration(1.0, 0.0, _UNTRIED_SPREAD, 0)
@@ -258,13 +257,12 @@ def calibrate(cases: Sequence[tuple[Evidence, float]]) -> Calibration:
 def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
     """Estimate the Dice of a pseudo label and return its verdict.
 
-    Accepted is what is probably good; rejected what is probably bad, or where nothing was found.
-    A query beyond the contrast distance or similarity that was tried gets a wider interval, in
-    proportion to its distance, and is not accepted where that interval reaches down to what is
-    rejected.
+    A label is accepted if it is probably good, and rejected if it is probably bad or empty. Outside
+    the valid range of contrast distance and similarity, the interval is wider in proportion, and a
+    label is not accepted if the interval reaches the range of rejection.
     """
     if evidence.confidence == 0:
-        # Supports that find nothing agree perfectly; no line may make anything of that.
+        # Empty predictions agree perfectly, so the line is not used for them.
         return Reliability(0.0, (0.0, 0.0), "reject")
     estimate = calibration.slope * score(evidence) + calibration.intercept
     degrees = max(1, calibration.n_cases + _PRIOR_COUNT - 1)
@@ -273,7 +271,7 @@ def judge(evidence: Evidence, calibration: Calibration) -> Reliability:
         evidence.contrast_distance / calibration.contrast_reach,
         calibration.least_similarity / max(evidence.similarity, _LEAST_SIMILARITY),
     )
-    # The line itself is as uncertain as the mean of its cases.
+    # The line itself has the uncertainty of the mean of its cases.
     spread = calibration.residual * np.sqrt(1 + 1 / max(1, calibration.n_cases))
     reach = float(stats.t.ppf(0.5 + _COVERAGE / 2, degrees)) * spread * beyond
     low, high = np.clip([estimate - reach, estimate + reach], 0, 1)

@@ -1,8 +1,8 @@
-"""Few-shot segmentation by retrieval: a query slice attends to support slices of its height.
+"""Few-shot segmentation by retrieval: a query slice attends to support slices at its height.
 
 Each slice of a data set is encoded once. A query slice attends to one aligned slice of each
-support, all slices of the query in one batch: to each support alone, which shows how far they
-agree, and to all together, where SAM2 weights them. Both are averaged as probabilities.
+support, with all slices of the query in one batch. It attends to each support alone, which shows
+how far they agree, and to all together, where SAM2 weights them. The probabilities are averaged.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ _SOUND_AGREEMENT: Final = 0.7
 three whose height was wrong, and 0.73 and more in the others."""
 _N_PLACES: Final = 3
 _LEAST_COVERED: Final = 0.5
-"""Share of the query's slices that another sequence of the patient must cover."""
+"""Share of the slices of the query that another sequence of the patient must cover."""
 
 
 @dataclass(frozen=True)
 class _StoredSupport:
-    """What is kept in memory of a support, whatever their number.
+    """The part of a support that is always in memory.
 
     The encoded slices are in the store under ``key``; the support itself is ``supports[index]``.
     """
@@ -97,13 +97,13 @@ class _AlignedSupport:
     share: float = 1.0
 
     def partner_memories(self) -> Memory:
-        """Return one memory for each query slice; may read from the disk."""
+        """Return one memory for each query slice; it may be read from disk."""
         return self.memories()[torch.from_numpy(self.partners)]
 
 
 @dataclass(frozen=True)
 class _ShownQuery:
-    """A query in one contrast, encoded; ``slices`` are those of the stack, where SAM2 computes."""
+    """An encoded query in one contrast; ``slices`` are those of the stack, on SAM2's device."""
 
     query: Query
     appearance: str
@@ -123,9 +123,9 @@ class _Attempt:
 
     @property
     def agreement(self) -> float:
-        """Mean Dice of the supports' masks with the result; 0 where that is empty.
+        """Mean Dice of the supports' masks with the result; 0 if the result is empty.
 
-        It is low for a query in a wrong contrast or at a wrong height.
+        It is low for a wrong contrast or height.
         """
         if not (self.probability > 0.5).any():
             return 0.0
@@ -201,7 +201,7 @@ class Retrieval:
     def _attempts(
         self, shown: _ShownQuery, supports: Sequence[_StoredSupport]
     ) -> Iterator[_Attempt]:
-        """Segment the query at the likeliest height of its organ, then at others."""
+        """Segment the query at the likeliest height of its organ, then at other heights."""
         pairs = [(known.described, known.place) for known in supports]
         for aligned in align(shown.volume, pairs, n_places=_N_PLACES):
             yield self._attempt(shown, supports, aligned)
@@ -232,7 +232,7 @@ class Retrieval:
     def _refined(
         self, probability: npt.NDArray[np.float32], slices: Tensor
     ) -> npt.NDArray[np.float32]:
-        """Enlarge to the size of the slices, and correct by them, where SAM2 computes."""
+        """Enlarge to the size of the slices and correct by their intensities, on SAM2's device."""
         try:
             enlarged = _enlarge(torch.from_numpy(probability).to(slices.device), self._size)
             return self._corrected(enlarged, slices).cpu().numpy()
@@ -300,7 +300,7 @@ class Retrieval:
     ) -> tuple[list[SupportPrediction], npt.NDArray[np.float32]]:
         """Segment every slice with each support, and with the most similar ones together.
 
-        The latter is ``(n, h, w)``. Each support is read once, a few at a time.
+        The joint probability is ``(n, h, w)``. Each support is read once, a few at a time.
         """
         ranked = sorted(range(len(views)), key=lambda index: -views[index].similarity)
         found: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
@@ -323,7 +323,7 @@ class Retrieval:
         """Segment as :meth:`_segment` does with each of the memories alone."""
         if self._encoder.sam2.device.type == "cpu":
             return [self._segment(volume, [memory]) for memory in memories]
-        # On a GPU batches go across the supports, so that they are full.
+        # On a GPU a batch contains slices of several supports, so that it is full.
         joined = Memory.joined(memories)
         slices = torch.arange(volume.n_slices, device=joined.spatial.device).repeat(len(memories))
         probability, scores = self._segment(volume, [joined], slices=slices)
@@ -340,7 +340,7 @@ class Retrieval:
         for view, prediction in zip(best.views, best.predictions, strict=True):
             support = view.support()
             numbers = np.arange(support.volume.n_slices)
-            # For each support slice the query slice whose partner lies nearest.
+            # For each support slice, the query slice with the nearest partner.
             back = np.abs(numbers[:, None] - view.partners[None]).argmin(1)
             found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
             expected = shrink(support.masks, found.shape[-1])

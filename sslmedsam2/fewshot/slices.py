@@ -66,7 +66,7 @@ class SliceStack:
 def unit_intensities(array_zyx: ArrayZYX) -> ArrayZYX:
     """Scale the 0.5 to 99.5 percentiles of the voxels above zero to [0, 1] and clip the rest.
 
-    A CT is brought to the abdominal window first. An image of one value becomes all 0.
+    A CT is clipped to the abdominal window first. A constant image becomes 0.
     """
     windowed, is_ct = window_if_hounsfield(array_zyx)
     if is_ct:
@@ -110,7 +110,7 @@ def whole_slice(shape_zyx: tuple[int, int, int]) -> Crop:
 
 
 def _outline(unit_zyx: ArrayZYX) -> npt.NDArray[np.bool_]:
-    """Return where the body is in more than a few slices; everything, if it is not found."""
+    """Return the outline of the body over all slices; the whole slice if it is not found."""
     inside = unit_zyx[unit_zyx > 0]
     # Compressed, so that very bright tissue does not hide the rest of the body.
     flat = unit_zyx if inside.size == 0 else np.minimum(unit_zyx, _body_median(inside))

@@ -1,7 +1,7 @@
-"""Encoded supports: in memory as far as they fit, a GPU's first, otherwise on disk.
+"""Encoded supports in GPU memory, host memory and, beyond that, on disk.
 
-Each is encoded once for a data set and stored under a key of its content, so that memory stays
-bounded for any number of labelled volumes.
+Each support is encoded once for a data set and stored under a key of its content. Memory is bounded
+for any number of labelled volumes.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from sslmedsam2.fewshot.slices import SliceStack
 logger = logging.getLogger(__name__)
 
 _BATCH: Final = {"cpu": 16, "cuda": 32}
-"""How many slices go through the network at once, at first."""
+"""Initial number of slices in a batch."""
 
 _DESCRIPTOR_CELLS: Final = 4
-"""A slice's descriptor keeps where things are, on a grid of this many cells a side. It is made of
-the features at stride 8: those at stride 16 differ more between CT and MR than along the body."""
+"""A descriptor holds the features at stride 8, averaged over a grid of this many cells a side.
+Those at stride 16 differ more between CT and MR than along the body."""
 
 
 Part = TypeVar("Part")
@@ -38,14 +38,14 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, kw_only=True)
 class DescribedVolume:
-    """What alignment needs to know of a volume's ``n`` slices.
+    """The ``n`` slices of a volume as needed for alignment.
 
     Attributes
     ----------
     descriptors
-        ``(n, d)``: what a slice looks like and where.
+        ``(n, d)``, coarse image features of each slice.
     z_mm
-        ``(n,)``, heights of the slices over the lowest.
+        ``(n,)``, height of each slice above the lowest.
     """
 
     descriptors: npt.NDArray[np.float32]
@@ -64,7 +64,7 @@ class EncodedVolume(DescribedVolume):
     features: Features
 
     def without_features(self) -> DescribedVolume:
-        """Return what takes little memory."""
+        """Return the volume without features, which need most of the memory."""
         return DescribedVolume(descriptors=self.descriptors, z_mm=self.z_mm)
 
 
@@ -84,7 +84,6 @@ class Encoder:
     """Runs the image encoder and counts its calls."""
 
     def __init__(self, sam2: LoadedSam2) -> None:
-        """Count from 0."""
         self.sam2 = sam2
         self.calls = 0
         self._batch = _BATCH[sam2.device.type]
@@ -114,10 +113,10 @@ class Encoder:
         return Memory.joined(self.in_batches(len(masks), compute))
 
     def in_batches(self, n: int, compute: Callable[[slice], Part]) -> list[Part]:
-        """Return what ``compute`` makes of each batch of ``n`` slices.
+        """Return the result of ``compute`` for each batch of ``n`` slices.
 
-        Where the GPU's memory runs out, the batch is halved from there on; raises
-        ``torch.cuda.OutOfMemoryError`` where a single slice is too much.
+        If the memory of the GPU is exhausted, the batch size is halved for all further batches;
+        raises ``torch.cuda.OutOfMemoryError`` if a single slice does not fit.
         """
         parts: list[Part] = []
         start = 0
@@ -130,7 +129,7 @@ class Encoder:
                 if self._batch == 1:
                     raise
                 is_full = True
-            # Not inside the handler, whose traceback holds on to the activations.
+            # Not inside the handler, whose traceback keeps the activations in memory.
             if is_full:
                 torch.cuda.empty_cache()
                 self._batch //= 2
@@ -140,7 +139,7 @@ class Encoder:
         return parts
 
     def on_device(self, array: npt.NDArray) -> Tensor:
-        """Return ``(n, h, w)`` of any type as float32 ``(n, 1, h, w)`` where SAM2 computes."""
+        """Return ``(n, h, w)`` of any type as float32 ``(n, 1, h, w)`` on SAM2's device."""
         there = torch.from_numpy(np.ascontiguousarray(array)).to(self.sam2.device)
         return there[:, None].float()
 
@@ -149,7 +148,7 @@ _USUAL_LIMIT_BYTES: Final = 2 * 2**30
 
 
 def content_key(*arrays: npt.NDArray) -> str:
-    """Return a name for what the arrays hold."""
+    """Return a hash of the arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -159,7 +158,7 @@ def content_key(*arrays: npt.NDArray) -> str:
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """How many bytes of supports are kept where SAM2 computes, and beyond that in host memory."""
+    """Largest size of the supports on SAM2's device, and of further ones in host memory."""
 
     device_bytes: int
     host_bytes: int = 0
@@ -175,10 +174,9 @@ def memory_for_supports(device: torch.device, limit_mb: int | None) -> MemoryLim
 
 
 class SupportStore:
-    """Keeps encoded supports; ``folder`` takes those beyond the limits."""
+    """Stores encoded supports; those beyond the limits are written to ``folder``."""
 
     def __init__(self, folder: Path, *, limits: MemoryLimits, device: torch.device) -> None:
-        """Start empty; ``device`` is where supports are computed with."""
         self._folder = folder
         self._device_bytes, self._host_bytes = limits.device_bytes, limits.host_bytes
         self._device = device
@@ -201,7 +199,7 @@ class SupportStore:
             _write(support, self._path(key))
 
     def get(self, key: str) -> EncodedSupport:
-        """Return what was stored under ``key``."""
+        """Return the support stored under ``key``, on the device."""
         kept = self._kept[key] if key in self._kept else _read(self._path(key))
         return _moved(kept, self._to_device)
 

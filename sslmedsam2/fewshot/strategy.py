@@ -1,4 +1,4 @@
-"""The interface of few-shot methods, and their input and output data."""
+"""Interface of few-shot methods, with their input and output."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Verdict = Literal["accept", "doubtful", "reject"]
 
 @dataclass(frozen=True)
 class Query:
-    """A volume to be segmented; ``geometry`` is the file's own and places it in the patient."""
+    """A volume to segment; ``geometry`` is that of the file, before reorientation."""
 
     name: str
     case: str
@@ -40,7 +40,7 @@ class Support(Query):
 
 @dataclass(frozen=True)
 class SupportScore:
-    """How one support relates to a query and its result.
+    """Contribution of one support to the result of a query.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class SupportScore:
     agreement
         Dice of its own mask with the result.
     reverse_dice
-        Dice of its reference mask with what the result, used as a prompt, finds in it; None where
-        that was not tried.
+        Dice between its reference mask and its segmentation with the result as prompt; None if not
+        computed.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Evidence:
     Attributes
     ----------
     reverse_dice
-        Mean over supports; 0 where it was not tried.
+        Mean over supports; 0 if not computed.
     agreement
         Mean Dice of single supports' masks with the result.
     object_score
@@ -79,11 +79,10 @@ class Evidence:
     plausibility
         1 for a liver-sized single piece away from the volume's ends; less otherwise.
     contrast_distance
-        Between the query as it came and the supports: the mean difference of their intensity
-        quantiles. 0 for the same contrast; also where it was not measured.
+        Mean difference of intensity quantiles between the unchanged query and the supports. 0 for
+        the same contrast, or if not measured.
     similarity
-        Mean over supports of how alike the slices change along the body. 1 also where it was not
-        measured.
+        Mean over supports of the correlation of changes along the body. 1 if not measured.
     """
 
     reverse_dice: float
@@ -115,44 +114,44 @@ class FewShotResult:
 
 
 class Strategy(Protocol):
-    """A few-shot method: built once for a set of supports, then called for each query.
+    """A few-shot method, constructed once for a set of supports and called for each query.
 
     Volumes and masks are canonical ``[z, y, x]`` arrays. The result is a probability on the grid
     of the query. A strategy reads no files, keeps no state between queries and trains nothing.
     """
 
     def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
-        """Segment one query, as if the supports of one case were not there.
+        """Segment one query, without the supports of ``leave_out_case``.
 
-        The result depends on the query and the supports alone, never on earlier queries.
+        The result depends only on the query and the supports, not on earlier queries.
 
         Raises
         ------
         InputError
-            The query holds nothing to segment.
+            The query is empty: all voxels have the same value.
         """
         ...
 
 
 @dataclass(frozen=True)
 class FewShotSettings:
-    """How pseudo labels are made.
+    """Settings of the few-shot method.
 
     Attributes
     ----------
     strategy
-        ``retrieval`` is this project's method; ``random-insertion`` the published one.
+        ``retrieval`` is the method of this project, ``random-insertion`` the published one.
     harmonise
-        Match the contrasts of query and supports where they differ.
+        Match the contrasts of query and supports if they differ.
     refine
-        Correct the result by the query's own intensities.
+        Correct the result by the intensities of the query.
     reverse
         Segment the supports with the result as prompt, as evidence of its quality.
     seed
-        Of the positions of ``random-insertion``; mixed with each query's name.
+        Of the positions of ``random-insertion``, combined with the name of each query.
     memory_limit_mb
-        Encoded supports beyond this size are kept on disk. None: 2 GiB of host memory, on a GPU
-        half of its free memory before.
+        Encoded supports beyond this size are stored on disk. None: 2 GiB of host memory and, on a
+        GPU, half of its free memory.
     """
 
     strategy: StrategyName = "retrieval"
@@ -172,8 +171,8 @@ def build_strategy(
 ) -> Strategy:
     """Encode the supports and return the strategy that the settings name.
 
-    Where a GPU fails, then or later, the strategy is built again on the CPU and goes on there.
-    ``scratch_dir`` takes what does not fit into memory; the caller removes it.
+    If a GPU fails, now or later, the strategy is built again on the CPU and continues there.
+    ``scratch_dir`` is for supports that do not fit into memory; the caller removes it.
     """
     from sslmedsam2.fewshot.random_insertion import RandomInsertion
     from sslmedsam2.fewshot.retrieval import Retrieval

@@ -1,8 +1,8 @@
 """Line charts as inline SVG, drawn by matplotlib.
 
-A page's Content-Security-Policy allows no inline style, and a chart follows the colour scheme of
-its page. So style attributes become presentation attributes, and colours variables of the style
-sheet.
+The Content-Security-Policy of a page allows no inline style, and a chart follows the colour scheme
+of the page. So style attributes are converted to presentation attributes, and colours to variables
+of the style sheet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEIGHT: Final = 180
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
 _FONT_SIZE: Final = 11
 _MOST_POINTS: Final = 200
-"""Points of a curve that are drawn: more than a small chart can show apart."""
+"""Largest number of points of a curve that are drawn."""
 _MOST_DOTS: Final = 25
 # Colours that matplotlib draws with, and what stands for them in the page. Line styles are those
 # of the legend in retrain.css.
@@ -48,16 +48,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class LineChart:
-    """What a chart shows.
+    """The content of a line chart.
 
     Attributes
     ----------
     x_name
-        What is counted along x, in whole numbers.
+        Name of the x axis, which has whole numbers.
     curves
         Points that are not finite, and curves without points, are left out.
     levels
-        Names and heights of horizontal lines to compare the curves with.
+        Names and heights of horizontal lines.
     width
         Pixels, for a height of 180.
     """
@@ -75,7 +75,7 @@ class LineChart:
 
     @property
     def description(self) -> str:
-        """The chart in words, for people who cannot see it."""
+        """A description of the chart for screen readers."""
         ends = [
             f"{curve.name} from {points[0][1]:.3g} to {points[-1][1]:.3g}"
             for curve in self.curves
@@ -87,11 +87,11 @@ class LineChart:
 def _drawn(points: tuple[tuple[float, float], ...]) -> list[tuple[float, float]]:
     finite = [point for point in points if all(map(math.isfinite, point))]
     stride = max(1, math.ceil(len(finite) / _MOST_POINTS))
-    # Counted from the end, which is what the training came to.
+    # Counted from the end, so that the last point is drawn.
     return finite[::-1][::stride][::-1]
 
 
-# A page is written after every stage, most of its charts unchanged.
+# A page is written after every stage, and most of its charts have not changed.
 @functools.lru_cache(maxsize=256)
 def svg(chart: LineChart) -> Markup:
     """Draw a chart as an ``svg`` element for a page with the variables of retrain.css."""

@@ -1,8 +1,8 @@
-"""Volumes small enough for a browser: an image and its masks, reduced to fit a byte budget.
+"""Reduce an image and its masks for a browser, to a given number of bytes.
 
-The image becomes 8-bit grey levels, whole blocks of voxels are averaged until the compressed files
-fit, and prediction and reference become one label map. Masks are decided by majority in a block, so
-their edges move by up to half a block; figures are never taken from these copies.
+The image becomes 8-bit grey levels, blocks of voxels are averaged until the compressed files are
+small enough, and prediction and reference become one label map. A block of a mask is decided by
+majority, so edges move by up to half a block; no figures are computed from these copies.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SAME_SPACING = 1.05
 
 @dataclass(frozen=True)
 class ViewVolumes:
-    """What the viewer shows of one series.
+    """The volumes of one series in the viewer.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
-"""A preview of every result: the outline of the mask on three axial slices and a coronal one.
+"""Preview of a result: the outline of the mask on three axial slices and a coronal one.
 
-Drawn with Pillow on a small palette (greys, shades of the colours of flags and one outline colour):
-it imports and draws in a fraction of the time that matplotlib needs, and the files stay small. A
-gallery is a choice of previews for a page.
+Previews are drawn with Pillow, which imports and draws much faster than matplotlib, on a small
+palette (greys, shades of the flag colours, the outline colour), which keeps files small. A gallery
+is a selection of previews for a page.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ _PALETTE = [
     for shade in range(shades)
     for channel in (level * shade // (shades - 1) for level in colour)
 ] + [*_OUTLINE_RGB]
-"""Of all files, which keeps them small: greys, and shades of the colours of flags."""
+"""Palette of all files: greys, and shades of the flag colours."""
 
 _MOST_IN_GALLERY = 3
-"""Previews at either end."""
+"""Number of the best, and of the worst, previews."""
 _MAX_WIDTH = 1000
 """Pixels; previews are as wide as this."""
 _MOST_COLOURS = 128
@@ -95,7 +95,7 @@ def draw_preview(
     Returns
     -------
     tuple
-        A warning if the file cannot be written, for the mask is good without it.
+        A warning if the file cannot be written; the run does not fail for it.
     """
     image, mask = canonical.array_zyx, np.asarray(mask_zyx) > 0
     axial = _slice_indices(mask)
@@ -271,9 +271,9 @@ class Gallery:
 
 
 def make_gallery(scored: Iterable[tuple[float, str, Path]], *, judged_by: str) -> Gallery:
-    """Choose and read a few previews at either end; of a few, the better half counts as best.
+    """Read the best and the worst previews; none is in both groups.
 
-    ``scored`` holds score (higher is better), title and file of each.
+    ``scored`` holds score (higher is better), title and file of each preview.
     """
     ordered = sorted(scored)
     half = len(ordered) // 2
@@ -287,7 +287,7 @@ def make_gallery(scored: Iterable[tuple[float, str, Path]], *, judged_by: str) -
 
 
 def _embeddable_png(path: Path) -> bytes | None:
-    """Read a PNG, made smaller if it is large; None, and a warning, if that is not possible."""
+    """Read a PNG and reduce it if it is large; log a warning and return None if that fails."""
     from PIL import Image
 
     try:
@@ -298,7 +298,7 @@ def _embeddable_png(path: Path) -> bytes | None:
                 return content
             height = max(1, round(picture.height * _MAX_WIDTH / picture.width))
             small = picture.convert("RGB").resize((_MAX_WIDTH, height))
-    # Pillow answers damaged files with errors of several families.
+    # Pillow raises errors of several classes for damaged files.
     except (OSError, ValueError, SyntaxError) as error:
         logger.warning("%s: cannot be shown (%s)", path, error)
         return None

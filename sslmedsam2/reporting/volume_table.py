@@ -46,10 +46,9 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]], *, words: Collection[str] | None = None) -> list[str]:
-    """Lay cells out in columns, with the headings in the first line.
+    """Align cells in columns; the first line holds the headings.
 
-    Columns whose heading is among ``words`` (None: all) go to the left, those of figures to the
-    right.
+    Columns whose heading is in ``words`` (None: all) are aligned left, the others right.
     """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     to_left = [words is None or heading in words for heading in lines[0]]

@@ -28,9 +28,9 @@ _VENDOR_GROUPS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of all references, their means, and what they do not cover.
+    """The scores of all references and their means.
 
-    ``references`` are the masks of the rows, ``unmatched`` predictions without a reference.
+    ``references`` are the masks of the rows, ``unmatched`` are predictions without a reference.
     """
 
     rows: tuple[ScoreRow, ...]
@@ -53,7 +53,7 @@ def evaluate(
     label: int | None = None,
     sequence_map: SequenceMap = NO_MAP,
 ) -> Evaluation:
-    """Score every reference; a bad pair is a row that says so, and the others go on.
+    """Score every reference; the row of a pair that cannot be compared has the reason.
 
     Parameters
     ----------

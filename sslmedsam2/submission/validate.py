@@ -41,7 +41,7 @@ from sslmedsam2.submission.package import guessed_masks
 CheckStatus = Literal["PASS", "FAIL", "NOTE"]
 _LOG = logging.getLogger(__name__)
 _AFFINE_TOLERANCE_MM = 1e-3
-"""How far a corner voxel may lie from its place in the image: float32 rounding, no more."""
+"""Largest distance of a corner voxel from its place in the image: float32 rounding only."""
 
 _Fault = tuple[str, str]
 
@@ -227,7 +227,7 @@ def _check_mask(path: Path, series: ImageFile) -> list[Check]:
 
 @dataclass(frozen=True)
 class _Image:
-    """What a mask is compared with; ``header`` is None where the image is no NIfTI file."""
+    """The image of a mask; ``header`` is None if it is no NIfTI file."""
 
     header: NiftiStruct | None
     stored: Volume | None

@@ -80,8 +80,8 @@ def locate_models(
         A folder with a ``manifest.json``, one model folder beside such a file, or any nnU-Net v2
         model folder (then not verified); None to search the usual places.
     hash_weights
-        Hash the checkpoints of listed models too. Not needed by who loads them next by the hashes
-        of ``files``: each is then read once, hashed, and loaded from what was read.
+        Also hash the checkpoints of listed models. Not needed if they are loaded next, because
+        loading compares them with the hashes of ``files``.
 
     Raises ModelError: there is no model, or what is there is incomplete or altered.
     """

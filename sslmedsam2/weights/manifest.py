@@ -26,7 +26,7 @@ DATASET_FILE: Final = "dataset.json"
 PLANS_FILE: Final = "plans.json"
 CHECKPOINT_NAME: Final = "checkpoint_final.pth"
 CONFIDENCE_FILE: Final = "confidence.json"
-"""How the model's certainty relates to Dice; not every model has one."""
+"""Calibration of the estimated Dice; optional."""
 BEST_CHECKPOINT_NAME: Final = "checkpoint_best.pth"
 _LFS_POINTER: Final = b"version https://git-lfs"
 _FOLD_PREFIX: Final = "fold_"
@@ -96,9 +96,9 @@ def find_folds(model_dir: Path) -> tuple[str, ...]:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse what Git LFS leaves in a clone instead of a large file.
+    """Refuse a Git LFS pointer, which a clone without Git LFS has instead of a large file.
 
-    Raises ModelError: it is such a pointer; OSError: the file cannot be read.
+    Raises ModelError: the file is a pointer; OSError: it cannot be read.
     """
     with path.open("rb") as file:
         is_pointer = file.read(len(_LFS_POINTER)) == _LFS_POINTER
@@ -111,7 +111,7 @@ def refuse_pointer(path: Path) -> None:
 
 
 def _where_the_model_is(model_dir: Path) -> str:
-    """Say where a model folder, or a zip of one, lies near a folder that is none."""
+    """Return a hint where a model folder, or a zip of one, is near a folder that is none."""
     if (model_dir.parent / PLANS_FILE).is_file():
         return "Give the folder above it, which holds plans.json"
     patterns = ("/".join([*["*"] * depth, PLANS_FILE]) for depth in (1, 2, 3))
