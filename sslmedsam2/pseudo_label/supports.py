@@ -9,7 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from sslmedsam2.errors import InputError, NoInputError, SslMedSam2Error, missing_packages
+from sslmedsam2.errors import (
+    InputError,
+    ModelError,
+    NoInputError,
+    SslMedSam2Error,
+    missing_packages,
+)
 from sslmedsam2.fewshot.strategy import Support
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_labelled
@@ -122,7 +128,7 @@ def read_support(image: ImageFile) -> Support:
 def find_sam2(name_or_path: str) -> Path:
     """Return the path of a named checkpoint; any other argument is returned as a path.
 
-    Raises ModelError: an official checkpoint was not fetched, or a checkpoint was altered;
+    Raises ModelError: there is none, it was not fetched, or it was altered;
     UsageError: the package sam2 is not installed.
     """
     if importlib.util.find_spec("sam2") is None:
@@ -132,4 +138,11 @@ def find_sam2(name_or_path: str) -> Path:
         return COMPACT_PATH
     if name_or_path in OFFICIAL:
         return find_official(name_or_path)
-    return Path(name_or_path)
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ModelError(
+            path,
+            reason="there is no such checkpoint of SAM2",
+            remedy=f"Give a file, or one of {', '.join((COMPACT_NAME, *OFFICIAL))}",
+        )
+    return path

@@ -27,6 +27,7 @@ from sslmedsam2.imaging.records import write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.plans import Grid, PlannedNetwork, plan_network, planned_network
 from sslmedsam2.nnunet.training import check_gpus
+from sslmedsam2.pseudo_label.supports import find_sam2
 from sslmedsam2.retrain.estimate import log_estimate
 from sslmedsam2.retrain.state import (
     RetrainOptions,
@@ -50,7 +51,7 @@ _MAP_BYTES: Final = 2
 
 @dataclass(frozen=True)
 class Index:
-    """The images that take part, one line for each that cannot, and the hash of the start.
+    """The images that take part, one line for each that cannot, and hashes of start and SAM2.
 
     ``labelled_sha256`` holds the hashes of each labelled image's files ``image``, ``mask`` and
     ``organs``. Paths are absolute.
@@ -61,6 +62,7 @@ class Index:
     problems: tuple[str, ...]
     start_sha256: str | None
     labelled_sha256: tuple[Mapping[str, str], ...] = ()
+    sam2_sha256: str | None = None
 
 
 def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> Index:
@@ -97,10 +99,10 @@ def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> 
         device = executor.call(choose_device, options.device)
         grids = _check_machine(index, options, executor, device=device)
         log_estimate(grids, len(index.labelled), options, device=device, executor=executor)
-    elif _identity(read_index(work)) != _identity(index):
+    elif not _is_same(read_index(work), index):
         raise UsageError(
             work.path,
-            reason="it was made from other images or masks, or with another --start",
+            reason="it was made from other images or masks, or with another --start or --sam2",
             remedy="Choose another work directory, or remove that one to begin anew",
         )
     write_record(work.options, as_stored(options))
@@ -227,7 +229,14 @@ def _index(options: RetrainOptions, labelled: Sequence[ImageFile]) -> Index:
         tuple(problems),
         start_sha256,
         tuple(hashes),
+        sha256_file(find_sam2(options.sam2)),
     )
+
+
+def _is_same(before: Index, now: Index) -> bool:
+    # Work directories of earlier versions do not know the hash of SAM2.
+    sam2_sha256 = before.sam2_sha256 and now.sam2_sha256
+    return _identity(before) == _identity(replace(now, sam2_sha256=sam2_sha256))
 
 
 def _identity(index: Index) -> list[Any]:
@@ -237,7 +246,7 @@ def _identity(index: Index) -> list[Any]:
         for image, hashes in zip(index.labelled, index.labelled_sha256, strict=True)
     ]
     queries = [(query.case, query.vendor, query.sequence, query.sha256) for query in index.queries]
-    return [labelled, queries, index.start_sha256]
+    return [labelled, queries, index.start_sha256, index.sam2_sha256]
 
 
 def _resolved(image: ImageFile) -> ImageFile:

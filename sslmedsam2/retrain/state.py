@@ -42,14 +42,14 @@ Method = Literal["rounds", "online"]
 
 _FREE_TO_CHANGE: Final = frozenset(
     (
-        *("labelled_dir", "unlabelled_dir", "start", "work_dir", "sequence_map", "rule"),
+        *("labelled_dir", "unlabelled_dir", "start", "sam2", "work_dir", "sequence_map", "rule"),
         *("weights_dir", "name", "training_data", "licence", "final"),
         *("device", "deterministic", "gpus", "force"),
     )
 )
 """Options that may change between two calls on one work directory. The index compares the content
-of the folders. The new rule decides about the next round only. The others concern freezing, or the
-device and how exactly it reproduces results."""
+of the folders, of start and of SAM2. The new rule decides about the next round only. The others
+concern freezing, or the device and how exactly it reproduces results."""
 
 IGNORE_ABOVE: Final = 0.95
 """Bits. Of the voxels near the liver that it ignores 43 % are wrong, against 15 % of all voxels
@@ -331,7 +331,9 @@ def read_state(path: Path, kind: type[Record]) -> Record:
         raise UsageError(
             path,
             reason=error.reason,
-            remedy="Run the earlier stages first, or begin anew in another work directory",
+            remedy="Remove the file and run retrain again: finished trainings are kept"
+            if path.is_file()
+            else "Run the earlier stages first, or begin anew in another work directory",
         ) from error
 
 

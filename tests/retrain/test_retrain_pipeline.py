@@ -283,7 +283,6 @@ def test_more_rounds_may_be_asked_for_later(copy):
         ({"epochs": 3}, "epochs"),
         ({"folds": 3}, "folds"),
         ({"seed": 1, "ignore_above": 0.5}, r"ignore_above, seed"),
-        ({"sam2": "medsam2"}, "sam2"),
         ({"sequences": ("T2",)}, "sequences"),
     ],
 )

@@ -23,6 +23,7 @@ from sslmedsam2.errors import (
 )
 from sslmedsam2.execution.units import duration
 from sslmedsam2.nnunet.plans import PRESETS
+from sslmedsam2.pseudo_label.supports import find_sam2
 from sslmedsam2.retrain import estimate
 from sslmedsam2.retrain import pipeline as retrain_pipeline
 from sslmedsam2.retrain.index import index_data, read_index
@@ -312,6 +313,18 @@ def test_images_may_lie_elsewhere_on_the_next_call(root, tmp_path):
     assert after.queries == before.queries
     assert {image.path.parents[1] for image in after.labelled} == {root / "moved"}
     assert read_index(WorkDir(tmp_path / "work")) == after
+
+
+def test_sam2_may_lie_elsewhere_on_the_next_call_and_no_other_one_in_its_place(root):
+    before = index_data(options(root))
+    moved = root / "moved.safetensors"
+    shutil.copy(find_sam2("compact"), moved)
+
+    assert index_data(options(root, sam2=str(moved))) == before
+
+    moved.write_bytes(b"another one")
+    with pytest.raises(UsageError, match="another --start or --sam2"):
+        index_data(options(root, sam2=str(moved)))
 
 
 def test_labelled_image_of_the_wrong_kind_is_named(root):
