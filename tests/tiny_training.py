@@ -57,6 +57,18 @@ def write_labelled_cases(folder: Path, *, count: int) -> list[ImageFile]:
     return [write_labelled_case(folder / f"case{n}", seed=n) for n in range(1, count + 1)]
 
 
+def write_dataset(folder: Path) -> Path:
+    """Preprocess two cases in a work directory, split over two folds; return the directory."""
+    # Takes seconds, and not all that use this module train.
+    from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
+    from sslmedsam2.nnunet.training import preprocessed_dir
+
+    images = write_labelled_cases(folder / "data", count=2)
+    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
+    write_splits(dataset, alternating_splits(images, n_folds=2))
+    return folder
+
+
 def read_curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """Return each TensorBoard curve of a fold as a list of (epoch, value)."""
     accumulator = pytest.importorskip(

@@ -247,14 +247,26 @@ def _predict(
         with stop_on_signals() as stop:
             pending = keep_done(plan.targets, recorder, previous)
             recorder.start_writing()
-            for target, result in executor.map(work, pending, stop=stop):
-                if isinstance(result, SslMedSam2Error):
-                    result = given_up(target, result)
-                recorder.add(result)
+            _segment_all(work, pending, recorder, executor=executor, stop=stop)
             if options.layout == "bids":
                 write_bids_description(options.output_dir)
             code = _exit_code(recorder.report, stop, strict=options.strict)
             return recorder.end(code, interrupted=bool(stop))
+
+
+def _segment_all(
+    work: SeriesWork,
+    targets: Sequence[SeriesTarget],
+    recorder: RunRecorder,
+    *,
+    executor: Executor,
+    stop: StopRequest,
+) -> None:
+    """Give the recorder the result of each series, until done or stopped."""
+    for target, result in executor.map(work, targets, stop=stop):
+        if isinstance(result, SslMedSam2Error):
+            result = given_up(target, result)
+        recorder.add(result)
 
 
 def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:

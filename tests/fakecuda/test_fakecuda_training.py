@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_training import PRESET, write_labelled_cases
+from tiny_training import PRESET, write_dataset, write_labelled_cases
 
 import fakecuda
 from sslmedsam2.errors import SslMedSam2Error, UsageError
@@ -14,7 +14,6 @@ from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
 from sslmedsam2.nnunet.dataset import (
     UnlabelledCase,
-    alternating_splits,
     build_dataset,
     case_key,
     write_splits,
@@ -35,11 +34,7 @@ SETTINGS = TrainingSettings(epochs=1, iterations_per_epoch=2, validation_iterati
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A work directory with preprocessed data and splits, and nothing trained."""
-    folder = tmp_path_factory.mktemp("training")
-    images = write_labelled_cases(folder / "data", count=2)
-    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
-    write_splits(dataset, alternating_splits(images, n_folds=2))
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture(autouse=True)

@@ -6,11 +6,10 @@ import time
 import pytest
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
-from tiny_training import PRESET, write_labelled_cases
+from tiny_training import write_dataset
 
-from sslmedsam2.nnunet.dataset import alternating_splits, build_dataset, write_splits
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
-from sslmedsam2.nnunet.training import _make_trainer, preprocessed_dir, set_environment
+from sslmedsam2.nnunet.training import _make_trainer, set_environment
 
 N_LOADERS = 2
 SETTINGS = TrainingSettings(epochs=1, iterations_per_epoch=1, validation_iterations=1)
@@ -32,11 +31,7 @@ class _FirstDraw(BasicTransform):
 
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loaders")
-    images = write_labelled_cases(folder / "data", count=2)
-    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
-    write_splits(dataset, alternating_splits(images, n_folds=2))
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("loaders"))
 
 
 def _first_draws(work_dir, *, epoch, seed=1):

@@ -16,7 +16,7 @@ from held_locks import held_elsewhere
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from tiny_models import make_plans
 from tiny_scans import abdomen
-from tiny_training import PRESET, read_curves, write_labelled_cases
+from tiny_training import PRESET, read_curves, write_dataset, write_labelled_cases
 
 from sslmedsam2.errors import ModelError, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
@@ -69,11 +69,7 @@ train_fold(Path(sys.argv[1]), fold=0, settings=settings, device="cpu")
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A work directory with preprocessed data and splits, and nothing trained."""
-    folder = tmp_path_factory.mktemp("training")
-    images = write_labelled_cases(folder / "data", count=2)
-    dataset = build_dataset(images, preprocessed_dir=preprocessed_dir(folder), preset=PRESET)
-    write_splits(dataset, alternating_splits(images, n_folds=2))
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("training"))
 
 
 @pytest.fixture
