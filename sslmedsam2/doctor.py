@@ -46,7 +46,7 @@ class Finding:
     text
         The answer in words, one line.
     remedy
-        What the user can do, if anything should be done.
+        An action for the user, if one is needed.
     details
         The same in numbers and names, ready for JSON.
     """
@@ -229,7 +229,7 @@ def _check_sam2(*, load: bool) -> Finding:
         try:
             find_official(name)
         except SslMedSam2Error as error:
-            # Most users never fetch one; a damaged file is told of when it is asked for.
+            # Most users never fetch one; a damaged file is reported when it is used.
             logger.debug("%s", error)
         else:
             names.append(name)

@@ -1,4 +1,4 @@
-"""The option ``--cluster``, and what a command does with it."""
+"""The option ``--cluster``, and the executor that it selects."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def dicom(*, input_path: Path, identify: bool, key: Path | None, **options: Any)
 
 
 def _table(rows: tuple[SeriesRow, ...], identities: dict[tuple[str, str], Identity]) -> str:
-    """Format the rows in columns, each followed by what it is if that is to be shown."""
+    """Format the rows in columns, each followed by its identifiers if they are given."""
     from sslmedsam2.reporting.volume_table import aligned
 
     cells = [

@@ -34,7 +34,7 @@ _MARKS = {"ok": "ok", "note": "note", "problem": "FAIL"}
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all findings as JSON.")
 def doctor(*, as_json: bool, **options: Any) -> int:
-    """Check what a run needs, and segment a small phantom.
+    """Check the requirements of a run, and segment a small phantom.
 
     Checks device, driver, torch, SAM2, weights, memory, shared memory, processes and folders.
     Exit code 0: a run can start; 4: the model is missing or altered; 1: any other problem.

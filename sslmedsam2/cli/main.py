@@ -1,7 +1,7 @@
 """The command group. A command is imported only when it is run.
 
 Without a command the group runs ``predict``, so that a container started without arguments, or
-with options only, does what the challenge asks for: ``predict`` from ``/input`` to ``/output``.
+with options only, does the task of the challenge: ``predict`` from ``/input`` to ``/output``.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def main(args: Sequence[str] | None = None) -> int:
         write_error(str(error))
         return int(error.exit_code)
     except OSError as error:
-        # What a library writes by itself: nnU-Net its logs, for instance.
+        # Raised by libraries that write files themselves, such as nnU-Net its logs.
         _LOG.debug("where the error arose", exc_info=True)
         # Nothing but a stream has no name, or what a library opens.
         write_error(str(output_error(Path(error.filename or "standard output or a file"), error)))

@@ -185,7 +185,7 @@ def predict(
 
 
 def _inputs(paths: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
-    """Return the folder or file to look at and, of several, what they are below their folder."""
+    """Return the input path and, for several paths, their common folder and the paths."""
     if len(paths) < 2:
         return (paths[0] if paths else _CONTAINER_INPUT), ()
     from sslmedsam2.errors import NoInputError

@@ -21,7 +21,7 @@ present_file_option = partial(
 
 
 class _Device(click.ParamType):
-    """A device's name; whether it is there is for the command to say, once torch is loaded."""
+    """The name of a device; the command checks whether it exists, once torch is loaded."""
 
     name = "auto|cpu|cuda|cuda:N"
 

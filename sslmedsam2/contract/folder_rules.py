@@ -13,7 +13,7 @@ The content decides, in this order:
    names of the sub-folders in front (``sub/scan.mha`` is ``sub_scan``).
 
 Below a folder named as a sequence (``T2/P1.nii.gz``, ``P1/T2/scan.nii.gz``) rule 2 does not apply,
-and `studies` replaces case and sequence by what `identity` finds.
+and `studies` replaces case and sequence by those of `identity`.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
 def _names_of(
     images: list[Path], sequence_map: SequenceMap, *, root: Path
 ) -> tuple[_Named, list[Path], list[str]]:
-    """Return each image's sequence, the images to skip, and the sequences told file by file."""
+    """Return the sequence of each image, the images to skip, and sequences of single files."""
     named: _Named = {}
     skipped, told = [], []
     for path in images:

@@ -54,7 +54,7 @@ def find_labelled_series(
     label
         The value of the liver in the masks; None for the only foreground value.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
 
     Returns
     -------

@@ -74,7 +74,7 @@ def bids_path(output_dir: Path, series: ImageFile) -> Path:
 def write_bids_description(output_dir: Path) -> None:
     """Write ``dataset_description.json``, which BIDS asks of derivatives; raises OutputError.
 
-    One that is there is left as it is.
+    An existing file is not changed.
     """
     path = output_dir / "dataset_description.json"
     if path.exists():

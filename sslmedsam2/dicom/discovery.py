@@ -373,7 +373,7 @@ def _make_volume(stacks: Sequence[Sequence[Frame]], *, case: str, series: str) -
 
 
 def _are_several_patients(frames: Iterable[Frame]) -> bool:
-    """Return whether number, name or birth date differ; what is missing differs from nothing."""
+    """Return whether number, name or birth date differ; missing values match everything."""
     return any(
         len(set(values) - {""}) > 1 for values in zip(*(f.patient for f in frames), strict=True)
     )

@@ -67,18 +67,18 @@ _B_IN_SEQUENCE_NAME = re.compile(r"(?:^|[\s_*])(?:ep|re|qd)_b(\d+)")
 def read_frames(path: Path, *, name: str) -> tuple[Frame, ...]:
     """Read the header of a file; the pixels stay on disk.
 
-    A file that is no MR or CT image gives one frame that says what it is. A ``DICOMDIR`` gives
+    A file that is no MR or CT image gives one frame that describes it. A ``DICOMDIR`` gives
     none.
 
     Parameters
     ----------
     name
-        What an error calls the file.
+        The name of the file in errors.
 
     Raises InputError: of kind ``corrupt_dicom`` if the header cannot be read or does not say to
     which study and series the file belongs.
     """
-    # A damaged header can raise anything, and the message may quote what it held.
+    # A damaged header can raise any error, and its message may contain patient data.
     try:
         with path.open("rb") as file:
             dataset = open_dataset(file, stop_before_pixels=True)
@@ -138,7 +138,7 @@ def _refuse_many_items(file: BinaryIO) -> None:
 def _inflated(file: BinaryIO, meta: FileMetaDataset, *, stop_before_pixels: bool) -> Dataset:
     """Read the deflated data set behind the meta information, up to a limited size.
 
-    pydicom would inflate it whatever its size.
+    pydicom has no limit of its own.
     """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     stream = io.BytesIO()
@@ -252,7 +252,7 @@ def _frame(path: Path, dataset: Dataset, index: int | None, *, is_truncated: boo
 def _announced_bytes(dataset: Dataset, frames: int) -> int:
     """Return how many bytes are to follow: the pixels with their tag, type and length.
 
-    0 where the pixels are compressed, so that nobody can tell, and where there are none.
+    0 if the pixels are compressed, so that their size is not known, and if there are none.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     bits = int(dataset.get("BitsAllocated") or 0) * int(dataset.get("SamplesPerPixel") or 1)
@@ -292,7 +292,7 @@ def _b_value(scopes: list[Dataset]) -> float | None:
 
 
 def _diffusion_direction(scopes: list[Dataset]) -> str:
-    """Return ``trace``, or the direction as text; empty where the header tells neither."""
+    """Return ``trace``, or the direction as text; empty if the header contains neither."""
     root = scopes[-1]
     named = str(root.get("SequenceName") or "").strip().lower()
     kinds = {str(find(scopes, "DiffusionDirectionality") or "").upper(), *_image_type(scopes)}
@@ -373,7 +373,7 @@ def _whole(value: Any) -> int | None:
 
 
 def _orientation(value: Any) -> tuple[float, ...] | None:
-    """Return two unit vectors at right angles; None for what is not nearly that.
+    """Return two unit vectors at right angles; None if the values differ much from that.
 
     Vectors of another length would change the size of the voxels.
     """

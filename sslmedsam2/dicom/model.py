@@ -114,7 +114,7 @@ class DicomVolume:
     geometry
         Right-handed: z grows along the normal of the slices.
     repairs
-        What was corrected in the geometry.
+        Corrections of the geometry.
     averaged
         Further stacks on the same grid, in the same order. The image is the mean of ``frames`` and
         these: the directions of a diffusion series without a trace image.

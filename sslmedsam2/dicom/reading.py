@@ -106,7 +106,7 @@ def _read_voxels(
     inverted: list[int] = []
     numbered = sorted(enumerate(frames), key=lambda item: str(item[1].path))
     for path, items in groupby(numbered, key=lambda item: item[1].path):
-        # A damaged file can raise anything, and the message may quote what it held.
+        # A damaged file can raise any error, and its message may contain patient data.
         try:
             wanted = list(items)
             images, paddings, is_inverted = _read_file(path, [frame for _, frame in wanted])
@@ -191,7 +191,7 @@ def _check_pixel_attributes(dataset: Dataset) -> None:
     if missing:
         raise _UnusableError(f"the header lacks {' and '.join(missing)}")
     unused = int(dataset.HighBit) + 1 - int(dataset.BitsStored) if "HighBit" in dataset else 0
-    # pydicom takes the low bits of each number, whatever HighBit says.
+    # pydicom uses the low bits of each number and ignores HighBit.
     if unused > 0 and int(dataset.BitsAllocated) == _BITS_OF_A_NUMBER:
         is_little = dataset.file_meta.TransferSyntaxUID.is_little_endian
         words = np.frombuffer(dataset.PixelData, "<u2" if is_little else ">u2")

@@ -130,7 +130,7 @@ _B_WORD = re.compile(r"\bb ?(\d{2,4})\b")
 
 @dataclass(frozen=True)
 class Guess:
-    """What a volume is taken for.
+    """The guessed sequence of a volume.
 
     Attributes
     ----------
@@ -172,7 +172,7 @@ def exclusion_of(frame: Frame) -> str | None:
 
 
 def guess_sequence(frame: Frame) -> Guess:
-    """Guess what a volume is from its first frame's header."""
+    """Guess the sequence of a volume from the header of its first frame."""
     if frame.modality == "CT":
         return Guess("no_sequence", "CT: it has no sequence name")
     words = _words(frame.text)
@@ -259,7 +259,7 @@ def _guess_weighting(frame: Frame, words: str) -> Guess:
 
 
 def _ranked(guess: Guess, frame: Frame) -> Guess:
-    """Add to the penalty what makes a volume a worse representative of its sequence."""
+    """Increase the penalty of a volume that is a worse representative of its sequence."""
     types = set(frame.image_type)
     penalty = guess.penalty
     penalty += 10 * (abs(float(normal_of(frame)[2])) < _AXIAL_COSINE if frame.orientation else 1)
@@ -293,5 +293,5 @@ def _times(frame: Frame) -> str:
 
 
 def _code(modality: str) -> str:
-    """Return a DICOM code, or a question mark for what is none and might be anything."""
+    """Return a DICOM code, or a question mark for any other text."""
     return modality if re.fullmatch(r"[A-Z]{2,16}", modality) else "?"

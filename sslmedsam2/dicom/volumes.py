@@ -44,7 +44,7 @@ _DIVIDERS: tuple[Callable[[Frame], Any], ...] = (
     lambda frame: frame.acquisition_number,
     lambda frame: frame.acquired_s,
 )
-"""What tells volumes of one series apart, in the order in which it is tried."""
+"""Attributes that may separate the volumes of one series, in the order in which they are tried."""
 
 
 def split_series(frames: Sequence[Frame]) -> list[list[Frame]]:

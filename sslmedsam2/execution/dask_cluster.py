@@ -153,7 +153,7 @@ def connected(spec: ClusterSpec, *, connect_timeout_s: float = 30) -> Iterator[C
     settings = {
         # nnU-Net's trainer starts processes of its own on a GPU, which a daemon may not.
         "distributed.worker.daemon": False,
-        # Looks at all threads a hundred times a second, and nobody looks at what it finds.
+        # The profiler samples all threads a hundred times a second, and its results are not used.
         "distributed.worker.profile.enabled": False,
         "distributed.scheduler.allowed-failures": DEATHS_ALLOWED,
         # In place of Dask's own, which would give this process, too, one numerical thread.

@@ -152,7 +152,7 @@ class DaskExecutor:
         return first.about
 
     def call(self, function: Callable[..., Returned], *args: Any, **kwargs: Any) -> Returned:
-        """Call a function on a worker, preferably one with a GPU; raises what it raises."""
+        """Call a function on a worker, preferably one with a GPU; its errors are raised."""
         self._wait_for_a_worker()
         has_gpu = any(info.get("resources", {}).get(GPU) for info in self._infos().values())
         resources = {GPU: 1 / UNITS_AT_ONCE} if has_gpu else None

@@ -103,7 +103,7 @@ def processor_count() -> int:
 
 
 def in_container() -> bool:
-    """Return whether this is the challenge's container: both of its folders are there."""
+    """Return whether this is the challenge's container: both of its folders exist."""
     return Path("/input").is_dir() and Path("/output").is_dir()
 
 

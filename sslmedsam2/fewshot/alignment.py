@@ -2,7 +2,7 @@
 
 Single slices of two abdomens are easily confused, and so are whole stacks. The masks of the
 supports show where their organ begins and ends, so all supports are aligned to each other first;
-then positions of the query are searched that fit all of them. What is compared is how the
+then positions of the query are searched that fit all of them. The comparison uses how the
 slices change along the body: that is alike in CT and MR, where the slices themselves are not.
 """
 

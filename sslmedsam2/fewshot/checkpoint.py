@@ -143,7 +143,7 @@ def _official_architecture() -> Any:
 
 @contextmanager
 def _gpu_hidden() -> Iterator[None]:
-    """Let SAM2 find no GPU while it is built: it would put tables there, whatever was asked for."""
+    """Hide GPUs from SAM2 while it is built: it would put tables there even for the CPU."""
     is_available = torch.cuda.is_available
     torch.cuda.is_available = lambda: False
     try:
@@ -238,7 +238,7 @@ def load_sam2(path: Path, *, device: torch.device) -> LoadedSam2:
         The file is missing, damaged, or holds another network.
     """
     _check_is_file(path)
-    # What is loaded is what is hashed, whatever becomes of the file meanwhile.
+    # The bytes that were hashed are loaded, even if the file changes meanwhile.
     content = path.read_bytes()
     load = _load_compact if path.suffix == COMPACT_SUFFIX else _load_hiera_tiny
     model = load(path, content)

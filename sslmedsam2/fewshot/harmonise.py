@@ -1,7 +1,7 @@
 """Match the contrast of a query to that of the supports, where they differ.
 
 The slices of the supports are encoded once for all queries, so the query is changed: its histogram
-is matched to that of the supports, as it is and inverted. The caller chooses the version on which
+is matched to that of the supports, unchanged and inverted. The caller chooses the version on which
 the supports agree best.
 """
 
@@ -46,7 +46,7 @@ def contrast_distance(one: Quantiles, other: Quantiles) -> float:
 def appearances(slices: Slices, reference: Quantiles) -> Mapping[str, Slices]:
     """Return the query's slices in each contrast to try, by name.
 
-    A query of the supports' own contrast is left as it is.
+    A query with the contrast of the supports is not changed.
     """
     own = body_quantiles(slices)
     if contrast_distance(own, reference) <= SAME_CONTRAST:

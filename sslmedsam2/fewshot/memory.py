@@ -29,7 +29,7 @@ class _OfSlices:
     """Tensors with the slices along their first axis."""
 
     def __getitem__(self, index: Tensor | slice) -> Self:
-        """Return those of some slices, in the order asked for."""
+        """Return the tensors of some slices, in the given order."""
         return self.map(lambda tensor: tensor[index])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -44,7 +44,7 @@ class _OfSlices:
 
 @dataclass(frozen=True)
 class Features(_OfSlices):
-    """What the image encoder makes of ``n`` slices.
+    """The output of the image encoder for ``n`` slices.
 
     ``fine`` and ``middle`` are ``(n, c, h, w)`` at strides 4 and 8; ``coarse`` at stride 16 is what
     memories are made of and what attends to them.
@@ -57,7 +57,7 @@ class Features(_OfSlices):
 
 @dataclass(frozen=True)
 class Memory(_OfSlices):
-    """What SAM2 keeps of ``n`` segmented slices: maps ``(n, c, h, w)``, pointers ``(n, d)``."""
+    """SAM2's memories of ``n`` segmented slices: maps ``(n, c, h, w)``, pointers ``(n, d)``."""
 
     spatial: Tensor
     pointer: Tensor

@@ -192,7 +192,7 @@ def _draw_place(warp: float, draws: RandomDraws, *, roaming: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class _Look:
-    """A contrast: a curve of intensities, and what is added to each organ."""
+    """A contrast: a curve of intensities, and an offset for each organ."""
 
     curve: Tensor
     shift: Tensor

@@ -52,7 +52,7 @@ _WORKERS_NEED_BYTES: Final = 256 * 2**20
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """What a pretraining does.
+    """Settings of a pretraining.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class PretrainSettings:
 
 @dataclass(frozen=True)
 class PretrainInputs:
-    """What a pretraining may use besides synthetic volumes.
+    """Labelled scans that a pretraining uses besides synthetic volumes.
 
     Attributes
     ----------
@@ -151,7 +151,7 @@ def pretrain(
 ) -> SAM2Base:
     """Train a compact SAM2 and return it with its averaged weights, in evaluation mode.
 
-    A training that was stopped goes on from its last checkpoint in ``work_dir``.
+    A training that was stopped continues from its last checkpoint in ``work_dir``.
     """
     if settings.processes == 1:
         average = _train(0, settings, inputs, work_dir, device, None)

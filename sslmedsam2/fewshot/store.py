@@ -89,7 +89,7 @@ class Encoder:
         self._batch = _BATCH[sam2.device.type]
 
     def volume(self, stack: SliceStack, *, slices: Tensor | None = None) -> EncodedVolume:
-        """Encode each slice once; ``slices`` are those of the stack, if they are there already."""
+        """Encode each slice once; ``slices`` are those of the stack on the device, if available."""
         there = self.on_device(stack.slices) if slices is None else slices
         parts = self.in_batches(
             len(there), lambda part: encode_slices(self.sam2.model, there[part])
@@ -228,7 +228,7 @@ def _tensors(support: EncodedSupport) -> dict[str, torch.Tensor]:
 
 
 def _moved(support: EncodedSupport, move: Callable[[Tensor], Tensor]) -> EncodedSupport:
-    """Move what the network computes with; the rest stays in the host's memory."""
+    """Move the tensors for the network to the device; the others stay in host memory."""
     volume = replace(support.volume, features=support.volume.features.map(move))
     return replace(support, volume=volume, memory=support.memory.map(move))
 

@@ -219,5 +219,5 @@ class _WithCpuInReserve:
         self._fault = first_line(error)
         logger.warning("the GPU failed (%s): SAM2 continues on the CPU", self._fault)
         sam2 = load_sam2(self._sam2_path, device=torch.device("cpu"))
-        # A folder of its own: what the GPU left on the disk may be incomplete.
+        # A separate folder: files written for the GPU may be incomplete.
         self._strategy = self._build(sam2, self._scratch_dir / "cpu")

@@ -80,7 +80,7 @@ def geometry_from_steps(
 
     Returns
     -------
-    The geometry, its direction orthonormal, and notes on what was repaired.
+    The geometry, its direction orthonormal, and notes on repairs.
 
     Raises InputError: of kind ``non_finite_affine``, ``singular_affine``, ``bad_spacing`` or
     ``sheared_affine``.

@@ -1,7 +1,7 @@
 """MetaImage files (.mha, .mhd), read without ITK.
 
 The header is lines of ``key = value``, of which the last names the data file. The keys below are
-used, all others passed over. Of what the format allows, voxels as text, one data file for each
+used, all others ignored. Of the format's options, voxels as text, one data file for each
 slice and voxels of several numbers are refused.
 """
 

@@ -1,7 +1,7 @@
 """NRRD files (.nrrd, .nhdr), read without ITK.
 
 The header is lines of ``field: value`` and ``key:=value``, up to an empty line; a detached header
-names a data file. Of what the format allows, voxels as text and several data files are refused.
+names a data file. Of the format's options, voxels as text and several data files are refused.
 Orientation is taken as ITK does: RAS and LAS spaces are turned to LPS.
 """
 
@@ -219,7 +219,7 @@ def _voxel_type(path: Path, fields: dict[str, str]) -> np.dtype:
 def nrrd_geometry(
     header: NrrdHeader, *, shape_zyx: tuple[int, int, int]
 ) -> tuple[Geometry, tuple[str, ...]]:
-    """Return where the voxels lie, and notes on what was repaired or assumed.
+    """Return the geometry, and notes on repairs and assumptions.
 
     Raises InputError: of kind ``unreadable_header`` or a kind of ``geometry.py``.
     """
@@ -328,7 +328,7 @@ def read_nrrd_channels(header: NrrdHeader) -> ArrayZYX:
     compression = _ENCODINGS[encoding]
     lines = whole_number(path, "line skip", fields.get("lineskip", "0"))
     skipped = whole_number(path, "byte skip", fields.get("byteskip", "0"))
-    # As a byte skip, -1 stands for all that is not voxels.
+    # A byte skip of -1 means that the voxels are at the end of the file.
     lowest = 0 if compression else -1
     if not 0 <= lines <= _MAX_SKIPPED or not lowest <= skipped <= _MAX_SKIPPED:
         raise unreadable_header(path, f"it skips {lines} lines and {skipped} bytes")

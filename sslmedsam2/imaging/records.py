@@ -86,7 +86,7 @@ def record_text(record: object) -> str:
 
 
 def key_of(content: object) -> str:
-    """Return the SHA-256 of anything that JSON can hold, whatever the order of its mappings."""
+    """Return the SHA-256 of any JSON content, independent of the order of mappings."""
     plain = msgspec.json.encode(content, enc_hook=_to_plain, order="deterministic")
     return hashlib.sha256(plain).hexdigest()
 

@@ -132,5 +132,5 @@ def check_one_channel(path: Path, channels: int) -> None:
 
 
 def unreadable_header(path: Path, reason: str) -> InputError:
-    """Return the error of a header that is damaged or uses what is not read."""
+    """Return the error of a header that is damaged or uses unsupported options."""
     return image_error(path, "unreadable_header", reason)

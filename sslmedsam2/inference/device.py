@@ -59,7 +59,7 @@ def choose_device(wanted: Device) -> str:
     """Return the device to use: ``cpu``, ``cuda`` or ``cuda:N``.
 
     ``auto`` takes the first GPU if it computes a small convolution right. If not, it takes the CPU
-    and logs one warning that says why; where there is no GPU at all, it says nothing.
+    and logs one warning with the reason; without any GPU, nothing is logged.
 
     Raises UsageError: ``wanted`` names no device, or a GPU that cannot be used.
     """
@@ -88,7 +88,7 @@ def _usual_device() -> str:
 
 
 def has_cuda_driver() -> bool:
-    """Whether CUDA's driver library is there, without which torch, slow to load, finds no GPU."""
+    """Return whether CUDA's driver library exists; without it torch, slow to load, finds no GPU."""
     try:
         ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
     except OSError:

@@ -35,7 +35,7 @@ _LARGEST_WHOLE = 2**24
 
 @dataclass(frozen=True)
 class LiverTraits:
-    """What tells a liver from other things that a network calls one; canonical axes.
+    """Measurements that distinguish a liver from other segmented structures; canonical axes.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class LiverTraits:
     roughness
         Median difference of neighbours in a slice, over the body's interquartile range.
     confidence
-        Mean foreground probability of what the network calls liver; 0 where it is not known.
+        Mean foreground probability over the foreground; 0 if unknown.
     components
         How many pieces the network gave.
     slice_axis
@@ -153,7 +153,7 @@ def has_usual_volume(volume_ml: float) -> bool:
 
 
 def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:
-    """Say in a few words what is unlike a liver; `is_implausible` counts them."""
+    """Return the traits that are unlike a liver, in a few words each; see `is_implausible`."""
     stack = traits.slice_axis
     whole_mm = [mm for axis, mm in enumerate(traits.extent_mm) if axis == 0 or axis != stack]
     found = {

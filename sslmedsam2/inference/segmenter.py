@@ -165,7 +165,7 @@ class CanonicalSegmenter:
         """Load every fold of the model onto the device.
 
         Raises ModelError: see :mod:`sslmedsam2.inference.model_folder` and
-        :mod:`sslmedsam2.inference.network`; UsageError: a GPU was asked for and none is there.
+        :mod:`sslmedsam2.inference.network`; UsageError: the requested GPU does not exist.
         """
         self._spec = spec
         self.device = choose_device(options.device)

@@ -112,8 +112,8 @@ def bright_fat(painted: Tensor, unit: Tensor, segmentation: Tensor) -> Tensor:
     """Paint a ring of fat under the skin, which fat-suppressed training images lack.
 
     Without fat suppression, as in most T1, that ring is often the brightest part of the image.
-    ``unit`` is the patch before any repainting: it tells body from air. Labelled organs stay as
-    they are.
+    ``unit`` is the patch before any repainting, used to separate body and air. Labelled organs do
+    not change.
     """
     depth = int(torch.randint(2, 11, ()).item())
     body = ((unit > _AIR_BELOW) & (segmentation >= 0)).float()
@@ -139,8 +139,8 @@ def liver_like_neighbours(painted: Tensor, unit: Tensor, segmentation: Tensor) -
     """Give organs and a few ellipsoids of unlabelled tissue the liver's own brightness.
 
     In T1 without contrast agent the heart, the stomach's wall, muscle and spleen are nearly as
-    grey as the liver: only shape, place and borders tell them apart. ``unit`` is the patch before
-    any repainting. A patch without liver is returned as it is.
+    grey as the liver: only shape, place and borders differ. ``unit`` is the patch before
+    any repainting. A patch without liver is not changed.
     """
     liver = _liver(segmentation)
     if not liver.any():

@@ -434,7 +434,7 @@ class LiverTrainer(nnUNetTrainer):
     def _dice_after(self, warm_up: float) -> float | None:
         """Return the mean Dice on held-out reference masks of the last epochs of the warm-up.
 
-        None for fold ``all``, which validates on what it trains on.
+        None for fold ``all``, whose validation cases are training cases.
         """
         if self.fold == "all":
             return None

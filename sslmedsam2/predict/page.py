@@ -172,7 +172,7 @@ def report_or_none(options: ReportOptions) -> WrittenPage | None:
 
 
 class _ViewWriter:
-    """Writes what the viewer shows of each series: volumes, else the preview, else nothing."""
+    """Writes the data of each series for the viewer: volumes, else the preview, else nothing."""
 
     def __init__(
         self,

@@ -73,7 +73,7 @@ def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> Non
 def keep_done(
     targets: Sequence[SeriesTarget], recorder: RunRecorder, previous: RunReport | None
 ) -> list[SeriesTarget]:
-    """Give the recorder the results of an earlier run that still stand; return what is left.
+    """Give the recorder the results of an earlier run to keep; return the other targets.
 
     Raises OutputError: as `reusable_result`.
     """

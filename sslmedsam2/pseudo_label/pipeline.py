@@ -89,7 +89,7 @@ class PseudoLabelOptions:
     label
         The value of the liver in the supports' masks; None for their only foreground value.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
     shard
         Label this part of the queries only; None for all. Shards may share ``output_dir``.
     """
@@ -130,7 +130,7 @@ class PseudoLabelSummary:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the command ends with."""
+        """The exit code of the command."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
         failed = self.problems or self.support_errors or any(r.error for r in self.records)

@@ -5,7 +5,7 @@ Order
 Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
 within a status by the Dice with the reference, or without one by the estimated Dice, or without
 that by the mean probability less 0.1 for each warning that asks for a look; of equal ones, the one
-with more such warnings. What the page itself could not read counts as failed.
+with more such warnings. A series that the page could not read counts as failed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SHOWN_HASH_DIGITS = 12
 class PageScore:
     """The comparison of a mask with its reference; figures are None where not defined.
 
-    ``note`` says why, or what else is to be said.
+    ``note`` is the reason, or another remark.
     """
 
     dice: float | None
@@ -61,7 +61,7 @@ class PageEntry:
     series_id
         Names the series in the page's address and its script's file.
     shown
-        What the series' own script holds for the viewer.
+        The data for the viewer in the script of the series.
     view_note
         How the volumes were reduced, or why there are none.
     problem
@@ -101,7 +101,7 @@ def page_data(run: RunReport, entries: Iterable[PageEntry], *, notes: Iterable[s
     entries
         Its series in the order in which the page shows them.
     notes
-        What is to be said of the page as a whole, such as references without a prediction.
+        Remarks on the whole page, such as references without a prediction.
     """
     rows = list(entries)
     return {
@@ -153,7 +153,7 @@ def _row(entry: PageEntry) -> dict[str, Any]:
 
 
 def _left_out(run: RunReport) -> list[dict[str, Any]]:
-    """Return what the input holds and no mask was made of; ``images`` is known of DICOM only."""
+    """Return the inputs without a mask; ``images`` is known for DICOM only."""
     files = [
         {"case": row.case, "series": row.input_path, "sequence": row.sequence, "images": None}
         | {"use": "left_out", "reason": row.reason}

@@ -1,4 +1,4 @@
-"""``run_report.json``: what was done to each scan, and with what.
+"""``run_report.json``: the result of each scan, with models, options and versions.
 
 It contains nothing about the machine or the user: paths are those of the caller, relative to the
 input and output folders. It is rewritten after every series, so that a run that is killed loses at
@@ -177,7 +177,7 @@ class SeriesResult:
 
 @dataclass(frozen=True)
 class DicomRecord:
-    """What a DICOM series of the input was taken for, under its neutral name.
+    """The sequence and use of a DICOM series, under its neutral name.
 
     Attributes
     ----------
@@ -248,7 +248,7 @@ class RunReport:
     counts: Mapping[str, int] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Count the series; what a file says of their numbers is never read back."""
+        """Count the series; the counts in a file are not used."""
         found = Counter(result.status.value for result in self.series)
         counts = {status.value: found[status.value] for status in SeriesStatus}
         object.__setattr__(self, "counts", counts)

@@ -128,7 +128,7 @@ class ClusterPlan:
 
     @property
     def worker_hours(self) -> float:
-        """Hours of computing, whatever the number of workers, without their set-up."""
+        """Total computing time in hours, without the set-up of workers."""
         return sum(stage.times * stage.work_s for stage in self.stages) / 3600
 
     def wall_hours(self, workers: int) -> float:
@@ -173,7 +173,7 @@ def plan_cluster(
 def count_volumes(labelled: str, unlabelled: str) -> tuple[int, int]:
     """Count what two folders hold; each may also be a number.
 
-    Raises NoInputError, InputError: a folder holds nothing, or leaves in doubt what it holds.
+    Raises NoInputError, InputError: a folder is empty or ambiguous.
     """
     found = () if labelled.isdecimal() else find_labelled_series(Path(labelled))
     n_labelled = int(labelled) if labelled.isdecimal() else len(found)

@@ -84,7 +84,7 @@ class FrozenScores:
 def freeze_round(
     options: RetrainOptions, decision: Decision, *, executor: Executor | None = None
 ) -> ModelEntry:
-    """Score and freeze the best round in the way of ``options.final``.
+    """Score and freeze the best round; ``options.final`` decides which networks.
 
     The frozen weights are scored: in half precision, and all folds together. The model card holds
     these figures beside those of the single folds. The estimated Dice is calibrated on the

@@ -90,7 +90,7 @@ class RetrainSummary:
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the command ends with."""
+        """The exit code of the command."""
         if self.interrupted:
             return ExitCode.INTERRUPTED
         failed = self.problems or self.failures or self.withheld

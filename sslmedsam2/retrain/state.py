@@ -2,7 +2,7 @@
 
 ::
 
-    options.json          what was asked for
+    options.json          the options
     index.json            the images that take part, with their hashes
     pseudo_labels/        of the few-shot branch, as `pseudo-label` writes them
     plans.json            nnU-Net's plans, the same in all rounds
@@ -135,7 +135,7 @@ class RetrainOptions:
     label
         The value of the liver in the reference masks; None for their only foreground value.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
     """
 
     labelled_dir: Path

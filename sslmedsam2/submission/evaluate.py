@@ -61,7 +61,7 @@ def evaluate(
         The value of the liver in references, and in predictions of several values; None where
         they hold one foreground value.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
 
     Raises
     ------

@@ -7,7 +7,7 @@ Surface
     array's edge is outside. Distances run between voxel centres, in millimetres.
 Hausdorff distance
     The largest distance from any surface voxel of either mask to the other mask's surface: the
-    full maximum, which is what the challenge reports.
+    full maximum, as in the challenge.
 HD95
     The larger of the two directed 95th percentiles (linear interpolation).
 Average symmetric surface distance
@@ -126,7 +126,7 @@ def _directed_distances(
 ) -> npt.NDArray[np.float64]:
     """Return the distance of each ``start`` voxel to the nearest ``goal`` voxel.
 
-    The exact distance transform takes the same time whatever the masks are. A search tree is
+    The exact distance transform takes the same time for all masks. A search tree is
     quicker for good masks and takes minutes where two large surfaces lie far apart.
     """
     nearest = ndimage.distance_transform_edt(

@@ -166,7 +166,7 @@ def guessed_masks(output_dir: Path) -> set[Path]:
 def _read_mask(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    # Told apart from a zip that cannot be written.
+    # Not the error of a zip that cannot be written.
     except OSError as error:
         raise InputError(
             path,

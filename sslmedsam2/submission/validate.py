@@ -247,7 +247,7 @@ def _read_image(path: Path) -> _Image:
 
 
 def _read_header(path: Path) -> NiftiStruct:
-    """Read the raw header, whatever the voxels after it are like."""
+    """Read the raw header, even if the voxels after it are damaged."""
     try:
         with path.open("rb") as file:
             is_gzip = file.read(2) == b"\x1f\x8b"

@@ -102,7 +102,7 @@ class TrainOptions:
     label
         The value of the liver in the masks; None for their only foreground value.
     sequence_map
-        What the user says of files; overrides their names.
+        Sequences of files by the user; takes precedence over names.
     """
 
     data_dir: Path

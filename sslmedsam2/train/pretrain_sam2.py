@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 _SIZE_STEP: Final = 32
 _LEAST_SCANS: Final = 2
 _FREE_TO_CHANGE: Final = ("save_every_s",)
-"""Settings in which a training may differ from the one it goes on from."""
+"""Settings that may change when a training continues."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PretrainOptions:
 
 
 def pretrain_sam2(options: PretrainOptions) -> Path:
-    """Train, or go on with what ``work_dir`` holds, and return the path of the network.
+    """Train, or continue the training in ``work_dir``, and return the path of the network.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_same_training(checkpoint: Path, settings: PretrainSettings) -> None:
-    """Refuse to go on from a training that was another one."""
+    """Refuse to continue a training with other settings."""
     if not checkpoint.exists():
         return
     try:

@@ -22,7 +22,7 @@ FETCHED_DIR: Final = (
     if SHIPPED_DIR.name == "weights"
     else Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "sslmedsam2/sam2"
 )
-"""Where ``weights fetch`` puts a checkpoint unless told otherwise: beside the included models in a
+"""Default folder of ``weights fetch``: beside the included models in a
 clone, in the user's data folder where a wheel is installed."""
 
 
@@ -35,7 +35,7 @@ class Licence:
     name
         An SPDX identifier, or the restriction in words.
     summary
-        What it means for the user, in one sentence.
+        Its meaning for the user, in one sentence.
     url
         Where the terms can be read.
     must_be_accepted

@@ -43,8 +43,8 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
     Parameters
     ----------
     sha256
-        What the file must hash to. It is then read into memory once, hashed and loaded from there.
-        Otherwise it is mapped: what is not looked at, such as the optimiser's state, stays on disk.
+        Expected hash of the file, which is then read into memory once, hashed and loaded.
+        Without it the file is mapped: unused parts, such as the optimiser's state, stay on disk.
 
     Raises ModelError: the file cannot be read, hashes to something else, holds anything that would
     run code, or lacks what a prediction needs: ``network_weights`` and ``init_args`` with the
@@ -88,7 +88,7 @@ def _buffer(path: Path, *, mapped: bool) -> mmap.mmap:
 
 
 def check_unaltered(path: Path, content: bytes | mmap.mmap, sha256: str | None) -> None:
-    """Compare what was read of a model's file with the hash it is to have, if one is known.
+    """Compare the content of a model's file with its expected hash, if that is known.
 
     Raises ModelError: it was altered.
     """
@@ -135,12 +135,12 @@ def _changed(
 
 
 def _place(array: npt.NDArray[Any]) -> tuple[Any, ...]:
-    """Tell arrays apart that are not the same numbers in the same memory."""
+    """Return an identity of an array: equal for the same numbers in the same memory."""
     return array.__array_interface__["data"][0], array.dtype, array.shape, array.strides
 
 
 def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None:
-    """Write what a prediction needs of a training checkpoint, and nothing else.
+    """Write the parts of a training checkpoint that a prediction needs.
 
     The result loads with ``torch.load(weights_only=True)`` and in nnU-Net's own tools. It holds
     the weights, the configuration's name, the fold and the mirroring axes; optimiser state,
@@ -165,7 +165,7 @@ def freeze_checkpoint(source: Path, target: Path, *, half: bool = False) -> None
 
 
 def _write(content: Mapping[str, Any], weights: Weights, target: Path) -> None:
-    """Write what a prediction needs of ``content``, with other weights."""
+    """Write the parts of ``content`` that a prediction needs, with other weights."""
     import torch
 
     axes = content.get("inference_allowed_mirroring_axes")

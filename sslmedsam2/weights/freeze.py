@@ -158,7 +158,7 @@ def _copy_json(source: Path, target: Path, *, without: set[str]) -> None:
 
 
 def _keep_calibration(present: Path, new: Path, *, folds: tuple[str, ...]) -> None:
-    """Copy the calibration of the model that is there, if the new one has the same weights."""
+    """Copy the calibration of the existing model, if the new one has the same weights."""
     names = [checkpoint_file(fold) for fold in folds]
     if (present / CONFIDENCE_FILE).is_file() and all(
         (present / name).is_file() and sha256_file(present / name) == sha256_file(new / name)
@@ -168,7 +168,7 @@ def _keep_calibration(present: Path, new: Path, *, folds: tuple[str, ...]) -> No
 
 
 def _put_in_place(new: Path, target: Path, entry: ModelEntry) -> None:
-    """Give a frozen model its name, unless the very same lies there already."""
+    """Rename a frozen model to its final name, unless an identical one exists."""
     if target.exists():
         try:
             verify(target, entry)

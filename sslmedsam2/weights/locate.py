@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """A model folder that is there and complete.
+    """A complete model folder.
 
     Attributes
     ----------
     sequences
-        What it serves; ``"*"`` means all that no other model names.
+        Sequences that it serves; ``"*"`` means all that no other model names.
     folds
         The names behind ``fold_``.
     files
@@ -83,7 +83,7 @@ def locate_models(
         Also hash the checkpoints of listed models. Not needed if they are loaded next, because
         loading compares them with the hashes of ``files``.
 
-    Raises ModelError: there is no model, or what is there is incomplete or altered.
+    Raises ModelError: there is no model, or it is incomplete or altered.
     """
     folder = (_search() if model_dir is None else model_dir).resolve()
     if folder.is_file():

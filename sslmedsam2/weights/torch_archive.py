@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
         return self._storages[key]
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the harmless stand-in for what the pickle names."""
+        """Return the harmless replacement of a class in the pickle."""
         if module == "torch" and name in _DTYPES:
             return name
         builder = _BUILDERS.get(f"{module}.{name}")
