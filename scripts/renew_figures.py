@@ -39,8 +39,16 @@ _GROUPS = {
     "undisturbed": "undisturbed",
     "contrast T2": "T2 and copies",
     "contrast CT": "CT and copies",
+    "contrast T1_in": "T1 in phase and copies, 1 patient",
+    "contrast T1_out": "T1 in opposed phase and copies, 1 patient",
     "copy inverted": "inverted contrast",
+    "copy repainted": "each organ in another brightness",
+    "copy faint": "liver as bright as its surroundings",
+    "copy biased": "uneven brightness",
+    "copy blurred": "blurred",
+    "copy coarse": "coarse voxels",
     "copy noisy": "noisy",
+    "copy cropped": "cut through the liver",
 }
 
 
