@@ -1,6 +1,6 @@
 """A call that writes may fail at any place: what is on disk stays whole, and a rerun completes it.
 
-See ``fault_runs.py``. In CI some calls of ``predict`` fail; otherwise all calls of a run, or, of
+See ``fault_runs.py``. In CI some calls of each command fail; otherwise all calls of a run, or, of
 ``retrain``, one of each place.
 """
 
@@ -52,7 +52,10 @@ def disturbed(library: Path, command: str, scratch: Path, *, step: str) -> dict:
 
 @pytest.mark.parametrize(
     ("command", "step"),
-    [("predict", "40"), ("predict", "1"), ("pseudo-label", "1"), ("retrain", "sites")],
+    [
+        *(("predict", "40"), ("pseudo-label", "20"), ("retrain", "250")),
+        *(("predict", "1"), ("pseudo-label", "1"), ("retrain", "sites")),
+    ],
 )
 def test_no_failing_write_leaves_a_partial_file_or_costs_the_result(
     library, command, step, tmp_path
