@@ -135,8 +135,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except OSError as error:
         # Raised by libraries that write files themselves, such as nnU-Net its logs.
         _LOG.debug("where the error arose", exc_info=True)
-        # Nothing but a stream has no name, or what a library opens.
-        write_error(str(output_error(Path(error.filename or "standard output or a file"), error)))
+        # A stream has no name, and a library may have named its file in bytes.
+        name = error.filename if isinstance(error.filename, (str, bytes)) else None
+        path = Path(os.fsdecode(name) if name else "standard output or a file")
+        write_error(str(output_error(path, error)))
         return int(ExitCode.SOME_CASES_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)

@@ -206,9 +206,10 @@ def test_help_of_no_command_imports_a_heavy_package():
     assert "--on-failure" in done.stdout
 
 
-def test_a_file_that_a_library_cannot_write_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["/data/out/progress.png", b"/data/out/progress.png"])
+def test_a_file_that_a_library_cannot_write_is_one_line(monkeypatch, capsys, name):
     def full(**_):
-        raise OSError(errno.ENOSPC, "No space left on device", "/data/out/progress.png")
+        raise OSError(errno.ENOSPC, "No space left on device", name)
 
     monkeypatch.setattr(cli_main.cli, "main", full)
 
