@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
+from tiny_scans import abdomen, write_scan
 
 from sslmedsam2 import __version__
 from sslmedsam2.cli import main as cli_main
@@ -176,13 +178,14 @@ def test_log_lines_off_a_terminal_are_plain_and_timestamped(capsys):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
 def test_a_command_without_streams_does_its_work(tmp_path):
-    out = tmp_path / "studies"
-    command = f"{sys.executable} {ENTRYPOINT} phantom --output {out} --cases 1"
+    masks, table = tmp_path / "masks", tmp_path / "scores.csv"
+    write_scan(masks / "0001-A" / "mask_T2.nii.gz", abdomen()[1], dtype=np.uint8)
+    command = f"{sys.executable} {ENTRYPOINT} evaluate --predictions {masks} --references {masks}"
 
-    done = subprocess.run(f"{command} <&- >&- 2>&-", shell=True, check=False)
+    done = subprocess.run(f"{command} --csv {table} <&- >&- 2>&-", shell=True, check=False)
 
     assert done.returncode == ExitCode.OK
-    assert list(out.rglob("*.nii.gz"))
+    assert "0001-A,T2" in table.read_text()
 
 
 def test_the_entrypoint_works_from_any_folder(tmp_path):
