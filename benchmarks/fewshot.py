@@ -6,17 +6,19 @@ every strategy. Dice is that of the final mask on the volume's own grid.
     python benchmarks/fewshot.py --json benchmarks/results/fewshot.json
 
 `--baseline-queries N` lets the slow published procedure answer the first N queries only; the
-strategies are then compared on those.
+strategies are then compared on those. `--part` measures a part again and keeps the others.
 """
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from common import ROOT, parser, report, require_real_data
 
 SUPPORTS = (0, 3, 6, 9, 12)
 """Places of the support volumes in the sorted list of cases: every third."""
+PARTS = ("strategies", "contrasts", "own_sequence", "reliability", "hiera_tiny")
 COMPACT = ROOT / "weights" / "sam2-compact" / "sam2-compact.safetensors"
 
 
@@ -41,20 +44,40 @@ class Case:
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--baseline-queries", type=int, default=11)
+    arguments.add_argument("--baseline-queries", type=int, default=3)
     arguments.add_argument("--sam2", type=Path, default=COMPACT)
+    arguments.add_argument("--part", choices=PARTS, action="append", help="default: all of them")
     options = arguments.parse_args()
+    parts = options.part or PARTS
     folder = require_real_data("chaos_mr_t2")
     cases = [load(path, "T2") for path in sorted(folder.iterdir()) if path.is_dir()]
     supports = [cases[k] for k in SUPPORTS]
     queries = [case for case in cases if case not in supports]
-    figures: dict[str, Any] = {"supports": [case.name for case in supports]}
-    figures |= strategies(options.sam2, supports, queries, n_baseline=options.baseline_queries)
-    figures["contrasts"] = contrasts(options.sam2, supports, queries)
-    figures["own_sequence"] = own_sequence(options.sam2, supports, queries)
-    figures |= reliability(options.sam2, cases)
-    figures["hiera_tiny_512"] = isolated(hiera_tiny)
+    figures: dict[str, Any] = {}
+    if options.part and options.json is not None and options.json.is_file():
+        before = json.loads(options.json.read_text())
+        written = dict.fromkeys(PARTS, before["date"])
+        figures = {**before, "measured_on": before.get("measured_on", written)}
+    figures |= {
+        "date": today(),
+        "measured_on": figures.get("measured_on", {}) | dict.fromkeys(parts, today()),
+    }
+    figures["supports"] = [case.name for case in supports]
+    if "strategies" in parts:
+        figures |= strategies(options.sam2, supports, queries, n_baseline=options.baseline_queries)
+    if "contrasts" in parts:
+        figures["contrasts"] = contrasts(options.sam2, supports, queries)
+    if "own_sequence" in parts:
+        figures["own_sequence"] = own_sequence(options.sam2, supports, queries)
+    if "reliability" in parts:
+        figures |= reliability(options.sam2, cases)
+    if "hiera_tiny" in parts:
+        figures["hiera_tiny_512"] = isolated(hiera_tiny)
     report(figures, options.json)
+
+
+def today() -> str:
+    return datetime.now(timezone.utc).date().isoformat()
 
 
 def load(folder: Path, sequence: str) -> Case:
