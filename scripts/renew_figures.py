@@ -108,7 +108,8 @@ _ACROSS = ("supervised_few", "ssl", "fewshot")
 
 def speed() -> str:
     """Return what the engine and the few-shot methods reach."""
-    few, rounds, memory = results("fewshot"), results("semi_supervised"), results("large_volume")
+    few, rounds = results("fewshot_strategies"), results("semi_supervised")
+    memory = results("large_volume")
     across, first = rounds["p1"], results("first_mask")
     bf16, avx2 = results("predict_vs_nnunet_bf16"), results("predict_vs_nnunet_amd")
     arms = [rounds[f"{arm}_dice"] for arm in ("supervised_few", "ssl", "supervised_all")]
