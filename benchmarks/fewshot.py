@@ -6,19 +6,17 @@ every strategy. Dice is that of the final mask on the volume's own grid.
     python benchmarks/fewshot.py --json benchmarks/results/fewshot.json
 
 `--baseline-queries N` lets the slow published procedure answer the first N queries only; the
-strategies are then compared on those. `--part` measures a part again and keeps the others.
+strategies are then compared on those. `--part` measures that part alone, for a file of its own.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -53,16 +51,7 @@ def main() -> None:
     cases = [load(path, "T2") for path in sorted(folder.iterdir()) if path.is_dir()]
     supports = [cases[k] for k in SUPPORTS]
     queries = [case for case in cases if case not in supports]
-    figures: dict[str, Any] = {}
-    if options.part and options.json is not None and options.json.is_file():
-        before = json.loads(options.json.read_text())
-        written = dict.fromkeys(PARTS, before["date"])
-        figures = {**before, "measured_on": before.get("measured_on", written)}
-    figures |= {
-        "date": today(),
-        "measured_on": figures.get("measured_on", {}) | dict.fromkeys(parts, today()),
-    }
-    figures["supports"] = [case.name for case in supports]
+    figures: dict[str, Any] = {"supports": [case.name for case in supports]}
     if "strategies" in parts:
         figures |= strategies(options.sam2, supports, queries, n_baseline=options.baseline_queries)
     if "contrasts" in parts:
@@ -74,10 +63,6 @@ def main() -> None:
     if "hiera_tiny" in parts:
         figures["hiera_tiny_512"] = isolated(hiera_tiny)
     report(figures, options.json)
-
-
-def today() -> str:
-    return datetime.now(timezone.utc).date().isoformat()
 
 
 def load(folder: Path, sequence: str) -> Case:
