@@ -19,10 +19,13 @@ from scipy import ndimage, stats
 from sslmedsam2.fewshot.slices import SliceStack, paste
 from sslmedsam2.fewshot.strategy import Evidence, FewShotResult, SupportScore, Verdict
 from sslmedsam2.imaging.intensity import entropy_bits
-from sslmedsam2.imaging.volume import MaskZYX, mask_volume_ml
+from sslmedsam2.imaging.volume import (
+    LARGEST_LIVER_ML,
+    LEAST_LIVER_ML,
+    MaskZYX,
+    mask_volume_ml,
+)
 
-_LIVER_ML: Final = (500.0, 4000.0)
-"""Volumes outside this range are rare in adults."""
 _COVERAGE: Final = 0.9
 _LEADS_BACK: Final = 0.65
 """Reverse Dice of a sound result, at least: 0.70 to 0.79 between volumes of one kind."""
@@ -180,8 +183,7 @@ def plausibility(
     if not mask_zyx.any():
         return 0.0
     volume_ml = mask_volume_ml(mask_zyx, spacing_zyx_mm=spacing_zyx_mm)
-    low, high = _LIVER_ML
-    size = min(1.0, volume_ml / low, high / volume_ml)
+    size = min(1.0, volume_ml / LEAST_LIVER_ML, LARGEST_LIVER_ML / volume_ml)
     pieces = 1.0 / max(1, n_pieces) ** 0.25
     # A liver that is cut off by the end of the scan cannot be judged as a whole.
     cut_off = float(mask_zyx[[0, -1]].any()) * 0.2

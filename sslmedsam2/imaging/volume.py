@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ import numpy.typing as npt
 ArrayZYX = npt.NDArray[np.float32]
 MaskZYX = npt.NDArray[np.uint8]
 Box = tuple[slice, slice, slice]
+
+LEAST_LIVER_ML: Final = 400.0
+LARGEST_LIVER_ML: Final = 5000.0
+"""A liver outside this range is rare in adults; the reference masks have 1,013 to 2,556 ml."""
 
 
 @dataclass(frozen=True)

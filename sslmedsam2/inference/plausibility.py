@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslmedsam2.imaging.volume import ArrayZYX, MaskZYX, bounding_box
-
-LEAST_LIVER_ML = 400.0
-"""Of a usual scan. Fast mode goes on until it has found this much."""
-
-_LARGEST_LIVER_ML = 5000.0
+from sslmedsam2.imaging.volume import (
+    LARGEST_LIVER_ML,
+    LEAST_LIVER_ML,
+    ArrayZYX,
+    MaskZYX,
+    bounding_box,
+)
 
 _TOO_MANY = 2
 """A single trait is out of its range in good masks too; see benchmarks/RESULTS.md."""
@@ -145,11 +146,8 @@ def _slice_axis(spacing_zyx_mm: tuple[float, float, float]) -> int:
 
 
 def has_usual_volume(volume_ml: float) -> bool:
-    """Tell whether a mask is as large as livers are; if not, that alone is to be checked.
-
-    The reference masks have 1,013 to 2,556 ml.
-    """
-    return LEAST_LIVER_ML <= volume_ml <= _LARGEST_LIVER_ML
+    """Tell whether a mask is as large as livers are; if not, that alone is to be checked."""
+    return LEAST_LIVER_ML <= volume_ml <= LARGEST_LIVER_ML
 
 
 def implausible_traits(traits: LiverTraits) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.records import check_words
-from sslmedsam2.imaging.volume import ArrayZYX, CanonicalVolume, MaskZYX
+from sslmedsam2.imaging.volume import LEAST_LIVER_ML, ArrayZYX, CanonicalVolume, MaskZYX
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
@@ -25,7 +25,6 @@ from sslmedsam2.inference.confidence import (
 )
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec, load_checkpoint
-from sslmedsam2.inference.plausibility import LEAST_LIVER_ML
 from sslmedsam2.inference.postprocessing import TYPICAL_CENTRE, keep_liver, relaxed_margin
 from sslmedsam2.inference.preprocessing import (
     Prepared,
@@ -347,6 +346,7 @@ class CanonicalSegmenter:
         if everywhere:
             return slide(patchable, networks, plan)
         a, b, c = (TYPICAL_CENTRE[axis] for axis in self._spec.transpose_forward)
+        # The search goes on until it has found this much.
         enough = LEAST_LIVER_ML * 1000 / float(np.prod(self._spec.spacing_mm))
         return slide_from(patchable, networks, plan, start=(a, b, c), enough_voxels=enough)
 

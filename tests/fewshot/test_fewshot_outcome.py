@@ -17,6 +17,7 @@ from sslmedsam2.fewshot.outcome import (
 )
 from sslmedsam2.fewshot.slices import SliceStack, whole_slice
 from sslmedsam2.fewshot.strategy import Evidence
+from sslmedsam2.inference.plausibility import has_usual_volume
 
 SHAPE = (6, 32, 32)
 SEED = 4714224178826776488
@@ -163,6 +164,18 @@ def test_a_liver_is_more_plausible_than_crumbs_or_half_the_body():
     assert judged(liver((16, 18, 18)), n_pieces=4) < good
     assert judged(liver((20, 16, 16))) < good, "cut off by the scan's ends"
     assert judged(np.zeros((3, 4, 5), np.uint8)) == 0
+
+
+@pytest.mark.parametrize(("volume_ml", "size"), [(200, 0.5), (400, 1), (5000, 1), (10000, 0.5)])
+def test_a_pseudo_label_is_as_large_as_a_liver_in_the_range_of_predict(volume_ml, size):
+    mask = np.zeros((3, 10, 10), np.uint8)
+    mask[1] = 1
+    spacing = (10.0, 10.0, volume_ml / 10)
+
+    judged = plausibility(mask, n_pieces=1, spacing_zyx_mm=spacing)
+
+    assert judged == pytest.approx(size)
+    assert has_usual_volume(volume_ml) == (size == 1)
 
 
 def test_a_seed_follows_from_names_alone_on_every_machine():
