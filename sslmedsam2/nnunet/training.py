@@ -194,12 +194,13 @@ def train_fold(
     gpus
         Number of GPUs that share the fold.
 
-    Raises ModelError: ``warm_start`` cannot be read or does not fit the network; UsageError:
-    another process trains this fold.
+    Raises ModelError: ``warm_start`` cannot be read or does not fit the network, or a checkpoint of
+    the fold is damaged; UsageError: another process trains this fold.
     """
     final = final_checkpoint(work_dir, fold)
     stop = StopRequest() if stop is None else stop
     if final.is_file():
+        _refuse_damaged(final)
         logger.info("fold %s is trained already", fold)
         return final
     training = FoldTraining(work_dir, fold, settings, device, warm_start, gpus)
@@ -211,6 +212,19 @@ def train_fold(
         run = _run_fold if gpus == 1 else train_on_several_gpus
         run(training, stop)
     return final if final.is_file() else None
+
+
+def _refuse_damaged(checkpoint: Path) -> None:
+    """Refuse a damaged checkpoint of a fold; only here can the fold be trained once more."""
+    try:
+        read_checkpoint(checkpoint)
+    except ModelError as error:
+        raise ModelError(
+            checkpoint,
+            reason=error.reason,
+            remedy="Restore the file, or remove it and run the same command again: then this fold"
+            " is trained from its beginning",
+        ) from error
 
 
 def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
@@ -228,6 +242,7 @@ def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
         trainer.initialize()
         latest = final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():
+            _refuse_damaged(latest)
             trainer.load_checkpoint(str(latest))
             logger.info("fold %s continues at epoch %d", fold, trainer.current_epoch)
         elif training.warm_start is not None:

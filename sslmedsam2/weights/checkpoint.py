@@ -63,7 +63,7 @@ def read_checkpoint(path: Path, *, sha256: str | None = None) -> dict[str, Any]:
             path,
             reason="cannot be loaded as a checkpoint of tensors and plain values"
             f" ({first_line(error):.100})",
-            remedy="Use a checkpoint that nnU-Net v2 wrote, copied completely",
+            remedy="Copy the file again completely, or use another checkpoint of nnU-Net v2",
         ) from error
     try:
         usable = bool(content["network_weights"]) and "configuration" in content["init_args"]

@@ -141,6 +141,21 @@ def test_trained_fold_is_left_alone(trained):
     assert checkpoint.stat().st_mtime_ns == written
 
 
+@pytest.mark.parametrize("name", ["checkpoint_final.pth", "checkpoint_latest.pth"])
+def test_truncated_checkpoint_of_a_fold_is_named_with_what_brings_the_fold_back(
+    trained, work_dir, name
+):
+    checkpoint = trained_model_dir(work_dir) / "fold_0" / name
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(trained[1].read_bytes()[:-1000])
+
+    with pytest.raises(ModelError, match=rf"{name}: .* or remove it and run the same command"):
+        train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
+    checkpoint.unlink()
+
+    assert train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu").is_file()
+
+
 def test_curves_of_every_epoch_are_kept_for_tensorboard(trained):
     _, checkpoint = trained
     curves = read_curves(checkpoint.parent)
