@@ -12,7 +12,8 @@
   two networks, no reference for a claim.
 - The shipped weights on the phantoms of ``test_inputs/``.
 
-``--model FOLDER`` scores another model folder in the place of the shipped weights.
+``--model FOLDER`` scores another model folder in the place of the shipped weights, and ``--only
+CASE`` these cases of T2 and BTCV alone, for a model that was trained on the others.
 
     python benchmarks/accuracy.py --work-dir WORK --json benchmarks/results/accuracy.json
 """
@@ -50,6 +51,7 @@ def main() -> None:
     arguments.add_argument("--folds", type=int, default=2, help="that the data are split into")
     arguments.add_argument("--fold", type=int, action="append", help="score only this one")
     arguments.add_argument("--model", type=Path, help="in the place of the shipped weights")
+    arguments.add_argument("--only", action="append", help="score only this case of T2 or BTCV")
     options = arguments.parse_args()
     figures: dict[str, Any] = {}
     if options.work_dir:
@@ -60,9 +62,10 @@ def main() -> None:
         figures["checkpoints"] = shipped_checkpoints()
     spec = model_spec(options.model)
     figures["t1_pair"] = t1_pair(spec)
-    t2 = both_contrasts(spec, labelled("chaos_mr_t2"))
-    figures["t2"] = {contrast: means(rows) for contrast, rows in t2.items()}
-    figures["btcv_ct"] = means(score(spec, labelled("btcv_ct")))
+    t2 = both_contrasts(spec, labelled("chaos_mr_t2", only=options.only))
+    figures["t2"] = {contrast: {**means(rows), "cases": rows} for contrast, rows in t2.items()}
+    ct = score(spec, labelled("btcv_ct", only=options.only))
+    figures["btcv_ct"] = {**means(ct), "cases": ct}
     figures["totalseg_ct"] = other_contrast(options.model)
     figures["phantoms"] = phantoms(options.model)
     report(figures, options.json)
@@ -86,8 +89,9 @@ def cross_validation(work_dir: Path, n_folds: int, *, only: list[int] | None) ->
     return {contrast: {**means(found), "cases": found} for contrast, found in rows.items()}
 
 
-def labelled(name: str) -> list[ImageFile]:
-    return list(find_labelled_series(require_real_data(name)))
+def labelled(name: str, *, only: Sequence[str] | None = None) -> list[ImageFile]:
+    images = find_labelled_series(require_real_data(name))
+    return [image for image in images if only is None or image.case in only]
 
 
 def t1_pair(spec: ModelSpec) -> list[dict[str, Any]]:
