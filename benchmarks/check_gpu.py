@@ -530,13 +530,13 @@ def phantom(
     shape_zyx: tuple[int, int, int], spacing_zyx_mm: tuple[float, float, float]
 ) -> tuple[Any, np.ndarray]:
     """Return a canonical T2 phantom and its liver."""
-    from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+    from sslmedsam2.imaging.volume import CanonicalVolume
     from sslmedsam2.phantom.anatomy import make_anatomy
     from sslmedsam2.phantom.rendering import axial_grid, render_sequence
 
     grid = axial_grid(shape_zyx=shape_zyx, spacing_zyx_mm=spacing_zyx_mm)
     image, liver = render_sequence(make_anatomy(11), "T2", grid=grid, seed=11)
-    return CanonicalVolume(image, grid.spacing_zyx_mm, Reorientation((0, 1, 2), ())), liver
+    return CanonicalVolume(image, grid.spacing_zyx_mm), liver
 
 
 def write_canonical(

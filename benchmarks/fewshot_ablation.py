@@ -24,9 +24,10 @@ from sslmedsam2.fewshot.alignment import Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import LoadedSam2, load_sam2
 from sslmedsam2.fewshot.harmonise import refine_by_intensity
 from sslmedsam2.fewshot.memory import Decoded, Memory, remember_decoded, segment
-from sslmedsam2.fewshot.outcome import largest_piece, mask_dice
+from sslmedsam2.fewshot.outcome import largest_piece
 from sslmedsam2.fewshot.slices import SliceStack, cut_masks, cut_slices, paste, whole_slice
 from sslmedsam2.fewshot.store import EncodedVolume, Encoder
+from sslmedsam2.imaging.volume import mask_dice
 from sslmedsam2.submission.metrics import measure
 
 

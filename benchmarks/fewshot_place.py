@@ -30,11 +30,12 @@ from scipy import stats
 
 from sslmedsam2.fewshot.alignment import Place, align, find_place
 from sslmedsam2.fewshot.checkpoint import load_sam2
-from sslmedsam2.fewshot.outcome import Reliability, calibrate, judge, mask_dice, score
+from sslmedsam2.fewshot.outcome import Reliability, calibrate, judge, score
 from sslmedsam2.fewshot.retrieval import Retrieval
 from sslmedsam2.fewshot.slices import cut_masks, cut_slices
 from sslmedsam2.fewshot.store import EncodedVolume, Encoder
 from sslmedsam2.fewshot.strategy import Evidence, FewShotSettings, Query, Support
+from sslmedsam2.imaging.volume import mask_dice
 
 FOLDERS = {"CT": "btcv_ct", "T2": "chaos_mr_t2"}
 N_SUPPORTS, N_QUERIES = 5, 6

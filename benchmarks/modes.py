@@ -20,7 +20,7 @@ from accuracy import invert, model_spec
 from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.reading import read_volume
-from sslmedsam2.imaging.volume import CanonicalVolume
+from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
 from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.masks import make_ready
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
@@ -100,11 +100,10 @@ def compared(
     row: dict[str, Any] = {"windows": expected["windows"]}
     for mode, segmenter in modes.items():
         mask, found = segmented(segmenter, volume)
-        both = int(mask.sum()) + int(reference.sum())
         row[mode] = {
             "windows": found["windows"],
             "agreement": round(1 - float((mask != reference).mean()), 7),
-            "dice": round(2 * int((mask & reference).sum()) / both, 5) if both else 1.0,
+            "dice": round(mask_dice(mask > 0, reference > 0), 5),
             "moved": round(found["promised"] - expected["promised"], 5),
         }
     return row

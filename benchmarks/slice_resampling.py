@@ -19,6 +19,7 @@ from common import parser, report, require_real_data
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.volume import mask_dice
 
 SLICES_MM = 6.0
 
@@ -54,7 +55,7 @@ def kept(path: Path) -> dict[str, float]:
     for order_z in (0, 1):
         there = resampled(mask, coarse, spacing, coarse_spacing, order_z)
         back = resampled(there, mask.shape, coarse_spacing, spacing, order_z)
-        row[f"order_z_{order_z}_dice"] = dice(back > 0.5, mask > 0.5)
+        row[f"order_z_{order_z}_dice"] = mask_dice(back > 0.5, mask > 0.5)
     return row
 
 
@@ -69,10 +70,6 @@ def resampled(
         array[None], shape, spacing, new_spacing,
         is_seg=False, order=1, order_z=order_z, force_separate_z=None,
     )[0]  # fmt: skip
-
-
-def dice(one: npt.NDArray[np.bool_], other: npt.NDArray[np.bool_]) -> float:
-    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
 if __name__ == "__main__":

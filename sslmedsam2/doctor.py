@@ -275,7 +275,7 @@ def _check_weights(model_dir: Path | None) -> Finding:
 
 def _check_inference(options: DoctorOptions) -> Finding:
     """Segment a phantom of one window, small enough for a moment on a CPU."""
-    from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+    from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
     from sslmedsam2.phantom.anatomy import make_anatomy
@@ -290,11 +290,9 @@ def _check_inference(options: DoctorOptions) -> Finding:
     anatomy = make_anatomy(_PHANTOM_SEED)
     image, liver = render_sequence(anatomy, "T2", grid=grid, seed=_PHANTOM_SEED)
     start = time.perf_counter()
-    found = segmenter.segment(
-        CanonicalVolume(image, grid.spacing_zyx_mm, Reorientation((0, 1, 2), ()))
-    )
+    found = segmenter.segment(CanonicalVolume(image, grid.spacing_zyx_mm))
     seconds = time.perf_counter() - start
-    dice = 2 * int((found.mask_zyx & liver).sum()) / int(found.mask_zyx.sum() + liver.sum())
+    dice = mask_dice(found.mask_zyx > 0, liver > 0)
     return _judged(
         dice >= _USUAL_DICE,
         f"a phantom's liver in {seconds:.1f} s on {segmenter.device} ({segmenter.backend}),"

@@ -167,4 +167,4 @@ def _as_text(models: Sequence[ModelLocation]) -> str:
 
 
 def _size(model: ModelLocation) -> str:
-    return f"{sum(file.n_bytes for file in model.files) / 1e6:.1f} MB"
+    return f"{sum(file.bytes for file in model.files) / 1e6:.1f} MB"

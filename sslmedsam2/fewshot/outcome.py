@@ -23,6 +23,7 @@ from sslmedsam2.imaging.volume import (
     LARGEST_LIVER_ML,
     LEAST_LIVER_ML,
     MaskZYX,
+    mask_dice,
     mask_volume_ml,
 )
 
@@ -168,12 +169,6 @@ def largest_piece(mask_zyx: npt.NDArray[np.bool_]) -> tuple[MaskZYX, int]:
     sizes = np.bincount(labels.ravel())[1:]
     mask = (labels == sizes.argmax() + 1).astype(np.uint8)
     return mask, int((sizes >= sizes.max() / 50).sum())
-
-
-def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """Return the Dice overlap; 1 for two empty masks."""
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
 
 
 def plausibility(

@@ -32,7 +32,7 @@ from sslmedsam2.fewshot.harmonise import (
     refine_by_intensity,
 )
 from sslmedsam2.fewshot.memory import Memory, segment
-from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, mask_dice, shrink
+from sslmedsam2.fewshot.outcome import SupportPrediction, agreements, conclude, shrink
 from sslmedsam2.fewshot.slices import (
     SliceStack,
     check_image,
@@ -52,6 +52,7 @@ from sslmedsam2.fewshot.store import (
     memory_for_supports,
 )
 from sslmedsam2.fewshot.strategy import FewShotResult, FewShotSettings, Query, Support
+from sslmedsam2.imaging.volume import mask_dice
 
 logger = logging.getLogger(__name__)
 

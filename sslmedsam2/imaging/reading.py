@@ -55,12 +55,9 @@ def read_volume(path: Path) -> Volume:
     return _checked_volume(read_stored(path))
 
 
-def volume_from_itk(image: sitk.Image, *, name: str = "image in memory") -> Volume:
-    """Convert a SimpleITK image; corrects and raises as :func:`read_volume` does.
-
-    ``name`` is used in messages.
-    """
-    return _checked_volume(stored_from_itk(image, name=Path(name)))
+def volume_from_itk(image: sitk.Image) -> Volume:
+    """Convert a SimpleITK image; corrects and raises as :func:`read_volume` does."""
+    return _checked_volume(stored_from_itk(image, name=Path("image in memory")))
 
 
 def stored_from_itk(image: sitk.Image, *, name: Path) -> Volume:

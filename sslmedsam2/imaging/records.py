@@ -91,6 +91,16 @@ def key_of(content: object) -> str:
     return hashlib.sha256(plain).hexdigest()
 
 
+def utc_now() -> str:
+    """Return the present time as ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def utc_date() -> str:
+    """Return the present date as ISO 8601 in UTC."""
+    return datetime.now(timezone.utc).date().isoformat()
+
+
 def move_aside(path: Path, *, why: str) -> Path:
     """Rename a file or folder to ``<name>.replaced-<UTC time>``, log it, and return the new path.
 

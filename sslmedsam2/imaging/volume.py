@@ -119,6 +119,12 @@ def mask_volume_ml(mask_zyx: npt.NDArray, *, spacing_zyx_mm: tuple[float, float,
     return float(mask_zyx.sum()) * float(np.prod(spacing_zyx_mm)) / 1000
 
 
+def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """Return the Dice overlap; 1 for two empty masks."""
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
 def bounding_box(mask_zyx: npt.NDArray) -> Box | None:
     """Return the smallest box around the voxels that are not 0, or None if there are none."""
     sides = []
@@ -136,11 +142,11 @@ class Reorientation:
     """Axis swaps and flips from a native ``[z, y, x]`` array to the canonical one.
 
     ``canonical = native.transpose(axes)`` followed by a flip of each canonical axis listed in
-    ``flipped_axes``. Exact: no voxel is interpolated.
+    ``flipped_axes``. Exact: no voxel is interpolated. The default leaves an array as it is.
     """
 
-    axes: tuple[int, int, int]
-    flipped_axes: tuple[int, ...]
+    axes: tuple[int, int, int] = (0, 1, 2)
+    flipped_axes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -153,4 +159,4 @@ class CanonicalVolume:
 
     array_zyx: ArrayZYX
     spacing_zyx_mm: tuple[float, float, float]
-    reorientation: Reorientation
+    reorientation: Reorientation = Reorientation()

@@ -219,15 +219,14 @@ def driver_version() -> str | None:
         words = _KERNEL_DRIVER.read_text(encoding="utf-8").splitlines()[0].split()
         return next(word for word in words if word[0].isdigit())
     except (OSError, IndexError, StopIteration):
-        return query_nvidia_smi("driver_version")
+        return _driver_of_nvidia_smi()
 
 
-def query_nvidia_smi(query: str) -> str | None:
-    """Return nvidia-smi's answer for the first GPU, or None; takes no memory on the card."""
+def _driver_of_nvidia_smi() -> str | None:
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    command = [program, f"--query-gpu={query}", "--format=csv,noheader,nounits"]
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except subprocess.TimeoutExpired:

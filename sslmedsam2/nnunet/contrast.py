@@ -51,15 +51,15 @@ def standardise(image: Tensor) -> Tensor:
     return (image - image.mean()) / image.std().clamp_min(1e-6)
 
 
-def random_curve(unit: Tensor, *, monotone_probability: float = 0.5) -> Tensor:
+def random_curve(unit: Tensor) -> Tensor:
     """Send intensities through a random piecewise-linear curve on [0, 1].
 
-    The curve rises, falls, or (with the remaining probability) wanders; the darkest tenth keeps
-    its place at the bottom most of the time, because air is dark in every sequence.
+    Half of the curves rise or fall, the others wander. Most keep the darkest tenth at the bottom,
+    because air is dark in every sequence.
     """
     n_knots = int(torch.randint(4, 9, ()).item())
     knots = torch.rand(n_knots)
-    if _chance(monotone_probability):
+    if _chance(0.5):
         knots, _ = knots.sort(descending=_chance(0.3))
     table = nnf.interpolate(
         knots[None, None], size=_CURVE_BINS, mode="linear", align_corners=True

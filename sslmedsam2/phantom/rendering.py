@@ -93,21 +93,21 @@ _DYNAMIC = Appearance(full_scale=220, noise=0.009, blur_mm=0.6)
 # one is the voxel centre, where the mask is sampled.
 _SUB_SLICES = (-0.33, 0.0, 0.33)
 _MIDDLE = 1
+_CENTRE_XYZ_MM = (0.0, 0.0, -92.0)
 
 
 def axial_grid(
     *,
     shape_zyx: tuple[int, int, int],
     spacing_zyx_mm: tuple[float, float, float],
-    centre_xyz_mm: tuple[float, float, float] = (0.0, 0.0, -92.0),
     direction_xyz: npt.NDArray[np.float64] | None = None,
 ) -> Geometry:
-    """Build a grid centred on a point of the anatomy; the default centre is the liver's height."""
+    """Build a grid centred on the axis of the body, at the height of the liver."""
     direction = np.eye(3) if direction_xyz is None else direction_xyz
     half_extent_xyz = np.array(
         [(n - 1) / 2 * step for n, step in zip(shape_zyx, spacing_zyx_mm, strict=True)][::-1]
     )
-    origin = np.asarray(centre_xyz_mm) - direction @ half_extent_xyz
+    origin = np.array(_CENTRE_XYZ_MM) - direction @ half_extent_xyz
     return Geometry(
         shape_zyx=shape_zyx,
         spacing_zyx_mm=spacing_zyx_mm,

@@ -17,6 +17,9 @@ from scipy.spatial import cKDTree
 Field = npt.NDArray[np.float32]
 Vector = tuple[float, float, float]
 
+_MARGIN_MM = 4.0
+"""Points this far above or below an ellipsoid may still be painted by its soft edge."""
+
 
 @dataclass(frozen=True)
 class Points:
@@ -35,9 +38,9 @@ class Ellipsoid:
     radii: Vector
     turn_deg: float = 0.0
 
-    def may_touch(self, points: Points, *, margin_mm: float = 4.0) -> bool:
+    def may_touch(self, points: Points) -> bool:
         """Return whether any point lies at the ellipsoid's height; a cheap reason to skip it."""
-        reach_mm = self.radii[2] + margin_mm
+        reach_mm = self.radii[2] + _MARGIN_MM
         low, high = float(points.z_mm.min()), float(points.z_mm.max())
         return low - reach_mm < self.centre[2] < high + reach_mm
 

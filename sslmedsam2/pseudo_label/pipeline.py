@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,7 +35,7 @@ from sslmedsam2.fewshot.checkpoint import hash_sam2
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import read_record_or_none, write_record
+from sslmedsam2.imaging.records import read_record_or_none, utc_now, write_record
 from sslmedsam2.inference.device import Device
 from sslmedsam2.predict.inputs import input_name
 from sslmedsam2.pseudo_label.query import (
@@ -239,7 +238,7 @@ class _Run:
     device: str
     listener: OnRecord | None
     n_queries: int
-    started: str = field(default_factory=lambda: _now())
+    started: str = field(default_factory=utc_now)
     records: list[PseudoLabelRecord] = field(default_factory=list)
     kept: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -359,7 +358,7 @@ class _Run:
         }
         if summary is not None:
             content |= {
-                "finished": _now(),
+                "finished": utc_now(),
                 "interrupted": summary.interrupted,
                 "exit_code": int(summary.exit_code),
                 "counts": summary.counts,
@@ -441,7 +440,3 @@ def _recorded_options(options: PseudoLabelOptions) -> dict[str, Any]:
     for name in ("support_dir", "query_dir", "output_dir", "sequence_map"):
         del recorded[name]
     return recorded
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

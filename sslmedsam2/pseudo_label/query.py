@@ -23,7 +23,7 @@ from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforesee
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
 from sslmedsam2.fewshot.checkpoint import load_sam2
-from sslmedsam2.fewshot.outcome import Calibration, Reliability, judge, mask_dice
+from sslmedsam2.fewshot.outcome import Calibration, Reliability, judge
 from sslmedsam2.fewshot.strategy import (
     FewShotResult,
     FewShotSettings,
@@ -39,7 +39,7 @@ from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
 from sslmedsam2.imaging.records import write_record
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_dice, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.pseudo_label.records import (

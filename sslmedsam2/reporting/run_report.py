@@ -12,7 +12,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from enum import Enum
 from functools import cache
 from importlib import metadata
@@ -23,7 +22,7 @@ import numpy as np
 
 from sslmedsam2 import __version__
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.records import read_record, write_record
+from sslmedsam2.imaging.records import read_record, utc_now, write_record
 from sslmedsam2.imaging.volume import Volume
 
 Verdict = Literal["ok", "check"]
@@ -303,11 +302,6 @@ def _installed_version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-def utc_now() -> str:
-    """The present time as ISO 8601 in UTC, to the second."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def write_report(report: RunReport, path: Path) -> None:

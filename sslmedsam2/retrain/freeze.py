@@ -6,7 +6,6 @@ import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +14,7 @@ import numpy as np
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, map_units
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
+from sslmedsam2.imaging.records import key_of, read_record_or_none, utc_date, write_record
 from sslmedsam2.inference.confidence import Calibration
 from sslmedsam2.nnunet.training import final_checkpoint, trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
@@ -239,6 +238,6 @@ def _card(
         training_data=options.training_data,
         recipe=recipe,
         licence=options.licence,
-        created=datetime.now(timezone.utc).date().isoformat(),
+        created=utc_date(),
         measured=measured,
     )

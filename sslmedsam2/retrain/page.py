@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +13,7 @@ import numpy as np
 from sslmedsam2.contract.outputs import pseudo_label_paths
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import Record, read_record_or_none
+from sslmedsam2.imaging.records import Record, read_record_or_none, utc_now
 from sslmedsam2.nnunet.dataset import read_plans
 from sslmedsam2.nnunet.plans import planned_network
 from sslmedsam2.nnunet.training import final_checkpoint
@@ -282,7 +281,7 @@ def _facts(options: RetrainOptions, frozen: str | None) -> tuple[tuple[str, str]
         ("Rounds", rounds),
         *((name, _in_words(getattr(options, key))) for key, name in _SHOWN_OPTIONS.items()),
         *_network_facts(WorkDir(options.work_dir)),
-        ("Page written", datetime.now(timezone.utc).isoformat(timespec="seconds")),
+        ("Page written", utc_now()),
     ]
     return tuple((name, value) for name, value in facts if value)
 

@@ -29,12 +29,11 @@ from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import ModelError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
-from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.imaging.intensity import entropy_bits
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_stored, read_volume
 from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
-from sslmedsam2.imaging.volume import mask_volume_ml
+from sslmedsam2.imaging.volume import mask_dice, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.masks import make_ready

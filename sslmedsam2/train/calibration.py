@@ -19,10 +19,9 @@ from scipy import optimize, stats
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
-from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record
-from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
 from sslmedsam2.inference.confidence import (
     FEATURES,
     Calibration,
@@ -57,7 +56,6 @@ COVERAGE: Final = 0.9
 _RIDGE = 0.3
 _LEAST_ERROR = 0.02
 """Error of a logit; smaller ones are chance."""
-_AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 Bool = npt.NDArray[np.bool_]
 
@@ -80,7 +78,7 @@ def observe(
     order = [str(kind) for kind in random_of(patient + name).permutation(list(DEGRADATIONS))]
     for kind in (ORIGINAL, *order[:n_degraded]):
         copy = degraded(scan, kind=kind, seed=f"{patient}/{name}/{kind}")
-        found = segmenter.segment(CanonicalVolume(copy.array_zyx, copy.spacing_zyx_mm, _AS_IS))
+        found = segmenter.segment(CanonicalVolume(copy.array_zyx, copy.spacing_zyx_mm))
         if found.evidence is not None:
             dice = mask_dice(found.mask_zyx > 0, copy.liver_zyx)
             yield Observation(patient, name, kind, found.evidence, dice)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
+from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.device import Device
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
@@ -18,8 +18,6 @@ from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.submission.metrics import diagonal_mm, measure
 
 logger = logging.getLogger(__name__)
-
-_AS_IS = Reorientation(axes=(0, 1, 2), flipped_axes=())
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ def score_fold(
 
 def _score(image: ImageFile, *, segmenter: CanonicalSegmenter, fold: int | None) -> FoldScore:
     truth = load_labelled(image)
-    volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm, _AS_IS)
+    volume = CanonicalVolume(truth.image_zyx, truth.spacing_zyx_mm)
     try:
         found = segmenter.segment(volume).mask_zyx
     except ModelError as error:

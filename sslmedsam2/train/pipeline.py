@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
-from sslmedsam2.imaging.records import read_record_or_none, write_record
+from sslmedsam2.imaging.records import read_record_or_none, utc_date, write_record
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.nnunet.dataset import (
@@ -352,7 +351,7 @@ def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int
             training_data=options.training_data,
             recipe=recipe,
             licence=options.licence,
-            created=datetime.now(timezone.utc).date().isoformat(),
+            created=utc_date(),
             measured={name: round(value, 4) for name, value in measured.items()},
         ),
     )

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from sslmedsam2.fewshot.synthetic import SyntheticTask
 from sslmedsam2.imaging.atomic import output_error
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.records import utc_date
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -238,7 +238,7 @@ def _notes(settings: PretrainSettings) -> dict[str, str]:
         "seed": str(settings.seed),
         "steps": str(settings.steps),
         **_data_notes(settings),
-        "created": datetime.now(timezone.utc).date().isoformat(),
+        "created": utc_date(),
     }
 
 

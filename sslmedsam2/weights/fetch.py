@@ -12,13 +12,12 @@ import socket
 import urllib.error
 import urllib.parse
 import urllib.request
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
 from sslmedsam2.errors import ModelError, OutputError, UsageError
 from sslmedsam2.imaging.atomic import atomic_path, output_error
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import utc_date, write_record
 from sslmedsam2.weights.catalogue import CatalogueEntry, difference
 
 logger = logging.getLogger(__name__)
@@ -196,6 +195,6 @@ def _write_record(entry: CatalogueEntry, target: Path, *, source: str) -> None:
         "licence": entry.licence.name,
         "terms": entry.licence.summary,
         "terms_url": entry.licence.url,
-        "fetched": datetime.now(timezone.utc).date().isoformat(),
+        "fetched": utc_date(),
     }
     write_record(record_path(target), content)

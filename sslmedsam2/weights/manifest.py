@@ -139,10 +139,13 @@ _REMEDY: Final = "Restore the file as it was shipped, or freeze the model again"
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file of a model: its path relative to the model folder (``/``), size and hash."""
+    """One file of a model: its path relative to the model folder (``/``), size and hash.
+
+    The names are those in ``manifest.json``.
+    """
 
     path: str
-    n_bytes: int
+    bytes: int
     sha256: str
 
 
@@ -251,9 +254,9 @@ def _compare(folder: Path, expected: FileEntry, *, is_hashed: bool = True) -> No
     """Refuse a file that differs from its entry: by size only unless ``is_hashed``."""
     path = folder / expected.path
     actual = _measure(folder, expected.path, None if is_hashed else expected.sha256)
-    if actual.n_bytes != expected.n_bytes:
+    if actual.bytes != expected.bytes:
         reason = (
-            f"it has {actual.n_bytes} bytes where the manifest says {expected.n_bytes}:"
+            f"it has {actual.bytes} bytes where the manifest says {expected.bytes}:"
             " the copy is incomplete or altered"
         )
         raise ModelError(path, reason=reason, remedy=_REMEDY)
@@ -275,10 +278,7 @@ def read_manifest(path: Path) -> Manifest:
         stored = read_record(path, StoredManifest)
     except InputError as error:
         raise ModelError(path, reason=error.reason, remedy=_REMEDY) from error
-    manifest = Manifest(
-        tuple(_from_stored(model) for model in stored.models),
-        tuple(FileEntry(file.path, file.bytes, file.sha256) for file in stored.sam2),
-    )
+    manifest = Manifest(tuple(map(_from_stored, stored.models)), stored.sam2)
     if problem := _problem(manifest, stored.format_version):
         raise ModelError(path, reason=problem, remedy=_REMEDY)
     return manifest
@@ -291,22 +291,14 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     cannot be written.
     """
     check_manifest(manifest, path)
-    sam2 = tuple(_StoredFile(file.path, file.n_bytes, file.sha256) for file in manifest.sam2)
     models = tuple(map(_to_stored, manifest.models))
-    write_record(path, StoredManifest(_FORMAT_VERSION, models, sam2))
+    write_record(path, StoredManifest(_FORMAT_VERSION, models, manifest.sam2))
 
 
 def check_manifest(manifest: Manifest, path: Path) -> None:
     """Refuse a manifest that contradicts itself; raises ModelError with ``path`` as subject."""
     if problem := _problem(manifest, _FORMAT_VERSION):
         raise ModelError(path, reason=problem, remedy="Choose another name, folder or sequences")
-
-
-@dataclass(frozen=True)
-class _StoredFile:
-    path: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -319,7 +311,7 @@ class _StoredModel:
     licence: str
     created: str
     measured: Mapping[str, float]
-    files: tuple[_StoredFile, ...]
+    files: tuple[FileEntry, ...]
 
 
 @dataclass(frozen=True)
@@ -328,7 +320,7 @@ class StoredManifest:
 
     format_version: int
     models: tuple[_StoredModel, ...]
-    sam2: tuple[_StoredFile, ...] = ()
+    sam2: tuple[FileEntry, ...] = ()
 
 
 def _from_stored(model: _StoredModel) -> ModelEntry:
@@ -336,7 +328,7 @@ def _from_stored(model: _StoredModel) -> ModelEntry:
         name=model.name,
         sequences=model.sequences,
         folds=tuple(str(fold) for fold in model.folds),
-        files=tuple(FileEntry(file.path, file.bytes, file.sha256) for file in model.files),
+        files=model.files,
         card=ModelCard(
             model.training_data, model.recipe, model.licence, model.created, model.measured
         ),
@@ -348,7 +340,7 @@ def _to_stored(model: ModelEntry) -> _StoredModel:
         name=model.name,
         sequences=model.sequences,
         folds=model.folds,
-        files=tuple(_StoredFile(file.path, file.n_bytes, file.sha256) for file in model.files),
+        files=model.files,
         **asdict(model.card),
     )
 

@@ -8,10 +8,10 @@ from tiny_sam2 import make_query, make_support
 from tiny_scans import centred_grid, render
 
 from sslmedsam2.fewshot.alignment import align, find_place, on_query_grid
-from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.slices import cut, cut_slices
 from sslmedsam2.fewshot.store import Encoder
 from sslmedsam2.imaging.orientation import apply_reorientation
+from sslmedsam2.imaging.volume import mask_dice
 
 N = 20
 STEP_MM = 8.0

@@ -13,8 +13,8 @@ from sslmedsam2.fewshot.harmonise import (
     contrast_distance,
     refine_by_intensity,
 )
-from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.slices import cut_slices
+from sslmedsam2.imaging.volume import mask_dice
 
 SHAPE = (8, 64, 64)
 

@@ -10,13 +10,13 @@ from sslmedsam2.fewshot.outcome import (
     entropy_bits,
     judge,
     largest_piece,
-    mask_dice,
     name_seed,
     plausibility,
     score,
 )
 from sslmedsam2.fewshot.slices import SliceStack, whole_slice
 from sslmedsam2.fewshot.strategy import Evidence
+from sslmedsam2.imaging.volume import mask_dice
 from sslmedsam2.inference.plausibility import has_usual_volume
 
 SHAPE = (6, 32, 32)
@@ -138,14 +138,6 @@ def test_of_nothing_there_is_no_largest_piece():
     assert n == 0
     assert kept.shape == (2, 3, 4)
     assert not kept.any()
-
-
-def test_dice():
-    a, b = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
-    assert mask_dice(a, b) == 0.5
-    assert mask_dice(a, ~a) == 0
-    assert mask_dice(a, a) == 1
-    assert mask_dice(a & ~a, a & ~a) == 1
 
 
 def test_a_liver_is_more_plausible_than_crumbs_or_half_the_body():

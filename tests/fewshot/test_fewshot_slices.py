@@ -3,7 +3,6 @@ import pytest
 from tiny_sam2 import canonical, make_support
 from tiny_scans import centred_grid, render
 
-from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.fewshot.slices import (
     Crop,
     body_crop,
@@ -13,6 +12,7 @@ from sslmedsam2.fewshot.slices import (
     unit_intensities,
     whole_slice,
 )
+from sslmedsam2.imaging.volume import mask_dice
 
 SIZE = 128
 GRIDS = {

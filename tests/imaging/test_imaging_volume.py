@@ -1,0 +1,11 @@
+import numpy as np
+
+from sslmedsam2.imaging.volume import mask_dice
+
+
+def test_dice():
+    a, b = np.array([1, 1, 0, 0], bool), np.array([0, 1, 1, 0], bool)
+    assert mask_dice(a, b) == 0.5
+    assert mask_dice(a, ~a) == 0
+    assert mask_dice(a, a) == 1
+    assert mask_dice(a & ~a, a & ~a) == 1
