@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The container's door: hands its arguments to the command line and does nothing else."""
+"""Entry point of the container: passes its arguments to the command line."""
 
 import sys
 

@@ -73,7 +73,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     ``sequence_map`` takes precedence over names.
     """
     images = [path for path in folder.volumes if not is_mask(path)]
-    named, skipped, told = _names_of(images, sequence_map, root=tree.root)
+    named, skipped, mapped = _names_of(images, sequence_map, root=tree.root)
     images = list(named)
     oddities = tuple(error for error in folder.oddities if not is_mask(Path(error.subject)))
     is_case = _is_named_as_case(folder.path) and not (
@@ -82,7 +82,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     )
     if is_case and not any(named.values()):
         named = {path: _ending_of(path, sequence_map) for path in images}
-    if len(told) > len(set(told)):
+    if len(mapped) > len(set(mapped)):
         # By the map several images have the same sequence, so they are several cases.
         part = _read_volumes(folder, named, root=tree.root)
     elif any(named.values()):
@@ -106,7 +106,7 @@ def _names_of(
 ) -> tuple[_Named, list[Path], list[str]]:
     """Return the sequence of each image, the images to skip, and sequences of single files."""
     named: _Named = {}
-    skipped, told = [], []
+    skipped, mapped = [], []
     for path in images:
         stem = volume_stem(path)
         entry = sequence_map.of_file(path, root=root, stem=stem)
@@ -116,10 +116,10 @@ def _names_of(
             named[path] = None
         elif entry:
             named[path] = names.SequenceName(entry, rank=0)
-            told.append(entry)
+            mapped.append(entry)
         else:
             named[path] = sequence_map.parse(stem)
-    return named, skipped, told
+    return named, skipped, mapped
 
 
 def _ending_of(path: Path, sequence_map: SequenceMap) -> names.SequenceName | None:

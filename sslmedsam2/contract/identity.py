@@ -107,7 +107,7 @@ def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> Image
     A sequence that the user's map gives for the file itself is kept.
     """
     stem = volume_stem(image.path)
-    told = sequences.of_file(image.path, root=root, stem=stem)
+    mapped = sequences.of_file(image.path, root=root, stem=stem)
     identity = identify(image.path, root=root, sequences=sequences)
     if identity is None:
         return image
@@ -116,8 +116,8 @@ def identified(image: ImageFile, *, root: Path, sequences: SequenceMap) -> Image
     # The name of the root is not that of a patient.
     if names.unsafe_reason(case) or (is_root and sequences.parse(stem)):
         return image
-    if told:
-        sequence = None if told == NO_SEQUENCE else told
+    if mapped:
+        sequence = None if mapped == NO_SEQUENCE else mapped
     sequence = sequence if sequence in names.SEQUENCES else None
     vendor = find_vendor(case, image.path.parent, root=root)
     return replace(image, case=case, sequence=sequence, vendor=vendor)
@@ -187,8 +187,8 @@ def _of_nnunet(path: Path, stem: str) -> Identity:
     """
     channel = None if is_in(LABEL_FOLDERS, path) else channel_of(path)
     case = stem if channel is None else stem.removesuffix(f"_{channel}")
-    told = _channel_name(path.parent.parent, channel or "0000")
-    return case, told or (None if channel == "0000" else channel)
+    channel_name = _channel_name(path.parent.parent, channel or "0000")
+    return case, channel_name or (None if channel == "0000" else channel)
 
 
 def _channel_name(folder: Path, channel: str) -> str | None:

@@ -176,9 +176,9 @@ def _identity(
         parsed = sequence_map.parse(first)
         found = (rest, parsed.sequence) if parsed and rest else None
     case, sequence = found or (without_channel(mask.case), mask.sequence)
-    told = sequence_map.of_file(mask.path, root=root, stem=image_stem)
-    if told:
-        sequence = None if told == NO_SEQUENCE else told
+    mapped = sequence_map.of_file(mask.path, root=root, stem=image_stem)
+    if mapped:
+        sequence = None if mapped == NO_SEQUENCE else mapped
     return names.identity_key(case), sequence
 
 

@@ -66,7 +66,7 @@ def name_phases(candidates: Sequence[VolumeCandidate]) -> list[VolumeCandidate]:
     for place, one in enumerate(dynamic):
         reason = one.guess.reason
         if not can_tell:
-            guess = Guess("no_sequence", f"{reason}; which phase it is cannot be told")
+            guess = Guess("no_sequence", f"{reason}; its phase is not known")
         elif place >= len(order):
             guess = Guess("no_sequence", f"{reason}; a further dynamic image")
         else:

@@ -120,10 +120,10 @@ class Scan:
     def failed(self, error: Exception) -> Scan:
         """Return the scan with an error, which names the scan as the report does."""
         if not isinstance(error, SslMedSam2Error):
-            told = unforeseen(self.target.series.path, error)
+            shown = unforeseen(self.target.series.path, error)
         else:
-            told = error if self.ready is None else error.about(self.target.input_name)
-        return replace(self, prepared=None, inferred=None, error=told)
+            shown = error if self.ready is None else error.about(self.target.input_name)
+        return replace(self, prepared=None, inferred=None, error=shown)
 
 
 @dataclass(frozen=True)

@@ -269,12 +269,12 @@ def test_a_link_to_an_archive_is_not_opened_a_second_time(tmp_path):
     assert found(tmp_path / "in") == {("P1", "T2"): "P1.zip/T2.nii.gz"}
 
 
-@pytest.mark.parametrize("told", [1, 2**32 - 2])
-def test_a_size_that_an_archive_tells_is_not_trusted(tmp_path, told):
-    """CVE-2026-5439: Orthanc took memory for the size that a zip archive told."""
+@pytest.mark.parametrize("stated", [1, 2**32 - 2])
+def test_a_size_that_an_archive_tells_is_not_trusted(tmp_path, stated):
+    """CVE-2026-5439: Orthanc took memory for the size that a zip archive stated."""
     content = bytes(range(256)) * 40
     path = write_zip(tmp_path / "a.zip", "T2.nii.gz", content=content, method=zipfile.ZIP_DEFLATED)
-    true, false = (struct.pack("<I", size) for size in (len(content), told))
+    true, false = (struct.pack("<I", size) for size in (len(content), stated))
     path.write_bytes(path.read_bytes().replace(true, false))
     tracemalloc.start()
 

@@ -195,17 +195,17 @@ def test_changed_data_are_refused_before_anything_is_trained(trained):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"learning_rate": 1e-4}, r"fold 0 .*learning_rate was 0.001, is 0.0001"),
         ({"final_epochs": 99}, "fold all .*epochs was 1, is 99"),
     ],
 )
-def test_other_settings_than_a_fold_was_trained_with_are_refused(trained, changed, told):
+def test_other_settings_than_a_fold_was_trained_with_are_refused(trained, changed, message):
     options, _ = trained
     before = _checkpoints(options)
 
-    with pytest.raises(UsageError, match=told):
+    with pytest.raises(UsageError, match=message):
         train(replace(options, **changed))
     assert _checkpoints(options) == before
 

@@ -393,7 +393,7 @@ const qcCaseView = (() => {
 
   function fillFindings(series) {
     const parts = [];
-    for (const told of new Set([series.problem, series.error].filter(Boolean))) parts.push(make("p", "told-error", told));
+    for (const text of new Set([series.problem, series.error].filter(Boolean))) parts.push(make("p", "error-message", text));
     if (series.warnings.length) {
       const list = make("ul");
       for (const warning of series.warnings) list.append(make("li", "", warning));
