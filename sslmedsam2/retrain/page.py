@@ -213,10 +213,10 @@ class RetrainPage:
         )
 
 
-def report_or_warn(work: WorkDir, *, frozen: str | None = None) -> None:
+def page_or_warn(work: WorkDir, *, frozen: str | None = None) -> None:
     """Write the page; a failure is logged and does not end the run."""
     try:
-        path = write_retrain_report(work, frozen=frozen)
+        path = write_retrain_page(work, frozen=frozen)
     except Exception as error:
         logger.warning("the page of the run could not be written (%s)", error)
         logger.debug("traceback", exc_info=error)
@@ -224,7 +224,7 @@ def report_or_warn(work: WorkDir, *, frozen: str | None = None) -> None:
         logger.info("the run so far: %s", path)
 
 
-def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
+def write_retrain_page(work: WorkDir, *, frozen: str | None = None) -> Path:
     """Write ``report/index.html`` of a work directory in any state, and return its path.
 
     Parameters
@@ -263,7 +263,7 @@ def write_retrain_report(work: WorkDir, *, frozen: str | None = None) -> Path:
         rounds=tuple(_round(round_dir, images, options) for round_dir in begun),
         warning=below_fewshot(options),
     )
-    return write_page_of(page, work.report)
+    return write_page_of(page, work.page)
 
 
 def write_page_of(page: RetrainPage, path: Path) -> Path:

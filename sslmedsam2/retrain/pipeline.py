@@ -22,7 +22,7 @@ from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions, pseudo_label
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.retrain.freeze import below_fewshot, freeze_round
 from sslmedsam2.retrain.index import index_data, read_index
-from sslmedsam2.retrain.page import report_or_warn
+from sslmedsam2.retrain.page import page_or_warn
 from sslmedsam2.retrain.relabel import refuse_if_nearly_all_failed, relabel_round
 from sslmedsam2.retrain.select import (
     PseudoLabel,
@@ -153,7 +153,7 @@ def plan(
         return None
     refuse_if_nearly_all_failed(work.pseudo_labels, [record.error for record in summary.records])
     labels = begin_round(options, work.round(1))
-    report_or_warn(work)
+    page_or_warn(work)
     return labels
 
 
@@ -214,7 +214,7 @@ def finish_round(
     decision = decision_so_far(options)
     assert decision is not None
     _write_rounds(options, decision)
-    report_or_warn(work)
+    page_or_warn(work)
     logger.info(
         "round %d: %s; best so far: %d", round_dir.number, decision.reason, decision.best_round
     )
@@ -244,7 +244,7 @@ def freeze(options: RetrainOptions, *, executor: Executor | None = None) -> Mode
     _write_rounds(options, decision)
     model = freeze_round(options, decision, executor=executor)
     made_of = f"round {decision.best_round}, folds {', '.join(model.folds)}"
-    report_or_warn(
+    page_or_warn(
         WorkDir(options.work_dir), frozen=f"{model.name}: {made_of}, in {options.weights_dir}"
     )
     return model

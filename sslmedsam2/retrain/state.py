@@ -299,7 +299,7 @@ class WorkDir:
     pseudo_labels = _Part("pseudo_labels")
     plans = _Part("plans.json")
     rounds = _Part("rounds.json")
-    report = _Part("report/index.html")
+    page = _Part("report/index.html")
 
     def round(self, number: int) -> RoundDir:
         """Return a round's folder; rounds count from 1."""

@@ -20,7 +20,7 @@ from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.pseudo_label.records import CalibrationCase, PseudoLabelRecord, calibrate_on
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.page import report_or_warn, write_retrain_report
+from sslmedsam2.retrain.page import page_or_warn, write_retrain_page
 from sslmedsam2.retrain.select import Choice, Selection
 from sslmedsam2.retrain.state import RelabelRecord, WorkDir, as_stored
 from sslmedsam2.train.fold_scores import FoldScore
@@ -167,7 +167,7 @@ class WorkMaker:
 
     def page(self, **more):
         """Write the page and read it."""
-        return ParsedPage(write_retrain_report(self.work, **more))
+        return ParsedPage(write_retrain_page(self.work, **more))
 
     @staticmethod
     def _preview(path, title):
@@ -321,12 +321,12 @@ def test_what_was_frozen_is_told(maker):
 
 def test_a_folder_that_was_never_begun_is_refused(tmp_path):
     with pytest.raises(UsageError, match=r"index\.json"):
-        write_retrain_report(WorkDir(tmp_path))
+        write_retrain_page(WorkDir(tmp_path))
 
 
 def test_a_page_that_cannot_be_written_does_not_end_the_run(maker, caplog):
     (maker.work.path / "report").write_text("a file")
-    report_or_warn(maker.work)
+    page_or_warn(maker.work)
     (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert "the page of the run could not be written" in warning.getMessage()
     assert "\n" not in warning.getMessage()
@@ -336,5 +336,5 @@ def test_damaged_records_do_not_end_the_run_either(maker, caplog):
     maker.pseudo_label_all()
     maker.begin(1)
     maker.work.round(1).selection.write_text("{}")
-    report_or_warn(maker.work)
+    page_or_warn(maker.work)
     assert "the page of the run could not be written" in caplog.text
