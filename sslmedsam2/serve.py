@@ -62,7 +62,7 @@ class ServeOptions:
 
 
 class _TooLargeError(Exception):
-    """An upload is beyond the limit."""
+    """An upload is beyond the limit, which is in the message."""
 
 
 class _BusyError(Exception):
@@ -71,33 +71,42 @@ class _BusyError(Exception):
 
 def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
     """Return the ASGI application around a loaded segmenter."""
-    lock = threading.Lock()
+    handlers = _Handlers(segmenter, options)
+    return Starlette(
+        routes=[
+            Route("/health", handlers.health),
+            Route("/invoke", handlers.invoke, methods=["POST"]),
+            Route("/segment", handlers.segment, methods=["POST"]),
+        ],
+        exception_handlers={
+            HTTPException: _unknown_request,
+            SslMedSam2Error: _refused,
+            _BusyError: _busy,
+            _TooLargeError: _too_large,
+        },
+    )
 
-    @contextmanager
-    def one_job() -> Iterator[None]:
-        if not lock.acquire(blocking=False):
-            raise _BusyError
-        try:
-            yield
-        finally:
-            lock.release()
 
-    def health(_request: Request) -> Response:
+class _Handlers:
+    """The answers to requests; only one job at a time uses the segmenter."""
+
+    def __init__(self, segmenter: LiverSegmenter, options: ServeOptions) -> None:
+        self._segmenter, self._options = segmenter, options
+        self._lock = threading.Lock()
+
+    def health(self, _request: Request) -> Response:
+        """Say that the model is loaded."""
+        segmenter = self._segmenter
         about = {"version": __version__, "device": segmenter.device, "backend": segmenter.backend}
         return JSONResponse({"status": "ok", **about})
 
-    def invoke(_request: Request) -> Response:
-        with one_job():
-            return JSONResponse({"written": segment_case(segmenter, options)}, 201)
+    def invoke(self, _request: Request) -> Response:
+        """Segment the images that grand-challenge.org has mounted."""
+        with self._one_job():
+            return JSONResponse({"written": segment_case(self._segmenter, self._options)}, 201)
 
-    def segment_file(image: Path) -> tuple[Segmentation, bytes]:
-        with one_job():
-            found = segmenter.segment(image)
-        mask = image.with_name("mask.nii.gz")
-        found.save(mask)
-        return found, mask.read_bytes()
-
-    async def segment(request: Request) -> Response:
+    async def segment(self, request: Request) -> Response:
+        """Segment the image in the body of a request and return its mask."""
         name = request.query_params.get("name", "image.nii.gz")
         if request.headers.get("content-type", "").startswith("multipart/"):
             raise InputError(
@@ -110,47 +119,51 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
         extension = _format_of(name)
         with tempfile.TemporaryDirectory(prefix="sslmedsam2-") as scratch:
             image = Path(scratch) / f"image{extension}"
-            await _receive(request, image, limit_bytes=options.max_upload_bytes)
+            await _receive(request, image, limit_bytes=self._options.max_upload_bytes)
             try:
-                found, mask = await run_in_threadpool(segment_file, image)
+                found, mask = await run_in_threadpool(self._segment_file, image)
             except InputError as error:
                 # The sender knows nothing of the scratch file.
                 shown = name[-_SHOWN_OF_A_NAME:]
                 raise error.reworded(lambda text: text.replace(str(image), shown)) from error
         return Response(mask, media_type="application/gzip", headers=_headers(found))
 
-    def refused(_request: Request, error: Exception) -> Response:
-        status = 422 if isinstance(error, (InputError, NoInputError)) else 500
-        logger.error("%s", error)
-        return JSONResponse({"error": str(error)}, status)
+    def _segment_file(self, image: Path) -> tuple[Segmentation, bytes]:
+        with self._one_job():
+            found = self._segmenter.segment(image)
+        mask = image.with_name("mask.nii.gz")
+        found.save(mask)
+        return found, mask.read_bytes()
 
-    def http_error(_request: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        text = f"{error.detail}; there are GET /health, POST /segment and POST /invoke"
-        return JSONResponse({"error": text}, error.status_code, headers=error.headers)
+    @contextmanager
+    def _one_job(self) -> Iterator[None]:
+        if not self._lock.acquire(blocking=False):
+            raise _BusyError
+        try:
+            yield
+        finally:
+            self._lock.release()
 
-    def busy(_request: Request, _error: Exception) -> Response:
-        text = "another image is being segmented; send this one again later"
-        return JSONResponse({"error": text}, 503, headers={"Retry-After": "5"})
 
-    def too_large(_request: Request, _error: Exception) -> Response:
-        megabytes = options.max_upload_bytes // 2**20
-        text = f"the image is larger than {megabytes} MB; raise --max-upload-mb"
-        return JSONResponse({"error": text}, 413)
+def _refused(_request: Request, error: Exception) -> Response:
+    status = 422 if isinstance(error, (InputError, NoInputError)) else 500
+    logger.error("%s", error)
+    return JSONResponse({"error": str(error)}, status)
 
-    return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/invoke", invoke, methods=["POST"]),
-            Route("/segment", segment, methods=["POST"]),
-        ],
-        exception_handlers={
-            HTTPException: http_error,
-            SslMedSam2Error: refused,
-            _BusyError: busy,
-            _TooLargeError: too_large,
-        },
-    )
+
+def _unknown_request(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = f"{error.detail}; there are GET /health, POST /segment and POST /invoke"
+    return JSONResponse({"error": text}, error.status_code, headers=error.headers)
+
+
+def _busy(_request: Request, _error: Exception) -> Response:
+    text = "another image is being segmented; send this one again later"
+    return JSONResponse({"error": text}, 503, headers={"Retry-After": "5"})
+
+
+def _too_large(_request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": str(error)}, 413)
 
 
 def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
@@ -194,15 +207,17 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
 
 async def _receive(request: Request, path: Path, *, limit_bytes: int) -> None:
     """Write a request's body to ``path``; raises _TooLargeError."""
+    megabytes = limit_bytes // 2**20
+    too_large = _TooLargeError(f"the image is larger than {megabytes} MB; raise --max-upload-mb")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit_bytes:
-        raise _TooLargeError
+        raise too_large
     received = 0
     with path.open("wb") as file:
         async for chunk in request.stream():
             received += len(chunk)
             if received > limit_bytes:
-                raise _TooLargeError
+                raise too_large
             file.write(chunk)
 
 

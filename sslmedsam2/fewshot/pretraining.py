@@ -184,66 +184,91 @@ def _train(
     The first process writes the checkpoint, and it alone averages.
     """
     if rendezvous is not None:
-        torch.set_num_threads(1)
-        logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
-        dist.init_process_group(
-            "gloo", f"file://{rendezvous}", rank=rank, world_size=settings.processes
-        )
-    torch.manual_seed(settings.seed)
-    model = build_compact(settings.architecture)
-    if inputs.start is not None:
-        model.load_state_dict(inputs.start)
-    model = model.to(device)
-    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
-    )
+        _join(rank, settings, rendezvous)
+    state = _State.begin(settings, inputs, device=device)
     checkpoint = work_dir / CHECKPOINT_NAME
-    first = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        average, first = state["average"], state["step"]
-        optimiser.load_state_dict(state["optimiser"])
-        logger.info("going on after step %d of %d", first, settings.steps)
+        state.load(checkpoint, device=device)
+        logger.info("going on after step %d of %d", state.step, settings.steps)
 
     saved = time.monotonic()
     seen: list[float] = []
     batches = DataLoader(
-        _Steps(settings, inputs.volumes, first=first, rank=rank),
+        _Steps(settings, inputs.volumes, first=state.step, rank=rank),
         batch_size=None,
         num_workers=_n_workers(device),
         pin_memory=device.type == "cuda",
     )
-    for step, batch in enumerate(batches, first):
+    for step, batch in enumerate(batches, state.step):
         if _is_orphaned():
             raise SystemExit(1)
-        for group in optimiser.param_groups:
+        for group in state.optimiser.param_groups:
             group["lr"] = _learning_rate(settings, step)
-        seen.append(_train_step(model, optimiser, batch, device=device, step=step))
+        seen.append(_train_step(state.model, state.optimiser, batch, device=device, step=step))
         if rank > 0:
             continue
-        _update_average(average, model, step)
+        _update_average(state.average, state.model, step)
+        state.step = step + 1
         if len(seen) == 50:
-            logger.info("step %d: loss %.4f", step + 1, sum(seen) / len(seen))
+            logger.info("step %d: loss %.4f", state.step, sum(seen) / len(seen))
             seen = []
-        last = step + 1 == settings.steps
-        if last or time.monotonic() - saved > settings.save_every_s:
-            with atomic_path(checkpoint) as path:
-                torch.save(
-                    {
-                        "model": model.state_dict(),
-                        "average": average,
-                        "optimiser": optimiser.state_dict(),
-                        "step": step + 1,
-                        "settings": asdict(settings),
-                    },
-                    path,
-                )
+        if state.step == settings.steps or time.monotonic() - saved > settings.save_every_s:
+            state.save(checkpoint, settings)
             saved = time.monotonic()
     if rendezvous is not None:
         dist.destroy_process_group()
-    return average
+    return state.average
+
+
+def _join(rank: int, settings: PretrainSettings, rendezvous: Path) -> None:
+    """Join the processes that share a training, with one thread each."""
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING)
+    dist.init_process_group(
+        "gloo", f"file://{rendezvous}", rank=rank, world_size=settings.processes
+    )
+
+
+@dataclass
+class _State:
+    """What a checkpoint holds; ``step`` counts the steps that are done."""
+
+    model: SAM2Base
+    average: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    step: int = 0
+
+    @classmethod
+    def begin(
+        cls, settings: PretrainSettings, inputs: PretrainInputs, *, device: torch.device
+    ) -> _State:
+        torch.manual_seed(settings.seed)
+        model = build_compact(settings.architecture)
+        if inputs.start is not None:
+            model.load_state_dict(inputs.start)
+        model = model.to(device)
+        average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
+        return cls(model, average, optimiser)
+
+    def load(self, path: Path, *, device: torch.device) -> None:
+        found = torch.load(path, map_location=device, weights_only=True)
+        self.model.load_state_dict(found["model"])
+        self.optimiser.load_state_dict(found["optimiser"])
+        self.average, self.step = found["average"], found["step"]
+
+    def save(self, path: Path, settings: PretrainSettings) -> None:
+        content = {
+            "model": self.model.state_dict(),
+            "average": self.average,
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "settings": asdict(settings),
+        }
+        with atomic_path(path) as partial:
+            torch.save(content, partial)
 
 
 def _n_workers(device: torch.device) -> int:
