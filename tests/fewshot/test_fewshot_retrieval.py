@@ -233,8 +233,8 @@ def test_a_support_with_an_empty_mask_is_refused(tiny_sam2, scratch):
 def test_another_height_is_taken_where_the_likeliest_shows_no_organ(tmp_path, monkeypatch):
     """The shipped network: random weights find something at any height."""
     sam2 = load_sam2(COMPACT_PATH, device=torch.device("cpu"))
-    grid = centred_grid()
-    strategy = build(sam2, supports_of(grid), tmp_path, harmonise=False, reverse=False)
+    grid = short_grid(9)
+    strategy = build(sam2, supports_of(grid)[:1], tmp_path, harmonise=False, reverse=False)
     query = make_query("q/T2", seed=9, geometry=grid)
     expected = strategy.segment(query)
     assert expected.mask_zyx.any()

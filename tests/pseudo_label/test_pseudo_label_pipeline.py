@@ -141,7 +141,8 @@ def test_what_a_dead_worker_has_left_on_the_disk_is_removed(copy, monkeypatch):
     # No other run may lose its own.
     other = copy.output / ".scratch-of-another-run"
     other.mkdir()
-    pseudo_label(copy.options(sequences=("DWI_800",)))
+    copy.paths("0001-A", "DWI_800").record.unlink()
+    pseudo_label(copy.options(sequences=("DWI_800",), resume=True))
 
     assert len(left) == 1
     assert list(copy.output.glob(".*")) == [other]
