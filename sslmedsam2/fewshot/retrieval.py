@@ -2,7 +2,9 @@
 
 Each slice of a data set is encoded once. A query slice attends to one aligned slice of each
 support, with all slices of the query in one batch. It attends to each support alone, which shows
-how far they agree, and to all together, where SAM2 weights them. The probabilities are averaged.
+how far they agree, and to all together, where SAM2 weights them. The probabilities are averaged,
+then corrected by the query's intensities and by what the supports, segmented by one another, show
+of the errors.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from torch.nn import functional as nnf
 
 from sslmedsam2.fewshot.alignment import Partners, Place, align, find_place, on_query_grid
 from sslmedsam2.fewshot.checkpoint import LoadedSam2
+from sslmedsam2.fewshot.correction import Corrector, Example, Prediction, example_of
 from sslmedsam2.fewshot.harmonise import (
     AS_IS,
+    SAME_CONTRAST,
     Quantiles,
     appearances,
     body_quantiles,
@@ -64,6 +68,10 @@ three whose height was wrong, and 0.73 and more in the others."""
 _N_PLACES: Final = 3
 _LEAST_COVERED: Final = 0.5
 """Share of the slices of the query that another sequence of the patient must cover."""
+_MOST_EXAMPLES: Final = 8
+"""Supports that are segmented by the others to learn the correction from."""
+_SHARE_ELSEWHERE: Final = 0.5
+"""Weight of the correction for a query that differs from the supports; otherwise it is 1."""
 
 
 @dataclass(frozen=True)
@@ -115,11 +123,16 @@ class _ShownQuery:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """The predictions for a query in one contrast and at one height."""
+    """The predictions for a query in one contrast and at one height.
+
+    ``fused`` is the average over the supports, at the resolution of the predictions;
+    ``probability`` the same at the size of the slices, corrected.
+    """
 
     shown: _ShownQuery
     views: list[_AlignedSupport]
     predictions: list[SupportPrediction]
+    fused: npt.NDArray[np.float32]
     probability: npt.NDArray[np.float32]
 
     @property
@@ -156,26 +169,26 @@ class Retrieval:
         self._supports = supports
         known = [self._know(index, support) for index, support in enumerate(supports)]
         self._known = sorted(known, key=lambda known: known.name)
+        self._examples: list[Example] | None = None
+        self._correctors: dict[str | None, Corrector | None] = {}
 
     def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
         """See :class:`~sslmedsam2.fewshot.strategy.Strategy`."""
+        corrector = self._corrector(leave_out_case) if self._settings.correct else None
         start = time.perf_counter()
         calls_before = self._encoder.calls
         stack = cut_slices(query.image, size=self._size)
         check_image(stack, name=query.name)
-        supports = [known for known in self._known if known.case != leave_out_case]
+        supports = self._all_but(leave_out_case)
         reference = np.mean([known.contrast for known in supports], axis=0)
-        contrasts: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
-        if self._settings.harmonise:
-            contrasts = appearances(stack.slices, reference)
-        tried = []
-        for name, slices in contrasts.items():
-            shown = self._show(query, replace(stack, slices=slices), name)
-            at_heights = self._attempts(shown, supports)
-            tried.append((next(at_heights), at_heights))
-        best, at_others = max(tried, key=lambda one: one[0].agreement)
-        if best.agreement < _SOUND_AGREEMENT:
-            best = max((best, *at_others), key=lambda attempt: attempt.agreement)
+        distance = contrast_distance(body_quantiles(stack.slices), reference)
+        best = self._best_attempt(query, stack, supports, reference=reference)
+        if corrector is not None:
+            is_alike = distance <= SAME_CONTRAST and all(view.share == 1 for view in best.views)
+            corrected = corrector.correct(
+                self._prediction(best), share=1.0 if is_alike else _SHARE_ELSEWHERE
+            )
+            best = replace(best, probability=corrected)
         result = conclude(
             stack,
             self._reverse_check(best) if self._settings.reverse else best.predictions,
@@ -183,7 +196,6 @@ class Retrieval:
             encoder_calls=self._encoder.calls - calls_before,
             seconds={"segment": round(time.perf_counter() - start, 3)},
         )
-        distance = contrast_distance(body_quantiles(stack.slices), reference)
         evidence = replace(
             result.evidence,
             contrast_distance=round(distance, 4),
@@ -194,9 +206,92 @@ class Retrieval:
         notes = () if shown_as == AS_IS else (note,)
         return replace(result, evidence=evidence, warnings=(*result.warnings, *notes))
 
-    def _show(self, query: Query, stack: SliceStack, appearance: str) -> _ShownQuery:
+    def _all_but(self, case: str | None) -> list[_StoredSupport]:
+        return [known for known in self._known if known.case != case]
+
+    def _best_attempt(
+        self,
+        query: Query,
+        stack: SliceStack,
+        supports: Sequence[_StoredSupport],
+        *,
+        reference: Quantiles,
+        encoded: EncodedVolume | None = None,
+    ) -> _Attempt:
+        """Segment the query in the contrast and at the height on which the supports agree best.
+
+        ``encoded`` is the query as it is, if it is known already.
+        """
+        contrasts: Mapping[str, npt.NDArray[np.float32]] = {AS_IS: stack.slices}
+        if self._settings.harmonise:
+            contrasts = appearances(stack.slices, reference)
+        tried = []
+        for name, slices in contrasts.items():
+            volume = encoded if name == AS_IS else None
+            shown = self._show(query, replace(stack, slices=slices), name, encoded=volume)
+            at_heights = self._attempts(shown, supports)
+            tried.append((next(at_heights), at_heights))
+        best, at_others = max(tried, key=lambda one: one[0].agreement)
+        if best.agreement < _SOUND_AGREEMENT:
+            best = max((best, *at_others), key=lambda attempt: attempt.agreement)
+        return best
+
+    def _corrector(self, leave_out_case: str | None) -> Corrector | None:
+        """Fit the correction to the supports of all other patients; None with too few."""
+        if self._examples is None:
+            step = max(1, -(-len(self._known) // _MOST_EXAMPLES))
+            found = (self._example(known) for known in self._known[::step])
+            self._examples = [example for example in found if example is not None]
+        if leave_out_case not in self._correctors:
+            examples = [one for one in self._examples if one.case != leave_out_case]
+            kinds = {bool(value) for one in examples for value in np.unique(one.inside)}
+            self._correctors[leave_out_case] = Corrector(examples) if len(kinds) == 2 else None
+        return self._correctors[leave_out_case]
+
+    def _example(self, known: _StoredSupport) -> Example | None:
+        """Segment a support with those of the other patients; None if there are none."""
+        others = self._all_but(known.case)
+        if not others:
+            return None
+        support = self._supports[known.index]
+        stack = cut_slices(support.image, size=self._size)
+        reference = np.mean([other.contrast for other in others], axis=0)
+        own = self._store.get(known.key)
+        attempt = self._best_attempt(
+            support, stack, others, reference=reference, encoded=own.volume
+        )
+        return example_of(self._prediction(attempt), own.masks, case=known.case)
+
+    def _prediction(self, attempt: _Attempt) -> Prediction:
+        """Return what the correction looks at."""
+        stack, size = attempt.shown.stack, self._size
+        each = np.stack([one.probability for one in attempt.predictions])
+        statistics = (attempt.fused, each.min(0), each.max(0), each.std(0))
+        fused, lowest, highest, spread = (
+            _enlarge(torch.from_numpy(maps), size).numpy() for maps in statistics
+        )
+        z_mm, y_mm, x_mm = stack.spacing_zyx_mm
+        y_pixels, x_pixels = (extent / size for extent in stack.crop.size_yx)
+        return Prediction(
+            fused=fused,
+            refined=attempt.probability,
+            lowest=lowest,
+            highest=highest,
+            spread=spread,
+            slices=attempt.shown.slices[:, 0].cpu().numpy(),
+            spacing_zyx_mm=(z_mm, y_mm * y_pixels, x_mm * x_pixels),
+        )
+
+    def _show(
+        self,
+        query: Query,
+        stack: SliceStack,
+        appearance: str,
+        *,
+        encoded: EncodedVolume | None = None,
+    ) -> _ShownQuery:
         slices = self._encoder.on_device(stack.slices)
-        volume = self._encoder.volume(stack, slices=slices)
+        volume = encoded or self._encoder.volume(stack, slices=slices)
         return _ShownQuery(query, appearance, stack, slices, volume)
 
     def _attempts(
@@ -226,9 +321,9 @@ class Retrieval:
             for known, partners in zip(supports, aligned, strict=True)
         ]
         predictions, together = self._segment_by_each_and_all(shown.volume, views)
-        probability = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
-        probability = self._refined(probability, shown.slices[:, 0])
-        return _Attempt(shown, views, predictions, probability)
+        fused = np.stack([_mean(predictions), together]).mean(axis=0, dtype=np.float32)
+        probability = self._refined(fused, shown.slices[:, 0])
+        return _Attempt(shown, views, predictions, fused, probability)
 
     def _refined(
         self, probability: npt.NDArray[np.float32], slices: Tensor

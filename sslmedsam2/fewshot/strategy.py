@@ -117,13 +117,15 @@ class Strategy(Protocol):
     """A few-shot method, constructed once for a set of supports and called for each query.
 
     Volumes and masks are canonical ``[z, y, x]`` arrays. The result is a probability on the grid
-    of the query. A strategy reads no files, keeps no state between queries and trains nothing.
+    of the query. A strategy reads no files, keeps no state of queries and trains no network.
     """
 
     def segment(self, query: Query, *, leave_out_case: str | None = None) -> FewShotResult:
         """Segment one query, without the supports of ``leave_out_case``.
 
-        The result depends only on the query and the supports, not on earlier queries.
+        The result depends only on the query and the supports, not on earlier queries. On a support
+        that is left out it depends in one way: the correction learns from the other supports, each
+        of which all its fellows have segmented.
 
         Raises
         ------
@@ -145,6 +147,9 @@ class FewShotSettings:
         Match the contrasts of query and supports if they differ.
     refine
         Correct the result by the intensities of the query.
+    correct
+        Correct the result by what the supports, segmented by one another, show of the errors. It
+        takes two labelled patients.
     reverse
         Segment the supports with the result as prompt, as evidence of its quality.
     seed
@@ -157,6 +162,7 @@ class FewShotSettings:
     strategy: StrategyName = "retrieval"
     harmonise: bool = True
     refine: bool = True
+    correct: bool = True
     reverse: bool = True
     seed: int = 0
     memory_limit_mb: int | None = None
