@@ -18,6 +18,7 @@ from tiny_scans import centred_grid
 from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot import retrieval
 from sslmedsam2.fewshot.checkpoint import load_sam2
+from sslmedsam2.fewshot.outcome import mask_dice
 from sslmedsam2.pseudo_label.supports import COMPACT_PATH
 
 N_SLICES = 6
@@ -246,3 +247,28 @@ def test_another_height_is_taken_where_the_likeliest_shows_no_organ(tmp_path, mo
 
     monkeypatch.setattr(retrieval, "align", wrong_first)
     np.testing.assert_array_equal(strategy.segment(query).mask_zyx, expected.mask_zyx)
+
+
+def test_labelled_volumes_teach_a_correction(tmp_path):
+    """The shipped network: the masks of random weights are too bad to learn from."""
+    sam2 = load_sam2(COMPACT_PATH, device=torch.device("cpu"))
+    grid = short_grid(9)
+    truth = make_support("q/T2", seed=9, geometry=grid)
+    dice = {}
+    for correct in (False, True):
+        strategy = build(sam2, supports_of(grid), tmp_path / str(correct), correct=correct)
+        found = strategy.segment(make_query("q/T2", seed=9, geometry=grid))
+        dice[correct] = mask_dice(found.mask_zyx > 0, truth.mask_zyx > 0)
+    assert dice[True] > dice[False]
+
+
+def test_one_labelled_patient_teaches_no_correction(tmp_path):
+    sam2 = load_sam2(COMPACT_PATH, device=torch.device("cpu"))
+    grid = short_grid(9)
+    query = make_query("q/T2", seed=9, geometry=grid)
+    same_patient = [replace(one, case="s1") for one in supports_of(grid)[:2]]
+    results = [
+        build(sam2, same_patient, tmp_path / str(correct), correct=correct).segment(query)
+        for correct in (False, True)
+    ]
+    assert_same_result(*results)
