@@ -101,7 +101,10 @@ def test_supports_from_host_and_disk_give_the_same_and_are_read_once_an_attempt(
     }
     for place in limits:
         supports = supports_of(GRID, names=[f"s{n}/GED4" for n in range(1, 11)])
-        strategy = build(load_sam2(sam2_path, device=CUDA), supports, tmp_path / place)
+        # The correction segments the supports as well, once.
+        strategy = build(
+            load_sam2(sam2_path, device=CUDA), supports, tmp_path / place, correct=False
+        )
         read.clear()
         fakecuda.reset()
         with pytest.MonkeyPatch.context() as patch:
@@ -137,10 +140,11 @@ def test_supports_of_a_query_share_the_batches_of_a_gpu(sam2_path, tmp_path, mon
     segment = retrieval.segment
     monkeypatch.setattr(retrieval, "segment", noting)
     grid = centred_grid((5, 40, 50), spacing_zyx_mm=(30, 7, 7))
-    segmented(sam2_path, tmp_path, device=CUDA, grid=grid, reverse=False, harmonise=False)
+    plain = {"grid": grid, "reverse": False, "harmonise": False, "correct": False}
+    segmented(sam2_path, tmp_path, device=CUDA, **plain)
     assert sizes == [(10, 10), (5, 10)], "two supports alone, then both together"
     sizes.clear()
-    segmented(sam2_path, tmp_path, device=CPU, grid=grid, reverse=False, harmonise=False)
+    segmented(sam2_path, tmp_path, device=CPU, **plain)
     assert sizes == [(5, 5), (5, 5), (5, 10)]
 
 
