@@ -5,6 +5,7 @@
 
 A part consists of units, each a line of ``--rows`` once it is done; a unit that stands there
 is not run again. Without ``--units`` only the sums are made. ``--small`` runs some of each part.
+``--earlier FILE.json`` adds sums whose rows are gone; the dates and machines of both are kept.
 
 fuzz: mutated files through each reader (``tests/fuzz``), 1000 a unit, 200 of slow formats.
 batches: 20 good scans and 30 mutated ones through one ``predict``.
@@ -60,6 +61,7 @@ def main() -> None:
     arguments.add_argument("--units", type=int, default=0, help="how many more of each part")
     arguments.add_argument("--seed", type=int, default=19)
     arguments.add_argument("--rows", type=Path, help="JSONL file of the units that are done")
+    arguments.add_argument("--earlier", type=Path, help="JSON file of sums to add to")
     arguments.add_argument("--small", action="store_true", help="some units of each part")
     arguments.add_argument("--soak-runs", type=int, default=100, help="of 100 volumes each")
     arguments.add_argument("--format", nargs="+", help="of fuzz")
@@ -87,6 +89,8 @@ def main() -> None:
                     with options.rows.open("a") as file:
                         file.write(json.dumps(row) + "\n")
     figures = summary(rows)
+    if options.earlier:
+        figures = with_earlier(figures, json.loads(options.earlier.read_text()))
     report(figures, options.json)
     if any(figures[name] for name in _MUST_BE_ZERO):
         sys.exit(1)
@@ -591,6 +595,23 @@ def summary(rows: list[Row]) -> Row:
         "sameness_runs": len(by_part["sameness"]),
         "sameness_different": max(0, len(hashes) - 1),
     }
+
+
+def with_earlier(figures: Row, earlier: Row) -> Row:
+    """Add sums whose rows are gone: counts and lists together, of percentages the worst."""
+    origin = {name: earlier[name] for name in ("date", "machine", "seeds")}
+    added: Row = {"earlier": [*earlier.get("earlier", []), origin]}
+    for name, new in figures.items():
+        old = earlier[name]
+        if name == "seeds":
+            added[name] = sorted({*old, *new})
+        elif name.endswith("_percent"):
+            added[name] = max((one for one in (old, new) if one is not None), default=None)
+        elif isinstance(new, dict):
+            added[name] = {key: old.get(key, 0) + new.get(key, 0) for key in {**old, **new}}
+        else:
+            added[name] = old + new
+    return added
 
 
 PARTS: dict[str, Callable[[Any], Iterator[Unit]]] = {
