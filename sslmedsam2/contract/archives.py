@@ -194,7 +194,9 @@ def _check(archive: Path, *, room: int) -> int:
     for member in members:
         place = _place(member)
         fault = None
-        if place.is_absolute() or ".." in place.parts or ":" in str(place)[:2]:
+        if not member.filename:
+            fault = "a file without a name"
+        elif place.is_absolute() or ".." in place.parts or ":" in str(place)[:2]:
             fault = "a file that would be written elsewhere"
         elif stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
             fault = "a link or a device"

@@ -208,6 +208,16 @@ def test_an_archive_with_a_name_that_is_no_text_harms_no_other(tmp_path):
         assert [problem.kind for problem in opened.problems] == ["damaged_archive"]
 
 
+def test_an_archive_with_a_file_without_a_name_harms_no_other(tmp_path):
+    write_zip(tmp_path / "good.zip", "0001-A/T2.nii.gz")
+    with zipfile.ZipFile(tmp_path / "bad.zip", "w") as file:
+        file.writestr(zipfile.ZipInfo(""), b"scan")
+
+    with open_archives(tmp_path) as opened:
+        assert [folder.name for folder in opened.unpacked] == ["good.zip"]
+        assert [problem.kind for problem in opened.problems] == ["unsafe_archive"]
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
     bomb = write_zip(
         tmp_path / "bomb.zip", "T2.nii.gz", content=bytes(10**7), method=zipfile.ZIP_DEFLATED
