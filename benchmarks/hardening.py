@@ -197,8 +197,8 @@ def _faults_of_batch(
             silent.append(f"{result.input_path}: {result.status} without a reason")
         if good and not read_mask(out / str(result.output_path)).array_zyx.any():
             silent.append(f"{result.input_path}: an empty mask")
-    told = json.dumps([asdict(one) for one in (*run.series, *run.left_out)], default=str) + text
-    silent += [f"{case}: not a word" for case in bad if case not in told]
+    reported = json.dumps([asdict(one) for one in (*run.series, *run.left_out)], default=str) + text
+    silent += [f"{case}: not a word" for case in bad if case not in reported]
     return {"good_lost": len(lost), "silent": len(silent), "faults": [*faults, *lost, *silent]}
 
 

@@ -95,7 +95,7 @@ class SleepWork(Work[tuple[int, float], int]):
 
 
 def simulated(workers: int) -> dict[str, Any]:
-    """Hand out units with the recorded costs of a query and of a volume, in random order."""
+    """Distribute units with the recorded costs of a query and of a volume, in random order."""
     costs, draw = UnitCosts(), random.Random(0)
     seconds = [draw.choice((costs.label_s, costs.predict_s)) / QUICKER for _ in range(UNITS)]
     ideal = sum(seconds) / workers

@@ -198,7 +198,7 @@ def check_start(bench: Bench) -> str:
             env={**environment, "CUDA_ERROR": error}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         expect(words in done.stdout, f"{error}: {done.stdout.strip()} {done.stderr[-200:]}")
-    return f"errors {', '.join(WORDS_OF_ERRORS)} are told"
+    return f"errors {', '.join(WORDS_OF_ERRORS)} are reported"
 
 
 CHECKS: dict[str, Callable[[Bench], str]] = {

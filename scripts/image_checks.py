@@ -400,8 +400,8 @@ def check_memory(bench: Bench) -> str:
             outcomes.append(f"{limit} finished")
             continue
         # The system kills without a message, so the run has to warn at its start.
-        told = [line for line in ended.log.splitlines() if "memory" in line]
-        expect(bool(told), f"with {limit}: exit code {ended.code}, and no reason")
+        reported = [line for line in ended.log.splitlines() if "memory" in line]
+        expect(bool(reported), f"with {limit}: exit code {ended.code}, and no reason")
         outcomes.append(f"{limit} exit code {ended.code} after {len(found)} masks, with the reason")
     bench.figures["memory_limits"] = outcomes
     return "; ".join(outcomes)
@@ -431,9 +431,9 @@ def check_hostile_inputs(bench: Bench) -> str:
     expect(ended.code == 1, f"exit code {ended.code}: {ended.log.strip()[-300:]}")
     expect_no_traceback(ended)
     run = json.loads((output / "run_report.json").read_text(encoding="utf-8"))
-    told = json.dumps([run["series"], run["left_out"]])
-    unnamed = [name for name, one in DEFECTS.items() if one.kind and f"{name}/" not in told]
-    expect(not unnamed, f"not a word of {unnamed}")
+    reported = json.dumps([run["series"], run["left_out"]])
+    missing = [name for name, one in DEFECTS.items() if one.kind and f"{name}/" not in reported]
+    expect(not missing, f"not a word of {missing}")
     reference, found = masks_of(bench.work / "outside"), masks_of(output)
     good = {name: digest for name, digest in reference.items() if "/0004-C" in name}
     expect(good.items() <= found.items(), "the good scans have other masks")

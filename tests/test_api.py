@@ -161,7 +161,7 @@ def test_only_one_image_is_drawn_ahead(segmenter, tmp_path):
     assert len(drawn) == 3
 
 
-def test_a_bad_image_is_told_of_and_the_others_go_on(segmenter, tmp_path):
+def test_a_bad_image_is_reported_and_the_others_go_on(segmenter, tmp_path):
     good = write_scan(tmp_path / "good.nii.gz")
     bad = tmp_path / "missing.nii.gz"
     errors = []

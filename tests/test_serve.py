@@ -162,7 +162,7 @@ def _resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * 4096
 
 
-def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(capsys, tmp_path):
+def test_a_port_that_is_taken_is_reported_before_the_model_is_loaded(capsys, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code = main(["serve", "--port", str(port), "--model", str(tmp_path / "none")])

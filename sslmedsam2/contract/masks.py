@@ -142,8 +142,8 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
             identities[path] = _identity(mask, stem, root=root, sequence_map=sequence_map)
     masks = next((by_form[form] for form in forms if form in by_form), [])
     if not masks:
-        in_the_way = [*tree.problems, *(error for f in tree.folders for error in f.oddities)]
-        cause = f" ({in_the_way[0].subject} {in_the_way[0].reason})" if in_the_way else ""
+        causes = [*tree.problems, *(error for f in tree.folders for error in f.oddities)]
+        cause = f" ({causes[0].subject} {causes[0].reason})" if causes else ""
         raise NoInputError(
             root,
             reason=f"it holds no masks{cause}",

@@ -76,7 +76,7 @@ _ENCODINGS: dict[str, Compression] = {
     "bz2": "bzip2",
     "bzip2": "bzip2",
 }
-# Signs that turn a position to LPS; those of an unnamed space are taken as they are.
+# Signs that turn a position to LPS; those of a space without a name are taken as they are.
 _LPS_SIGNS = {
     "left-posterior-superior": (1, 1, 1),
     "lps": (1, 1, 1),

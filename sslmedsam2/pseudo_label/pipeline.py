@@ -378,7 +378,7 @@ class _Pace:
         self.n_units = n_units
         self._done = 0
         self._start = 0.0
-        self._is_told = False
+        self._is_logged = False
 
     def unit_done(self) -> None:
         """Count a unit."""
@@ -388,8 +388,8 @@ class _Pace:
         seconds, measured = time.perf_counter() - self._start, self._done - 1
         left = self.n_units - self._done
         is_enough = measured >= _MEASURED_UNITS or (measured and seconds >= _MEASURED_S)
-        if is_enough and left and not self._is_told:
-            self._is_told = True
+        if is_enough and left and not self._is_logged:
+            self._is_logged = True
             logger.info("estimate: %s left (%d scans)", duration(left * seconds / measured), left)
 
 

@@ -24,9 +24,9 @@ def test_what_it_does_not_know_is_refused_at_once(command, tmp_path, monkeypatch
 
 
 def test_errors_come_back_from_other_processes_as_they_were():
-    error = InputError("scan.nii.gz", kind="odd", reason="it is odd", remedy="Mend it")
+    error = InputError("scan.nii.gz", kind="odd", reason="it is odd", remedy="Correct it")
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is InputError
     assert str(copy) == str(error)
     assert (copy.subject, copy.kind) == ("scan.nii.gz", "odd")
-    assert (copy.reason, copy.remedy) == ("it is odd", "Mend it")
+    assert (copy.reason, copy.remedy) == ("it is odd", "Correct it")

@@ -296,7 +296,7 @@ def test_scans_of_the_command_line_replace_those_of_file_and_environment(
     assert "LiSeg_pred/0001-A/GED4_pred.nii.gz" in files_in(folders[1])
 
 
-def test_a_mask_given_among_several_scans_is_told(folders, bright_model, tmp_path, capsys):
+def test_a_mask_given_among_several_scans_is_reported(folders, bright_model, tmp_path, capsys):
     scan, mask = (write_scan(tmp_path / "a" / name) for name in ("s.nii.gz", "s_seg.nii.gz"))
 
     assert command(folders, bright_model, scan, mask) == ExitCode.SOME_CASES_FAILED

@@ -129,9 +129,9 @@ def test_fetch_shows_the_terms_and_writes_the_path(
     command = ["weights", "fetch", name, "--from", source, "--to", str(folder), *accepting]
     assert main(command) == ExitCode.OK
 
-    told = capsys.readouterr()
-    assert told.out == f"{folder / file_name}\n"
-    assert f"Licence: {terms}" in told.err
+    reported = capsys.readouterr()
+    assert reported.out == f"{folder / file_name}\n"
+    assert f"Licence: {terms}" in reported.err
     assert (folder / file_name).read_bytes() == small_official
 
 
@@ -140,9 +140,9 @@ def test_fetch_off_a_terminal_wants_restrictive_terms_accepted_first(tmp_path, c
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
     assert main(["weights", "fetch", "medsam2", "--to", str(tmp_path)]) == ExitCode.USAGE
 
-    told = capsys.readouterr().err
-    assert "error: medsam2: its terms were not accepted (research and education only)" in told
-    assert "--accept-licence" in told
+    reported = capsys.readouterr().err
+    assert "error: medsam2: its terms were not accepted (research and education only)" in reported
+    assert "--accept-licence" in reported
     assert list(tmp_path.iterdir()) == []
 
 

@@ -100,11 +100,11 @@ def test_an_error_that_leaves_the_context_names_the_path_that_was_given(tmp_path
     def fail():
         with open_archives(archive) as opened:
             path = opened.path / "P1.zip" / "T2.nii.gz"
-            raise InputError(path, kind="some", reason="it is bad", remedy="Mend it")
+            raise InputError(path, kind="some", reason="it is bad", remedy="Correct it")
 
     with pytest.raises(InputError) as caught:
         fail()
-    assert str(caught.value) == f"{archive}/T2.nii.gz: it is bad. Mend it."
+    assert str(caught.value) == f"{archive}/T2.nii.gz: it is bad. Correct it."
     assert caught.value.kind == "some"
 
 
@@ -115,7 +115,7 @@ def test_hidden_members_are_not_unpacked(tmp_path):
     assert files == ["T2.nii.gz"]
 
 
-def test_an_archive_in_an_archive_stays_closed_and_is_told(tmp_path):
+def test_an_archive_in_an_archive_stays_closed_and_is_reported(tmp_path):
     inner = write_zip(tmp_path / "inner.zip", "T2.nii.gz").read_bytes()
     outer = write_zip(tmp_path / "in" / "outer.zip", "inner.zip", content=inner)
 
@@ -252,7 +252,7 @@ def test_a_missing_input_is_left_to_whoever_looks_for_studies(tmp_path):
         find_studies(opened.path)
 
 
-def test_an_archive_among_labelled_images_is_told(tmp_path, caplog):
+def test_an_archive_among_labelled_images_is_reported(tmp_path, caplog):
     for name in ("T2.nii.gz", "mask_T2.nii.gz"):
         (tmp_path / "P1").mkdir(exist_ok=True)
         (tmp_path / "P1" / name).touch()

@@ -260,7 +260,7 @@ def test_patients_of_one_name_below_different_folders_are_still_refused(make):
     assert [problem.kind for problem in found.problems] == ["duplicate_case"] * 2
 
 
-def test_entry_of_the_sequence_map_that_fits_nothing_is_told(make, caplog):
+def test_entry_of_the_sequence_map_that_fits_nothing_is_reported(make, caplog):
     root = make("p1/haste.nii.gz", "p1/haste_mask.nii.gz")
     chosen = parse_sequence_map({"haste": "T2", "p1_haste": "T1", "p1": "none", "vibe": "skip"})
 

@@ -208,7 +208,7 @@ def test_equally_good_spellings_are_ambiguous(make, one, other):
     assert kinds(discovery) == ["ambiguous_sequence"]
 
 
-def test_another_b_value_is_told(make):
+def test_another_b_value_is_reported(make):
     discovery = find_studies(make("c/DWI_b50.nii.gz"))
 
     assert listed(discovery) == {"c": {"DWI_800": "DWI_b50.nii.gz"}}

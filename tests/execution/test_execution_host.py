@@ -123,7 +123,7 @@ def test_without_a_limit_all_processors_stay(monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(("megabytes", "warns"), [(256, True), (2000, False)])
-def test_little_memory_is_told_before_the_system_can_end_the_run(
+def test_little_memory_is_reported_before_the_system_can_end_the_run(
     monkeypatch, caplog, megabytes, warns
 ):
     limits = replace(NO_LIMITS, memory_bytes=megabytes * 10**6)

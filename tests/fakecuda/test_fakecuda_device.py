@@ -107,7 +107,7 @@ def test_card_that_computes_wrong_numbers_is_not_used(monkeypatch):
         (None, "no NVIDIA driver is visible", False),
     ],
 )
-def test_too_old_a_driver_is_told_and_a_missing_one_is_not(
+def test_too_old_a_driver_is_reported_and_a_missing_one_is_not(
     monkeypatch, caplog, driver, reason, warned
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

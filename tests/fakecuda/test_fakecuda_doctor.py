@@ -26,7 +26,7 @@ def test_sound_card_is_described_and_segments_the_phantom():
 
 
 @pytest.mark.parametrize(("device", "state"), [("auto", State.NOTE), ("cuda", State.PROBLEM)])
-def test_card_without_kernels_is_told_with_what_to_do(device, state):
+def test_card_without_kernels_is_reported_with_what_to_do(device, state):
     fakecuda.install(devices=2, capability=(7, 0))
     with fakecuda.broken("CUDA error: no kernel image is available for execution on the device"):
         finding = found(device=device, inference=False)["device"]

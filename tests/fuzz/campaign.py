@@ -114,7 +114,7 @@ def run(
 def _one_process(chosen: Format, campaign: Campaign, first: int, last: int, end: float) -> int:
     """Read inputs in a fork until ``last`` or a crash; return the first that is not read."""
     reader, writer = os.pipe()
-    # The child's place: 8 bytes for the input in hand, 8 for how many were accepted.
+    # The child's place: 8 bytes for the current input, 8 for how many were accepted.
     place = mmap.mmap(-1, 16)
     place[:8] = first.to_bytes(8, "little")
     child = os.fork()
@@ -212,7 +212,7 @@ def _fastest_folder() -> str | None:
 
 
 def _where() -> str:
-    """Return the last two places of the project in the traceback of the exception in hand."""
+    """Return the last two places of the project in the traceback of the current exception."""
     frames = traceback.extract_tb(sys.exc_info()[2])
     own = [one for one in frames if "sslmedsam2" in one.filename] or frames
     return " < ".join(f"{Path(one.filename).name}:{one.lineno}" for one in reversed(own[-2:]))

@@ -64,8 +64,8 @@ def test_any_one_foreground_value_is_liver(image, value):
     read = read_labelled(image)
     assert np.array_equal(read.labels_zyx, _liver())
     assert read.organs_zyx is None
-    told = f"{image.mask}: label: the value {value} is taken as the liver"
-    assert read.notes == (() if value == 1 else (told,))
+    reported = f"{image.mask}: label: the value {value} is taken as the liver"
+    assert read.notes == (() if value == 1 else (reported,))
 
 
 def test_several_values_are_refused_and_listed(image):

@@ -245,8 +245,8 @@ def test_no_worker_processes_where_a_container_has_little_shared_memory(
     _shared_memory(monkeypatch, megabytes=64)
 
     training.set_environment(tmp_path, device="cuda", settings=SETTINGS)
-    told = dict(os.environ)
-    assert told["nnUNet_n_proc_DA"] == "0"
+    reported = dict(os.environ)
+    assert reported["nnUNet_n_proc_DA"] == "0"
     assert "--shm-size" in caplog.text
 
 
@@ -273,10 +273,10 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
     settings = replace(SETTINGS, deterministic=deterministic)
 
     training.set_environment(tmp_path, device=device, settings=settings)
-    told = dict(os.environ)
-    assert told.get("nnUNet_n_proc_DA") == workers
-    assert told.get("nnUNet_compile") == compiled
-    assert told["nnUNet_results"] == str(tmp_path / "results")
+    reported = dict(os.environ)
+    assert reported.get("nnUNet_n_proc_DA") == workers
+    assert reported.get("nnUNet_compile") == compiled
+    assert reported["nnUNet_results"] == str(tmp_path / "results")
 
 
 def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work_dir, monkeypatch):
@@ -397,9 +397,9 @@ def test_a_stop_ends_the_training_after_its_epoch_and_it_goes_on_to_the_same_wei
     assert not (fold / "checkpoint_final.pth").exists()
     for name, weights in _weights(_train(work_dir)).items():
         assert torch.equal(weights, whole[name]), name
-    told = [line for line in caplog.messages if "epoch" in line]
-    assert re.search(r"epoch 1 of \d: .*, about 1 min left$", told[0]), told
-    assert "left" not in told[-1]
+    reported = [line for line in caplog.messages if "epoch" in line]
+    assert re.search(r"epoch 1 of \d: .*, about 1 min left$", reported[0]), reported
+    assert "left" not in reported[-1]
 
 
 def test_a_fold_that_another_process_trains_is_refused_until_that_ends(work_dir):

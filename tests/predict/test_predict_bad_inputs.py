@@ -13,7 +13,7 @@ from sslmedsam2.predict.series import LARGEST_GUESS_VOXELS
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import SeriesStatus
 
-FOUND_AT_THE_DOOR = {
+FOUND_BEFORE_READING = {
     "missing": "holds no image",
     "unsupported_extension": "holds no image",
     "broken_symlink": "is a link that leads nowhere",
@@ -22,7 +22,7 @@ FOUND_AT_THE_DOOR = {
 """What discovery, which opens no file, refuses already, and its words."""
 
 READ_AND_REFUSED = [
-    name for name, bad in BAD_INPUTS.items() if bad.kind and name not in FOUND_AT_THE_DOOR
+    name for name, bad in BAD_INPUTS.items() if bad.kind and name not in FOUND_BEFORE_READING
 ]
 REPAIRED = [name for name, bad in BAD_INPUTS.items() if bad.repair]
 WITH_AND_WITHOUT_A_GRID = ("truncated_gzip", "all_nan_mha", "zero_bytes", "header_claims_far_more")
@@ -45,7 +45,7 @@ def has_grid(path):
 
 
 def test_the_table_is_as_wide_as_the_project_claims():
-    assert len(READ_AND_REFUSED) + len(FOUND_AT_THE_DOOR) >= 60
+    assert len(READ_AND_REFUSED) + len(FOUND_BEFORE_READING) >= 60
     assert len(REPAIRED) >= 10
 
 
@@ -103,7 +103,7 @@ def test_the_preview_of_a_guess_says_so_and_is_black_where_the_scan_cannot_be_re
     assert drawn.read_bytes() == expected.read_bytes()
 
 
-@pytest.mark.parametrize("name", FOUND_AT_THE_DOOR)
+@pytest.mark.parametrize("name", FOUND_BEFORE_READING)
 def test_alone_what_is_no_image_ends_the_run_with_a_reason(workplace, name):
     BAD_INPUTS[name].write(workplace.input, "scan")
 
@@ -149,8 +149,8 @@ def test_among_good_cases_each_bad_one_is_named_and_none_is_in_the_way(
             no_liver = SeriesStatus.FALLBACK if policy == "fallback" else SeriesStatus.EMPTY
             assert result.status in (SeriesStatus.OK, no_liver)
             assert any(note.startswith(f"{BAD_INPUTS[name].repair}:") for note in result.warnings)
-        elif name in FOUND_AT_THE_DOOR:
-            assert FOUND_AT_THE_DOOR[name] in result.error
+        elif name in FOUND_BEFORE_READING:
+            assert FOUND_BEFORE_READING[name] in result.error
             assert result.status is SeriesStatus.FAILED
         else:
             assert result.error.startswith(reading_error(path))

@@ -105,7 +105,7 @@ def run_interrupted(workplace, interrupter):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_after_the_write_in_hand_and_resume_completes(workplace, number):
+def test_the_first_signal_stops_after_the_current_write_and_resume_completes(workplace, number):
     former = signal.getsignal(number)
 
     report = run_interrupted(workplace, Interrupter(number))

@@ -178,12 +178,12 @@ def test_an_image_on_another_grid_than_its_mask_is_refused(qc):
 
 def test_a_failed_series_keeps_the_error_of_the_run(qc):
     qc.add("0001-A")
-    qc.add_failed("0002-A", error="0002-A: it is broken. Mend it.")
+    qc.add_failed("0002-A", error="0002-A: it is broken. Correct it.")
     page = made(qc)
     assert page.exit_code is ExitCode.OK
     assert page.entries[0].result.case == "0002-A"
     assert page.entries[0].problem is None
-    assert page_series(qc)[0]["0002-A"]["error"] == "0002-A: it is broken. Mend it."
+    assert page_series(qc)[0]["0002-A"]["error"] == "0002-A: it is broken. Correct it."
 
 
 def test_a_series_without_a_mask_shows_its_image(qc):

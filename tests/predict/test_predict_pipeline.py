@@ -237,7 +237,7 @@ def test_previews_are_drawn_unless_not_wanted(workplace):
     assert len(workplace.written()) == 4
 
 
-def test_a_preview_that_cannot_be_written_costs_no_mask_and_is_told(workplace, caplog):
+def test_a_preview_that_cannot_be_written_costs_no_mask_and_is_reported(workplace, caplog):
     workplace.add(CASE)
     (workplace.output).mkdir()
     (workplace.output / "previews").write_text("in the way")
@@ -248,8 +248,8 @@ def test_a_preview_that_cannot_be_written_costs_no_mask_and_is_told(workplace, c
     result = ended.of("0001-A")
     assert result.status is SeriesStatus.OK
     assert any(note.startswith("no_preview:") for note in result.warnings)
-    told = [one.message for one in caplog.records if one.levelname == "WARNING"]
-    assert any("previews" in line and "cannot be written" in line for line in told)
+    reported = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert any("previews" in line and "cannot be written" in line for line in reported)
     assert_valid_mask(workplace.mask_of(result), workplace.input / CASE)
 
 
@@ -560,18 +560,18 @@ def test_two_undecided_sequences_of_one_case_are_both_reported(workplace):
     assert ended.of("0001-A", "GED4").status is SeriesStatus.OK
 
 
-def test_each_result_is_told_as_it_comes(workplace):
+def test_each_result_is_reported_as_it_comes(workplace):
     for case in ("0001-A", "0002-A"):
         workplace.add(f"{case}/GED4.nii.gz")
     (workplace.input / "0003-A").mkdir()
-    told = []
+    reported = []
 
     predict(
         PredictOptions(workplace.input, workplace.output, model_dir=workplace.model, device="cpu"),
-        on_result=lambda result, done, total: told.append((result.case, done, total)),
+        on_result=lambda result, done, total: reported.append((result.case, done, total)),
     )
 
-    assert told == [("0003-A", 1, 3), ("0001-A", 2, 3), ("0002-A", 3, 3)]
+    assert reported == [("0003-A", 1, 3), ("0001-A", 2, 3), ("0002-A", 3, 3)]
 
 
 def test_without_input_the_run_ends_with_3(workplace):

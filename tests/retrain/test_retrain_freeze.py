@@ -170,7 +170,7 @@ def test_frozen_model_is_scored_once_and_again_when_it_changes(finished):
     assert path.stat().st_mtime_ns != first
 
 
-def test_frozen_model_that_is_worse_than_its_folds_is_told(tmp_path, caplog):
+def test_frozen_model_that_is_worse_than_its_folds_is_reported(tmp_path, caplog):
     asked = Finished(tmp_path, dices=(0.95, 0.95)).options()
 
     # Networks of random weights find no liver.

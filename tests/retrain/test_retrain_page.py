@@ -190,7 +190,7 @@ def after_one_round(tmp_path_factory):
     return maker.page()
 
 
-def test_finished_rounds_are_told_from_their_records(maker):
+def test_finished_rounds_are_shown_from_their_records(maker):
     maker.pseudo_label_all()
     maker.whole_round(1)
     maker.whole_round(2)
@@ -217,7 +217,7 @@ def test_a_network_below_the_few_shot_branch_has_a_warning(maker, after_one_roun
     assert "is worse than the few-shot branch" in maker.page().text
 
 
-def test_each_pseudo_label_is_told_from_selection_and_record(after_one_round):
+def test_each_pseudo_label_is_read_from_selection_and_record(after_one_round):
     page = after_one_round
     trained, waiting, rejected = page.table("Pseudo labels of round 1")
     assert (trained["Trains"], trained["Ignored %"], trained["Agreement"]) == ("trains", "2.0", "")
@@ -233,10 +233,10 @@ def test_each_pseudo_label_is_told_from_selection_and_record(after_one_round):
 
 
 def test_the_best_and_the_worst_masks_are_those_of_the_records(after_one_round):
-    told = [picture["alt"].split(" with ")[0] for picture in after_one_round.found("img")]
+    reported = [picture["alt"].split(" with ")[0] for picture in after_one_round.found("img")]
     by_estimate = ["0013-B1", "0011-B1/T2", "0012-B1/T2"]
     by_change = ["0011-B1/T2", "0013-B1", "0012-B1/T2"]
-    assert told == [f"Three slices of {name}" for name in (*by_estimate, *by_change)]
+    assert reported == [f"Three slices of {name}" for name in (*by_estimate, *by_change)]
 
 
 def test_pseudo_labels_alone_have_their_page(maker):
@@ -268,8 +268,8 @@ def test_a_round_in_training_shows_how_far_each_fold_is(maker):
     maker.train(1, 0)
     maker.train(1, 1, epochs=1, file="checkpoint_latest.pth")
     page = maker.page()
-    told = "training, fold 0 at epoch 2, fold 1 at epoch 1 of 2"
-    assert page.table(ROUNDS)[1]["State"] == told
+    reported = "training, fold 0 at epoch 2, fold 1 at epoch 1 of 2"
+    assert page.table(ROUNDS)[1]["State"] == reported
     losses = [svg["aria-label"] for svg in page.found("svg") if "Loss on t" in str(svg)]
     assert losses == ["Loss on training patches: fold 0 from 0.5 to 0.5, fold 1 from 0.5 to 0.5"]
 
@@ -314,7 +314,7 @@ def test_a_damaged_checkpoint_costs_only_its_curves(maker, caplog):
     assert "fold_1/checkpoint_final.pth" in caplog.text
 
 
-def test_what_was_frozen_is_told(maker):
+def test_what_was_frozen_is_reported(maker):
     maker.pseudo_label_all()
     assert "Frozenliver, folds 0 and 1" in maker.page(frozen="liver, folds 0 and 1").text
 

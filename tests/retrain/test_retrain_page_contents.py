@@ -102,7 +102,7 @@ def test_the_few_shot_branch_tells_verdicts_and_warnings(page):
 
 
 def test_every_finished_round_has_its_training_curves(page):
-    charts = [told["aria-label"].split(":")[0] for told in page.found("svg") if "role" in told]
+    charts = [one["aria-label"].split(":")[0] for one in page.found("svg") if "role" in one]
     assert charts == [
         "Dice on reference masks, and between the pseudo masks before and after a round",
         *["Loss on training patches", "Learning rate"] * 2,
@@ -164,11 +164,11 @@ def test_a_run_that_has_only_begun_has_its_page(write):
     assert line["Dice"] == ""
     (row,) = page.table("Pseudo labels of the few-shot branch")
     assert row["Verdict"] == "not labelled yet"
-    assert not [told for told in page.found("svg") if "role" in told]
+    assert not [one for one in page.found("svg") if "role" in one]
     assert "cannot take part" not in page.text
 
 
-def test_before_the_first_round_is_finished_its_state_is_told(write):
+def test_before_the_first_round_is_finished_its_state_is_reported(write):
     page = ParsedPage(write(decision=None, rounds=(begun_round(1),)))
     assert "No round is finished yet. Round 1: pseudo labels chosen." in page.text
 
