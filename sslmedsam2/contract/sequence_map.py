@@ -112,11 +112,8 @@ def _keys(folder: Path, name: str) -> set[str]:
 def parse_sequence_map(table: Mapping[str, Any]) -> SequenceMap:
     """Check a user's table.
 
-    Raises
-    ------
-    UsageError
-        A value is no sequence, ``skip`` or ``none``. The key is not quoted: it may be a
-        description, which is free text.
+    Raises UsageError: a value is no sequence, ``skip`` or ``none``. The message does not quote the
+    key, which may be a description, and so free text.
     """
     entries = {}
     for number, (key, value) in enumerate(table.items(), start=1):

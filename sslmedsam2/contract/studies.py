@@ -65,11 +65,8 @@ def find_studies(
     sequence_map
         Sequences of files by the user; takes precedence over names.
 
-    Raises
-    ------
-    NoInputError
-        The path does not exist or is neither a folder nor a volume. For an input without images the
-        result is empty, with the reason in its notes.
+    Raises NoInputError: the path does not exist or is neither a folder nor a volume. For an input
+    without images the result is empty, with the reason in its notes.
     """
     tree = _without_masks_as_input(tree or walk_input(input_path, only), input_path, only)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]

@@ -88,12 +88,9 @@ def _not_numbers(path: Path, key: str, text: str, what: str) -> InputError:
 def data_file(header: Path, name: str) -> Path:
     """Return the file beside a header that holds its voxels.
 
-    Raises
-    ------
-    InputError
-        Of kind ``unreadable_header`` if the name stands for several files;
-        ``data_file_elsewhere`` if it, or a symbolic link, leads out of the header's folder, whether
-        or not a file is there; ``missing_data_file`` if there is none.
+    Raises InputError: ``unreadable_header``: the name stands for several files.
+    ``data_file_elsewhere``: it, or a symbolic link, leads out of the header's folder, whether or
+    not a file is there. ``missing_data_file``: there is none.
     """
     if name.startswith("LIST") or "%" in name:
         raise unreadable_header(header, "its voxels lie in several files, which is not read")
