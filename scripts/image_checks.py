@@ -93,6 +93,7 @@ class Bench:
     engine: tuple[str, ...]
     image: str
     work: Path
+    time_limit_s: float = TIME_LIMIT_S
     figures: dict[str, object] = field(default_factory=dict)
 
     def folder(self, name: str, *, owner: tuple[int, int] | None = None) -> Path:
@@ -170,7 +171,7 @@ class Bench:
         watcher = threading.Thread(target=poll)
         watcher.start()
         try:
-            seen.code = int(self.call("wait", name, time_limit_s=TIME_LIMIT_S))
+            seen.code = int(self.call("wait", name, time_limit_s=self.time_limit_s))
         finally:
             done.set()
             watcher.join()
@@ -592,10 +593,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--image", required=True)
+    parser.add_argument(
+        "--time-limit", type=float, default=TIME_LIMIT_S, help="Seconds for each container."
+    )
     parser.add_argument("--only", help="Make only the checks whose names hold this.")
     parser.add_argument("engine", nargs="+")
     options = parser.parse_args()
-    bench = Bench(tuple(options.engine), options.image, options.work.resolve())
+    work = options.work.resolve()
+    bench = Bench(tuple(options.engine), options.image, work, time_limit_s=options.time_limit)
     reference = bench.work / "outside"
     if not (options.only and masks_of(reference)):
         print("making the masks outside the container ...", flush=True)

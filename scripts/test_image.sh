@@ -2,10 +2,12 @@
 # Builds the CPU variant of the image and runs it as a strict platform would: no network, read-only,
 # no capabilities, few processes, little shared memory, any user.
 #   scripts/test_image.sh [--image NAME | --cuda] [--only WORDS OF A CHECK] [--work FOLDER]
+#                         [--time-limit SECONDS]
 # --image  check this image instead of building one
 # --cuda   what can be checked of the variant for a GPU without a GPU and without an engine: its
 #          packages, their size once trimmed, how they are linked, and for which GPUs. A download of
 #          3 GB, 8 GB on the disk
+# --time-limit  how long a container may run, 900 s unless said: a machine that others share needs more
 # With Docker it builds on debian:bookworm-slim. Without an engine, as root on Debian or Ubuntu, it
 # installs podman by apt and makes a base image by debootstrap. Takes 10 to 20 minutes and 8 GB.
 set -euo pipefail
@@ -19,17 +21,18 @@ usage() {
     exit "$1"
 }
 
-image='' cuda='' only=() work=build/image
+image='' cuda='' only=() limit=() work=build/image
 while [ $# -gt 0 ]; do
     case $1 in
         -h | --help) usage 0 ;;
         --cuda) cuda=yes ;;
-        --image | --only | --work)
+        --image | --only | --work | --time-limit)
             [ $# -gt 1 ] || usage 2 >&2
             case $1 in
                 --image) image=$2 ;;
                 --only) only=(--only "$2") ;;
                 --work) work=$2 ;;
+                --time-limit) limit=(--time-limit "$2") ;;
             esac
             shift
             ;;
@@ -91,4 +94,4 @@ fi
 
 say 'checking the image'
 exec .venv/bin/python scripts/image_checks.py --work "$work" --image "$image" "${only[@]}" \
-    -- "${ENGINE[@]}"
+    "${limit[@]}" -- "${ENGINE[@]}"
