@@ -70,8 +70,8 @@ _LEAST_COVERED: Final = 0.5
 """Share of the slices of the query that another sequence of the patient must cover."""
 _MOST_EXAMPLES: Final = 8
 """Supports that are segmented by the others to learn the correction from."""
-_SHARE_ELSEWHERE: Final = 0.5
-"""Weight of the correction for a query that differs from the supports; otherwise it is 1."""
+_LOST_ELSEWHERE: Final = 0.5
+"""Weight that the correction loses for a query of another contrast than the supports."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +184,8 @@ class Retrieval:
         distance = contrast_distance(body_quantiles(stack.slices), reference)
         best = self._best_attempt(query, stack, supports, reference=reference)
         if corrector is not None:
-            is_alike = distance <= SAME_CONTRAST and all(view.share == 1 for view in best.views)
-            corrected = corrector.correct(
-                self._prediction(best), share=1.0 if is_alike else _SHARE_ELSEWHERE
-            )
+            share = 1 - _LOST_ELSEWHERE * min(1.0, distance / SAME_CONTRAST)
+            corrected = corrector.correct(self._prediction(best), share=share)
             best = replace(best, probability=corrected)
         result = conclude(
             stack,
