@@ -74,7 +74,7 @@ class UnitCosts:
     encode_s: float = 0.35
     iteration_s: float = 0.6
     predict_mb: float = 633
-    label_mb: float = 935
+    label_mb: float = 1039
     volume_mb: float = 30
     checkpoint_mb: float = 40
 
