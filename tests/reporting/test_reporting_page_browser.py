@@ -271,8 +271,10 @@ def test_only_files_beside_the_page_are_asked_for(browser, page):
     assert asked
     assert [address for address in asked if not address.startswith(beside)] == []
     # Previews in sight are asked for as well; of the volumes only the one that is shown.
-    volumes = [address for address in asked if "/cases/" in address and address.endswith(".js")]
-    assert volumes == [f"{beside}/cases/0001.js"]
+    cases = [address for address in asked if "/cases/" in address]
+    assert [address for address in cases if not address.endswith(".png")] == [
+        f"{beside}/cases/0001.js"
+    ]
 
 
 def test_a_script_that_was_left_behind_is_said_to_be_missing(browser, page, tmp_path):
