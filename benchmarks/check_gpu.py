@@ -447,8 +447,10 @@ def check_large_network(results: Results) -> None:
 
 def step_figures(network: nn.Module, data: Tensor, compiled: bool) -> dict[str, float]:
     """Return the seconds of the first step and of a later one, and the peak memory in MB."""
+    from sslmedsam2.nnunet.muon import Muon
+
     learner = network.to(CUDA)
-    optimiser = torch.optim.AdamW(learner.parameters(), 1e-3, fused=True)
+    optimiser = Muon(learner, lr=1e-3, weight_decay=1e-2)
     scaler = torch.amp.GradScaler(CUDA)
     call = torch.compile(learner) if compiled else learner
     torch.cuda.reset_peak_memory_stats()

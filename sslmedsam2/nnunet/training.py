@@ -227,6 +227,19 @@ def _refuse_damaged(checkpoint: Path) -> None:
         ) from error
 
 
+def _load_checkpoint(trainer: Any, latest: Path) -> None:
+    try:
+        trainer.load_checkpoint(str(latest))
+    except ValueError as error:
+        # torch raises this if the state is that of another optimiser.
+        raise SslMedSam2Error(
+            f"fold {trainer.fold}",
+            reason=f"{latest} is of an earlier version, which trained with another optimiser",
+            remedy="Go on with that version, or move the file away and run the same command again:"
+            " then this fold is trained from its beginning",
+        ) from error
+
+
 def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
     """Train one fold in this process, alone or as one of several."""
     work_dir, fold, device = training.work_dir, training.fold, training.device
@@ -243,7 +256,7 @@ def _run_fold(training: FoldTraining, stop: StopRequest) -> None:
         latest = final_checkpoint(work_dir, fold).with_name("checkpoint_latest.pth")
         if latest.is_file():
             _refuse_damaged(latest)
-            trainer.load_checkpoint(str(latest))
+            _load_checkpoint(trainer, latest)
             logger.info("fold %s continues at epoch %d", fold, trainer.current_epoch)
         elif training.warm_start is not None:
             _load_weights(trainer, training.warm_start)

@@ -73,7 +73,7 @@ def test_training_on_a_gpu_steps_in_mixed_precision_and_stays_near_the_cpu(data,
     assert seen["grad_scaler_state"]["scale"] > 0
     operations = fakecuda.native.ops()
     assert any(kinds.startswith("Half,Half") for kinds in operations["aten::convolution"])
-    assert any("AdamW" in name or "adamw" in name for name in operations)
+    assert "aten::mm.out" in operations  # of the optimiser; the network has no matrix product
 
 
 def test_training_on_a_gpu_learns_from_unlabelled_patches_and_stays_near_the_cpu(

@@ -18,7 +18,7 @@ from tiny_models import make_plans
 from tiny_scans import abdomen
 from tiny_training import PRESET, read_curves, write_dataset, write_labelled_cases
 
-from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.errors import ModelError, SslMedSam2Error, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.atomic import write_text_atomic
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
@@ -154,6 +154,18 @@ def test_truncated_checkpoint_of_a_fold_is_named_with_what_brings_the_fold_back(
     checkpoint.unlink()
 
     assert train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu").is_file()
+
+
+def test_checkpoint_of_another_optimiser_is_named_with_what_brings_the_fold_back(trained, work_dir):
+    content = torch.load(trained[1], weights_only=False)
+    weights = [torch.nn.Parameter(weight) for weight in content["network_weights"].values()]
+    latest = trained_model_dir(work_dir) / "fold_0" / "checkpoint_latest.pth"
+    latest.parent.mkdir(parents=True)
+    optimizer_state = torch.optim.AdamW(weights).state_dict()
+    torch.save({**content, "optimizer_state": optimizer_state}, latest)
+
+    with pytest.raises(SslMedSam2Error, match=r"another optimiser.*move the file away"):
+        train_fold(work_dir, fold=0, settings=SETTINGS, device="cpu")
 
 
 def test_curves_of_every_epoch_are_kept_for_tensorboard(trained):
@@ -298,7 +310,7 @@ def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work
     exact, found = _weights(trained[1]), _weights(checkpoint)
     assert not all(torch.equal(exact[name], found[name]) for name in exact)
     for name, weight in exact.items():
-        # Four steps of AdamW move a weight by 4e-3 at most, whatever the rounding.
+        # Four steps move a weight by 4e-3 at most, whatever the rounding.
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
 
 
