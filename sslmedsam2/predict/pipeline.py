@@ -248,6 +248,9 @@ def _predict(
             pending = keep_done(plan.targets, recorder, previous)
             recorder.start_writing()
             _segment_all(work, pending, recorder, executor=executor, stop=stop)
+            if not stop:
+                # A worker that was killed while it wrote has left some; none is at work now.
+                remove_partials(options.output_dir)
             if options.layout == "bids":
                 write_bids_description(options.output_dir)
             code = _exit_code(recorder.report, stop, strict=options.strict)
