@@ -70,7 +70,7 @@ from sslmedsam2.cli.shared_options import (
     "--learning-rate",
     type=click.FloatRange(0, 0.1, min_open=True),
     default=1e-3,
-    help="At the start; it falls to zero. Lower it, to 5e-4 or so, to go on from a warm start.",
+    help="At the start; it falls to zero.",
 )
 @deterministic_option
 @gpus_option
