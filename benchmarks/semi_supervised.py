@@ -128,7 +128,7 @@ def main() -> None:
     arguments.add_argument("--proof", choices=PROOFS, action="append")
     arguments.add_argument("--draw", type=int, action="append")
     arguments.add_argument("--arm", choices=["a", "b", "d", "p", *VARIANTS], action="append")
-    arguments.add_argument("--iterations", type=int, default=3000, help="of each network")
+    arguments.add_argument("--iterations", type=int, default=1500, help="of each network")
     arguments.add_argument("--plot", type=Path)
     options = arguments.parse_args()
     for name in options.proof or PROOFS if options.arm else ():
