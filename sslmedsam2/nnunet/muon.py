@@ -23,6 +23,7 @@ class Muon(torch.optim.AdamW):
     The update of a convolution is its momentum, taken as a matrix of output channels by all other
     axes, with all singular values brought near 1. Updates are scaled to the size of AdamW's, so
     that one learning rate and weight decay serve both (Liu et al. 2025, arXiv:2502.16982).
+    ``torch.optim.Muon`` does the same for weights that are matrices, and refuses convolutions.
 
     Parameters
     ----------

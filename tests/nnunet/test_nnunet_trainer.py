@@ -310,7 +310,7 @@ def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work
     exact, found = _weights(trained[1]), _weights(checkpoint)
     assert not all(torch.equal(exact[name], found[name]) for name in exact)
     for name, weight in exact.items():
-        # Four steps move a weight by 4e-3 at most, whatever the rounding.
+        # Four steps move a weight by a few thousandths, whatever the rounding.
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-2)
 
 
