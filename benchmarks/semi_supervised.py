@@ -17,8 +17,9 @@ T2 is `chaos_mr_t2`, CT is `btcv_ct`. Each draw splits the volumes anew, for all
        both are of one sequence): the ceiling
     p  the published procedure: hard pseudo masks, no selection, three rounds
 
-Variants of c, for the ablation, are in `VARIANTS`. All networks are of one narrow preset, begin
-with the same random weights and get the same number of iterations. The few-shot branch is the
+Variants of c, for the ablation, are in `VARIANTS`. All networks are of one size (`--preset`: a
+narrow one, or the `compact` one of `retrain`), begin with the same random weights and get the same
+number of iterations. The few-shot branch is the
 compact SAM2, which was trained on synthetic volumes. Nothing is chosen by the test volumes.
 
     python benchmarks/semi_supervised.py --proof p1 --draw 0 --arm a --arm c
@@ -29,6 +30,7 @@ Run again, it goes on in `--work-dir`. Without `--arm` it only sums up what is t
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import shutil
@@ -46,12 +48,16 @@ from common import ROOT, parser, report, require_real_data
 
 ITERATIONS_PER_EPOCH = 50
 PUBLISHED_ROUNDS = 3
-NARROW = {
-    "spacing_zyx_mm": (8.0, 6.0, 6.0),
-    "patch_zyx": (24, 48, 48),
-    "features": (8, 16, 32, 64),
-    "strides_zyx": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+PRESETS: dict[str, dict[str, Any]] = {
+    "narrow": {
+        "spacing_zyx_mm": (8.0, 6.0, 6.0),
+        "patch_zyx": (24, 48, 48),
+        "features": (8, 16, 32, 64),
+        "strides_zyx": ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2)),
+    },
+    "compact": {},
 }
+"""What differs from the preset `compact`."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "c": {},
     # Few-shot masks count in the first third only, also across sequences.
@@ -96,6 +102,7 @@ class Draw:
     work_dir: Path
     seed: int
     iterations: int
+    preset: str
     labelled: tuple[Path, ...]
     unlabelled: tuple[Path, ...]
     tests: tuple[Path, ...]
@@ -129,11 +136,12 @@ def main() -> None:
     arguments.add_argument("--draw", type=int, action="append")
     arguments.add_argument("--arm", choices=["a", "b", "d", "p", *VARIANTS], action="append")
     arguments.add_argument("--iterations", type=int, default=1500, help="of each network")
+    arguments.add_argument("--preset", choices=PRESETS, default="narrow")
     arguments.add_argument("--plot", type=Path)
     options = arguments.parse_args()
     for name in options.proof or PROOFS if options.arm else ():
         for number in options.draw or [0]:
-            draw = drawn(name, number, options.work_dir, iterations=options.iterations)
+            draw = drawn(name, number, options)
             for arm in options.arm:
                 run_arm(draw, arm)
     figures = summary(options.work_dir)
@@ -142,7 +150,7 @@ def main() -> None:
         plot(figures, options.plot)
 
 
-def drawn(name: str, number: int, work_dir: Path, *, iterations: int) -> Draw:
+def drawn(name: str, number: int, options: argparse.Namespace) -> Draw:
     """Split the volumes of a proof; the same number gives the same split."""
     proof = PROOFS[name]
     chance = random.Random(number)
@@ -157,9 +165,10 @@ def drawn(name: str, number: int, work_dir: Path, *, iterations: int) -> Draw:
 
     return Draw(
         proof,
-        work_dir / name / f"draw_{number}",
+        options.work_dir / name / f"draw_{number}",
         seed=20260 + number,
-        iterations=iterations,
+        iterations=options.iterations,
+        preset=options.preset,
         labelled=take(*proof.labelled),
         unlabelled=take(*proof.unlabelled),
         tests=take(proof.unlabelled[0], proof.tests),
@@ -170,8 +179,11 @@ def run_arm(draw: Draw, arm: str) -> None:
     """Do an arm, or what is left of it, and write its figures beside those of the others."""
     done = draw.work_dir / "figures.json"
     figures = json.loads(done.read_text()) if done.is_file() else {}
+    common = {"iterations": draw.iterations, "preset": draw.preset}
+    if any(figures.get(key, value) != value for key, value in common.items()):
+        sys.exit(f"{done} is of networks of another size or length: choose another --work-dir")
     figures |= {
-        "iterations": draw.iterations,
+        **common,
         **{part: [c.name for c in getattr(draw, part)] for part in ("labelled", "tests")},
     }
     if arm in figures:
@@ -204,11 +216,11 @@ def settings(draw: Draw, *, share: float = 1.0) -> Any:
     )
 
 
-def preset() -> Any:
-    """Return the size of all networks."""
+def preset(draw: Draw) -> Any:
+    """Return the size of all networks of a draw."""
     from sslmedsam2.nnunet.plans import CompactPreset
 
-    return CompactPreset(**NARROW)  # type: ignore[arg-type]
+    return CompactPreset(**PRESETS[draw.preset])
 
 
 def supervised_all(draw: Draw, *, work_dir: Path) -> Path:
@@ -228,7 +240,7 @@ def supervised(draw: Draw, *, cases: Sequence[Path], work_dir: Path) -> Path:
         # A training wants two images: the only one is given twice.
         shutil.copytree(folder / cases[0].name, folder / "again", dirs_exist_ok=True)
     images = find_labelled_series(folder)
-    build_dataset(images, preprocessed_dir=preprocessed_dir(work_dir), preset=preset())
+    build_dataset(images, preprocessed_dir=preprocessed_dir(work_dir), preset=preset(draw))
     return trained(work_dir, settings(draw))
 
 
@@ -292,7 +304,7 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     if not work.pseudo_labels.is_dir():
         shutil.copytree(fewshot_folder(draw), work.pseudo_labels)
     options = RetrainOptions(
-        labelled, unlabelled, work_dir, method="online", folds=2, preset=preset()
+        labelled, unlabelled, work_dir, method="online", folds=2, preset=preset(draw)
     )
     images = find_labelled_series(labelled)
     queries = find_queries(unlabelled, labelled=images).series
@@ -315,7 +327,7 @@ def published(draw: Draw) -> dict[str, Any]:
     images = find_labelled_series(draw.folder("labelled", draw.labelled, masks=True))
     unlabelled = draw.folder("unlabelled", draw.unlabelled, masks=False)
     queries = find_queries(unlabelled, labelled=images).series
-    plans = make_plans(images, preset())
+    plans = make_plans(images, preset(draw))
     masks, start, rounds = fewshot_masks(draw), None, []
     for number in range(1, PUBLISHED_ROUNDS + 1):
         work_dir = draw.work_dir / "p" / f"round_{number}"
@@ -325,7 +337,7 @@ def published(draw: Draw) -> dict[str, Any]:
         build_dataset(
             [*images, *pseudo],
             preprocessed_dir=preprocessed_dir(work_dir),
-            preset=preset(),
+            preset=preset(draw),
             plans=plans,
         )
         model = trained(work_dir, settings(draw, share=1 / PUBLISHED_ROUNDS), start=start)
