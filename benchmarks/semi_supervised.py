@@ -16,6 +16,9 @@ T2 is `chaos_mr_t2`, CT is `btcv_ct`. Each draw splits the volumes anew, for all
     d  nnU-Net on the unlabelled volumes with their reference masks (and on the labelled ones, where
        both are of one sequence): the ceiling
     p  the published procedure: hard pseudo masks, no selection, three rounds
+    rounds, online
+       the command `retrain` with this method and two folds, which ship as an ensemble; each network
+       gets the iterations of the others, in two rounds or in one training
 
 Variants of c, for the ablation, are in `VARIANTS`. All networks are of one size (`--preset`: a
 narrow one, or the `compact` one of `retrain`), begin with the same random weights and get the same
@@ -68,6 +71,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "c_light": {"weight": 0.3},
 }
 """Changes to the settings of an online training, by arm."""
+COMMANDS: dict[str, int] = {"rounds": 2, "online": 1}
+"""Rounds of the command `retrain`, by method."""
+ARMS = ("a", "b", "d", "p", *VARIANTS, *COMMANDS)
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def main() -> None:
     arguments.add_argument("--work-dir", type=Path, default=ROOT / "out" / "semi_supervised")
     arguments.add_argument("--proof", choices=PROOFS, action="append")
     arguments.add_argument("--draw", type=int, action="append")
-    arguments.add_argument("--arm", choices=["a", "b", "d", "p", *VARIANTS], action="append")
+    arguments.add_argument("--arm", choices=ARMS, action="append")
     arguments.add_argument("--iterations", type=int, default=1500, help="of each network")
     arguments.add_argument("--preset", choices=PRESETS, default="narrow")
     arguments.add_argument("--plot", type=Path)
@@ -193,6 +199,8 @@ def run_arm(draw: Draw, arm: str) -> None:
         found = fewshot(draw)
     elif arm == "p":
         found = published(draw)
+    elif arm in COMMANDS:
+        found = tested(commanded(draw, arm, work_dir=draw.work_dir / arm), draw, arm)
     else:
         folders = {"a": partial(supervised, cases=draw.labelled), "d": supervised_all}
         train = folders.get(arm, partial(online, arm=arm))
@@ -317,6 +325,36 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     return trained(round_dir.path, replace(settings(draw), online=how))
 
 
+def commanded(draw: Draw, method: str, *, work_dir: Path) -> Path:
+    """Run `retrain` by one of its methods; returns the model folder that it freezes."""
+    from sslmedsam2.retrain.pipeline import retrain
+    from sslmedsam2.retrain.state import RetrainOptions, StoppingRule, WorkDir
+
+    rounds, work = COMMANDS[method], WorkDir(work_dir)
+    if not work.pseudo_labels.is_dir():
+        shutil.copytree(fewshot_folder(draw), work.pseudo_labels)
+    options = RetrainOptions(
+        draw.folder("labelled", draw.labelled, masks=True),
+        draw.folder("unlabelled", draw.unlabelled, masks=False),
+        work_dir,
+        weights_dir=work_dir / "weights",
+        method=method,  # type: ignore[arg-type]
+        rule=StoppingRule(most_rounds=rounds, fixed=True),
+        folds=2,
+        epochs=draw.iterations // ITERATIONS_PER_EPOCH // rounds,
+        iterations_per_epoch=ITERATIONS_PER_EPOCH,
+        contrast_probability=draw.proof.contrast_probability,
+        device="cpu",
+        force=True,
+        seed=draw.seed,
+        preset=preset(draw),
+    )
+    model = retrain(options).model
+    if model is None:
+        sys.exit("stopped; run the same command again to go on")
+    return work_dir / "weights" / model.name
+
+
 def published(draw: Draw) -> dict[str, Any]:
     """(p): three rounds on all hard masks; each goes on from the network before and relabels."""
     from sslmedsam2.contract.labelled import find_labelled_series
@@ -360,7 +398,7 @@ def segmented(model: Path, cases: Sequence[Path], output: Path) -> dict[str, Pat
     from sslmedsam2.inference.model_folder import read_model_spec
     from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 
-    spec = read_model_spec(model, folds=("all",))
+    spec = read_model_spec(model)
     segmenter = CanonicalSegmenter(spec, EngineOptions(device="cpu"))
     masks = {}
     for case in cases:
@@ -409,7 +447,7 @@ def summary(work_dir: Path) -> dict[str, Any]:
 
 def means(draws: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return each arm's means over the draws that have it."""
-    arms = {arm: NAMES.get(arm, arm) for arm in ("a", "b", "d", "p", *VARIANTS)}
+    arms = {arm: NAMES.get(arm, arm) for arm in ARMS}
     return {
         f"{name}_{metric}": round(statistics.mean(values), 4)
         for arm, name in arms.items()
