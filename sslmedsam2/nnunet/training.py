@@ -42,6 +42,10 @@ Fold = int | str
 """A fold's number, or ``"all"`` for training on every case."""
 
 _LOOK_AROUND_S: Final = 1.0
+_FROM_THE_BEGINNING: Final = (
+    "move the file away and run the same command again: then this fold is trained from its"
+    " beginning"
+)
 
 
 @dataclass(frozen=True)
@@ -222,8 +226,7 @@ def _refuse_damaged(checkpoint: Path) -> None:
         raise ModelError(
             checkpoint,
             reason=error.reason,
-            remedy="Restore the file, or remove it and run the same command again: then this fold"
-            " is trained from its beginning",
+            remedy=f"Restore the file, or {_FROM_THE_BEGINNING}",
         ) from error
 
 
@@ -235,8 +238,7 @@ def _load_checkpoint(trainer: Any, latest: Path) -> None:
         raise SslMedSam2Error(
             f"fold {trainer.fold}",
             reason=f"{latest} is of an earlier version, which trained with another optimiser",
-            remedy="Go on with that version, or move the file away and run the same command again:"
-            " then this fold is trained from its beginning",
+            remedy=f"Go on with that version, or {_FROM_THE_BEGINNING}",
         ) from error
 
 
