@@ -296,6 +296,23 @@ def predicted_name(case: Path) -> str:
     return image_of(case).name.replace(".nii.gz", "_pred.nii.gz")
 
 
+def retrain_options(draw: Draw, *, work_dir: Path, **more: Any) -> Any:
+    """Return what `retrain` is asked to do; the masks of the few-shot branch are there already."""
+    from sslmedsam2.retrain.state import RetrainOptions, WorkDir
+
+    pseudo_labels = WorkDir(work_dir).pseudo_labels
+    if not pseudo_labels.is_dir():
+        shutil.copytree(fewshot_folder(draw), pseudo_labels)
+    return RetrainOptions(
+        draw.folder("labelled", draw.labelled, masks=True),
+        draw.folder("unlabelled", draw.unlabelled, masks=False),
+        work_dir,
+        folds=2,
+        preset=preset(draw),
+        **more,
+    )
+
+
 def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     """(c): train as ``retrain --method online`` does, one network on all volumes."""
     from sslmedsam2.contract.labelled import find_labelled_series
@@ -303,19 +320,12 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     from sslmedsam2.nnunet.training import preprocessed_dir
     from sslmedsam2.retrain.index import Index
     from sslmedsam2.retrain.select import fewshot_labels, select
-    from sslmedsam2.retrain.state import RetrainOptions, WorkDir
+    from sslmedsam2.retrain.state import WorkDir
     from sslmedsam2.retrain.train_round import online_settings, prepare_training
 
-    labelled = draw.folder("labelled", draw.labelled, masks=True)
-    unlabelled = draw.folder("unlabelled", draw.unlabelled, masks=False)
-    work = WorkDir(work_dir)
-    if not work.pseudo_labels.is_dir():
-        shutil.copytree(fewshot_folder(draw), work.pseudo_labels)
-    options = RetrainOptions(
-        labelled, unlabelled, work_dir, method="online", folds=2, preset=preset(draw)
-    )
-    images = find_labelled_series(labelled)
-    queries = find_queries(unlabelled, labelled=images).series
+    options, work = retrain_options(draw, work_dir=work_dir, method="online"), WorkDir(work_dir)
+    images = find_labelled_series(options.labelled_dir)
+    queries = find_queries(options.unlabelled_dir, labelled=images).series
     index = Index(tuple(images), tuple(queries), (), None)
     round_dir = work.round(1)
     if not preprocessed_dir(round_dir.path).is_dir():
@@ -328,26 +338,20 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
 def commanded(draw: Draw, method: str, *, work_dir: Path) -> Path:
     """Run `retrain` by one of its methods; returns the model folder that it freezes."""
     from sslmedsam2.retrain.pipeline import retrain
-    from sslmedsam2.retrain.state import RetrainOptions, StoppingRule, WorkDir
+    from sslmedsam2.retrain.state import StoppingRule
 
-    rounds, work = COMMANDS[method], WorkDir(work_dir)
-    if not work.pseudo_labels.is_dir():
-        shutil.copytree(fewshot_folder(draw), work.pseudo_labels)
-    options = RetrainOptions(
-        draw.folder("labelled", draw.labelled, masks=True),
-        draw.folder("unlabelled", draw.unlabelled, masks=False),
-        work_dir,
+    options = retrain_options(
+        draw,
+        work_dir=work_dir,
         weights_dir=work_dir / "weights",
-        method=method,  # type: ignore[arg-type]
-        rule=StoppingRule(most_rounds=rounds, fixed=True),
-        folds=2,
-        epochs=draw.iterations // ITERATIONS_PER_EPOCH // rounds,
+        method=method,
+        rule=StoppingRule(most_rounds=COMMANDS[method], fixed=True),
+        epochs=draw.iterations // ITERATIONS_PER_EPOCH // COMMANDS[method],
         iterations_per_epoch=ITERATIONS_PER_EPOCH,
         contrast_probability=draw.proof.contrast_probability,
         device="cpu",
         force=True,
         seed=draw.seed,
-        preset=preset(draw),
     )
     model = retrain(options).model
     if model is None:
