@@ -149,7 +149,8 @@ def test_truncated_checkpoint_of_a_fold_is_named_with_what_brings_the_fold_back(
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(trained[1].read_bytes()[:-1000])
 
-    with pytest.raises(ModelError, match=rf"{name}: .* or move the file away and run"):
+    remedy = "or move the file away and run the same command"
+    with pytest.raises(ModelError, match=rf"{name}: .* {remedy}"):
         train_fold(work_dir, fold=0, settings=ONE_STEP, device="cpu")
     checkpoint.unlink()
 
