@@ -1,9 +1,9 @@
-"""Accuracy of a training and of the shipped weights on real volumes.
+"""The shipped weights on real volumes, nearly all of which they were trained on.
 
-- T2 by cross-validation: each fold of a ``train`` work directory on the cases it never saw, in
-  their own contrast and with the contrast inverted (dark becomes bright, air stays dark).
-- The shipped weights on the same T2 cases, all of which they were **trained on**: how well they
-  fit.
+Volumes that a network never saw: `cross_validation.py`.
+
+- The T2 cases, all of which the shipped weights were **trained on**, as they are and with the
+  contrast inverted (dark becomes bright, air stays dark): how well they fit.
 - Another contrast altogether: the shipped weights on ``totalseg_ct``, as stored and mirrored into
   the opposite handedness.
 - The shipped weights on BTCV's CTs: whether these were trained on, the model card says. BTCV's
@@ -20,7 +20,7 @@ adds nothing to it but the vessel's radius.
 ``--model FOLDER`` scores another model folder in the place of the shipped weights, and ``--only
 CASE`` these cases of T2 and BTCV alone, for a model that was trained on the others.
 
-    python benchmarks/accuracy.py --work-dir WORK --json benchmarks/results/accuracy.json
+    python benchmarks/accuracy.py --json benchmarks/results/accuracy.json
 """
 
 from __future__ import annotations
@@ -43,8 +43,7 @@ from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.model_folder import ModelSpec, read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-from sslmedsam2.nnunet.dataset import alternating_splits, case_key
-from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.nnunet.dataset import case_key
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.submission.evaluate import evaluate
 from sslmedsam2.submission.metrics import measure
@@ -53,17 +52,10 @@ from sslmedsam2.weights.locate import locate_models
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--work-dir", type=Path, help="of a finished `train`, for the folds")
-    arguments.add_argument("--folds", type=int, default=2, help="that the data are split into")
-    arguments.add_argument("--fold", type=int, action="append", help="score only this one")
     arguments.add_argument("--model", type=Path, help="in the place of the shipped weights")
     arguments.add_argument("--only", action="append", help="score only this case of T2 or BTCV")
     options = arguments.parse_args()
     figures: dict[str, Any] = {}
-    if options.work_dir:
-        figures["cross_validation"] = cross_validation(
-            options.work_dir, options.folds, only=options.fold
-        )
     if options.model is None:
         figures["checkpoints"] = shipped_checkpoints()
     spec = model_spec(options.model)
@@ -80,19 +72,6 @@ def main() -> None:
 def model_spec(folder: Path | None) -> ModelSpec:
     (model,) = locate_models(folder or ROOT / "weights")
     return read_model_spec(model.path, folds=model.folds)
-
-
-def cross_validation(work_dir: Path, n_folds: int, *, only: list[int] | None) -> dict[str, Any]:
-    images = labelled("chaos_mr_t2")
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for fold, split in enumerate(alternating_splits(images, n_folds=n_folds)):
-        if only is not None and fold not in only:
-            continue
-        spec = read_model_spec(trained_model_dir(work_dir), folds=(str(fold),))
-        held_out = [image for image in images if case_key(image) in split["val"]]
-        for contrast, found in both_contrasts(spec, held_out).items():
-            rows.setdefault(contrast, []).extend({**row, "fold": fold} for row in found)
-    return {contrast: {**means(found), "cases": found} for contrast, found in rows.items()}
 
 
 def labelled(name: str, *, only: Sequence[str] | None = None) -> list[ImageFile]:

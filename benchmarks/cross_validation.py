@@ -1,0 +1,98 @@
+"""Accuracy of a training on volumes that it never saw: cross-validation over T2 and CT.
+
+Fold K of 4 keeps every fourth volume of `chaos_mr_t2` and of `btcv_ct` out, from the K-th on. It
+trains on the others and on `totalseg_ct`, from random weights and as the shipped weights are
+trained. Then it scores the volumes that were kept out, T2 also with inverted contrast.
+
+    python benchmarks/cross_validation.py --work-dir WORK --fold 1
+    python benchmarks/cross_validation.py --work-dir WORK --json FILE
+
+Run again, it goes on in `--work-dir`. Without `--fold` it only sums up the folds that are there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accuracy import both_contrasts, labelled, means, model_spec, score
+from common import parser, report, require_real_data
+
+from sslmedsam2.imaging.records import write_record
+from sslmedsam2.nnunet.training import trained_model_dir
+from sslmedsam2.train.pipeline import TrainOptions, train
+
+FOLDS = 4
+T2, CT = "chaos_mr_t2", "btcv_ct"
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--work-dir", type=Path, required=True)
+    arguments.add_argument("--fold", type=int, choices=range(FOLDS), action="append", default=[])
+    arguments.add_argument("--epochs", type=int, default=125, help="of 50 iterations")
+    options = arguments.parse_args()
+    for fold in options.fold:
+        fold_dir = options.work_dir / f"fold{fold}"
+        done = fold_dir / "figures.json"
+        if not done.is_file():
+            held_out = split(fold, fold_dir)
+            model = trained_without(fold_dir, epochs=options.epochs)
+            write_record(done, {"epochs": options.epochs, **scored(model, held_out)})
+    report(summary(options.work_dir), options.json)
+
+
+def split(fold: int, fold_dir: Path) -> dict[str, list[str]]:
+    """Link the training volumes of a fold into its folder; return the names of the others."""
+    held_out = {}
+    for name in (T2, CT):
+        cases = sorted(p for p in require_real_data(name).iterdir() if p.is_dir())
+        held_out[name] = [case.name for case in cases[fold::FOLDS]]
+        for case in cases:
+            link = fold_dir / name / case.name
+            if case.name not in held_out[name] and not link.is_symlink():
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(case)
+    return held_out
+
+
+def trained_without(fold_dir: Path, *, epochs: int) -> Path:
+    """Train on the linked volumes and return the model folder."""
+    options = TrainOptions(
+        fold_dir / T2,
+        fold_dir / "work",
+        also_dirs=(fold_dir / CT, require_real_data("totalseg_ct")),
+        share=0.5,
+        folds=0,
+        final_epochs=epochs,
+        contrast_probability=0.5,
+        learning_rate=1.5e-3,
+    )
+    if train(options) is None:
+        raise SystemExit("stopped; run the same command again to go on")
+    return trained_model_dir(options.work_dir)
+
+
+def scored(model: Path, held_out: dict[str, list[str]]) -> dict[str, Any]:
+    """Score a network on the volumes that it never saw, by kind."""
+    spec = model_spec(model)
+    return {
+        **both_contrasts(spec, labelled(T2, only=held_out[T2])),
+        "ct": score(spec, labelled(CT, only=held_out[CT])),
+    }
+
+
+def summary(work_dir: Path) -> dict[str, Any]:
+    """Return the means over all volumes of the folds that are done, by kind."""
+    paths = sorted(work_dir.glob("fold*/figures.json"))
+    folds = {path.parent.name: json.loads(path.read_text()) for path in paths}
+    found: dict[str, Any] = {}
+    for kind in ("t2", "t2_inverted", "ct"):
+        rows = [{**row, "fold": fold} for fold, of in folds.items() for row in of[kind]]
+        found[kind] = {**means(rows), "volumes": len(rows), "cases": rows}
+    return {"epochs": {fold: of["epochs"] for fold, of in folds.items()}, **found}
+
+
+if __name__ == "__main__":
+    main()
