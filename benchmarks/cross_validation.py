@@ -38,7 +38,9 @@ def main() -> None:
         done = fold_dir / "figures.json"
         if not done.is_file():
             held_out = split(fold, fold_dir)
-            model = trained_without(fold_dir, epochs=options.epochs)
+            model = trained(
+                recipe(fold_dir, work_dir=fold_dir / "work", final_epochs=options.epochs)
+            )
             write_record(done, {"epochs": options.epochs, **scored(model, held_out)})
     report(summary(options.work_dir), options.json)
 
@@ -57,18 +59,20 @@ def split(fold: int, fold_dir: Path) -> dict[str, list[str]]:
     return held_out
 
 
-def trained_without(fold_dir: Path, *, epochs: int) -> Path:
-    """Train on the linked volumes and return the model folder."""
-    options = TrainOptions(
-        fold_dir / T2,
-        fold_dir / "work",
-        also_dirs=(fold_dir / CT, require_real_data("totalseg_ct")),
-        share=0.5,
-        folds=0,
-        final_epochs=epochs,
-        contrast_probability=0.5,
-        learning_rate=1.5e-3,
-    )
+def recipe(fold_dir: Path, *, work_dir: Path, **more: Any) -> TrainOptions:
+    """Return how to train on the linked volumes."""
+    usual = {
+        "share": 0.5,
+        "folds": 0,
+        "contrast_probability": 0.5,
+        "learning_rate": 1.5e-3,
+    }
+    also = (fold_dir / CT, require_real_data("totalseg_ct"))
+    return TrainOptions(fold_dir / T2, work_dir, also_dirs=also, **{**usual, **more})
+
+
+def trained(options: TrainOptions) -> Path:
+    """Train, or go on, and return the model folder."""
     if train(options) is None:
         raise SystemExit("stopped; run the same command again to go on")
     return trained_model_dir(options.work_dir)

@@ -1,0 +1,116 @@
+"""Choices of the training, on volumes that the network never saw.
+
+Each choice continues the same network, a fold of `cross_validation.py` at its end, by a short
+training with the learning rate falling to zero, and is scored on the volumes that the fold kept
+out.
+
+    python benchmarks/training_choices.py --work-dir WORK --fold 1 --choice "as before"
+    python benchmarks/training_choices.py --work-dir WORK --fold 1 --json FILE
+
+Run again, it goes on in `--work-dir`. Without `--choice` it only sums up what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from accuracy import means
+from common import parser, report
+from cross_validation import FOLDS, recipe, scored, split, trained
+
+from sslmedsam2.imaging.records import write_record
+from sslmedsam2.nnunet import augmentation
+from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
+from sslmedsam2.nnunet.training import final_checkpoint
+
+EPOCHS = 25
+LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What differs from the recipe.
+
+    Attributes
+    ----------
+    settings
+        Changes to `TrainingSettings`.
+    forced_liver
+        A third of the patches is centred on a voxel of liver. nnU-Net's default forces the last
+        third of each batch, which is none in a batch of one.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    forced_liver: bool = False
+    scanner_effects: bool = True
+
+
+CHOICES = {
+    "as before": Choice(),
+    "random contrast in 15 % of the patches": Choice({"contrast_probability": 0.15}),
+    "random contrast in 15 %, no scanner effects": Choice(
+        {"contrast_probability": 0.15}, scanner_effects=False
+    ),
+    "a third of the patches centred on liver": Choice(forced_liver=True),
+    "no mirrored patches": Choice({"mirror_probability": 0.0}),
+}
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--work-dir", type=Path, required=True)
+    arguments.add_argument("--fold", type=int, choices=range(FOLDS), required=True)
+    arguments.add_argument("--choice", choices=CHOICES)
+    options = arguments.parse_args()
+    fold_dir = options.work_dir / f"fold{options.fold}"
+    if options.choice is not None:
+        run(fold_dir, options.fold, options.choice)
+    report(summary(fold_dir), options.json)
+
+
+def run(fold_dir: Path, fold: int, choice: str) -> None:
+    """Train and score a choice, unless that is done."""
+    work_dir = fold_dir / "choices" / choice
+    done = work_dir / "figures.json"
+    if done.is_file():
+        return
+    held_out = split(fold, fold_dir)
+    arrange(CHOICES[choice])
+    how = recipe(
+        fold_dir,
+        work_dir=work_dir,
+        final_epochs=EPOCHS,
+        learning_rate=LEARNING_RATE,
+        warm_start=final_checkpoint(fold_dir / "work", "all"),
+    )
+    write_record(done, scored(trained(how), held_out))
+
+
+def arrange(choice: Choice) -> None:
+    """Make all trainings of this process follow a choice."""
+    usual = LiverTrainer.use
+
+    def use(self: Any, settings: TrainingSettings) -> None:
+        usual(self, replace(settings, **choice.settings))
+        self.probabilistic_oversampling = choice.forced_liver
+
+    LiverTrainer.use = use
+    if not choice.scanner_effects:
+        augmentation._scanner_effects = list
+
+
+def summary(fold_dir: Path) -> dict[str, Any]:
+    """Return the means of what is done, and of the network that all continue."""
+    paths = {name: fold_dir / "choices" / name / "figures.json" for name in CHOICES}
+    paths = {"the network before": fold_dir / "figures.json", **paths}
+    found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
+    kinds = ("t2", "t2_inverted", "ct")
+    return {name: {kind: means(of[kind]) for kind in kinds} for name, of in found.items()}
+
+
+if __name__ == "__main__":
+    main()
