@@ -19,6 +19,8 @@ T2 is `chaos_mr_t2`, CT is `btcv_ct`. Each draw splits the volumes anew, for all
     rounds, online
        the command `retrain` with this method and two folds, which ship as an ensemble; each network
        gets the iterations of the others, in two rounds or in one training
+    rounds_3, rounds_4
+       the same goes on for a third and a fourth round of the same length
 
 Variants of c, for the ablation, are in `VARIANTS`. All networks are of one size (`--preset`: a
 narrow one, or the `compact` one of `retrain`), begin with the same random weights and get the same
@@ -71,8 +73,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "c_light": {"weight": 0.3},
 }
 """Changes to the settings of an online training, by arm."""
-COMMANDS: dict[str, int] = {"rounds": 2, "online": 1}
-"""Rounds of the command `retrain`, by method."""
+COMMANDS = {
+    "rounds": ("rounds", 2),
+    "rounds_3": ("rounds", 3),
+    "rounds_4": ("rounds", 4),
+    "online": ("online", 1),
+}
+"""Method and number of rounds of the command `retrain`, by arm."""
 ARMS = ("a", "b", "d", "p", *VARIANTS, *COMMANDS)
 
 
@@ -200,7 +207,7 @@ def run_arm(draw: Draw, arm: str) -> None:
     elif arm == "p":
         found = published(draw)
     elif arm in COMMANDS:
-        found = tested(commanded(draw, arm, work_dir=draw.work_dir / arm), draw, arm)
+        found = tested(commanded(draw, *COMMANDS[arm]), draw, arm)
     else:
         folders = {"a": partial(supervised, cases=draw.labelled), "d": supervised_all}
         train = folders.get(arm, partial(online, arm=arm))
@@ -335,18 +342,19 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     return trained(round_dir.path, replace(settings(draw), online=how))
 
 
-def commanded(draw: Draw, method: str, *, work_dir: Path) -> Path:
+def commanded(draw: Draw, method: str, rounds: int) -> Path:
     """Run `retrain` by one of its methods; returns the model folder that it freezes."""
     from sslmedsam2.retrain.pipeline import retrain
     from sslmedsam2.retrain.state import StoppingRule
 
+    work_dir = draw.work_dir / method
     options = retrain_options(
         draw,
         work_dir=work_dir,
         weights_dir=work_dir / "weights",
         method=method,
-        rule=StoppingRule(most_rounds=COMMANDS[method], fixed=True),
-        epochs=draw.iterations // ITERATIONS_PER_EPOCH // COMMANDS[method],
+        rule=StoppingRule(most_rounds=rounds, fixed=True),
+        epochs=draw.iterations // ITERATIONS_PER_EPOCH // COMMANDS[method][1],
         iterations_per_epoch=ITERATIONS_PER_EPOCH,
         contrast_probability=draw.proof.contrast_probability,
         device="cpu",
