@@ -133,9 +133,12 @@ def voxels_hausdorff_mm(
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the means of the figures that all rows have."""
+    names = ("dice", "hausdorff_mm", "hausdorff95_mm", "voxels_hausdorff_mm")
     return {
         f"mean_{name}": round(float(np.mean([row[name] for row in rows])), 4)
-        for name in ("dice", "hausdorff_mm", "hausdorff95_mm", "voxels_hausdorff_mm")
+        for name in names
+        if all(name in row for row in rows)
     }
 
 
