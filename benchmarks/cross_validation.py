@@ -2,7 +2,8 @@
 
 Fold K of 4 keeps every fourth volume of `chaos_mr_t2` and of `btcv_ct` out, from the K-th on. It
 trains on the others and on `totalseg_ct`, from random weights and as the shipped weights are
-trained. Then it scores the volumes that were kept out, T2 also with inverted contrast.
+trained. Then it scores the volumes that were kept out, T2 also with inverted contrast, and the T1
+pair if its patient is among them.
 
     python benchmarks/cross_validation.py --work-dir WORK --fold 1
     python benchmarks/cross_validation.py --work-dir WORK --json FILE
@@ -16,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from accuracy import both_contrasts, labelled, means, model_spec, score
+from accuracy import both_contrasts, labelled, means, model_spec, score, t1_pair
 from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.records import write_record
@@ -25,6 +26,7 @@ from sslmedsam2.train.pipeline import TrainOptions, train
 
 FOLDS = 4
 T2, CT = "chaos_mr_t2", "btcv_ct"
+T1_PATIENT = "chaos01"
 
 
 def main() -> None:
@@ -84,6 +86,7 @@ def scored(model: Path, held_out: dict[str, list[str]]) -> dict[str, Any]:
     return {
         **both_contrasts(spec, labelled(T2, only=held_out[T2])),
         "ct": score(spec, labelled(CT, only=held_out[CT])),
+        "t1": t1_pair(spec) if T1_PATIENT in held_out[T2] else [],
     }
 
 
@@ -92,8 +95,8 @@ def summary(work_dir: Path) -> dict[str, Any]:
     paths = sorted(work_dir.glob("fold*/figures.json"))
     folds = {path.parent.name: json.loads(path.read_text()) for path in paths}
     found: dict[str, Any] = {}
-    for kind in ("t2", "t2_inverted", "ct"):
-        rows = [{**row, "fold": fold} for fold, of in folds.items() for row in of[kind]]
+    for kind in ("t2", "t2_inverted", "ct", "t1"):
+        rows = [{**row, "fold": fold} for fold, of in folds.items() for row in of.get(kind, ())]
         found[kind] = {**means(rows), "volumes": len(rows), "cases": rows}
     return {"epochs": {fold: of["epochs"] for fold, of in folds.items()}, **found}
 

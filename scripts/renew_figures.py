@@ -103,6 +103,29 @@ def accuracy() -> str:
     )
 
 
+def held_out() -> str:
+    """Return Dice and Hausdorff distance by cross-validation."""
+    found = results("cross_validation")
+    titles = {
+        "t2": "T2",
+        "t2_inverted": "T2 with inverted contrast",
+        "ct": "CT",
+        "t1": "T1, in and opposed phase, of 1 patient",
+    }
+    return _table(
+        ("scans", "volumes", "Dice", "Hausdorff distance"),
+        (
+            (
+                title,
+                str(found[kind]["volumes"]),
+                f"{found[kind]['mean_dice']:.3f}",
+                f"{found[kind]['mean_hausdorff_mm']:.1f} mm",
+            )
+            for kind, title in titles.items()
+        ),
+    )
+
+
 _ACROSS = ("supervised_few", "ssl", "fewshot")
 _WITH_BFLOAT16 = ("bf16", "bf16_16", "zen5", "zen5_16")
 """Two CPUs, with 4 and with 16 volumes each."""
@@ -220,7 +243,7 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 _TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (accuracy, speed, confidence, phantoms)
+    function.__name__: function for function in (accuracy, held_out, speed, confidence, phantoms)
 }
 
 
