@@ -1,7 +1,7 @@
 """Choices at prediction time, on volumes that the network never saw.
 
 The threshold, which pieces are kept, a smoothed margin, averaged views of the scan. Each is
-compared with what `predict` does, on the volumes that a fold of `cross_validation.py` kept out.
+compared with what `predict` does, on the T2 that a fold of `cross_validation.py` kept out.
 
     python benchmarks/prediction_choices.py --work-dir WORK --fold 1 --json FILE
 """
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import canonical_pair, invert, labelled, means, model_spec, voxels_hausdorff_mm
+from accuracy import canonical_pair, invert, labelled, means, model_spec
 from common import parser, report
-from cross_validation import CT, FOLDS, T2, split
+from cross_validation import FOLDS, T2, split
 from scipy import ndimage
 
 from sslmedsam2.imaging.volume import CanonicalVolume
@@ -41,17 +41,12 @@ def main() -> None:
     spec = model_spec(trained_model_dir(fold_dir / "work"))
     segmenter = CanonicalSegmenter(spec, EngineOptions())
     rows: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for name in (T2, CT):
-        for image in labelled(name, only=held_out[name]):
-            volume, mask = canonical_pair(image.path, image.mask)
-            kinds = {name: volume}
-            if name == T2:
-                inverted = invert(volume.array_zyx)
-                kinds[f"{T2} inverted"] = replace(volume, array_zyx=inverted)
-            for kind, shown in kinds.items():
-                # The views of a CT would take minutes.
-                for choice, found in masks(segmenter, shown, with_views=name == T2).items():
-                    rows[kind][choice].append(scored(found, mask, volume.spacing_zyx_mm))
+    for image in labelled(T2, only=held_out[T2]):
+        volume, mask = canonical_pair(image.path, image.mask)
+        inverted = replace(volume, array_zyx=invert(volume.array_zyx))
+        for kind, shown in (("t2", volume), ("t2_inverted", inverted)):
+            for choice, found in masks(segmenter, shown).items():
+                rows[kind][choice].append(scored(found, mask, volume.spacing_zyx_mm))
     figures = {kind: {c: means(found) for c, found in of.items()} for kind, of in rows.items()}
     report(figures, options.json)
 
@@ -64,20 +59,17 @@ def scored(
         "dice": metrics.dice,
         "hausdorff_mm": metrics.hausdorff_mm,
         "hausdorff95_mm": metrics.hausdorff95_mm,
-        "voxels_hausdorff_mm": voxels_hausdorff_mm(found, mask, spacing_zyx_mm),
     }
 
 
-def masks(
-    segmenter: CanonicalSegmenter, volume: CanonicalVolume, *, with_views: bool
-) -> dict[str, np.ndarray]:
+def masks(segmenter: CanonicalSegmenter, volume: CanonicalVolume) -> dict[str, np.ndarray]:
     """Return the mask of each choice."""
     prepared = segmenter.prepare(volume)
     inferred = segmenter.infer(prepared)
     margins = {
         "as predict does": inferred.margin,
         **{name: change(inferred.margin) for name, change in CHANGES.items()},
-        **(views(segmenter, prepared, inferred) if with_views else {}),
+        **views(segmenter, prepared, inferred),
     }
     return {
         name: segmenter.finish(replace(inferred, margin=margin.astype(np.float32))).mask_zyx
