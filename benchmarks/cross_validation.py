@@ -40,9 +40,8 @@ def main() -> None:
         done = fold_dir / "figures.json"
         if not done.is_file():
             held_out = split(fold, fold_dir)
-            model = trained(
-                recipe(fold_dir, work_dir=fold_dir / "work", final_epochs=options.epochs)
-            )
+            how = recipe(fold_dir, work_dir=fold_dir / "work", epochs=options.epochs)
+            model = trained(how)
             write_record(done, {"epochs": options.epochs, **scored(model, held_out)})
     report(summary(options.work_dir), options.json)
 
@@ -61,16 +60,26 @@ def split(fold: int, fold_dir: Path) -> dict[str, list[str]]:
     return held_out
 
 
-def recipe(fold_dir: Path, *, work_dir: Path, **more: Any) -> TrainOptions:
+def recipe(
+    fold_dir: Path,
+    *,
+    work_dir: Path,
+    epochs: int,
+    learning_rate: float = 1.5e-3,
+    warm_start: Path | None = None,
+) -> TrainOptions:
     """Return how to train on the linked volumes."""
-    usual = {
-        "share": 0.5,
-        "folds": 0,
-        "contrast_probability": 0.5,
-        "learning_rate": 1.5e-3,
-    }
-    also = (fold_dir / CT, require_real_data("totalseg_ct"))
-    return TrainOptions(fold_dir / T2, work_dir, also_dirs=also, **{**usual, **more})
+    return TrainOptions(
+        fold_dir / T2,
+        work_dir,
+        also_dirs=(fold_dir / CT, require_real_data("totalseg_ct")),
+        share=0.5,
+        folds=0,
+        final_epochs=epochs,
+        contrast_probability=0.5,
+        learning_rate=learning_rate,
+        warm_start=warm_start,
+    )
 
 
 def trained(options: TrainOptions) -> Path:

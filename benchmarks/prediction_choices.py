@@ -86,10 +86,9 @@ def threshold(probability: float) -> Callable[[Margin], Margin]:
 
 
 def joined(probability: float) -> Callable[[Margin], Margin]:
-    """Add what is above a lower threshold only between pieces of the mask and their neighbours.
+    """Join pieces of the mask across narrow gaps where the probability is above a lower threshold.
 
-    A lobe that hangs on the liver by voxels of a lower probability is a piece of its own otherwise,
-    and is lost.
+    A lobe that is joined to the liver by such voxels only is lost otherwise.
     """
 
     def change(margin: Margin) -> Margin:

@@ -83,7 +83,7 @@ def run(fold_dir: Path, fold: int, choice: str) -> None:
     how = recipe(
         fold_dir,
         work_dir=work_dir,
-        final_epochs=EPOCHS,
+        epochs=EPOCHS,
         learning_rate=LEARNING_RATE,
         warm_start=final_checkpoint(fold_dir / "work", "all"),
     )
