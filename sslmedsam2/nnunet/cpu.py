@@ -29,7 +29,6 @@ _COMPILERS: Final = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang")}
 """Compilers that torch.compile needs: on a CPU for its kernels, on a GPU to launch Triton's."""
 _ARITHMETIC_FILE = "cpu_arithmetic.json"
 _TIMED_STEPS = 3
-
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -57,12 +56,15 @@ USUAL_ARITHMETIC: Final = CpuArithmetic(
 )
 """For a training that is too short for a measurement."""
 
+_MEASURED: Final[dict[tuple[object, ...], CpuArithmetic]] = {}
+"""Of this process, by patch and network: the folds of a round need one measurement."""
+
 
 def arithmetic_of_fold(folder: Path, network: nn.Module, *, patch: Tensor) -> CpuArithmetic:
-    """Return the fastest arithmetic on this CPU, measured once and stored in ``folder``.
+    """Return the fastest arithmetic on this CPU, and store it in ``folder``.
 
     A training that continues uses the stored one, so that it ends with the same weights. On another
-    kind of CPU it is measured again.
+    kind of CPU it is measured again. A process measures a network once, also for several folds.
 
     Parameters
     ----------
@@ -74,8 +76,11 @@ def arithmetic_of_fold(folder: Path, network: nn.Module, *, patch: Tensor) -> Cp
     noted = read_record_or_none(path, CpuArithmetic)
     if noted is not None and noted.cpu == cpu:
         return noted
-    chosen = _measure_arithmetic(network, patch=patch, cpu=cpu)
-    logger.info("seconds a step on this CPU: %s", chosen.seconds)
+    key = (tuple(patch.shape), *(tuple(weight.shape) for weight in network.parameters()))
+    if key not in _MEASURED:
+        _MEASURED[key] = _measure_arithmetic(network, patch=patch, cpu=cpu)
+        logger.info("seconds a step on this CPU: %s", _MEASURED[key].seconds)
+    chosen = _MEASURED[key]
     write_record(path, chosen)
     return chosen
 

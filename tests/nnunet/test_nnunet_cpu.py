@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from tiny_models import make_network, make_plans
 from torch import nn
 
 from sslmedsam2.nnunet import cpu
-from sslmedsam2.nnunet.cpu import arithmetic_of_fold, arrange_for_cpu
+from sslmedsam2.nnunet.cpu import USUAL_ARITHMETIC, arithmetic_of_fold, arrange_for_cpu
 
 PATCH = (1, 1, 16, 32, 32)
 
@@ -61,6 +62,7 @@ def test_no_instance_norm_is_left(twins):
 def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_path, monkeypatch):
     # Compiling takes half a minute, and changes nothing that is looked at here.
     monkeypatch.setattr(cpu, "can_compile", lambda: False)
+    monkeypatch.setattr(cpu, "_MEASURED", {})
     network = arrange_for_cpu(make_network(make_plans(), seed=3))
     patch = torch.randn(PATCH)
 
@@ -68,6 +70,25 @@ def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_pa
     assert first.seconds
     assert min(first.seconds.values()) > 0
     assert arithmetic_of_fold(tmp_path, network, patch=patch) == first
+
+
+def test_folds_of_one_process_share_a_measurement_and_each_notes_it(tmp_path, monkeypatch):
+    measurements = []
+    noted = replace(USUAL_ARITHMETIC, cpu=cpu._cpu_name())
+    monkeypatch.setattr(cpu, "_MEASURED", {})
+    monkeypatch.setattr(
+        cpu, "_measure_arithmetic", lambda *_, **__: measurements.append(1) or noted
+    )
+    network = make_network(make_plans(), seed=3)
+    folders = [tmp_path / "fold_0", tmp_path / "fold_1"]
+    for folder in folders:
+        folder.mkdir()
+        assert arithmetic_of_fold(folder, network, patch=torch.randn(PATCH)) == noted
+
+    assert len(measurements) == 1
+    assert all((folder / "cpu_arithmetic.json").is_file() for folder in folders)
+    arithmetic_of_fold(tmp_path, network, patch=torch.randn(1, 1, 8, 16, 16))
+    assert len(measurements) == 2
 
 
 @pytest.mark.slow

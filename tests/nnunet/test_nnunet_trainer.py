@@ -294,6 +294,7 @@ def test_nnunet_is_told_how_to_load_and_whether_to_compile(
 
 def test_a_cpu_trains_in_the_arithmetic_that_was_measured_quickest(trained, work_dir, monkeypatch):
     measured = {"float32": 0.4, "bfloat16": 0.1}
+    monkeypatch.setattr(cpu, "_MEASURED", {})
     # Which is quickest differs between machines, and compiling takes half a minute.
     monkeypatch.setattr(cpu, "can_compile", lambda: False)
     monkeypatch.setattr(cpu, "_may_know_bfloat16", lambda: True)
