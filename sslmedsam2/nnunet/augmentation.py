@@ -30,6 +30,7 @@ from sslmedsam2.nnunet.contrast import (
     SliceThicknessTransform,
 )
 from sslmedsam2.nnunet.online import TwoViewsTransform
+from sslmedsam2.nnunet.organs import OrganTargetsTransform
 
 Scales = Sequence[Sequence[float]] | None
 """Sizes of the targets of deep supervision, as shares of the patch; None without it."""
@@ -43,7 +44,8 @@ def labelled_transforms(
     mirror_probability: float,
     scales: Scales,
 ) -> BasicTransform:
-    """Return the augmentation of patches with reference masks.
+    """Return the augmentation of patches with reference masks; targets have a second channel, of
+    other organs.
 
     Parameters
     ----------
@@ -60,7 +62,7 @@ def labelled_transforms(
         [
             _geometry(patch_size, rotation=rotation),
             _sometimes(contrast_probability, RandomContrastTransform()),
-            DropAuxiliaryLabelsTransform(),
+            OrganTargetsTransform(),
             *_scanner_effects(),
             _sometimes(0.3, FieldOfViewTransform()),
             _sometimes(mirror_probability, MirrorTransform((0, 1, 2))),

@@ -50,6 +50,7 @@ from sslmedsam2.nnunet.online import (
     fewshot_weights,
     mixed_target,
 )
+from sslmedsam2.nnunet.organs import add_organs, deep_organ_loss, without_organs
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,10 @@ _SECONDS_BETWEEN_CHECKPOINTS = 600.0
 """On a GPU, where an epoch of a large network takes no longer than writing its checkpoint."""
 _BEST_CHECKPOINT = "checkpoint_best.pth"
 _AVERAGE_DECAY = 0.999
+_N_OUTPUTS = 2
+"""Background and liver; what follows in the outputs are organs."""
+_WEIGHT_OF_ORGANS = 0.5
+"""Of their loss, relative to the liver's."""
 _TRAINING_WEIGHTS = "training_weights"
 """Entry of a checkpoint with the weights of the optimiser. nnU-Net's own entry holds their average,
 which inference uses."""
@@ -163,6 +168,10 @@ def _save_json(content: Any, path: str, indent: int = 4, sort_keys: bool = True)
     write_text_atomic(Path(path), json.dumps(content, indent=indent, sort_keys=sort_keys))
 
 
+def _of_liver(outputs: list[Tensor]) -> list[Tensor]:
+    return [output[:, :_N_OUTPUTS] for output in outputs]
+
+
 class _StoppedError(Exception):
     """The training was stopped before its last epoch."""
 
@@ -171,7 +180,8 @@ class LiverTrainer(nnUNetTrainer):
     """Train nnU-Net on canonical liver volumes.
 
     Differences from the parent: Muon instead of SGD (it needs few iterations, see ``muon.py``),
-    a network rearranged for a CPU, randomised contrast, no test-time mirroring,
+    other organs as additional targets (``organs.py``), a network rearranged for a CPU, randomised
+    contrast, no test-time mirroring,
     atomic checkpoints after every epoch (on a GPU every ten minutes), and no checkpoint of the best
     epoch, which is not used.
     """
@@ -199,6 +209,24 @@ class LiverTrainer(nnUNetTrainer):
         self.initial_lr = settings.learning_rate
         self.weight_decay = settings.weight_decay
         self._saved_at = time.monotonic()
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Build nnU-Net's network, with layers for other organs."""
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+        )
+        return add_organs(network)
 
     def initialize(self) -> None:
         """Build network and optimiser as nnU-Net does, from seeded weights."""
@@ -359,23 +387,20 @@ class LiverTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Take one optimisation step and update the average of the weights."""
-        if self.arithmetic is None and not self.unlabelled:
-            result = super().train_step(batch)
-        else:
-            result = self._step(batch)
+        result = self._step(batch)
         self._update_average()
         return result
 
     def _step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Step on a labelled batch and, if the schedule says so, on unlabelled patches."""
         self.optimizer.zero_grad(set_to_none=True)
-        target = batch["target"]
-        if isinstance(target, list):
-            target = [part.to(self.device, non_blocking=True) for part in target]
-        else:
-            target = target.to(self.device, non_blocking=True)
-        loss = self.loss(self._outputs(self.network, batch["data"]), target)
-        self._backward(loss)
+        targets = [part.to(self.device, non_blocking=True) for part in batch["target"]]
+        outputs = self._outputs(self.network, batch["data"])
+        loss = self.loss(_of_liver(outputs), [target[:, :1] for target in targets])
+        organs = deep_organ_loss(
+            [output[:, _N_OUTPUTS:] for output in outputs], [target[:, 1] for target in targets]
+        )
+        self._backward(loss + _WEIGHT_OF_ORGANS * organs)
         settings = self.settings.online
         if settings and settings.is_on(self._progress) and "unlabelled_data" in batch:
             patches = UnlabelledPatches.of_batch(batch, self.device)
@@ -424,7 +449,7 @@ class LiverTrainer(nnUNetTrainer):
             teacher = self._outputs(self._call_teacher, patches.weak)[0].softmax(dim=1)[:, 1:2]
             target = mixed_target(teacher, patches.fewshot, weight)
         return deep_unlabelled_loss(
-            self._outputs(self.network, patches.strong),
+            _of_liver(self._outputs(self.network, patches.strong)),
             target,
             sure_above=settings.sure_above,
             patch_weight=settings.weight * weight.clamp_min(settings.teacher_share(self._progress)),
@@ -532,14 +557,15 @@ class LiverTrainer(nnUNetTrainer):
                 raise OSError(" ".join(str(error).split())[:200]) from error
 
     def _averaged(self, newest: dict[str, Any]) -> dict[str, Any]:
-        """Return the averaged weights under nnU-Net's names, including those of shared weights."""
+        """Return the averaged weights of nnU-Net's network, including those of shared weights."""
         network = self._bare_network
         average = {
             id(weight): mean.detach()
             for weight, mean in zip(network.parameters(), self._teacher.parameters(), strict=True)
         }
         own = network.state_dict(keep_vars=True)
-        return {name: average.get(id(own[name]), value) for name, value in newest.items()}
+        averaged = {name: average.get(id(own[name]), value) for name, value in newest.items()}
+        return without_organs(averaged)
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Load newest weights, average and optimiser from a checkpoint of this class."""
