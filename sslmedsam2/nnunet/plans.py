@@ -8,9 +8,9 @@ The planner reads a fingerprint of the data from folders named in the environmen
 are made for it here.
 
 The network learns liver against background. Masks of other organs, where they exist, are kept in
-the training data as *auxiliary* labels: the contrast augmentation changes each organ separately
-and removes these labels before the loss. Uncertain voxels of a pseudo label get nnU-Net's ignore
-label.
+the training data as *auxiliary* labels: the contrast augmentation changes each organ separately,
+and the network learns them as additional targets (`organs.py`). Uncertain voxels of a pseudo label
+get nnU-Net's ignore label.
 """
 
 from __future__ import annotations
