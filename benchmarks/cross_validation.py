@@ -14,6 +14,7 @@ Run again, it goes on in `--work-dir`. Without `--fold` it only sums up the fold
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from accuracy import both_contrasts, labelled, means, model_spec, score, t1_pair
 from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.records import write_record
+from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.train.pipeline import TrainOptions, train
 
@@ -34,7 +36,9 @@ def main() -> None:
     arguments.add_argument("--work-dir", type=Path, required=True)
     arguments.add_argument("--fold", type=int, choices=range(FOLDS), action="append", default=[])
     arguments.add_argument("--epochs", type=int, default=125, help="of 50 iterations")
+    arguments.add_argument("--organ-weight", type=float, default=TrainingSettings.organ_weight)
     options = arguments.parse_args()
+    change_settings(organ_weight=options.organ_weight)
     for fold in options.fold:
         fold_dir = options.work_dir / f"fold{fold}"
         done = fold_dir / "figures.json"
@@ -44,6 +48,16 @@ def main() -> None:
             model = trained(how)
             write_record(done, {"epochs": options.epochs, **scored(model, held_out)})
     report(summary(options.work_dir), options.json)
+
+
+def change_settings(**changes: Any) -> None:
+    """Make all trainings of this process differ from the recipe."""
+    usual = LiverTrainer.use
+
+    def use(self: LiverTrainer, settings: TrainingSettings) -> None:
+        usual(self, replace(settings, **changes))
+
+    LiverTrainer.use = use  # type: ignore[method-assign]
 
 
 def split(fold: int, fold_dir: Path) -> dict[str, list[str]]:

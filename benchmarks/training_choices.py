@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accuracy import means
 from common import parser, report
-from cross_validation import FOLDS, recipe, scored, split, trained
+from cross_validation import FOLDS, change_settings, recipe, scored, split, trained
 
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.nnunet import augmentation
@@ -92,10 +92,11 @@ def run(fold_dir: Path, fold: int, choice: str) -> None:
 
 def arrange(choice: Choice) -> None:
     """Make all trainings of this process follow a choice."""
+    change_settings(**choice.settings)
     usual = LiverTrainer.use
 
     def use(self: Any, settings: TrainingSettings) -> None:
-        usual(self, replace(settings, **choice.settings))
+        usual(self, settings)
         self.probabilistic_oversampling = choice.forced_liver
 
     LiverTrainer.use = use

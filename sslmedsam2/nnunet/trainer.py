@@ -62,8 +62,6 @@ _BEST_CHECKPOINT = "checkpoint_best.pth"
 _AVERAGE_DECAY = 0.999
 _N_OUTPUTS = 2
 """Background and liver; what follows in the outputs are organs."""
-_WEIGHT_OF_ORGANS = 0.5
-"""Of their loss, relative to the liver's."""
 _TRAINING_WEIGHTS = "training_weights"
 """Entry of a checkpoint with the weights of the optimiser. nnU-Net's own entry holds their average,
 which inference uses."""
@@ -91,6 +89,8 @@ class TrainingSettings:
     mirror_probability
         Share of mirrored patches; small, because canonical orientation distinguishes left from
         right, and only scans with a wrong header need it.
+    organ_weight
+        Weight of the loss of other organs relative to the liver's.
     measure_cpu
         Measure at the start which number format and memory layout are fastest on this CPU, and
         whether torch.compile helps: up to two minutes. Not done if ``deterministic``, because two
@@ -112,6 +112,7 @@ class TrainingSettings:
     weight_decay: float = 1e-2
     contrast_probability: float = 0.7
     mirror_probability: float = 0.1
+    organ_weight: float = 0.5
     measure_cpu: bool = False
     deterministic: bool = False
     seed: int = 20260
@@ -400,7 +401,7 @@ class LiverTrainer(nnUNetTrainer):
         organs = deep_organ_loss(
             [output[:, _N_OUTPUTS:] for output in outputs], [target[:, 1] for target in targets]
         )
-        self._backward(loss + _WEIGHT_OF_ORGANS * organs)
+        self._backward(loss + self.settings.organ_weight * organs)
         settings = self.settings.online
         if settings and settings.is_on(self._progress) and "unlabelled_data" in batch:
             patches = UnlabelledPatches.of_batch(batch, self.device)
