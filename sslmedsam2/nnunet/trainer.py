@@ -90,7 +90,8 @@ class TrainingSettings:
         Share of mirrored patches; small, because canonical orientation distinguishes left from
         right, and only scans with a wrong header need it.
     organ_weight
-        Weight of the loss of other organs relative to the liver's.
+        Initial weight of the loss of other organs relative to the liver's. It falls to 0 over the
+        training, because at full weight to the end the liver of the labelled sequence gets worse.
     measure_cpu
         Measure at the start which number format and memory layout are fastest on this CPU, and
         whether torch.compile helps: up to two minutes. Not done if ``deterministic``, because two
@@ -401,7 +402,8 @@ class LiverTrainer(nnUNetTrainer):
         organs = deep_organ_loss(
             [output[:, _N_OUTPUTS:] for output in outputs], [target[:, 1] for target in targets]
         )
-        self._backward(loss + self.settings.organ_weight * organs)
+        weight = self.settings.organ_weight * (1 - self._progress)
+        self._backward(loss + weight * organs)
         settings = self.settings.online
         if settings and settings.is_on(self._progress) and "unlabelled_data" in batch:
             patches = UnlabelledPatches.of_batch(batch, self.device)
