@@ -235,10 +235,10 @@ def _load_checkpoint(trainer: Any, latest: Path) -> None:
     try:
         trainer.load_checkpoint(str(latest))
     except ValueError as error:
-        # torch raises this if the state is that of another optimiser.
+        # torch raises this if the optimiser's state is that of other weights.
         raise SslMedSam2Error(
             f"fold {trainer.fold}",
-            reason=f"{latest} is of an earlier version, which trained with another optimiser",
+            reason=f"{latest} is of an earlier version, which trained otherwise",
             remedy=f"Go on with that version, or {_FROM_THE_BEGINNING}",
         ) from error
 
