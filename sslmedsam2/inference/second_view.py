@@ -17,10 +17,10 @@ import numpy.typing as npt
 from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.sliding_window import Array
 
-SURE_FROM: Final = 0.965
+SURE_FROM: Final = 0.97
 """Promised Dice. Most scans with a contrast that the network knows are above, most others below."""
 
-_PROMISES_LESS: Final = 0.015
+_PROMISES_LESS: Final = 0.008
 """The network knows the contrast of the second view less well if its promised Dice is this much
 smaller."""
 
