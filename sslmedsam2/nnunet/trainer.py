@@ -91,7 +91,7 @@ class TrainingSettings:
         right, and only scans with a wrong header need it.
     organ_weight
         Initial weight of the loss of other organs relative to the liver's. It falls to 0 over the
-        training, because at full weight to the end the liver of the labelled sequence gets worse.
+        training, because at full weight the liver of the labelled sequence was learned less well.
     measure_cpu
         Measure at the start which number format and memory layout are fastest on this CPU, and
         whether torch.compile helps: up to two minutes. Not done if ``deterministic``, because two
