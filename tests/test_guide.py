@@ -251,11 +251,12 @@ def test_the_guide_can_be_searched_from_its_file(site, tmp_path):
         browser.open(site / "index.html")
         browser.click("[data-md-component=search-query]")
         browser.press(*"sheared")
-        browser.wait_for("document.querySelector('.md-search-result__link') !== null")
-        found = browser.run("return document.querySelector('.md-search-result__link').href")
+        # The first letters, while they are typed, may find another page first.
+        browser.wait_for(
+            "document.querySelector('.md-search-result__link')?.href.includes('troubleshooting.html')"
+        )
         asked = browser.requests()
         assert browser.complaints() == []
-    assert "troubleshooting.html" in found
     assert [
         address for address in asked if not address.startswith(("file:", "data:", "blob:"))
     ] == []
