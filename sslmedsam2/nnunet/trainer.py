@@ -212,6 +212,7 @@ class LiverTrainer(nnUNetTrainer):
         self.weight_decay = settings.weight_decay
         self._saved_at = time.monotonic()
 
+    # nnU-Net looks at the names of the parameters, so they are written out.
     @staticmethod
     def build_network_architecture(
         plans_manager: Any,

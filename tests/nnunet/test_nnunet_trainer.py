@@ -172,7 +172,8 @@ def test_checkpoint_of_another_optimiser_is_named_with_what_brings_the_fold_back
     optimizer_state = torch.optim.AdamW(weights).state_dict()
     torch.save({**content, "optimizer_state": optimizer_state}, latest)
 
-    with pytest.raises(SslMedSam2Error, match=r"earlier version.*move the file away"):
+    reason = "earlier version, which trained otherwise"
+    with pytest.raises(SslMedSam2Error, match=rf"{reason}.*move the file away"):
         train_fold(work_dir, fold=0, settings=SETTINGS, device="cpu")
 
 
