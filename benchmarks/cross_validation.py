@@ -42,11 +42,16 @@ def main() -> None:
     for fold in options.fold:
         fold_dir = options.work_dir / f"fold{fold}"
         done = fold_dir / "figures.json"
-        if not done.is_file():
+        how_trained = {"epochs": options.epochs, "organ_weight": options.organ_weight}
+        if done.is_file():
+            found = json.loads(done.read_text())
+            if {key: found[key] for key in how_trained} != how_trained:
+                raise SystemExit(f"{done} is of another recipe: choose another --work-dir")
+        else:
             held_out = split(fold, fold_dir)
             how = recipe(fold_dir, work_dir=fold_dir / "work", epochs=options.epochs)
             model = trained(how)
-            write_record(done, {"epochs": options.epochs, **scored(model, held_out)})
+            write_record(done, {**how_trained, **scored(model, held_out)})
     report(summary(options.work_dir), options.json)
 
 
@@ -121,7 +126,10 @@ def summary(work_dir: Path) -> dict[str, Any]:
     for kind in ("t2", "t2_inverted", "ct", "t1"):
         rows = [{**row, "fold": fold} for fold, of in folds.items() for row in of.get(kind, ())]
         found[kind] = {**means(rows), "volumes": len(rows), "cases": rows}
-    return {"epochs": {fold: of["epochs"] for fold, of in folds.items()}, **found}
+    recipes = {
+        key: {fold: of[key] for fold, of in folds.items()} for key in ("epochs", "organ_weight")
+    }
+    return {**recipes, **found}
 
 
 if __name__ == "__main__":

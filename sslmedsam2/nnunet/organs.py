@@ -9,7 +9,7 @@ Importing this module imports torch; import it inside functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import torch
@@ -123,23 +123,3 @@ def _loss_of_patch(logits: Tensor, target: Tensor) -> Tensor:
     overlap = (masks * probability).sum(axes)
     dice = 2 * overlap / (masks.sum(axes) + probability.sum(axes))
     return cross_entropy - dice[1:].mean()
-
-
-def deep_organ_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
-    """Return the loss over the outputs of deep supervision; each coarser one has half the weight.
-
-    As in nnU-Net's loss, the coarsest does not count.
-
-    Parameters
-    ----------
-    outputs
-        ``(batch, N_CLASSES, z, y, x)`` each, the finest first.
-    targets
-        Classes, ``(batch, z, y, x)`` each.
-    """
-    weights = [0.5**level for level in range(max(1, len(outputs) - 1))]
-    losses = [
-        weight * organ_loss(logits, target)
-        for weight, logits, target in zip(weights, outputs, targets, strict=False)
-    ]
-    return torch.stack(losses).sum() / sum(weights)

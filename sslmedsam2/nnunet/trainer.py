@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ from sslmedsam2.nnunet.online import (
     fewshot_weights,
     mixed_target,
 )
-from sslmedsam2.nnunet.organs import add_organs, deep_organ_loss, without_organs
+from sslmedsam2.nnunet.organs import add_organs, organ_loss, without_organs
 
 logger = logging.getLogger(__name__)
 
@@ -197,6 +198,7 @@ class LiverTrainer(nnUNetTrainer):
     _teacher: nn.Module
     """The average of the weights of the last steps; inference uses it."""
     _call_teacher: Any
+    _organ_loss: DeepSupervisionWrapper
     _steps: int = 0
     _saved_at: float = 0.0
 
@@ -365,8 +367,8 @@ class LiverTrainer(nnUNetTrainer):
     def _build_loss(self) -> Any:
         loss = super()._build_loss()
         if self.settings.deterministic:
-            of_each_output = getattr(loss, "loss", loss)
-            of_each_output.ce = CrossEntropy(self.label_manager.ignore_label)
+            loss.loss.ce = CrossEntropy(self.label_manager.ignore_label)
+        self._organ_loss = DeepSupervisionWrapper(organ_loss, loss.weight_factors)
         return loss
 
     def on_train_start(self) -> None:
@@ -400,7 +402,7 @@ class LiverTrainer(nnUNetTrainer):
         targets = [part.to(self.device, non_blocking=True) for part in batch["target"]]
         outputs = self._outputs(self.network, batch["data"])
         loss = self.loss(_of_liver(outputs), [target[:, :1] for target in targets])
-        organs = deep_organ_loss(
+        organs = self._organ_loss(
             [output[:, _N_OUTPUTS:] for output in outputs], [target[:, 1] for target in targets]
         )
         weight = self.settings.organ_weight * (1 - self._progress)

@@ -86,14 +86,3 @@ def test_patches_with_the_liver_alone_do_not_count_and_have_a_gradient():
 
     assert loss == 0
     assert not logits.grad.any()
-
-
-def test_coarse_outputs_count_less_and_the_coarsest_not_at_all():
-    right, wrong = _logits(0, SPLEEN), _logits(SPLEEN, 0)
-    targets = [_target(0, SPLEEN)] * 3
-    losses = [
-        organs.deep_organ_loss([wrong if level == k else right for level in range(3)], targets)
-        for k in range(3)
-    ]
-    assert losses[0] > losses[1] > losses[2]
-    assert losses[2] == pytest.approx(-1, abs=1e-3)
