@@ -107,6 +107,9 @@ class Calibration:
         Linear fit of the logit of Dice; one weight for each of ``features``.
     spread
         Intercept and slope of the logarithm of the typical error, linear in the fitted logit.
+    side_spread
+        Slope of that logarithm in the square root of `Evidence.side_share`: what the scan does not
+        show cannot be judged.
     fitted_range
         Range of fitted logits; outside it the typical error is constant.
     offsets
@@ -132,12 +135,14 @@ class Calibration:
     spearman: float
     coverage: float
     sure_from: float = 0.0
+    side_spread: float = 0.0
 
     def estimate(self, evidence: Evidence) -> DiceEstimate:
         """Return the estimated Dice with its interval, rounded to three digits."""
         fitted = self.intercept + float(np.dot(self.weights, evidence.features()))
         intercept, slope = self.spread
-        error = float(np.exp(intercept + slope * np.clip(fitted, *self.fitted_range)))
+        size = intercept + slope * np.clip(fitted, *self.fitted_range)
+        error = float(np.exp(size + self.side_spread * evidence.side_share**0.5))
         below, above = self.offsets
         low, middle, high = (expit(fitted + error * offset) for offset in (below, 0.0, above))
         return DiceEstimate(round(middle, 3), (round(low, 3), round(high, 3)))

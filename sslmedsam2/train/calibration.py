@@ -136,7 +136,8 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
     n_patients = _check_patients(set(patients.tolist()))
     intercept, weights = _linear(features, wanted)
     left_out = _left_out(features, wanted, patients)
-    interval = _interval(left_out, wanted)
+    side = _root_of_side(features)
+    interval = _interval(left_out, wanted, side)
     return Calibration(
         checkpoints={},
         features=FEATURES,
@@ -148,8 +149,9 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
         volumes=len(observations),
         patients=n_patients,
         spearman=round(float(stats.spearmanr(left_out, wanted)[0]), 3),
-        coverage=round(float(_covered(left_out, wanted, patients).mean()), 3),
+        coverage=round(float(_covered(left_out, wanted, side, patients).mean()), 3),
         sure_from=sure_from,
+        side_spread=interval.side_spread,
     )
 
 
@@ -173,7 +175,7 @@ def patients_left_out(observations: Sequence[Observation]) -> tuple[npt.NDArray[
     features, wanted, patients = _arrays(observations)
     left_out = _left_out(features, wanted, patients)
     estimates = np.array([expit(value) for value in left_out])
-    return estimates, _covered(left_out, wanted, patients)
+    return estimates, _covered(left_out, wanted, _root_of_side(features), patients)
 
 
 def _arrays(observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -244,45 +246,57 @@ def _linear(features: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray
     return float(solution[-1] - weights @ middle), weights
 
 
+def _root_of_side(features: np.ndarray) -> np.ndarray:
+    """Return the square root of `Evidence.side_share` of each observation."""
+    root: np.ndarray = np.sqrt(features[:, FEATURES.index("side")])
+    return root
+
+
 @dataclass(frozen=True)
 class _Interval:
     """The interval of a fitted logit; the fields are those of `Calibration`."""
 
     spread: tuple[float, float]
+    side_spread: float
     fitted_range: tuple[float, float]
     offsets: tuple[float, float]
 
-    def error(self, fitted: np.ndarray) -> np.ndarray:
+    def error(self, fitted: np.ndarray, side: np.ndarray) -> np.ndarray:
         intercept, slope = self.spread
-        usual: np.ndarray = np.exp(intercept + slope * np.clip(fitted, *self.fitted_range))
+        size = intercept + slope * np.clip(fitted, *self.fitted_range) + self.side_spread * side
+        usual: np.ndarray = np.exp(size)
         return usual
 
 
-def _interval(fitted: np.ndarray, wanted: np.ndarray) -> _Interval:
-    """Return a conformal interval; its width follows the typical error at each fitted value."""
+def _interval(fitted: np.ndarray, wanted: np.ndarray, side: np.ndarray) -> _Interval:
+    """Return a conformal interval; its width follows the typical error of such masks.
+
+    The error decreases with the fitted value and increases with ``side``.
+    """
     residuals = wanted - fitted
     sizes = np.log(np.maximum(np.abs(residuals), _LEAST_ERROR))
-    design = np.column_stack([np.ones(len(fitted)), fitted])
-    intercept, slope = (float(one) for one in np.linalg.lstsq(design, sizes, rcond=None)[0])
-    # The error of poor masks must not be smaller than that of good ones.
-    if slope > 0:
-        intercept, slope = float(sizes.mean()), 0.0
+    design = np.column_stack([np.ones(len(fitted)), fitted, side])
+    low, high = (-np.inf, -np.inf, 0.0), (np.inf, 0.0, np.inf)
+    solution = optimize.lsq_linear(design, sizes, bounds=(low, high)).x
+    intercept, slope, side_spread = (float(one) for one in solution)
     fitted_range = float(fitted.min()), float(fitted.max())
-    interval = _Interval((intercept, slope), fitted_range, (0.0, 0.0))
-    ratios = np.sort(residuals / interval.error(fitted))
+    interval = _Interval((intercept, slope), side_spread, fitted_range, (0.0, 0.0))
+    ratios = np.sort(residuals / interval.error(fitted, side))
     n = len(ratios)
     # The (n + 1) in place of n is what makes a quantile conformal.
     cut = min(max(int(np.floor((n + 1) * (1 - COVERAGE) / 2)) - 1, 0), (n - 1) // 2)
     return replace(interval, offsets=(float(ratios[cut]), float(ratios[n - 1 - cut])))
 
 
-def _covered(fitted: np.ndarray, wanted: np.ndarray, patients: np.ndarray) -> Bool:
+def _covered(
+    fitted: np.ndarray, wanted: np.ndarray, side: np.ndarray, patients: np.ndarray
+) -> Bool:
     """Return which observations lie in the interval fitted to the other patients."""
     covered = np.zeros(len(wanted), bool)
     for patient in set(patients.tolist()):
         held = patients == patient
-        interval = _interval(fitted[~held], wanted[~held])
-        ratios = (wanted[held] - fitted[held]) / interval.error(fitted[held])
+        interval = _interval(fitted[~held], wanted[~held], side[~held])
+        ratios = (wanted[held] - fitted[held]) / interval.error(fitted[held], side[held])
         low, high = interval.offsets
         covered[held] = (low <= ratios) & (ratios <= high)
     return covered

@@ -21,15 +21,17 @@ from sslmedsam2.weights.manifest import ModelCard
 N_PATIENTS = 30
 
 
-def observations(*, n_patients=N_PATIENTS, noise=0.3, seed=0):
+def observations(*, n_patients=N_PATIENTS, noise=0.3, noise_of_cut=0.0, seed=0):
     """Return six predictions a patient whose Dice follows the promised one, but for noise."""
     random = np.random.default_rng(seed)
     found = []
     for patient in range(n_patients):
         for kind in range(6):
             logit = random.uniform(-1, 3.5)
-            evidence = Evidence(expit(logit), random.uniform(0.8, 1.0), random.uniform(0, 0.1))
-            dice = expit(0.2 + 0.9 * logit + random.normal(0, noise))
+            side = random.uniform(0, 0.1)
+            evidence = Evidence(expit(logit), random.uniform(0.8, 1.0), side)
+            error = random.normal(0, noise + noise_of_cut * (side > 0.05))
+            dice = expit(0.2 + 0.9 * logit + error)
             found.append(Observation(f"p{patient}", "T2", str(kind), evidence, dice))
     return found
 
@@ -59,6 +61,17 @@ def test_noisier_predictions_have_wider_intervals():
     assert np.diff(wide.interval) > 2 * np.diff(narrow.interval)
 
 
+def test_masks_at_the_border_of_the_scan_have_wider_intervals_if_they_are_worse_known():
+    whole, cut = Evidence(0.9, 1.0, 0.0), Evidence(0.9, 1.0, 0.1)
+    widths = {}
+    for noise_of_cut in (0.0, 1.0):
+        calibration = fit(observations(noise=0.1, noise_of_cut=noise_of_cut))
+        intervals = [calibration.estimate(one).interval for one in (whole, cut)]
+        widths[noise_of_cut] = [high - low for low, high in intervals]
+    assert widths[1.0][1] > 2 * widths[1.0][0]
+    assert widths[0.0][1] == pytest.approx(widths[0.0][0], rel=0.5)
+
+
 def test_more_doubt_never_raises_the_estimate():
     # Dropped components and cut-off masks go with a better Dice here, which is chance.
     misleading = [
@@ -70,6 +83,7 @@ def test_more_doubt_never_raises_the_estimate():
     assert promised > 0
     assert kept >= 0
     assert side <= 0
+    assert calibration.side_spread >= 0
 
 
 def test_patients_are_left_out_whole():
