@@ -42,11 +42,14 @@ class Choice:
     forced_liver
         A third of the patches is centred on a voxel of liver. nnU-Net's default forces the last
         third of each batch, which is none in a batch of one.
+    geometry
+        Changes to the arguments of `SpatialTransform`.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     forced_liver: bool = False
     scanner_effects: bool = True
+    geometry: Mapping[str, Any] = field(default_factory=dict)
 
 
 CHOICES = {
@@ -57,6 +60,7 @@ CHOICES = {
     ),
     "a third of the patches centred on liver": Choice(forced_liver=True),
     "no mirrored patches": Choice({"mirror_probability": 0.0}),
+    "elastic deformation of half of the patches": Choice(geometry={"p_elastic_deform": 0.5}),
 }
 
 
@@ -102,6 +106,10 @@ def arrange(choice: Choice) -> None:
     LiverTrainer.use = use
     if not choice.scanner_effects:
         augmentation._scanner_effects = list
+    spatial: Any = augmentation.SpatialTransform
+    augmentation.SpatialTransform = lambda *args, **kwargs: spatial(
+        *args, **{**kwargs, **choice.geometry}
+    )
 
 
 def summary(fold_dir: Path) -> dict[str, Any]:
