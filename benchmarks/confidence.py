@@ -1,24 +1,28 @@
 """How well the estimated Dice agrees with the true one, and how often its interval holds it.
 
-Labelled volumes of ``../shared/data`` (T2, T1, CT) and copies of them that are degraded on purpose,
-segmented with the shipped weights in ``--mode fast``. Fit and interval are judged by patients that
-were left out. Each prediction is kept in ``--work-dir``, so that the next call goes on from there.
+Labelled volumes of ``../shared/data`` and copies of them that are degraded on purpose, segmented in
+``--mode fast``. The calibration of the shipped weights is fitted, as that of ``train``, to volumes
+that the network never saw: those that a fold of `cross_validation.py` kept out, segmented by the
+network of the fold, and the T1 pair, segmented by the shipped weights. Fit and interval are judged
+by patients that were left out. For comparison, the calibration is also applied to volumes that the
+shipped weights were trained on. Each prediction is kept in ``--work-dir``, so that the next call
+goes on from there.
 
-    python benchmarks/confidence.py --work-dir WORK --json benchmarks/results/confidence.json
-    python benchmarks/confidence.py --work-dir WORK --write weights/liver
-
-The network was trained on these volumes: the undisturbed ones are easier than those of a new
-patient, and the degraded copies give the spread.
+    python benchmarks/confidence.py --work-dir WORK --fold-dir CROSS_VALIDATION/fold2 \\
+        --fold-dir CROSS_VALIDATION/fold3 --json benchmarks/results/confidence.json
+    ... --write weights/liver
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import REAL_DATA, ROOT, parser, report, shipped_checkpoints
+from accuracy import model_spec
+from common import ROOT, parser, report, require_real_data, shipped_checkpoints
 from scipy import stats
 
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -26,9 +30,9 @@ from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.reading import read_mask, read_volume
 from sslmedsam2.imaging.records import read_record, write_record
 from sslmedsam2.inference.confidence import Calibration, logit
-from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
+from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.train.calibration import (
     Observation,
     add_calibration,
@@ -38,62 +42,95 @@ from sslmedsam2.train.calibration import (
 )
 from sslmedsam2.train.degradation import ORIGINAL, Scan
 
-T2_COPIES, CT_COPIES = 4, 2
+UNSEEN_COPIES = {"T2": 8, "T1": 8, "CT": 4}
+TRAINED_COPIES = {"T2": 2, "CT": 1}
 """Degraded copies of each volume; a CT has several times the slices."""
+T2, CT, T1 = "chaos_mr_t2", "btcv_ct", "chaos_mr_t1"
+
+
+@dataclass(frozen=True)
+class LabelledVolume:
+    """An image with its reference mask; ``name`` begins with the contrast."""
+
+    patient: str
+    name: str
+    image: Path
+    mask: Path
 
 
 def main() -> None:
     """Segment what is missing, fit, and report."""
     options = parser(__doc__)
     options.add_argument("--work-dir", type=Path, required=True, help="keeps the predictions")
+    options.add_argument("--fold-dir", type=Path, action="append", required=True)
     options.add_argument("--write", type=Path, help="model folder to write the calibration into")
     options.add_argument("--plot", type=Path, help="write a picture of estimate and true Dice")
-    options.add_argument("--only-kept", action="store_true", help="predict nothing")
     given = options.parse_args()
-    observations = list(kept(given.work_dir) if given.only_kept else observed(given.work_dir))
-    calibration = fit(observations, sure_from=SURE_FROM)
+    shipped = given.work_dir / "shipped"
+    unseen = list(observed(shipped, ROOT / "weights", t1_volumes(), UNSEEN_COPIES))
+    for fold_dir in given.fold_dir:
+        model, chosen = trained_model_dir(fold_dir / "work"), kept_out(fold_dir)
+        unseen += observed(given.work_dir / fold_dir.name, model, chosen, UNSEEN_COPIES)
+    trained_on = list(observed(shipped, ROOT / "weights", volumes(), TRAINED_COPIES))
+    calibration = fit(unseen, sure_from=SURE_FROM)
     if given.write:
         add_calibration(given.write, calibration, folds=("all",))
-    found = {"checkpoints": shipped_checkpoints(), **figures(observations, calibration)}
+    found = {
+        "checkpoints": shipped_checkpoints(),
+        "folds": [fold_dir.name for fold_dir in given.fold_dir],
+        **figures(unseen, calibration),
+    }
+    found["groups"]["trained on"] = applied(calibration, trained_on)
     if given.plot:
         plot(found["rows"], given.plot)
     report(found, given.json)
 
 
-def kept(work_dir: Path) -> Iterator[Observation]:
-    """Read the predictions of earlier calls."""
-    for path in sorted(work_dir.glob("*.json")):
-        yield from read_record(path, tuple[Observation, ...])
-
-
-def observed(work_dir: Path) -> Iterator[Observation]:
+def observed(
+    work_dir: Path, model: Path, chosen: Iterable[LabelledVolume], copies: Mapping[str, int]
+) -> Iterator[Observation]:
     """Observe each volume, or read what an earlier call observed."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    spec = read_model_spec(ROOT / "weights" / "liver")
-    segmenter = CanonicalSegmenter(spec, EngineOptions("cpu", "fast", sure_from=SURE_FROM))
-    for patient, name, image, mask in volumes():
-        path = work_dir / f"{patient}_{name}.json"
+    segmenter = CanonicalSegmenter(
+        model_spec(model), EngineOptions("cpu", "fast", sure_from=SURE_FROM)
+    )
+    for one in chosen:
+        path = work_dir / f"{one.patient}_{one.name}.json"
         if not path.is_file():
-            n_degraded = CT_COPIES if name == "CT" else T2_COPIES
             found = observe(
-                labelled(image, mask),
-                patient=patient,
-                name=name,
+                labelled(one.image, one.mask),
+                patient=one.patient,
+                name=one.name,
                 segmenter=segmenter,
-                n_degraded=n_degraded,
+                n_degraded=copies[one.name[:2]],
             )
             write_record(path, tuple(found))
         yield from read_record(path, tuple[Observation, ...])
 
 
-def volumes() -> Iterator[tuple[str, str, Path, Path]]:
-    """Yield patient, name, image and mask."""
-    for folder, name in (("chaos_mr_t2", "T2"), ("btcv_ct", "CT"), ("totalseg_ct", "CT")):
-        for image in sorted((REAL_DATA / folder).glob(f"*/{name}.nii.gz")):
-            yield image.parent.name, name, image, image.with_name(f"mask_{image.name}")
-    for image in sorted((REAL_DATA / "chaos_mr_t1").glob("*/T1_*.nii.gz")):
-        name = image.name.removesuffix(".nii.gz")
-        yield image.parent.name, name, image, image.with_name("approxmask_T1.nii.gz")
+def volumes() -> Iterator[LabelledVolume]:
+    """Yield T2 and CT, which the shipped weights were trained on."""
+    for folder, name in ((T2, "T2"), (CT, "CT"), ("totalseg_ct", "CT")):
+        for image in sorted(require_real_data(folder).glob(f"*/{name}.nii.gz")):
+            mask = image.with_name(f"mask_{image.name}")
+            yield LabelledVolume(image.parent.name, name, image, mask)
+
+
+def t1_volumes() -> Iterator[LabelledVolume]:
+    """Yield the T1 pair."""
+    for image in sorted(require_real_data(T1).glob("*/T1_*.nii.gz")):
+        name, mask = image.name.removesuffix(".nii.gz"), image.with_name("approxmask_T1.nii.gz")
+        yield LabelledVolume(image.parent.name, name, image, mask)
+
+
+def kept_out(fold_dir: Path) -> list[LabelledVolume]:
+    """Return the volumes that the network of a fold never saw."""
+
+    def trained_on(case: Path) -> bool:
+        return (fold_dir / case.parent.name / case.name).is_symlink()
+
+    cases = ((one, one.image.parent) for one in volumes())
+    return [one for one, case in cases if case.parent.name in (T2, CT) and not trained_on(case)]
 
 
 def labelled(image: Path, mask: Path) -> Scan:
@@ -106,7 +143,7 @@ def labelled(image: Path, mask: Path) -> Scan:
     )
 
 
-def figures(observations: list[Observation], calibration: Calibration) -> dict[str, Any]:
+def figures(observations: Sequence[Observation], calibration: Calibration) -> dict[str, Any]:
     """Return agreement and coverage, overall and by kind of volume."""
     left_out, covered = patients_left_out(observations)
     true = np.array([one.dice for one in observations])
@@ -129,6 +166,14 @@ def figures(observations: list[Observation], calibration: Calibration) -> dict[s
         ],
         "calibration": {"intercept": calibration.intercept, "weights": calibration.weights},
     }
+
+
+def applied(calibration: Calibration, observations: Sequence[Observation]) -> dict[str, Any]:
+    """Return the figures of a calibration on volumes that it was not fitted to."""
+    found = [calibration.estimate(one.evidence) for one in observations]
+    true = np.array([one.dice for one in observations])
+    low, high = np.array([one.interval for one in found]).T
+    return group(np.array([one.dice for one in found]), true, (low <= true) & (true <= high))
 
 
 def group(left_out: np.ndarray, true: np.ndarray, covered: np.ndarray) -> dict[str, Any]:

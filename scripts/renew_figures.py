@@ -49,6 +49,7 @@ _GROUPS = {
     "copy coarse": "coarse voxels",
     "copy noisy": "noisy",
     "copy cropped": "cut through the liver",
+    "trained on": "for comparison: volumes that the network was trained on, and copies",
 }
 
 
@@ -216,8 +217,9 @@ def confidence() -> str:
             )
         )
     intro = (
-        f"Measured with `python benchmarks/confidence.py` on {found['volumes']} volumes of "
-        f"{found['patients']} patients, each estimated by\na fit without its patient:"
+        f"Measured with `python benchmarks/confidence.py` on {found['volumes']} volumes and copies "
+        f"of {found['patients']} patients that\nthe network was not trained on, "
+        "each estimated by a fit without its patient:"
     )
     heads = ("volumes", "number", "mean Dice", "Spearman with the true Dice", "mean error")
     return f"{intro}\n\n{_table((*heads, 'inside the interval'), rows)}"

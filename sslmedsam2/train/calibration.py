@@ -137,7 +137,7 @@ def fit(observations: Sequence[Observation], *, sure_from: float = 0.0) -> Calib
     intercept, weights = _linear(features, wanted)
     left_out = _left_out(features, wanted, patients)
     side = _root_of_side(features)
-    interval = _interval(left_out, wanted, side)
+    interval = _interval(left_out, wanted, side, n_patients=n_patients)
     return Calibration(
         checkpoints={},
         features=FEATURES,
@@ -268,10 +268,14 @@ class _Interval:
         return usual
 
 
-def _interval(fitted: np.ndarray, wanted: np.ndarray, side: np.ndarray) -> _Interval:
+def _interval(
+    fitted: np.ndarray, wanted: np.ndarray, side: np.ndarray, *, n_patients: int
+) -> _Interval:
     """Return a conformal interval; its width follows the typical error of such masks.
 
-    The error decreases with the fitted value and increases with ``side``.
+    The error decreases with the fitted value and increases with ``side``. Predictions of one
+    patient err alike, so the correction for a finite sample counts patients: with few of them the
+    interval goes from the smallest to the largest error seen.
     """
     residuals = wanted - fitted
     sizes = np.log(np.maximum(np.abs(residuals), _LEAST_ERROR))
@@ -281,11 +285,10 @@ def _interval(fitted: np.ndarray, wanted: np.ndarray, side: np.ndarray) -> _Inte
     intercept, slope, side_spread = (float(one) for one in solution)
     fitted_range = float(fitted.min()), float(fitted.max())
     interval = _Interval((intercept, slope), side_spread, fitted_range, (0.0, 0.0))
-    ratios = np.sort(residuals / interval.error(fitted, side))
-    n = len(ratios)
-    # The (n + 1) in place of n is what makes a quantile conformal.
-    cut = min(max(int(np.floor((n + 1) * (1 - COVERAGE) / 2)) - 1, 0), (n - 1) // 2)
-    return replace(interval, offsets=(float(ratios[cut]), float(ratios[n - 1 - cut])))
+    ratios = residuals / interval.error(fitted, side)
+    tail = max(0.0, ((n_patients + 1) * (1 - COVERAGE) / 2 - 1) / n_patients)
+    below, above = np.quantile(ratios, (tail, 1 - tail))
+    return replace(interval, offsets=(float(below), float(above)))
 
 
 def _covered(
@@ -293,9 +296,10 @@ def _covered(
 ) -> Bool:
     """Return which observations lie in the interval fitted to the other patients."""
     covered = np.zeros(len(wanted), bool)
-    for patient in set(patients.tolist()):
+    names = set(patients.tolist())
+    for patient in names:
         held = patients == patient
-        interval = _interval(fitted[~held], wanted[~held], side[~held])
+        interval = _interval(fitted[~held], wanted[~held], side[~held], n_patients=len(names) - 1)
         ratios = (wanted[held] - fitted[held]) / interval.error(fitted[held], side[held])
         low, high = interval.offsets
         covered[held] = (low <= ratios) & (ratios <= high)

@@ -21,16 +21,19 @@ from sslmedsam2.weights.manifest import ModelCard
 N_PATIENTS = 30
 
 
-def observations(*, n_patients=N_PATIENTS, noise=0.3, noise_of_cut=0.0, seed=0):
+def observations(
+    *, n_patients=N_PATIENTS, noise=0.3, noise_of_cut=0.0, noise_of_patient=0.0, seed=0
+):
     """Return six predictions a patient whose Dice follows the promised one, but for noise."""
     random = np.random.default_rng(seed)
     found = []
     for patient in range(n_patients):
+        of_patient = random.normal(0, noise_of_patient)
         for kind in range(6):
             logit = random.uniform(-1, 3.5)
             side = random.uniform(0, 0.1)
             evidence = Evidence(expit(logit), random.uniform(0.8, 1.0), side)
-            error = random.normal(0, noise + noise_of_cut * (side > 0.05))
+            error = of_patient + random.normal(0, noise + noise_of_cut * (side > 0.05))
             dice = expit(0.2 + 0.9 * logit + error)
             found.append(Observation(f"p{patient}", "T2", str(kind), evidence, dice))
     return found
@@ -44,13 +47,27 @@ def fitted():
 def test_the_fit_ranks_unseen_patients_and_its_interval_holds_nine_of_ten(fitted):
     calibration = fitted
     assert calibration.spearman > 0.9
-    assert 0.85 <= calibration.coverage <= 0.95
+    assert 0.85 <= calibration.coverage <= 0.98
     unseen = observations(seed=1)
     estimates = [calibration.estimate(one.evidence) for one in unseen]
     inside = [
         e.interval[0] <= one.dice <= e.interval[1] for e, one in zip(estimates, unseen, strict=True)
     ]
-    assert 0.84 <= np.mean(inside) <= 0.96
+    assert 0.84 <= np.mean(inside) <= 0.98
+
+
+def test_interval_holds_new_patients_if_all_predictions_of_a_patient_err_alike():
+    inside = []
+    for seed in range(8):
+        known, new = (
+            observations(n_patients=n, noise=0.1, noise_of_patient=0.5, seed=k)
+            for n, k in ((10, seed), (40, 100 + seed))
+        )
+        calibration = fit(known)
+        for one in new:
+            low, high = calibration.estimate(one.evidence).interval
+            inside.append(low <= one.dice <= high)
+    assert np.mean(inside) > 0.85
 
 
 def test_noisier_predictions_have_wider_intervals():
