@@ -53,8 +53,8 @@ class Segmentation:
         Mean probability over the voxels that the network calls liver; None if there are none.
     estimate
         The Dice that a comparison with a reference mask would probably give (``estimate.dice``),
-        and ``estimate.interval``, which holds it in 90 % of scans; None without a mask or if the
-        model has no calibration.
+        and ``estimate.interval``, which should hold it in 90 % of scans; None without a mask or if
+        the model has no calibration.
     verdict
         ``"check"``: look at the mask before you use its volume; else ``"ok"``. The same rule as in
         ``run_report.json``.

@@ -84,7 +84,7 @@ class Certainty:
 
 @dataclass(frozen=True)
 class DiceEstimate:
-    """An estimated Dice with the interval that contains the true one in 90 % of scans."""
+    """An estimated Dice, and an interval meant to hold the true one in 90 % of scans or more."""
 
     dice: float
     interval: tuple[float, float]

@@ -113,8 +113,8 @@ class SeriesResult:
         Of the written mask; None where there is none.
     estimated_dice, estimated_dice_interval
         The Dice that a comparison with a reference mask would probably give, and the interval that
-        holds it in 90 % of scans; None without a mask, for a guess, and where the model has no
-        calibration.
+        should hold it in 90 % of scans; None without a mask, for a guess, and where the model has
+        no calibration.
     verdict
         ``check``: a person should look at the mask before it is used; None without a mask, and
         where a person has corrected it.
