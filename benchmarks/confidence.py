@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from accuracy import model_spec
 from common import ROOT, parser, report, require_real_data, shipped_checkpoints
+from cross_validation import CT, T2, kept_out
 from scipy import stats
 
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -45,7 +46,7 @@ from sslmedsam2.train.degradation import ORIGINAL, Scan
 UNSEEN_COPIES = {"T2": 8, "T1": 8, "CT": 4}
 TRAINED_COPIES = {"T2": 2, "CT": 1}
 """Degraded copies of each volume; a CT has several times the slices."""
-T2, CT, T1 = "chaos_mr_t2", "btcv_ct", "chaos_mr_t1"
+T1 = "chaos_mr_t1"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ def main() -> None:
     shipped = given.work_dir / "shipped"
     unseen = list(observed(shipped, ROOT / "weights", t1_volumes(), UNSEEN_COPIES))
     for fold_dir in given.fold_dir:
-        model, chosen = trained_model_dir(fold_dir / "work"), kept_out(fold_dir)
+        names = {name for of_kind in kept_out(fold_dir).values() for name in of_kind}
+        chosen = [one for one in volumes() if one.patient in names]
+        model = trained_model_dir(fold_dir / "work")
         unseen += observed(given.work_dir / fold_dir.name, model, chosen, UNSEEN_COPIES)
     trained_on = list(observed(shipped, ROOT / "weights", volumes(), TRAINED_COPIES))
     calibration = fit(unseen, sure_from=SURE_FROM)
@@ -121,16 +124,6 @@ def t1_volumes() -> Iterator[LabelledVolume]:
     for image in sorted(require_real_data(T1).glob("*/T1_*.nii.gz")):
         name, mask = image.name.removesuffix(".nii.gz"), image.with_name("approxmask_T1.nii.gz")
         yield LabelledVolume(image.parent.name, name, image, mask)
-
-
-def kept_out(fold_dir: Path) -> list[LabelledVolume]:
-    """Return the volumes that the network of a fold never saw."""
-
-    def trained_on(case: Path) -> bool:
-        return (fold_dir / case.parent.name / case.name).is_symlink()
-
-    cases = ((one, one.image.parent) for one in volumes())
-    return [one for one, case in cases if case.parent.name in (T2, CT) and not trained_on(case)]
 
 
 def labelled(image: Path, mask: Path) -> Scan:

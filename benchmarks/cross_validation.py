@@ -79,6 +79,18 @@ def split(fold: int, fold_dir: Path) -> dict[str, list[str]]:
     return held_out
 
 
+def kept_out(fold_dir: Path) -> dict[str, list[str]]:
+    """Return the names of the volumes that are not linked in a fold's folder."""
+    return {
+        name: [
+            case.name
+            for case in sorted(require_real_data(name).iterdir())
+            if case.is_dir() and not (fold_dir / name / case.name).is_symlink()
+        ]
+        for name in (T2, CT)
+    }
+
+
 def recipe(
     fold_dir: Path,
     *,

@@ -28,7 +28,7 @@ from typing import Any
 
 from accuracy import means, model_spec, t1_pair
 from common import parser, report, require_real_data
-from cross_validation import CT, T2, recipe, scored
+from cross_validation import CT, T2, kept_out, recipe, scored
 
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.records import write_record
@@ -58,14 +58,7 @@ def main() -> None:
     arguments.add_argument("--arm", choices=ARMS, action="append", default=[])
     arguments.add_argument("--epochs", type=int, default=20, help="of 50 iterations")
     options = arguments.parse_args()
-    held_out = {
-        name: sorted(
-            case.name
-            for case in require_real_data(name).iterdir()
-            if case.is_dir() and not (options.fold_dir / name / case.name).is_symlink()
-        )
-        for name in (T2, CT)
-    }
+    held_out = kept_out(options.fold_dir)
     start = options.fold_dir / "work"
     write_figures(trained_model_dir(start), held_out, options.work_dir / "start.json")
     for arm in options.arm:
