@@ -40,7 +40,7 @@ from sslmedsam2.nnunet.dataset import (
     write_sampling,
     write_splits,
 )
-from sslmedsam2.nnunet.organs import without_organs
+from sslmedsam2.nnunet.organs import N_CLASSES, without_organs
 from sslmedsam2.nnunet.plans import TRAINED_LABELS_WITH_IGNORE
 from sslmedsam2.nnunet.trainer import LiverTrainer, PatchLoader, TrainingSettings
 from sslmedsam2.nnunet.training import preprocessed_dir, train_fold, trained_model_dir
@@ -118,15 +118,20 @@ def trained(data, tmp_path_factory):
     return work_dir, _train(shutil.copytree(data, work_dir))
 
 
-def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
-    keys = sorted(path.stem for path in preprocessed_dir(work_dir).rglob("*.pkl"))
-    write_sampling(preprocessed_dir(work_dir) / DATASET_NAME, {keys[0]: 0.9, keys[1]: 0.1})
+def _initialized_trainer(work_dir, monkeypatch):
     for name in ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile"):
         monkeypatch.setenv(name, "")
     training.set_environment(work_dir, device="cpu", settings=SETTINGS)
     trainer = training._make_trainer(work_dir, fold="all", device="cpu")
     trainer.use(SETTINGS)
     trainer.initialize()
+    return trainer
+
+
+def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
+    keys = sorted(path.stem for path in preprocessed_dir(work_dir).rglob("*.pkl"))
+    write_sampling(preprocessed_dir(work_dir) / DATASET_NAME, {keys[0]: 0.9, keys[1]: 0.1})
+    trainer = _initialized_trainer(work_dir, monkeypatch)
 
     loader, _ = trainer.get_dataloaders()
 
@@ -134,6 +139,27 @@ def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
     drawn = [key for _ in range(40) for key in next(loader)["keys"]]
     assert drawn.count(keys[0]) > 30
     assert keys[1] in drawn
+
+
+def test_coarse_outputs_of_organs_count_less_and_the_coarsest_not_at_all(work_dir, monkeypatch):
+    trainer = _initialized_trainer(work_dir, monkeypatch)
+    target = torch.tensor([0, 3]).reshape(1, 2, 1, 1).expand(1, 2, 4, 4)
+    right = 12.0 * torch.nn.functional.one_hot(target, N_CLASSES).movedim(-1, 1).float()
+    wrong = right.flip(2)
+    n_outputs = len(trainer.loss.weight_factors)
+
+    losses = [
+        float(
+            trainer._organ_loss(
+                [wrong if level == k else right for level in range(n_outputs)],
+                [target] * n_outputs,
+            )
+        )
+        for k in range(n_outputs)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == n_outputs
+    assert losses[-1] == pytest.approx(-1, abs=1e-3)
 
 
 def test_trained_fold_is_left_alone(trained):

@@ -18,7 +18,7 @@ from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
 from sslmedsam2.weights.manifest import ModelCard
 
-N_PATIENTS = 30
+N_PATIENTS = 120
 
 
 def observations(
@@ -47,13 +47,13 @@ def fitted():
 def test_the_fit_ranks_unseen_patients_and_its_interval_holds_nine_of_ten(fitted):
     calibration = fitted
     assert calibration.spearman > 0.9
-    assert 0.85 <= calibration.coverage <= 0.98
+    assert 0.85 <= calibration.coverage <= 0.95
     unseen = observations(seed=1)
     estimates = [calibration.estimate(one.evidence) for one in unseen]
     inside = [
         e.interval[0] <= one.dice <= e.interval[1] for e, one in zip(estimates, unseen, strict=True)
     ]
-    assert 0.84 <= np.mean(inside) <= 0.98
+    assert 0.84 <= np.mean(inside) <= 0.96
 
 
 def test_interval_holds_new_patients_if_all_predictions_of_a_patient_err_alike():
