@@ -28,7 +28,7 @@ from typing import Any
 
 from accuracy import means, model_spec, t1_pair
 from common import parser, report, require_real_data
-from cross_validation import CT, T2, kept_out, recipe, scored
+from cross_validation import CT, T2, kept_out, recipe, scored, trained
 
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.records import write_record
@@ -44,7 +44,7 @@ from sslmedsam2.retrain.index import read_index
 from sslmedsam2.retrain.pipeline import plan
 from sslmedsam2.retrain.state import RetrainOptions, WorkDir
 from sslmedsam2.retrain.train_round import online_settings
-from sslmedsam2.train.pipeline import train
+from sslmedsam2.train.pipeline import TrainOptions
 
 ARMS = ("labels", "retrain", "teacher")
 ITERATIONS_PER_EPOCH = 50
@@ -57,6 +57,7 @@ def main() -> None:
     arguments.add_argument("--fold-dir", type=Path, required=True, help="of cross_validation.py")
     arguments.add_argument("--arm", choices=ARMS, action="append", default=[])
     arguments.add_argument("--epochs", type=int, default=20, help="of 50 iterations")
+    arguments.add_argument("--learning-rate", type=float, default=1.5e-3)
     options = arguments.parse_args()
     held_out = kept_out(options.fold_dir)
     start = options.fold_dir / "work"
@@ -64,22 +65,23 @@ def main() -> None:
     for arm in options.arm:
         work_dir = options.work_dir / arm
         since = time.time()
-        how = labels if arm == "labels" else retrain
-        model = how(options.fold_dir, work_dir, final_checkpoint(start, "all"), options.epochs)
+        usual = recipe(
+            options.fold_dir,
+            work_dir=work_dir,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            warm_start=final_checkpoint(start, "all"),
+        )
+        model = trained(usual) if arm == "labels" else retrain(options.fold_dir, usual)
         hours = round((time.time() - since) / 3600, 2)
-        write_figures(model, held_out, options.work_dir / f"{arm}.json", hours=hours)
+        more = {"learning_rate": options.learning_rate, "hours": hours}
+        write_figures(model, held_out, options.work_dir / f"{arm}.json", **more)
     report(summary(options.work_dir), options.json)
 
 
-def labels(fold_dir: Path, work_dir: Path, start: Path, epochs: int) -> Path:
-    """Train on the fold's labelled volumes; returns the model folder."""
-    if train(recipe(fold_dir, work_dir=work_dir, epochs=epochs, warm_start=start)) is None:
-        raise SystemExit("stopped; run the same command again to go on")
-    return trained_model_dir(work_dir)
-
-
-def retrain(fold_dir: Path, work_dir: Path, start: Path, epochs: int) -> Path:
+def retrain(fold_dir: Path, usual: TrainOptions) -> Path:
     """Train as `retrain --method online` does; returns the model folder."""
+    work_dir, epochs = usual.work_dir, usual.final_epochs
     data = work_dir / "data"
     for case in (
         *(fold_dir / T2).iterdir(),
@@ -94,7 +96,6 @@ def retrain(fold_dir: Path, work_dir: Path, start: Path, epochs: int) -> Path:
         copy = data / "unlabelled" / image.parent.name / image.name
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(image, copy)
-    usual = recipe(fold_dir, work_dir=work_dir, epochs=epochs)
     options = RetrainOptions(
         data / "labelled",
         data / "unlabelled",
@@ -116,7 +117,7 @@ def retrain(fold_dir: Path, work_dir: Path, start: Path, epochs: int) -> Path:
         online=replace(online, hand_over=0.0) if work_dir.name == "teacher" else online,
     )
     round_dir = work.round(1).path
-    train_fold(round_dir, fold="all", settings=settings, device="cpu", warm_start=start)
+    train_fold(round_dir, fold="all", settings=settings, device="cpu", warm_start=usual.warm_start)
     return trained_model_dir(round_dir)
 
 
