@@ -112,13 +112,20 @@ def both_contrasts(spec: ModelSpec, images: Sequence[ImageFile]) -> dict[str, li
 def scores(
     segmenter: CanonicalSegmenter, volume: CanonicalVolume, mask: np.ndarray
 ) -> dict[str, float]:
-    predicted, spacing = segmenter.segment(volume).mask_zyx, volume.spacing_zyx_mm
-    found = measure(predicted, mask, spacing_zyx_mm=spacing)
+    predicted = segmenter.segment(volume).mask_zyx
+    return compared(predicted, mask, spacing_zyx_mm=volume.spacing_zyx_mm)
+
+
+def compared(
+    predicted: np.ndarray, mask: np.ndarray, *, spacing_zyx_mm: tuple[float, float, float]
+) -> dict[str, float]:
+    """Return overlap and distances of a predicted mask and the reference mask."""
+    found = measure(predicted, mask, spacing_zyx_mm=spacing_zyx_mm)
     return {
         "dice": round(found.dice, 4),
         "hausdorff_mm": round(found.hausdorff_mm, 1),
         "hausdorff95_mm": round(found.hausdorff95_mm, 1),
-        "voxels_hausdorff_mm": round(voxels_hausdorff_mm(predicted, mask, spacing), 1),
+        "voxels_hausdorff_mm": round(voxels_hausdorff_mm(predicted, mask, spacing_zyx_mm), 1),
     }
 
 

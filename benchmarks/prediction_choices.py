@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import canonical_pair, invert, labelled, means, model_spec
+from accuracy import canonical_pair, compared, invert, labelled, means, model_spec
 from common import parser, report
 from cross_validation import FOLDS, T2, split
 from scipy import ndimage
@@ -24,7 +24,6 @@ from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.preprocessing import Prepared
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Inferred
 from sslmedsam2.nnunet.training import trained_model_dir
-from sslmedsam2.submission.metrics import measure
 
 Margin = np.ndarray
 SHIFTS_ZYX = ((4, 12, 12), (8, 24, 24), (12, 36, 36))
@@ -46,20 +45,11 @@ def main() -> None:
         inverted = replace(volume, array_zyx=invert(volume.array_zyx))
         for kind, shown in (("t2", volume), ("t2_inverted", inverted)):
             for choice, found in masks(segmenter, shown).items():
-                rows[kind][choice].append(scored(found, mask, volume.spacing_zyx_mm))
+                rows[kind][choice].append(
+                    compared(found, mask, spacing_zyx_mm=volume.spacing_zyx_mm)
+                )
     figures = {kind: {c: means(found) for c, found in of.items()} for kind, of in rows.items()}
     report(figures, options.json)
-
-
-def scored(
-    found: np.ndarray, mask: np.ndarray, spacing_zyx_mm: tuple[float, float, float]
-) -> dict[str, float]:
-    metrics = measure(found, mask, spacing_zyx_mm=spacing_zyx_mm)
-    return {
-        "dice": metrics.dice,
-        "hausdorff_mm": metrics.hausdorff_mm,
-        "hausdorff95_mm": metrics.hausdorff95_mm,
-    }
 
 
 def masks(segmenter: CanonicalSegmenter, volume: CanonicalVolume) -> dict[str, np.ndarray]:
