@@ -98,7 +98,7 @@ def open_archives(
         copy = Path(folder) / folder_name(root)
         try:
             sizes, problems = _checked(archives, free=shutil.disk_usage(folder).free)
-            _mirror(root, copy, archives, only=only)
+            _mirror(root, copy, archives, only=() if root in only else only)
             unpacked = []
             for archive, size in sizes.items():
                 logger.info("unpacking %s (%.1f MB)", archive, size / 1e6)
@@ -127,9 +127,13 @@ def open_archives(
 
 def _moved(problem: InputError, root: Path, copy: Path) -> InputError:
     """Return a problem of an archive with its path in the copy, like all other paths."""
-    moved = problem.reworded(lambda text: text.replace(str(root), str(copy)))
-    assert isinstance(moved, InputError)
-    return moved
+    archive = Path(problem.subject)
+    return InputError(
+        copy / archive.relative_to(root),
+        kind=problem.kind,
+        reason=problem.reason,
+        remedy=problem.remedy,
+    )
 
 
 def _is_archive(path: Path) -> bool:
@@ -148,11 +152,15 @@ def _find(root: Path, only: Sequence[Path]) -> list[Path]:
 def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:
     """Create ``copy`` as a folder of links to the entries of ``real``, without the archives."""
     copy.mkdir()
+    above = {real.resolve(), *real.resolve().parents}
     inside = {archive.relative_to(real).parts for archive in archives if archive != real}
     wanted = [one.relative_to(real).parts for one in only if one != real]
     for entry in real.iterdir():
         name = entry.name
         if wanted and not any(parts[0] == name for parts in wanted):
+            continue
+        if entry.is_symlink() and entry.resolve() in above:
+            logger.info("%s: leads to a folder that holds the input; skipped", entry)
             continue
         below = [entry.joinpath(*parts[1:]) for parts in inside if parts[0] == name]
         if below == [entry]:

@@ -98,7 +98,8 @@ def walk(
         path = waiting.popleft() if waiting else linked.popleft()
         try:
             identity = _identity_of(path)
-            if identity in above:
+            # Below the mirror of an input with archives, only a link itself tells what is above.
+            if identity in above or (path.is_symlink() and _holds(path.resolve(), path)):
                 notes.append(f"{path}: leads to a folder that holds the input; skipped")
                 continue
             known = seen.setdefault(identity, path)
@@ -124,6 +125,10 @@ def walk(
     folders += [_folder_of(path, sorted(found)) for path, found in files.items()]
     folders.sort(key=lambda folder: folder.path)
     return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
+
+
+def _holds(folder: Path, link: Path) -> bool:
+    return link.parent.resolve().is_relative_to(folder)
 
 
 def _identity_of(path: Path) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -293,3 +294,31 @@ def test_a_size_that_an_archive_tells_is_not_trusted(tmp_path, stated):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**22
+
+
+def test_a_folder_and_an_archive_in_it_are_used_whole(tmp_path):
+    archive = write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    (tmp_path / "in" / "P2").mkdir()
+    (tmp_path / "in" / "P2" / "T2.nii.gz").write_bytes(b"scan")
+
+    assert found(tmp_path / "in", only=[tmp_path / "in", archive]) == found(tmp_path / "in")
+
+
+def test_links_to_folders_above_the_input_are_not_followed_beside_an_archive(tmp_path):
+    (tmp_path / "T1.nii.gz").write_bytes(b"scan")
+    write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    (tmp_path / "in" / "P2").mkdir()
+    (tmp_path / "in" / "P2" / "T2.nii.gz").write_bytes(b"scan")
+    (tmp_path / "in" / "P2" / "up").symlink_to("../..")
+    (tmp_path / "in" / "above").symlink_to("..")
+
+    assert set(found(tmp_path / "in")) == {("P1", "T2"), ("P2", "T2")}
+
+
+def test_a_problem_of_an_archive_in_the_working_folder_names_it(tmp_path, monkeypatch):
+    (tmp_path / "bad.zip").write_bytes(b"no archive")
+    monkeypatch.chdir(tmp_path)
+
+    with open_archives(Path()) as opened:
+        [problem] = opened.problems
+        assert Path(problem.subject) == opened.path / "bad.zip"
