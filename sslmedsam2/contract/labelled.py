@@ -66,8 +66,10 @@ def find_labelled_series(
     """
     require_folder(root)
     tree = walk(root)
-    if tree.problems:
-        raise tree.problems[0]
+    # A data set that was fetched in part has links that lead nowhere.
+    odd_masks = [odd for folder in tree.folders for odd in folder.oddities if _is_mask(odd)]
+    for problem in (*tree.problems, *odd_masks):
+        raise problem
     for path in (path for folder in tree.folders for path in folder.others):
         if path.name.lower().endswith(ARCHIVE_SUFFIX):
             logger.warning("%s is left out: %s", path, unread_image(path))
@@ -80,6 +82,14 @@ def find_labelled_series(
     found = named_by_folder(found, root=root)
     _check_distinct(found)
     return tuple(sorted(found, key=lambda series: (series.case, series.sequence_or_volume)))
+
+
+def _is_mask(odd: InputError) -> bool:
+    path = Path(odd.subject)
+    parsed = names.parse_mask_stem(volume_stem(path))
+    return is_in(LABEL_FOLDERS, path) or (
+        parsed is not None and parsed.kind in (*_REFERENCE_KINDS, _ORGANS_KIND)
+    )
 
 
 def _read_folder(folder: Folder, tree: Tree) -> list[tuple[Path, Path, Path | None]]:

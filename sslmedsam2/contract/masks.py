@@ -125,9 +125,7 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
         are_labels = folder_name(folder.path).lower() in LABEL_FOLDERS
         are_images = nnunet_partner(folder, tree) is not None and not are_labels
         for path in folder.volumes:
-            form, image_stem = _form_of(volume_stem(path))
-            if form == "plain" and is_in(LABEL_FOLDERS, path):
-                form = "named"
+            form, image_stem = _form_of(path)
             skipped = sequence_map.of_file(path, root=root, stem=image_stem) == SKIP
             if form is None or skipped or (form == "plain" and are_images):
                 continue
@@ -140,17 +138,21 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
             mask = _mask_file(path, stem, root=root, case_dir=case_dir)
             by_form[form].append(mask)
             identities[path] = _identity(mask, stem, root=root, sequence_map=sequence_map)
-    masks = next((by_form[form] for form in forms if form in by_form), [])
+    chosen = next((form for form in forms if form in by_form), None)
+    masks = by_form[chosen] if chosen else []
+    odd = [error for folder in tree.folders for error in folder.oddities]
     if not masks:
-        causes = [*tree.problems, *(error for f in tree.folders for error in f.oddities)]
+        causes = [*tree.problems, *odd]
         cause = f" ({causes[0].subject} {causes[0].reason})" if causes else ""
         raise NoInputError(
             root,
             reason=f"it holds no masks{cause}",
             remedy="See the command's --help for the names",
         )
+    odd_masks = [error for error in odd if _form_of(Path(error.subject))[0] == chosen]
     unique, clashes = _split_duplicates(masks)
-    return MaskListing(masks=unique, problems=(*tree.problems, *clashes), identities=identities)
+    problems = (*tree.problems, *odd_masks, *clashes)
+    return MaskListing(masks=unique, problems=problems, identities=identities)
 
 
 def _only_image(folder: Folder) -> str:
@@ -182,14 +184,15 @@ def _identity(
     return names.identity_key(case), sequence
 
 
-def _form_of(stem: str) -> tuple[_Form | None, str]:
-    """Return the form of a name, None for no mask, and the stem of the image it belongs to."""
+def _form_of(path: Path) -> tuple[_Form | None, str]:
+    """Return the form of a file, None for no mask, and the stem of the image it belongs to."""
+    stem = volume_stem(path)
     mask = names.parse_mask_stem(stem)
     if mask:
         return _FORM_OF_KIND.get(mask.kind), mask.image_stem
     if stem.endswith(GENERIC_SUFFIX):
         return "predicted", stem.removesuffix(GENERIC_SUFFIX)
-    return "plain", stem
+    return "named" if is_in(LABEL_FOLDERS, path) else "plain", stem
 
 
 def _mask_file(path: Path, image_stem: str, *, root: Path, case_dir: Path) -> ImageFile:

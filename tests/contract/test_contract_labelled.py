@@ -128,3 +128,19 @@ def test_case_numbers_of_four_digits_are_no_channels(tmp_path):
     )
 
     assert [case for case, _ in _found(tmp_path)] == ["amos_0507", "amos_0508", "amos_0510"]
+
+
+@pytest.mark.parametrize("mask", ["mask_T2.nii.gz", "T2_seg.nii.gz", "organs_T2.nii.gz"])
+def test_a_mask_that_is_a_link_to_nowhere_is_an_error_that_names_it(tmp_path, mask):
+    _touch(tmp_path, "a/T2.nii.gz", "a/mask_T2.nii.gz", "b/T2.nii.gz")
+    (tmp_path / "b" / mask).symlink_to("not_fetched.nii.gz")
+
+    with pytest.raises(InputError, match=f"b/{mask}: is a link that leads nowhere"):
+        find_labelled_series(tmp_path)
+
+
+def test_an_unlabelled_image_that_is_a_link_to_nowhere_is_passed_over(tmp_path):
+    _touch(tmp_path, "a/T2.nii.gz", "a/mask_T2.nii.gz")
+    (tmp_path / "a" / "T1.nii.gz").symlink_to("not_fetched.nii.gz")
+
+    assert _found(tmp_path) == [("a", "T2")]

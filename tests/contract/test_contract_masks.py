@@ -124,3 +124,22 @@ def test_a_link_that_leads_nowhere_is_named_where_it_leaves_no_mask(make, tmp_pa
         NoInputError, match=r"no masks \(.*GED4.nii.gz is a link that leads nowhere"
     ):
         find_references(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "link", ["0931-B/mask_GED4.nii.gz", "labelsTr/0931-B.nii.gz", "0931-B/GED4_seg.nii.gz"]
+)
+def test_a_reference_that_is_a_link_to_nowhere_is_a_problem(make, tmp_path, link):
+    path = make("0930-A/mask_GED4.nii.gz") / link
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("not_fetched.nii.gz")
+
+    listing = find_references(tmp_path)
+    assert keys(listing) == [("0930-A", "GED4")]
+    assert [(one.subject, one.kind) for one in listing.problems] == [(str(path), "broken_link")]
+
+
+def test_an_image_beside_references_that_is_a_link_to_nowhere_is_no_problem(make, tmp_path):
+    (make("0930-A/mask_GED4.nii.gz") / "0930-A" / "GED4.nii.gz").symlink_to("not_fetched.nii.gz")
+
+    assert find_references(tmp_path).problems == ()
