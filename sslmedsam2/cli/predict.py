@@ -34,6 +34,7 @@ _CONTAINER_INPUT = Path("/input")
 _CONTAINER_OUTPUT = Path("/output")
 _OTHER_FILES = (".gz", ".zip", ".dcm", ".png", ".jpg", ".stl")
 """A folder for results is hardly called so: a file is meant."""
+_OPTIONS_OF_A_FOLDER = ("resume", "report", "maps", "statistics")
 _IN_SUMMARY = {"check": "to check", "skipped_resume": "kept"}
 
 if TYPE_CHECKING:
@@ -101,7 +102,6 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--report/--no-report",
-    "with_page",
     default=False,
     help="Write the results page at the end, as the command report does.",
 )
@@ -143,7 +143,6 @@ def predict(
     *,
     scans: tuple[Path, ...],
     input_paths: tuple[Path, ...],
-    with_page: bool,
     progress: str,
     cluster: str,
     **options: Any,
@@ -171,8 +170,10 @@ def predict(
         if others:
             raise click.UsageError("--sequence takes one sequence; --sequences takes several")
     options = for_cluster(cluster, options)
+    folder = _output_folder(options)
+    with_page = options.pop("report")
     with (
-        _output_folder(options) as options["output_dir"],
+        folder as options["output_dir"],
         open_executor(cluster) as executor,
     ):
         with _progress(progress) as bar:
@@ -221,12 +222,13 @@ def _output_folder(options: dict[str, Any]) -> AbstractContextManager[Path]:
                 remedy=f"Give a folder, or a name that ends in {', '.join(WRITTEN_EXTENSIONS)}",
             )
         return nullcontext(output)
-    if options["resume"]:
-        raise UsageError(
-            "--resume",
-            reason="it needs the report of a folder, and --output names one mask",
-            remedy="Give a folder to --output",
-        )
+    for option in _OPTIONS_OF_A_FOLDER:
+        if options[option]:
+            raise UsageError(
+                f"--{option}",
+                reason="it needs a folder of results, and --output names one mask",
+                remedy="Give a folder to --output",
+            )
     options["mask_file"], options["previews"] = output.absolute(), False
     options["dicom_seg"] = False
     return _temporary_folder()

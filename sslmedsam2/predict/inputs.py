@@ -115,12 +115,14 @@ def with_archives(found: Inputs, opened: OpenedInput) -> Inputs:
         *(one.path for one in studies.left_out),
         *(Path(problem.subject) for problem in studies.problems),
     ]
-    places = [one.place for one in found.dicom.identities.values()] if found.dicom else []
+    places = (
+        [opened.path / one.place for one in found.dicom.identities.values()] if found.dicom else []
+    )
     left_out = [
         LeftOut(archive, "it is an archive without an image")
         for archive in opened.unpacked
         if not any(path.is_relative_to(archive) for path in images)
-        and not any(archive.relative_to(opened.path).as_posix() in place for place in places)
+        and not any(place.is_relative_to(archive) for place in places)
     ]
     studies = replace(
         studies,

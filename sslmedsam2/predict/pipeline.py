@@ -58,7 +58,7 @@ from sslmedsam2.predict.inputs import (
     with_archives,
 )
 from sslmedsam2.predict.recorder import OnResult, RunRecorder
-from sslmedsam2.predict.resume import earlier_report, keep_done, move_earlier_aside
+from sslmedsam2.predict.resume import COMPLETE, earlier_report, keep_done, move_earlier_aside
 from sslmedsam2.predict.series import (
     MAP_KINDS,
     WITHOUT_SEQUENCE,
@@ -83,7 +83,6 @@ logger = logging.getLogger(__name__)
 
 FailurePolicy = Literal["auto", "fallback", "skip"]
 MaskFormat = Literal["nii.gz", "mha", "nrrd", "same"]
-_GOOD = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
 _RECORDED_OPTIONS = (
     *("sequences", "device", "mode", "mirror", "second_view"),
     *("on_failure", "previews", "mask_dtype"),
@@ -242,7 +241,9 @@ def _predict(
         for problem in plan.problems:
             recorder.add(problem)
         if not plan.targets:
-            recorder.end(ExitCode.NO_VALID_INPUT)
+            # The record of an earlier run stays with its masks.
+            if not report_path(options.output_dir).exists():
+                recorder.end(ExitCode.NO_VALID_INPUT)
             raise _no_input(inputs, plan, options)
         with stop_on_signals() as stop:
             pending = keep_done(plan.targets, recorder, previous)
@@ -419,7 +420,7 @@ def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResul
     return _unread_result(
         path.parent.name if is_file else path.name,
         path.name if is_file else WITHOUT_SEQUENCE,
-        input_name(path, options.input_path) if path.is_absolute() else problem.subject,
+        input_name(path, options.input_path),
         problem,
     )
 
@@ -458,7 +459,7 @@ def _exit_code(report: RunReport, stop: StopRequest, *, strict: bool = False) ->
         return ExitCode.INTERRUPTED
     if strict and any(result.status is SeriesStatus.CHECK for result in report.series):
         return ExitCode.SOME_CASES_FAILED
-    if all(result.status in _GOOD for result in report.series):
+    if all(result.status in COMPLETE for result in report.series):
         return ExitCode.OK
     # A series with a geometry was read: its failure, such as a full disk, is not due to the input.
     if all(

@@ -28,7 +28,7 @@ from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 
-_COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
+COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
 _FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 """The folders that a run writes into its output folder."""
 
@@ -58,9 +58,16 @@ def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> Non
         earlier = ()
     outputs = (Path(one.output_path) for one in earlier if one.output_path)
     loose = [output_dir / one for one in outputs if one.parts[0] not in _FOLDERS]
-    folders = [output_dir / name for name in _FOLDERS]
-    written = [path, *folders, *loose, output_dir / VOLUME_TABLE_NAME]
-    found = [one for one in written if one.exists()]
+    records = [path, output_dir / VOLUME_TABLE_NAME]
+    # Without a record of a run, and where scans are, folders of these names are the user's own.
+    folders = [output_dir / name for name in _FOLDERS if any(one.exists() for one in records)]
+    images = [target.series.path.resolve() for target in targets]
+    written = [*records, *folders, *loose]
+    found = [
+        one
+        for one in written
+        if one.exists() and not any(image.is_relative_to(one.resolve()) for image in images)
+    ]
     if found:
         logger.warning("%s holds an earlier run; --resume would continue it", output_dir)
     for one in found:
@@ -108,7 +115,7 @@ def reusable_result(
         return None
     corrected = earlier is not None and earlier.mask_sha256 not in (None, made)
     same = previous is not None and _same_provenance(previous, report)
-    usable = corrected or (earlier is not None and earlier.status in _COMPLETE and same)
+    usable = corrected or (earlier is not None and earlier.status in COMPLETE and same)
     if earlier is not None and usable and (stored := _stored(target, earlier)):
         mask, image = stored
         if corrected or (target.statistics and earlier.intensity is None):

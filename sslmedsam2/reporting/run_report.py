@@ -1,8 +1,8 @@
 """``run_report.json``: the result of each scan, with models, options and versions.
 
 It contains nothing about the machine or the user: paths are those of the caller, relative to the
-input and output folders. It is rewritten after every series, so that a run that is killed loses at
-most the current series.
+input and output folders. It is rewritten while a run goes on, so that a run that is killed can be
+resumed; see :class:`sslmedsam2.predict.recorder.RunRecorder`.
 """
 
 from __future__ import annotations
