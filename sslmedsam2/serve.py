@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,10 +196,13 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
         raise OutputError(
             target, reason=f"it cannot be made ({error.strerror})", remedy="Check its permissions"
         ) from error
+    stems = Counter(map(_stem, images))
     written = []
     for image in images:
         found = segmenter.segment(image)
-        mask = target / ("output.mha" if len(images) == 1 else f"{_stem(image)}.mha")
+        # Images of one name in several slugs get the slug in front.
+        name = _stem(image) if stems[_stem(image)] == 1 else f"{image.parent.name}_{image.name}"
+        mask = target / ("output.mha" if len(images) == 1 else f"{name}.mha")
         found.save(mask)
         logger.info("%s: %.0f ml", image.name, found.volume_ml)
         written.append(mask.relative_to(options.output_dir).as_posix())

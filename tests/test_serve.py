@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import shutil
 import socket
 import threading
 import time
@@ -177,6 +178,23 @@ def test_invoke_writes_a_mask_for_the_platform(served):
     assert json.loads(body)["written"] == ["images/liver-segmentation/output.mha"]
     mask = read_mask(served.output / "images" / "liver-segmentation" / "output.mha")
     assert mask.array_zyx.any()
+
+
+def test_images_of_one_name_get_a_mask_each(served, tmp_path):
+    kept = (served.input / "images").rename(tmp_path / "kept")
+    for slug in ("t1", "t2"):
+        _scan(served.input / "images" / slug, "scan.nii.gz")
+    _scan(served.input / "images" / "t2", "other.nii.gz")
+    _, body, _ = served.ask("/invoke")
+    shutil.rmtree(served.input / "images")
+    kept.rename(served.input / "images")
+    written = json.loads(body)["written"]
+    assert [name.rpartition("/")[2] for name in written] == [
+        "t1_scan.nii.gz.mha",
+        "other.mha",
+        "t2_scan.nii.gz.mha",
+    ]
+    assert all((served.output / name).is_file() for name in written)
 
 
 def test_invoke_without_an_image_says_what_is_missing(served, tmp_path):

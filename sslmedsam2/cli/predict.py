@@ -325,7 +325,9 @@ def _make_page(options: dict[str, Any]) -> None:
     from sslmedsam2.predict.page import ReportOptions, report_or_none
 
     _LOG.info("writing the results page")
-    page = report_or_none(ReportOptions(options["output_dir"], options["input_path"]))
+    page = report_or_none(
+        ReportOptions(options["output_dir"], options["input_path"], only=options["only"])
+    )
     if page is not None:
         click.echo(f"open {page.index_path} in a browser")
 

@@ -100,7 +100,8 @@ def find_volumes(files: DicomFiles) -> dict[str, DicomVolume]:
     """Return every volume that can be made of the files, by its neutral name."""
     frames, _, _ = _read_all(files)
     volumes = {}
-    for series in _grouped(frames, lambda frame: frame.series_uid).values():
+    # A faulty exporter may give one SeriesInstanceUID to series of several studies.
+    for series in _grouped(frames, lambda frame: (frame.study_uid, frame.series_uid)).values():
         case = case_name(series[0].study_uid)
         for name, stacks in _read_stacks(_without_copies(series))[0].items():
             try:

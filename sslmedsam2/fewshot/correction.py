@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from sslmedsam2.fewshot.outcome import mask_dice, name_seed
-from sslmedsam2.imaging.volume import Box, bounding_box
+from sslmedsam2.fewshot.outcome import name_seed
+from sslmedsam2.imaging.volume import Box, bounding_box, mask_dice
 
 Maps = npt.NDArray[np.float32]
 

@@ -111,9 +111,9 @@ class RandomDraws:
         """Return True with this probability."""
         return self.number(0, 1) < probability
 
-    def field(self, cells: int, size: int, channels: int = 1) -> Tensor:
-        """Return smooth noise of unit scale, ``(channels, size, size)``."""
-        coarse = self.normal(1, channels, cells, cells)
+    def field(self, cells: int, size: int) -> Tensor:
+        """Return smooth noise of unit scale, ``(1, size, size)``."""
+        coarse = self.normal(1, 1, cells, cells)
         return nnf.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)[0]
 
 

@@ -120,9 +120,13 @@ def _is_same_file(stream: TextIO, path: Path) -> bool:
         return False
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove partial files of killed runs below a folder, where no other process may write."""
-    for path in folder.rglob(f".*{_PARTIAL}*"):
+def remove_partials(folder: Path, *, below: bool = True) -> None:
+    """Remove partial files of killed runs in a folder, where no other process may write.
+
+    ``below``: also in all folders below it.
+    """
+    pattern = f".*{_PARTIAL}*"
+    for path in folder.rglob(pattern) if below else folder.glob(pattern):
         if path.name.partition(_PARTIAL)[0].removeprefix(".").isalnum() and path.is_file():
             _remove_quietly(path)
 

@@ -30,7 +30,7 @@ from sslmedsam2.imaging.nrrd_reading import (
     read_nrrd_channels,
 )
 from sslmedsam2.imaging.reading import read_grid, read_stored, read_volume
-from sslmedsam2.imaging.stored import image_error, repair
+from sslmedsam2.imaging.stored import image_error, repair, unreadable_header
 from sslmedsam2.imaging.volume import ArrayZYX, Geometry, MaskVolume, MaskZYX, Source, Volume
 
 logger = logging.getLogger(__name__)
@@ -178,7 +178,7 @@ def read_liver_mask(
         (``grid_mismatch``).
     """
     header = _nrrd_header(path)
-    segments = () if header is None else _segments(header)
+    segments = () if header is None else _segments(path, header)
     if header is not None and (segments or path.name.lower().endswith(_SEGMENTATION_SUFFIX)):
         mask = _read_segmentation(path, header, segments, label=label, strict=strict)
         return mask if grid is None or same_grid(mask.geometry, grid) else _placed(mask, grid)
@@ -298,7 +298,7 @@ def _read_segmentation(
     return MaskVolume(mask_zyx, geometry, source, notes)
 
 
-def _segments(header: NrrdHeader) -> tuple[_Segment, ...]:
+def _segments(path: Path, header: NrrdHeader) -> tuple[_Segment, ...]:
     fields: dict[int, dict[str, str]] = {}
     for key, text in header.texts.items():
         match = _SEGMENT_KEY.fullmatch(key)
@@ -307,13 +307,22 @@ def _segments(header: NrrdHeader) -> tuple[_Segment, ...]:
     return tuple(
         _Segment(
             name=found.get("Name", f"segment {number}"),
-            value=int(found.get("LabelValue", "1")),
-            layer=int(found.get("Layer", "0")),
+            value=_number(found, "LabelValue", default=1, path=path),
+            layer=_number(found, "Layer", default=0, path=path),
             is_liver=found.get("Name", "").casefold() == "liver"
             or _LIVER_CODE in found.get("Tags", ""),
         )
         for number, found in sorted(fields.items())
     )
+
+
+def _number(fields: dict[str, str], key: str, *, default: int, path: Path) -> int:
+    text = fields.get(key, str(default))
+    try:
+        return int(text)
+    except ValueError as error:
+        reason = f"{key} of a segment is {text[:20]!r} instead of a number"
+        raise unreadable_header(path, reason) from error
 
 
 def _chosen(

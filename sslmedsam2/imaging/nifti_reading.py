@@ -62,6 +62,15 @@ def read_nifti_grid(path: Path) -> MaskVolume:
 
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[NiftiHeader, Compression]:
+    start, compression = read_nifti_start(path, file)
+    return parse_nifti_header(path, start), compression
+
+
+def read_nifti_start(path: Path, file: BinaryIO) -> tuple[bytes, Compression]:
+    """Return the bytes that hold the header of an open file, and how the file is compressed.
+
+    Raises InputError: of kind ``truncated_data`` or ``corrupt_data``.
+    """
     start = file.read(3)
     compression: Compression = ""
     if start == b"BZh":
@@ -71,4 +80,4 @@ def _read_header(path: Path, file: BinaryIO) -> tuple[NiftiHeader, Compression]:
     file.seek(0)
     with damage_as_input_error(path):
         start = decompressed(file, compression).read(MAX_HEADER_BYTES)
-    return parse_nifti_header(path, start), compression
+    return start, compression

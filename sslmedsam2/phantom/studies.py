@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sslmedsam2.imaging.atomic import atomic_path, write_text_atomic
 from sslmedsam2.imaging.nifti_writing import nifti_header, write_nifti
+from sslmedsam2.imaging.records import move_aside
 from sslmedsam2.imaging.volume import Geometry, Source
 from sslmedsam2.phantom.anatomy import make_anatomy
 from sslmedsam2.phantom.rendering import axial_grid, render_sequence
@@ -126,8 +127,11 @@ def write_test_inputs(folder: Path) -> None:
             image_folder=folder / "images" / case.vendor_folder / case.name,
             mask_folder=folder / "references" / case.name,
         )
-    write_text_atomic(folder / "images" / "info.csv", _info_csv(cases))
-    write_text_atomic(folder / "README.txt", _README)
+    texts = {folder / "images" / "info.csv": _info_csv(cases), folder / "README.txt": _README}
+    for path, text in texts.items():
+        if path.exists() and path.read_bytes() != text.encode("utf-8"):
+            move_aside(path, why="it is not of these phantoms")
+        write_text_atomic(path, text)
 
 
 def write_training_cases(

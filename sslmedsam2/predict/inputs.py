@@ -264,11 +264,14 @@ def dicom_series(named: NamedVolume) -> ImageFile:
 
 
 class InputImages:
-    """Reads the images of a run by their input names in ``run_report.json``."""
+    """Reads the images of a run by their input names in ``run_report.json``.
 
-    def __init__(self, input_dir: Path) -> None:
-        self._input_dir = input_dir
-        self._archives = open_archives(input_dir)
+    ``input_path`` and ``only`` are those of the run: nothing else is unpacked or searched.
+    """
+
+    def __init__(self, input_path: Path, *, only: Sequence[Path] = ()) -> None:
+        self._input_dir = input_path if input_path.is_dir() else input_path.parent
+        self._archives = open_archives(input_path, only=only)
 
     def read(self, input_name: str) -> Volume:
         """Read an image.
@@ -280,7 +283,7 @@ class InputImages:
             path = self._input_dir / input_name
             # A file in an archive has no folder on the disk.
             in_archive = path.parent != self._input_dir and not path.parent.is_dir()
-            return read_volume(self._unpacked / input_name if in_archive else path)
+            return read_volume(self._opened.path / input_name if in_archive else path)
         name = input_name.removeprefix(DICOM_SCHEME)
         volume = self._volumes.get(name)
         if volume is None:
@@ -299,12 +302,13 @@ class InputImages:
         require_dicom()
         from sslmedsam2.dicom.discovery import find_volumes
 
-        return find_volumes(find_dicom_files(walk_input(self._unpacked)))
+        opened = self._opened
+        return find_volumes(find_dicom_files(walk_input(opened.path, opened.only)))
 
     @cached_property
-    def _unpacked(self) -> Path:
-        """The folder with its archives unpacked, for the lifetime of this object."""
-        return self._archives.__enter__().path
+    def _opened(self) -> OpenedInput:
+        """The input with its archives unpacked, for the lifetime of this object."""
+        return self._archives.__enter__()
 
 
 def _impostors(files: DicomFiles) -> str:

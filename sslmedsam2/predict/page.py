@@ -28,6 +28,7 @@ from sslmedsam2.imaging.volume import MaskVolume, Volume
 from sslmedsam2.predict.inputs import InputImages, dicom_input_name
 from sslmedsam2.reporting.page import (
     VIEW_BUDGET_BYTES,
+    check_page_folder,
     write_page,
     write_preview_case,
     write_volumes_case,
@@ -58,8 +59,9 @@ class ReportOptions:
     ----------
     run_dir
         The output folder of ``predict``.
-    input_path
-        The input of ``predict``; None to show previews instead of volumes.
+    input_path, only
+        The input of ``predict``, as in `PredictOptions`; no input to show previews instead of
+        volumes.
     references
         Folder of reference masks, or None.
     output_dir
@@ -68,6 +70,7 @@ class ReportOptions:
 
     run_dir: Path
     input_path: Path | None = None
+    only: tuple[Path, ...] = ()
     references: Path | None = None
     output_dir: Path | None = None
 
@@ -102,6 +105,8 @@ def report(options: ReportOptions) -> WrittenPage:
     ------
     NoInputError
         No usable ``run_report.json``, no such input folder, or no reference masks.
+    UsageError
+        The folder of the page holds other files.
     OutputError
         The page cannot be written.
     """
@@ -125,10 +130,10 @@ def write_results_page(
 
     ``preview_of`` returns the path of a preview; ``downloads`` are text files to offer, by name.
     """
-    input_dir = _input_dir(options.input_path)
     references, notes = _references(options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
-    views = _ViewWriter(options.run_dir, input_dir, folder, preview_of=preview_of)
+    check_page_folder(folder)
+    views = _ViewWriter(options, folder, preview_of=preview_of)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
@@ -176,16 +181,16 @@ class _ViewWriter:
 
     def __init__(
         self,
-        run_dir: Path,
-        input_dir: Path | None,
+        options: ReportOptions,
         folder: Path,
         *,
         preview_of: Callable[[SeriesResult], Path],
     ) -> None:
-        self._run_dir, self._preview_of = run_dir, preview_of
-        self._images = None if input_dir is None else InputImages(input_dir)
+        path = _checked_input(options.input_path)
+        self._run_dir, self._preview_of = options.run_dir, preview_of
+        self._images = None if path is None else InputImages(path, only=options.only)
         self._folder = folder
-        self._folders = (run_dir, input_dir)
+        self._folders = (options.run_dir, path.parent if path and path.is_file() else path)
 
     def add(self, entry: PageEntry, *, reference_path: Path | None) -> PageEntry:
         """Write the script of a series and return the completed entry."""
@@ -265,12 +270,9 @@ def _load_run(run_dir: Path) -> RunReport:
         raise NoInputError(path, reason=error.reason, remedy=remedy) from error
 
 
-def _input_dir(path: Path | None) -> Path | None:
-    """Return the folder that the run's input names are relative to."""
-    if path is None or path.is_dir():
+def _checked_input(path: Path | None) -> Path | None:
+    if path is None or path.exists():
         return path
-    if path.is_file():
-        return path.parent
     raise NoInputError(
         path,
         reason="there is no such input folder",

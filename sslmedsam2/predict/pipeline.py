@@ -58,7 +58,13 @@ from sslmedsam2.predict.inputs import (
     with_archives,
 )
 from sslmedsam2.predict.recorder import OnResult, RunRecorder
-from sslmedsam2.predict.resume import COMPLETE, earlier_report, keep_done, move_earlier_aside
+from sslmedsam2.predict.resume import (
+    COMPLETE,
+    RUN_FOLDERS,
+    earlier_report,
+    keep_done,
+    move_earlier_aside,
+)
 from sslmedsam2.predict.series import (
     MAP_KINDS,
     WITHOUT_SEQUENCE,
@@ -220,7 +226,7 @@ def _predict(
     )
     executor = executor or ThisProcess()
     with executor.open(work) as about, locked(options.output_dir):
-        remove_partials(options.output_dir)
+        _remove_partials(plan.targets, options)
         if not options.resume and plan.targets:
             move_earlier_aside(options.output_dir, plan.targets)
         previous = earlier_report(options.output_dir) if options.resume else None
@@ -251,11 +257,21 @@ def _predict(
             _segment_all(work, pending, recorder, executor=executor, stop=stop)
             if not stop:
                 # A worker that was killed while it wrote has left some; none is at work now.
-                remove_partials(options.output_dir)
+                _remove_partials(plan.targets, options)
             if options.layout == "bids":
                 write_bids_description(options.output_dir)
             code = _exit_code(recorder.report, stop, strict=options.strict)
             return recorder.end(code, interrupted=bool(stop))
+
+
+def _remove_partials(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
+    """Remove partial files where a run writes; other programs may write elsewhere below."""
+    output_dir = options.output_dir
+    for name in RUN_FOLDERS:
+        remove_partials(output_dir / name)
+    folders = {target.mask_path.parent for target in targets}
+    for folder in {output_dir, *(one for one in folders if one.is_relative_to(output_dir))}:
+        remove_partials(folder, below=False)
 
 
 def _segment_all(

@@ -29,7 +29,7 @@ from sslmedsam2.weights.manifest import sha256_file
 logger = logging.getLogger(__name__)
 
 COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
-_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
+RUN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 """The folders that a run writes into its output folder."""
 
 
@@ -57,10 +57,10 @@ def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> Non
     except InputError:
         earlier = ()
     outputs = (Path(one.output_path) for one in earlier if one.output_path)
-    loose = [output_dir / one for one in outputs if one.parts[0] not in _FOLDERS]
+    loose = [output_dir / one for one in outputs if one.parts[0] not in RUN_FOLDERS]
     records = [path, output_dir / VOLUME_TABLE_NAME]
     # Without a record of a run, and where scans are, folders of these names are the user's own.
-    folders = [output_dir / name for name in _FOLDERS if any(one.exists() for one in records)]
+    folders = [output_dir / name for name in RUN_FOLDERS if any(one.exists() for one in records)]
     images = [target.series.path.resolve() for target in targets]
     written = [*records, *folders, *loose]
     found = [

@@ -26,6 +26,7 @@ from typing import Any, Final
 import jinja2
 from markupsafe import Markup
 
+from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.atomic import output_error, write_bytes_atomic, write_text_atomic
 from sslmedsam2.reporting.charts import svg
 from sslmedsam2.reporting.page_volumes import ViewVolumes
@@ -66,6 +67,18 @@ def write_volumes_case(folder: Path, series_id: str, volumes: ViewVolumes) -> No
 def write_preview_case(folder: Path, series_id: str, png: bytes) -> None:
     """Write a series' script with its preview picture; raises OutputError."""
     _write_case(folder, series_id, {"preview": "data:image/png;base64," + _base64(png)})
+
+
+def check_page_folder(folder: Path) -> None:
+    """Raise UsageError if a folder holds files, and no page: a page would be mixed with them."""
+    if not folder.is_dir() or (folder / _ASSETS_FOLDER / _COPIED_ASSETS[-1]).is_file():
+        return
+    if any(folder.iterdir()):
+        raise UsageError(
+            folder,
+            reason="it holds files that are no results page",
+            remedy="Give a new or an empty folder",
+        )
 
 
 def write_page(folder: Path, data: Any, *, title: str, downloads: Mapping[str, str]) -> Path:

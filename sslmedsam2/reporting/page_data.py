@@ -2,7 +2,7 @@
 
 Order
 -----
-Series are ordered by status (failed, empty and interrupted; then fallback; then the rest), and
+Series are ordered by status (failed and empty; then fallback and check; then the rest), and
 within a status by the Dice with the reference, or without one by the estimated Dice, or without
 that by the mean probability less 0.1 for each warning that asks for a look; of equal ones, the one
 with more such warnings. A series that the page could not read counts as failed.
@@ -28,11 +28,10 @@ Shown = Literal["volumes", "preview", "nothing"]
 _STATUS_RANKS = {
     SeriesStatus.FAILED: 0,
     SeriesStatus.EMPTY: 1,
-    SeriesStatus.INTERRUPTED: 2,
-    SeriesStatus.FALLBACK: 3,
-    SeriesStatus.CHECK: 3,
-    SeriesStatus.OK: 4,
-    SeriesStatus.SKIPPED_RESUME: 4,
+    SeriesStatus.FALLBACK: 2,
+    SeriesStatus.CHECK: 2,
+    SeriesStatus.OK: 3,
+    SeriesStatus.SKIPPED_RESUME: 3,
 }
 _NOT_COUNTED = (SeriesStatus.FALLBACK, SeriesStatus.CHECK)
 """Their volumes are in no mean: guesses, and masks that a person has to look at first."""

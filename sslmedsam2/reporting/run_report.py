@@ -58,7 +58,6 @@ class SeriesStatus(str, Enum):
     FALLBACK = "fallback"
     FAILED = "failed"
     SKIPPED_RESUME = "skipped_resume"
-    INTERRUPTED = "interrupted"
 
 
 @dataclass(frozen=True)

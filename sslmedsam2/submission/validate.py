@@ -5,9 +5,7 @@ File names are checked first, then every mask against its image.
 
 from __future__ import annotations
 
-import gzip
 import logging
-import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +24,13 @@ from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.nifti_header import (
-    MAX_HEADER_BYTES,
     NiftiStruct,
     nifti_struct,
     qform,
     sform,
     voxel_type,
 )
+from sslmedsam2.imaging.nifti_reading import read_nifti_start
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import Volume, mask_volume_ml
@@ -250,11 +248,8 @@ def _read_header(path: Path) -> NiftiStruct:
     """Read the raw header, even if the voxels after it are damaged."""
     try:
         with path.open("rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-            file.seek(0)
-            stream = gzip.GzipFile(fileobj=file) if is_gzip else file
-            return nifti_struct(path, stream.read(MAX_HEADER_BYTES))
-    except (OSError, EOFError, zlib.error) as error:
+            return nifti_struct(path, read_nifti_start(path, file)[0])
+    except OSError as error:
         raise InputError(
             path,
             kind="unreadable_file",

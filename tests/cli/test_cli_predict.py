@@ -212,6 +212,17 @@ def test_an_output_that_names_a_mask_is_that_mask(folders, bright_model, capsys)
     assert main(call) == ExitCode.USAGE
 
 
+@pytest.mark.parametrize("option", ["--resume", "--report", "--maps", "--statistics"])
+def test_what_needs_a_folder_of_results_is_refused_for_one_mask(folders, capsys, option):
+    source, target = folders
+
+    call = ["predict", str(source), "--output", str(target.parent / "liver.nii.gz"), option]
+    assert main(call) == ExitCode.USAGE
+
+    assert f"{option}: it needs a folder of results" in capsys.readouterr().err
+    assert not (target.parent / "liver.nii.gz").exists()
+
+
 def test_a_rerun_into_a_used_folder_says_so_and_keeps_nothing_stale(run, folders, capsys):
     source, target = folders
     assert run("--no-previews") == ExitCode.OK

@@ -107,6 +107,16 @@ def test_names_are_stable_and_tell_studies_apart(tmp_path):
     assert here.volume.case == case_name(here.volume.frames[0].study_uid)
 
 
+def test_studies_that_share_the_number_of_a_series_have_a_volume_each(tmp_path):
+    for study in ("1", "2"):
+        write_series(tmp_path / study, ARRAY, study=study, series_uid="1.2.3.7")
+
+    names = {named.volume.name for named in found(tmp_path).volumes}
+
+    assert len(names) == 2
+    assert names == set(find_volumes(find_dicom_files(walk_input(tmp_path))))
+
+
 def test_copies_of_an_image_count_once(tmp_path):
     for path in write_series(tmp_path / "a", ARRAY):
         (tmp_path / f"copy-{path.name}").write_bytes(path.read_bytes())

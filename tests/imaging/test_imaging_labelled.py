@@ -300,6 +300,16 @@ def test_segments_without_a_liver_are_refused_and_listed(image, tmp_path):
         read_liver_mask(path, label=3)
 
 
+@pytest.mark.parametrize(("value", "layer"), [("one", 0), (1, "first")])
+def test_a_segment_without_a_number_is_an_unreadable_header(image, tmp_path, value, layer):
+    fields = _fields(("Liver", value, layer, ""))
+    path = _write_nrrd(tmp_path / "T2.seg.nrrd", _liver(), like=image.path, fields=fields)
+
+    with pytest.raises(InputError, match="instead of a number") as error:
+        read_liver_mask(path)
+    assert error.value.kind == "unreadable_header"
+
+
 def test_single_segment_is_the_liver_whatever_its_name(image, tmp_path):
     fields = _fields(("Segment_1", 5, 0, ""))
     path = _write_nrrd(tmp_path / "s.nrrd", _liver() * np.uint8(5), like=image.path, fields=fields)

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from sslmedsam2.errors import ExitCode
+from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.predict.inputs import InputImages, input_name
 from sslmedsam2.reporting.run_report import SeriesStatus
@@ -86,3 +86,16 @@ def test_a_bad_scan_in_an_archive_and_bad_archives_are_named_as_the_user_knows_t
     assert left_out.input_path == "texts.zip"
     assert left_out.reason == "it is an archive without an image"
     assert ended.of("0002-A", "GED4").status is SeriesStatus.OK
+
+
+def test_for_the_page_of_one_archive_no_other_is_unpacked(packed):
+    pack(packed, "0002-A.zip", "0002-A/GED4.nii.gz")
+    one = packed.input / "0001-A.zip"
+
+    images = InputImages(one)
+
+    assert images.read("0001-A.zip/GED4.nii.gz").geometry.shape_zyx == packed.plain.shape
+    with pytest.raises(InputError, match="does not exist"):
+        images.read("0002-A.zip/GED4.nii.gz")
+    both = InputImages(packed.input, only=[one, packed.input / "0002-A.zip"])
+    assert both.read("0002-A.zip/GED4.nii.gz").geometry.shape_zyx == packed.plain.shape

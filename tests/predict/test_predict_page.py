@@ -8,7 +8,7 @@ from qc_runs import HOSTILE_CASE, QcRun
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.errors import ExitCode, NoInputError
+from sslmedsam2.errors import ExitCode, NoInputError, UsageError
 from sslmedsam2.predict.page import ReportOptions, report
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 from sslmedsam2.submission.evaluate import evaluate
@@ -283,3 +283,17 @@ def test_the_command_says_where_the_page_is(qc, capsys):
     assert capsys.readouterr().out == (
         f"open {qc.page / 'index.html'} in a browser: 1 scans, 1 in 3-D\n"
     )
+
+
+def test_a_folder_with_other_files_is_refused_and_left_alone(qc, tmp_path):
+    qc.add("0001-A")
+    theirs = tmp_path / "site" / "cases" / "0002.png"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"a photograph")
+
+    with pytest.raises(UsageError, match="it holds files that are no results page"):
+        made(qc, output_dir=tmp_path / "site")
+    assert [path for path in (tmp_path / "site").rglob("*") if path.is_file()] == [theirs]
+
+    made(qc, output_dir=tmp_path / "page")
+    assert made(qc, output_dir=tmp_path / "page").exit_code is ExitCode.OK

@@ -1,6 +1,7 @@
 """What ``--resume`` keeps of an earlier run, and what it does again."""
 
 import json
+import shutil
 import time
 
 import nibabel as nib
@@ -10,7 +11,8 @@ from predict_samples import Workplace, assert_valid_mask
 from tiny_models import bright_tissue_model
 from tiny_scans import abdomen
 
-from sslmedsam2.errors import ExitCode
+from sslmedsam2.errors import ExitCode, NoInputError
+from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.predict import recorder, resume
 from sslmedsam2.predict.resume import reusable_result
@@ -263,6 +265,42 @@ def test_what_a_killed_run_had_begun_to_write_is_removed_and_nothing_else(finish
     assert not begun.exists()
     assert notes.is_dir()
     assert (folder / ". x.partial-y").exists()
+
+
+def test_what_another_program_is_writing_below_the_output_folder_is_left_alone(finished):
+    with atomic_path(finished.output / "work" / "checkpoint.pth") as partial:
+        partial.write_bytes(b"half")
+        finished.run(resume=True)
+        partial.write_bytes(b"whole")
+
+    assert (finished.output / "work" / "checkpoint.pth").read_bytes() == b"whole"
+
+
+def test_a_run_without_input_leaves_the_record_of_an_earlier_one(finished):
+    report = finished.output / "run_report.json"
+    before = report.read_bytes()
+    shutil.move(finished.input, finished.root / "elsewhere")
+    finished.input.mkdir()
+
+    assert isinstance(finished.run().error, NoInputError)
+    assert report.read_bytes() == before
+
+    finished.input.rmdir()
+    shutil.move(finished.root / "elsewhere", finished.input)
+    assert statuses(finished.run(resume=True)) == [SeriesStatus.SKIPPED_RESUME] * 2
+
+
+def test_folders_of_the_user_that_are_called_as_those_of_a_run_stay(workplace):
+    scan = workplace.add("maps/0001-A/GED4.nii.gz")
+    notes = workplace.input / "report" / "notes.docx"
+    notes.parent.mkdir()
+    notes.write_bytes(b"a person's")
+
+    for _ in range(2):
+        ended = workplace.run(output_dir=workplace.input)
+        assert ended.exit_code == ExitCode.OK
+        assert scan.exists()
+    assert not list(workplace.input.glob("maps.replaced-*"))
 
 
 def test_the_report_of_a_long_run_is_not_rewritten_after_each_series(workplace, monkeypatch):

@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import json
 
@@ -137,6 +138,15 @@ def test_every_fault_of_a_mask_is_named(folders, changes, rules):
     assert failed_rules(result) == rules
     assert {c.subject for c in result.checks if c.status == "FAIL"} == {"0930-A/GED4"}
     assert result.exit_code == ExitCode.SOME_CASES_FAILED
+
+
+def test_an_image_may_be_compressed_by_bzip2(folders):
+    plain = folders[0] / "Vendor_A/0930-A/GED4.nii.gz"
+    packed = bz2.compress(gzip.decompress(plain.read_bytes()))
+    plain.with_name("GED4.nii.bz2").write_bytes(packed)
+    plain.unlink()
+
+    assert failed_rules(run(folders)) == []
 
 
 def test_rewriting_alone_is_no_fault(folders):
