@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
+from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.volume import CanonicalVolume, Geometry, Reorientation, Volume
 
 _TIE_BREAK_RADIANS = 1e-4
@@ -63,6 +64,26 @@ def reorientation_of(geometry: Geometry) -> Reorientation:
     z, y, x = (2 - best[world] for world in (2, 1, 0))
     flipped = tuple(2 - world for world in (2, 1, 0) if cosines[world, best[world]] < 0)
     return Reorientation(axes=(z, y, x), flipped_axes=flipped)
+
+
+def canonical_geometry(geometry: Geometry, turn: Reorientation) -> Geometry:
+    """Return where the voxels of an array lie once it is turned to the canonical orientation."""
+    corner = np.array([0.0, 0.0, 0.0, 1.0])
+    columns, shape, spacing = [], [], []
+    for axis, native in enumerate(turn.axes):
+        flipped = axis in turn.flipped_axes
+        column = geometry.direction_xyz[:, 2 - native]
+        columns.append(-column if flipped else column)
+        shape.append(geometry.shape_zyx[native])
+        spacing.append(geometry.spacing_zyx_mm[native])
+        corner[2 - native] = shape[-1] - 1 if flipped else 0
+    x, y, z = (affine_lps(geometry) @ corner)[:3].tolist()
+    return Geometry(
+        shape_zyx=(shape[0], shape[1], shape[2]),
+        spacing_zyx_mm=(spacing[0], spacing[1], spacing[2]),
+        origin_xyz_mm=(x, y, z),
+        direction_xyz=np.stack(columns[::-1], axis=1),
+    )
 
 
 def _hair_breadth_rotation() -> npt.NDArray[np.float64]:

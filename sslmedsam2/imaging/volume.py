@@ -137,6 +137,15 @@ def bounding_box(mask_zyx: npt.NDArray) -> Box | None:
     return z, y, x
 
 
+def block_means(array_zyx: npt.NDArray, block_zyx: tuple[int, int, int]) -> npt.NDArray[np.float32]:
+    """Average blocks of voxels; the last voxels are repeated where a block sticks out."""
+    padding = [(0, -length % step) for length, step in zip(array_zyx.shape, block_zyx, strict=True)]
+    padded = np.pad(array_zyx, padding, mode="edge")
+    z, y, x = (length // step for length, step in zip(padded.shape, block_zyx, strict=True))
+    blocks = padded.reshape(z, block_zyx[0], y, block_zyx[1], x, block_zyx[2])
+    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class Reorientation:
     """Axis swaps and flips from a native ``[z, y, x]`` array to the canonical one.

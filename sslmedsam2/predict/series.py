@@ -20,7 +20,12 @@ from sslmedsam2.execution.units import Work
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import entropy_bits, intensity_statistics
-from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of, to_native
+from sslmedsam2.imaging.orientation import (
+    apply_reorientation,
+    canonical_geometry,
+    reorientation_of,
+    to_native,
+)
 from sslmedsam2.imaging.reading import read_grid, read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
@@ -34,7 +39,6 @@ from sslmedsam2.inference.segmenter import (
     EngineOptions,
     Inferred,
 )
-from sslmedsam2.reporting.page_volumes import canonical_geometry
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence

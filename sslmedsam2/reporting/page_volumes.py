@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.imaging.geometry import affine_lps, affine_ras
-from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-from sslmedsam2.imaging.volume import CanonicalVolume, Geometry, MaskZYX, Reorientation, Volume
+from sslmedsam2.imaging.orientation import apply_reorientation, canonical_geometry, to_canonical
+from sslmedsam2.imaging.volume import CanonicalVolume, Geometry, MaskZYX, Volume, block_means
 from sslmedsam2.reporting.previews import thumbnail
 
 Block = tuple[int, int, int]
@@ -132,26 +132,6 @@ def _thumbnail(canonical: CanonicalVolume, mask_zyx: MaskZYX) -> bytes:
     )
 
 
-def canonical_geometry(geometry: Geometry, turn: Reorientation) -> Geometry:
-    """Return where the voxels of an array lie once it is turned to the canonical orientation."""
-    corner = np.array([0.0, 0.0, 0.0, 1.0])
-    columns, shape, spacing = [], [], []
-    for axis, native in enumerate(turn.axes):
-        flipped = axis in turn.flipped_axes
-        column = geometry.direction_xyz[:, 2 - native]
-        columns.append(-column if flipped else column)
-        shape.append(geometry.shape_zyx[native])
-        spacing.append(geometry.spacing_zyx_mm[native])
-        corner[2 - native] = shape[-1] - 1 if flipped else 0
-    x, y, z = (affine_lps(geometry) @ corner)[:3].tolist()
-    return Geometry(
-        shape_zyx=(shape[0], shape[1], shape[2]),
-        spacing_zyx_mm=(spacing[0], spacing[1], spacing[2]),
-        origin_xyz_mm=(x, y, z),
-        direction_xyz=np.stack(columns[::-1], axis=1),
-    )
-
-
 def coarser_geometry(geometry: Geometry, block: Block) -> Geometry:
     """Return the grid of block means: its voxels are centred on the blocks."""
     shape = [-(-length // step) for length, step in zip(geometry.shape_zyx, block, strict=True)]
@@ -164,15 +144,6 @@ def coarser_geometry(geometry: Geometry, block: Block) -> Geometry:
         origin_xyz_mm=(x, y, z),
         direction_xyz=geometry.direction_xyz,
     )
-
-
-def block_means(array_zyx: npt.NDArray, block: Block) -> npt.NDArray[np.float32]:
-    """Average blocks of voxels; the last voxels are repeated where a block sticks out."""
-    padding = [(0, -length % step) for length, step in zip(array_zyx.shape, block, strict=True)]
-    padded = np.pad(array_zyx, padding, mode="edge")
-    z, y, x = (length // step for length, step in zip(padded.shape, block, strict=True))
-    blocks = padded.reshape(z, block[0], y, block[1], x, block[2])
-    return blocks.mean(axis=(1, 3, 5), dtype=np.float32)
 
 
 def next_block(block: Block, geometry: Geometry) -> Block:

@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from sslmedsam2.imaging.volume import ArrayZYX
-from sslmedsam2.reporting.page_volumes import block_means
+from sslmedsam2.imaging.volume import ArrayZYX, block_means
 
 ORIGINAL: Final = "original"
 

@@ -12,7 +12,6 @@ from sslmedsam2.reporting.page_volumes import (
     PREDICTION_ONLY,
     REFERENCE_ONLY,
     THUMBNAIL_SIZE,
-    block_means,
     next_block,
     reduce_for_view,
 )
@@ -45,11 +44,6 @@ def opened(nifti):
 
 def reduced(image, mask, *, reference=None, budget=AMPLE):
     return reduce_for_view(image, mask, reference_zyx=reference, budget_bytes=budget)
-
-
-def test_block_means_average_and_repeat_the_last_voxels():
-    line = np.array([[[0.0, 2.0, 10.0]]])
-    assert block_means(line, (1, 1, 2)).tolist() == [[[1.0, 10.0]]]
 
 
 @pytest.mark.parametrize(
