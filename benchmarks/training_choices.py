@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import means
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from common import parser, report
 from cross_validation import FOLDS, change_settings, recipe, scored, split, trained
+from long_lobes import LongLobeTransform
 
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.nnunet import augmentation
@@ -44,12 +47,15 @@ class Choice:
         third of each batch, which is none in a batch of one.
     geometry
         Changes to the arguments of `SpatialTransform`.
+    long_lobes
+        Also lengthen the liver in some patches.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     forced_liver: bool = False
     scanner_effects: bool = True
     geometry: Mapping[str, Any] = field(default_factory=dict)
+    long_lobes: RandomTransform | None = None
 
 
 CHOICES = {
@@ -61,6 +67,12 @@ CHOICES = {
     "a third of the patches centred on liver": Choice(forced_liver=True),
     "no mirrored patches": Choice({"mirror_probability": 0.0}),
     "elastic deformation of half of the patches": Choice(geometry={"p_elastic_deform": 0.5}),
+    "long lobes in a quarter of the patches": Choice(
+        long_lobes=RandomTransform(LongLobeTransform(longest=0.3, widest=0.09), 0.25)
+    ),
+    "long lobes in 40 % of the patches": Choice(
+        long_lobes=RandomTransform(LongLobeTransform(longest=0.4, widest=0.12), 0.4)
+    ),
 }
 
 
@@ -106,6 +118,11 @@ def arrange(choice: Choice) -> None:
     LiverTrainer.use = use
     if not choice.scanner_effects:
         augmentation._scanner_effects = list
+    if choice.long_lobes is not None:
+        geometry, longer = augmentation._geometry, choice.long_lobes
+        augmentation._geometry = lambda *args, **kwargs: ComposeTransforms(
+            [geometry(*args, **kwargs), longer]
+        )
     spatial: Any = augmentation.SpatialTransform
     augmentation.SpatialTransform = lambda *args, **kwargs: spatial(
         *args, **{**kwargs, **choice.geometry}
