@@ -87,7 +87,8 @@ if TYPE_CHECKING:
 @click.option(
     "--second-view/--no-second-view",
     default=True,
-    help="Segment a scan of which the network is unsure also with inverted contrast, and average.",
+    help="Segment a scan of which the network is unsure also with inverted contrast, average, and"
+    " correct the mask by the brightness of the scan.",
 )
 @click.option(
     "--on-failure",

@@ -18,6 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from sslmedsam2.fewshot.slices import AIR_BELOW
+from sslmedsam2.imaging.intensity import log_ratio
 
 Slices = npt.NDArray[np.float32]
 Quantiles = npt.NDArray[np.float64]
@@ -145,16 +146,8 @@ def _log_ratio(bins: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
     weights = (torch.stack([inside, outside]) * _WEIGHT_STEPS).round().double()
     places = torch.stack([bins.long(), bins.long() + _BINS])
     counts = torch.bincount(places.flatten(), weights.flatten(), minlength=2 * _BINS)
-    one, other = counts.cpu().numpy().reshape(2, _BINS) / _WEIGHT_STEPS
-    ratio = np.log(_smooth_share(one)) - np.log(_smooth_share(other))
-    return torch.from_numpy(ratio).float().to(bins.device)
-
-
-def _smooth_share(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return a smooth histogram of sum 1; flat where there is nothing to count."""
-    counts = ndimage.gaussian_filter1d(counts, 1.5)
-    counts += 1e-3 * max(counts.sum(), 1.0)
-    return counts / counts.sum()
+    ratio = log_ratio(*counts.cpu().numpy().reshape(2, _BINS) / _WEIGHT_STEPS)
+    return torch.from_numpy(ratio).to(bins.device)
 
 
 def _smoothed(volume: Tensor, sigmas: tuple[float, float, float]) -> Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from sslmedsam2.imaging.stored import repair
 from sslmedsam2.imaging.volume import ArrayZYX
@@ -184,3 +185,20 @@ def entropy_bits(probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
     """Return the binary entropy of each probability, 0 to 1 bit."""
     p = probability.clip(1e-7, 1 - 1e-7).astype(np.float64)
     return (-(p * np.log2(p) + (1 - p) * np.log2(1 - p))).astype(np.float32)
+
+
+def log_ratio(inside: npt.NDArray[Any], outside: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Return by how much more of one histogram than of the other is in each bin.
+
+    It is the natural logarithm of the ratio of both shares, which are smoothed. A bin of which
+    neither has much says little.
+    """
+    ratio = np.log(_smooth_share(inside)) - np.log(_smooth_share(outside))
+    return ratio.astype(np.float32)
+
+
+def _smooth_share(counts: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return a smooth histogram of sum 1; flat where there is nothing to count."""
+    smooth = ndimage.gaussian_filter1d(counts.astype(np.float64), 1.5)
+    smooth += 1e-3 * max(smooth.sum(), 1.0)
+    return smooth / smooth.sum()

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.records import check_words
 from sslmedsam2.imaging.volume import LEAST_LIVER_ML, ArrayZYX, CanonicalVolume, MaskZYX
+from sslmedsam2.inference.brightness_correction import UNSURE_BELOW, corrected
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
@@ -64,6 +65,9 @@ _ROUNDING: Final = 0.001
 
 _SECOND_VIEW_NOTE = (
     "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
+)
+_BRIGHTNESS_NOTE = (
+    "brightness: the network was unsure, so the mask was corrected by the scan's own brightness"
 )
 
 
@@ -309,6 +313,7 @@ class CanonicalSegmenter:
            the windows that contain liver.
         2. If the network is unsure after such a pass, all windows; in ``exact`` mode in float32.
         3. If it still is, all windows of the inverted scan, and the average of both.
+        4. If it still is far from sure, a correction by the brightness of the scan.
         """
         on_cpu = isinstance(patchable, np.ndarray)
         skips_windows, rounds = self._fast and on_cpu, self._in_bfloat16 and on_cpu
@@ -326,6 +331,12 @@ class CanonicalSegmenter:
             other = self._margin(inverted(patchable), thorough)
             margin = average(margin, other, promised=promised)
             self._notes.append(_SECOND_VIEW_NOTE)
+            if promised_dice(margin) < UNSURE_BELOW:
+                scan = patchable if isinstance(patchable, np.ndarray) else patchable.cpu().numpy()
+                moved = corrected(margin, scan)
+                if moved is not margin:
+                    margin = moved
+                    self._notes.append(_BRIGHTNESS_NOTE)
         return margin
 
     def _margin(

@@ -41,6 +41,7 @@ NOTES = frozenset(
         "gpu_memory",
         "manually_corrected",
         "second_view",
+        "brightness",
     )
 )
 """Warnings after which there is nothing to check."""

@@ -1,4 +1,4 @@
-"""A CT is told from an MR by its values, and windowed."""
+"""Kinds of images by their values, CT windows, and histograms."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from sslmedsam2.imaging.intensity import (
     ABDOMINAL_WINDOW_HU,
     clean_intensities,
+    log_ratio,
     looks_like_hounsfield,
     looks_like_labels,
     window_if_hounsfield,
@@ -104,3 +105,17 @@ def test_masks_and_label_maps_are_told_from_images() -> None:
     assert looks_like_labels(labels)
     assert looks_like_labels(labels * 17 - 3)
     assert not looks_like_labels(np.floor(_mr() / 20))
+
+
+def test_what_is_more_frequent_inside_has_a_positive_log_ratio() -> None:
+    inside, outside = np.zeros(48), np.zeros(48)
+    inside[30:34], outside[10:14] = 100, 300
+    ratio = log_ratio(inside, outside)
+    assert ratio[31] > 2
+    assert ratio[11] < -2
+    assert abs(ratio[45]) < 0.1
+    np.testing.assert_allclose(log_ratio(3 * inside, outside), ratio, atol=1e-5)
+
+
+def test_empty_histograms_say_nothing() -> None:
+    assert not log_ratio(np.zeros(48), np.zeros(48)).any()

@@ -1,4 +1,4 @@
-"""Scans of which a network is unsure are segmented with inverted contrast as well."""
+"""Scans of which a network is unsure are segmented with inverted contrast, and corrected."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference import openvino_backend
+from sslmedsam2.inference.brightness_correction import corrected
 from sslmedsam2.inference.confidence import promised_dice
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.second_view import average, inverted
@@ -65,9 +66,10 @@ def test_an_unsure_scan_is_seen_in_both_views(spec):
     turned = replace(prepared, patchable=inverted(prepared.patchable))
     single, other = one_view.infer(prepared), one_view.infer(turned)
     both = two_views.infer(prepared)
-    np.testing.assert_allclose(both.margin, averaged(single.margin, other.margin), atol=1e-5)
+    expected = corrected(averaged(single.margin, other.margin), prepared.patchable)
+    np.testing.assert_allclose(both.margin, expected, atol=1e-5)
     assert not single.warnings
-    assert [note.split(":")[0] for note in both.warnings] == ["second_view"]
+    assert [note.split(":")[0] for note in both.warnings] == ["second_view", "brightness"]
 
 
 @pytest.mark.parametrize("sure_from", [0.01, 1.0])
@@ -93,7 +95,8 @@ def test_exact_computes_a_scan_again_in_float32_only_where_the_network_is_unsure
         np.testing.assert_allclose(found.margin, single.margin, atol=0.3)
         return
     turned = replace(prepared, patchable=inverted(prepared.patchable))
-    expected = averaged(single.margin, reference.infer(turned).margin)
+    both = averaged(single.margin, reference.infer(turned).margin)
+    expected = corrected(both, prepared.patchable)
     np.testing.assert_array_equal(found.margin, expected)
 
 
