@@ -26,8 +26,9 @@ _NEAR_SIGMA: Final = (2.0, 4.0, 4.0)
 """How far around the liver (voxels along z, y, x) its surroundings reach."""
 _NEAR: Final = 0.02
 _MOST_GROWTH: Final = 0.1
-"""A correction that changes the largest piece by a larger share has joined something else to it,
-such as a stomach of the same brightness."""
+"""A correction that changes the volume by a larger share has found something else than a border."""
+_NEIGHBOURS: Final = np.ones((3, 3, 3), bool)
+_GAP_VOXELS: Final = 2
 _DARKEST, _BRIGHTEST = 0.005, 0.995
 _AIR_BELOW: Final = 0.06
 """Quantiles of the range of brightness, and the share of it below which a voxel is air."""
@@ -39,7 +40,7 @@ def corrected(
     """Return the margin moved towards the brightness of the liver, or as it is.
 
     Both are ``(z, y, x)`` on the grid of the model. The margin stays as it is without liver, and
-    where the volume of its largest piece would change much.
+    where the volume of its largest piece would change much. Other pieces do not grow.
     """
     inside = margin > 0
     if not inside.any():
@@ -55,11 +56,18 @@ def corrected(
         np.bincount(bins.ravel(), ((1 - probability) * (near & body)).ravel(), _BINS),
     )
     moved = margin + np.float32(_WEIGHT) * ratio[bins]
-    growth = _largest_piece(moved > 0) / _largest_piece(inside) - 1
+    pieces, largest, voxels = _pieces(inside)
+    others = inside & (pieces != largest)
+    # Stray pieces, such as a stomach of the same brightness, must not be joined to the liver.
+    around = ndimage.binary_dilation(others, _NEIGHBOURS, iterations=_GAP_VOXELS)
+    moved = np.where(around, np.minimum(margin, moved), moved)
+    growth = _pieces(moved > 0)[2] / voxels - 1
     return moved if abs(growth) <= _MOST_GROWTH else margin
 
 
-def _largest_piece(mask: npt.NDArray[np.bool_]) -> int:
-    """Return the voxels of the largest connected component; 0 if there is none."""
-    pieces, _ = ndimage.label(mask)
-    return int(np.bincount(pieces.ravel())[1:].max(initial=0))
+def _pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int, int]:
+    """Number the connected components; also return the number of the largest and its voxels."""
+    pieces, _ = ndimage.label(mask, _NEIGHBOURS)
+    sizes = np.bincount(pieces.ravel(), minlength=2)
+    sizes[0] = 0
+    return pieces, int(sizes.argmax()), int(sizes.max())
