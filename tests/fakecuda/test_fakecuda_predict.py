@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from predict_samples import Workplace
-from tiny_models import PATCH, make_network, make_plans, write_model
+from tiny_models import PATCH, bright_tissue_model, make_network, make_plans, write_model
 from torch import nn
 
 import fakecuda
@@ -72,6 +72,17 @@ def test_shipped_network_finds_the_same_liver_in_fp16_on_a_gpu(shipped, phantom,
     assert found.mean_confidence == pytest.approx(by_cpu.mean_confidence, abs=1e-3)
     assert found.warnings == ()
     assert "Half,Half,Half" in str(fakecuda.native.ops()["aten::convolution"])
+
+
+def test_an_unsure_scan_gets_the_second_view_and_the_correction_of_the_cpu(phantom, tmp_path):
+    spec = read_model_spec(bright_tissue_model(tmp_path / "model"))
+    cpu, gpu = (
+        CanonicalSegmenter(spec, EngineOptions(device, sure_from=1.0)).segment(phantom)
+        for device in ("cpu", "cuda")
+    )
+    assert [note.split(":")[0] for note in gpu.warnings] == ["second_view", "brightness"]
+    assert gpu.warnings == cpu.warnings
+    assert dice(gpu.mask_zyx, cpu.mask_zyx) > 0.99
 
 
 def test_volume_goes_to_a_gpu_once_and_its_margin_alone_comes_back(shipped, phantom):
