@@ -294,7 +294,7 @@ def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> 
 
     `find_inputs` excludes two masks of one name only in the layout of the challenge.
     """
-    if options.mask_file is not None and len(targets) != 1:
+    if options.mask_file is not None and len(targets) > 1:
         raise UsageError(
             f"--output {options.mask_file}",
             reason=f"it names one file, and there are {len(targets)} scans",

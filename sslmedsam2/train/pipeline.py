@@ -274,7 +274,8 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
         raise UsageError(
             options.data_dir,
             reason=f"{n_cases} labelled case(s) are too few for {options.folds} folds",
-            remedy="Lower --folds, or add case folders with <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
+            remedy=f"Give {2 * options.folds} at least (case folders with <SEQ>.nii.gz and"
+            " mask_<SEQ>.nii.gz), or fewer --folds; 0 for no cross-validation",
         )
     return images
 

@@ -523,3 +523,13 @@ def test_a_terminal_shows_one_bar_with_the_time_left(folders, bright_model, monk
     assert re.search(r"1/2 0:00:\d\d about \d+ s left", shown)
     assert "2/2 0002-A GED4: ok" in shown
     assert "INFO:" not in shown
+
+
+def test_one_file_that_is_no_scan_is_named_with_the_reason_where_one_mask_is_asked_for(
+    tmp_path, capsys
+):
+    scan = write_scan(tmp_path / "mask_of_me.nii.gz")
+
+    assert main(["predict", str(scan), "--output", str(tmp_path / "liver.nii.gz")]) != ExitCode.OK
+
+    assert "mask_of_me.nii.gz" in capsys.readouterr().err
