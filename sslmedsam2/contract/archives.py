@@ -23,7 +23,7 @@ from typing import IO, Final
 
 from sslmedsam2.contract.folder_rules import folder_name
 from sslmedsam2.contract.names import is_hidden
-from sslmedsam2.contract.walk import walk
+from sslmedsam2.contract.walk import leads_above, walk
 from sslmedsam2.errors import InputError, SslMedSam2Error
 from sslmedsam2.imaging.atomic import output_error
 from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
@@ -152,14 +152,13 @@ def _find(root: Path, only: Sequence[Path]) -> list[Path]:
 def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:
     """Create ``copy`` as a folder of links to the entries of ``real``, without the archives."""
     copy.mkdir()
-    above = {real.resolve(), *real.resolve().parents}
     inside = {archive.relative_to(real).parts for archive in archives if archive != real}
     wanted = [one.relative_to(real).parts for one in only if one != real]
     for entry in real.iterdir():
         name = entry.name
         if wanted and not any(parts[0] == name for parts in wanted):
             continue
-        if entry.is_symlink() and entry.resolve() in above:
+        if leads_above(entry):
             logger.info("%s: leads to a folder that holds the input; skipped", entry)
             continue
         below = [entry.joinpath(*parts[1:]) for parts in inside if parts[0] == name]

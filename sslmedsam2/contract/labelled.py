@@ -68,8 +68,9 @@ def find_labelled_series(
     tree = walk(root)
     # A data set that was fetched in part has links that lead nowhere.
     odd_masks = [odd for folder in tree.folders for odd in folder.oddities if _is_mask(odd)]
-    for problem in (*tree.problems, *odd_masks):
-        raise problem
+    problems = [*tree.problems, *odd_masks]
+    if problems:
+        raise problems[0]
     for path in (path for folder in tree.folders for path in folder.others):
         if path.name.lower().endswith(ARCHIVE_SUFFIX):
             logger.warning("%s is left out: %s", path, unread_image(path))

@@ -99,7 +99,7 @@ def walk(
         try:
             identity = _identity_of(path)
             # Below the mirror of an input with archives, only a link itself tells what is above.
-            if identity in above or (path.is_symlink() and _holds(path.resolve(), path)):
+            if identity in above or leads_above(path):
                 notes.append(f"{path}: leads to a folder that holds the input; skipped")
                 continue
             known = seen.setdefault(identity, path)
@@ -127,8 +127,13 @@ def walk(
     return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
 
 
-def _holds(folder: Path, link: Path) -> bool:
-    return link.parent.resolve().is_relative_to(folder)
+def leads_above(path: Path) -> bool:
+    """Return whether a path is a link to a folder that holds it."""
+    if not path.is_symlink():
+        return False
+    # Unlike Path.resolve, this takes a link in a circle.
+    folder, target = (Path(os.path.realpath(one)) for one in (path.parent, path))
+    return folder.is_relative_to(target)
 
 
 def _identity_of(path: Path) -> tuple[int, int]:

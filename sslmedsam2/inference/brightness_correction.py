@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sslmedsam2.imaging.intensity import log_ratio
+from sslmedsam2.inference.postprocessing import components
 
 UNSURE_BELOW: Final = 0.96
 """Promised Dice."""
@@ -56,18 +57,10 @@ def corrected(
         np.bincount(bins.ravel(), ((1 - probability) * (near & body)).ravel(), _BINS),
     )
     moved = margin + np.float32(_WEIGHT) * ratio[bins]
-    pieces, largest, voxels = _pieces(inside)
-    others = inside & (pieces != largest)
+    pieces, sizes = components(inside)
+    others = inside & (pieces != sizes.argmax())
     # Stray pieces, such as a stomach of the same brightness, must not be joined to the liver.
     around = ndimage.binary_dilation(others, _NEIGHBOURS, iterations=_GAP_VOXELS)
     moved = np.where(around, np.minimum(margin, moved), moved)
-    growth = _pieces(moved > 0)[2] / voxels - 1
+    growth = components(moved > 0)[1].max() / sizes.max() - 1
     return moved if abs(growth) <= _MOST_GROWTH else margin
-
-
-def _pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int, int]:
-    """Number the connected components; also return the number of the largest and its voxels."""
-    pieces, _ = ndimage.label(mask, _NEIGHBOURS)
-    sizes = np.bincount(pieces.ravel(), minlength=2)
-    sizes[0] = 0
-    return pieces, int(sizes.argmax()), int(sizes.max())

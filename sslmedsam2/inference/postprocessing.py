@@ -7,7 +7,7 @@ placed border. A liver is one connected organ; other components are errors.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -74,7 +74,7 @@ def keep_liver(mask_zyx: MaskZYX) -> Component:
     box = bounding_box(mask_zyx)
     if box is None:
         return Component(mask_zyx=mask_zyx, n_components=0)
-    labels, sizes = _components(mask_zyx[box])
+    labels, sizes = components(mask_zyx[box])
     across = ndimage.center_of_mass(mask_zyx[box], labels, np.arange(1, len(sizes)))
     from_left = np.array([box[2].start + x for _, _, x in across]) / mask_zyx.shape[2]
     weights = np.exp(-0.5 * ((from_left - TYPICAL_CENTRE[2]) / _SIDE_SPREAD) ** 2)
@@ -100,7 +100,7 @@ def keep_largest(mask_zyx: MaskZYX) -> MaskZYX:
     cleaned = np.zeros_like(mask_zyx)
     box = bounding_box(mask_zyx)
     if box is not None:
-        labels, sizes = _components(mask_zyx[box])
+        labels, sizes = components(mask_zyx[box])
         cleaned[box] = labels == sizes.argmax()
     return cleaned
 
@@ -127,7 +127,7 @@ def relaxed_margin(
     return smooth - threshold
 
 
-def _components(mask_zyx: MaskZYX) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+def components(mask_zyx: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
     """Label the 26-connected components from 1 on and count their voxels; 0 is background."""
     from scipy import ndimage
 

@@ -60,7 +60,8 @@ def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> Non
     loose = [output_dir / one for one in outputs if one.parts[0] not in RUN_FOLDERS]
     records = [path, output_dir / VOLUME_TABLE_NAME]
     # Without a record of a run, and where scans are, folders of these names are the user's own.
-    folders = [output_dir / name for name in RUN_FOLDERS if any(one.exists() for one in records)]
+    has_run = any(one.exists() for one in records)
+    folders = [output_dir / name for name in RUN_FOLDERS if has_run]
     images = [target.series.path.resolve() for target in targets]
     written = [*records, *folders, *loose]
     found = [

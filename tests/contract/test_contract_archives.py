@@ -322,3 +322,15 @@ def test_a_problem_of_an_archive_in_the_working_folder_names_it(tmp_path, monkey
     with open_archives(Path()) as opened:
         [problem] = opened.problems
         assert Path(problem.subject) == opened.path / "bad.zip"
+
+
+def test_a_link_to_itself_beside_an_archive_is_reported_like_any_other(tmp_path):
+    write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    (tmp_path / "in" / "P2").mkdir()
+    for name in ("T1.nii.gz", "P2/T2.nii.gz"):
+        (tmp_path / "in" / name).symlink_to(name.rpartition("/")[2])
+
+    with open_archives(tmp_path / "in") as opened:
+        studies = find_studies(opened.path)
+    assert [image.case for image in studies.series] == ["P1"]
+    assert {problem.kind for problem in studies.problems} == {"broken_link"}
