@@ -22,6 +22,7 @@ from accuracy import both_contrasts, labelled, means, model_spec, score, t1_pair
 from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.records import write_record
+from sslmedsam2.nnunet.plans import PRESETS, Preset
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import trained_model_dir
 from sslmedsam2.train.pipeline import TrainOptions, train
@@ -98,6 +99,7 @@ def recipe(
     epochs: int,
     learning_rate: float = 1.5e-3,
     warm_start: Path | None = None,
+    preset: Preset = PRESETS["compact"],
 ) -> TrainOptions:
     """Return how to train on the linked volumes."""
     return TrainOptions(
@@ -110,6 +112,7 @@ def recipe(
         contrast_probability=0.5,
         learning_rate=learning_rate,
         warm_start=warm_start,
+        preset=preset,
     )
 
 

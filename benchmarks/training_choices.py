@@ -7,6 +7,8 @@ out.
     python benchmarks/training_choices.py --work-dir WORK --fold 1 --choice "as before"
     python benchmarks/training_choices.py --work-dir WORK --fold 1 --json FILE
 
+With `--from-start` a choice is a whole training of the fold from random weights instead.
+
 Run again, it goes on in `--work-dir`. Without `--choice` it only sums up what is there.
 """
 
@@ -27,11 +29,14 @@ from long_lobes import LongLobeTransform
 
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.nnunet import augmentation
+from sslmedsam2.nnunet.plans import PRESETS, CompactPreset, Preset
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.nnunet.training import final_checkpoint
 
 EPOCHS = 25
 LEARNING_RATE = 1e-3
+EPOCHS_FROM_START = 125
+CONTINUED, FROM_START = "choices", "choices_from_start"
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class Choice:
         Changes to the arguments of `SpatialTransform`.
     long_lobes
         Also lengthen the liver in some patches.
+    preset
+        Size of the network and of its patches; another than the fold's needs ``--from-start``.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -56,6 +63,7 @@ class Choice:
     scanner_effects: bool = True
     geometry: Mapping[str, Any] = field(default_factory=dict)
     long_lobes: RandomTransform | None = None
+    preset: Preset = PRESETS["compact"]
 
 
 CHOICES = {
@@ -73,6 +81,12 @@ CHOICES = {
     "long lobes in 40 % of the patches": Choice(
         long_lobes=RandomTransform(LongLobeTransform(longest=0.4, widest=0.12), 0.4)
     ),
+    "twice the features at the three finest resolutions": Choice(
+        preset=CompactPreset(features=(32, 64, 128, 160, 192))
+    ),
+    "grid of 5 x 2.5 x 2.5 mm": Choice(
+        preset=CompactPreset(spacing_zyx_mm=(5.0, 2.5, 2.5), patch_zyx=(40, 112, 112))
+    ),
 }
 
 
@@ -81,27 +95,39 @@ def main() -> None:
     arguments.add_argument("--work-dir", type=Path, required=True)
     arguments.add_argument("--fold", type=int, choices=range(FOLDS), required=True)
     arguments.add_argument("--choice", choices=CHOICES)
+    arguments.add_argument("--from-start", action="store_true")
+    arguments.add_argument("--epochs", type=int, help="of 50 iterations  [default: 25, or 125]")
     options = arguments.parse_args()
     fold_dir = options.work_dir / f"fold{options.fold}"
     if options.choice is not None:
-        run(fold_dir, options.fold, options.choice)
+        run(
+            fold_dir,
+            options.fold,
+            options.choice,
+            from_start=options.from_start,
+            epochs=options.epochs or (EPOCHS_FROM_START if options.from_start else EPOCHS),
+        )
     report(summary(fold_dir), options.json)
 
 
-def run(fold_dir: Path, fold: int, choice: str) -> None:
+def run(fold_dir: Path, fold: int, choice: str, *, from_start: bool, epochs: int) -> None:
     """Train and score a choice, unless that is done."""
-    work_dir = fold_dir / "choices" / choice
+    work_dir = fold_dir / (FROM_START if from_start else CONTINUED) / choice
     done = work_dir / "figures.json"
     if done.is_file():
         return
     held_out = split(fold, fold_dir)
     arrange(CHOICES[choice])
-    how = recipe(
-        fold_dir,
-        work_dir=work_dir,
-        epochs=EPOCHS,
-        learning_rate=LEARNING_RATE,
-        warm_start=final_checkpoint(fold_dir / "work", "all"),
+    how = (
+        recipe(fold_dir, work_dir=work_dir, epochs=EPOCHS_FROM_START, preset=CHOICES[choice].preset)
+        if from_start
+        else recipe(
+            fold_dir,
+            work_dir=work_dir,
+            epochs=epochs,
+            learning_rate=LEARNING_RATE,
+            warm_start=final_checkpoint(fold_dir / "work", "all"),
+        )
     )
     write_record(done, scored(trained(how), held_out))
 
@@ -131,8 +157,11 @@ def arrange(choice: Choice) -> None:
 
 def summary(fold_dir: Path) -> dict[str, Any]:
     """Return the means of what is done, and of the network that all continue."""
-    paths = {name: fold_dir / "choices" / name / "figures.json" for name in CHOICES}
-    paths = {"the network before": fold_dir / "figures.json", **paths}
+    paths = {"the network before": fold_dir / "figures.json"}
+    paths |= {name: fold_dir / CONTINUED / name / "figures.json" for name in CHOICES}
+    paths |= {
+        f"from the start: {name}": fold_dir / FROM_START / name / "figures.json" for name in CHOICES
+    }
     found = {name: json.loads(path.read_text()) for name, path in paths.items() if path.is_file()}
     kinds = ("t2", "t2_inverted", "ct")
     return {name: {kind: means(of[kind]) for kind in kinds} for name, of in found.items()}

@@ -194,7 +194,11 @@ def _inputs(paths: Sequence[Path]) -> tuple[Path, tuple[Path, ...]]:
 
     for path in paths:
         if not path.exists():
-            raise NoInputError(path, reason="does not exist", remedy="Check the path")
+            raise NoInputError(
+                path,
+                reason="does not exist",
+                remedy="Check the path; the folder of the masks is given by --output",
+            )
     only = tuple(Path(os.path.abspath(path)) for path in paths)  # noqa: PTH100 (resolve() would follow links)
     folders = [path if path.is_dir() else path.parent for path in only]
     return Path(os.path.commonpath(folders)), only
@@ -300,7 +304,7 @@ class _ProgressPrinter:
             total,
             result.case,
             result.sequence,
-            result.status.value,
+            _IN_SUMMARY.get(result.status.value, result.status.value),
             "" if result.liver_volume_ml is None else f", {result.liver_volume_ml:.0f} ml",
             _estimate(result),
             sum(result.seconds.values()),
@@ -342,4 +346,5 @@ def _summarise(report: RunReport, place: Path) -> None:
     if report.n_left_out:
         counts += f"{', ' if counts else ''}{report.n_left_out} left out"
     interrupted = "interrupted after: " if report.interrupted else ""
-    click.echo(f"{interrupted}{counts or 'nothing done'}; see {place}")
+    where = f"; see {place}" if place.exists() else ""
+    click.echo(f"{interrupted}{counts or 'nothing done'}{where}")

@@ -92,6 +92,11 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     else:
         part = _read_volumes(folder, named, root=tree.root)
     left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
+    left_out += [
+        LeftOut(path, "it is named like a mask")
+        for path in folder.volumes
+        if _is_mask_alone(path, folder)
+    ]
     # The folder ``cases`` of a results page holds pictures.
     is_page = folder.path.name == "cases" and (folder.path.parent / REPORT_NAME).is_file()
     for path in () if is_page else folder.others:
@@ -139,6 +144,13 @@ def is_mask(path: Path) -> bool:
     """Whether a volume is a mask by its name, or by that of its folder."""
     in_folder_of_masks = folder_name(path.parent).lower() in names.MASK_FOLDERS
     return in_folder_of_masks or names.parse_mask_stem(volume_stem(path)) is not None
+
+
+def _is_mask_alone(path: Path, folder: Folder) -> bool:
+    """Whether a volume is named like a mask of an image that its folder does not have."""
+    mask = names.parse_mask_stem(volume_stem(path))
+    stems = {volume_stem(one) for one in folder.volumes}
+    return mask is not None and mask.image_stem not in {"", *stems}
 
 
 def folder_name(path: Path) -> str:

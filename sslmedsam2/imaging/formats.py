@@ -36,6 +36,7 @@ _OTHER_IMAGES = {
     "a TIFF picture": (".tif", ".tiff"),
     "a picture": (".png", ".jpg", ".jpeg", ".bmp"),
 }
+NIFTI_IMAGE = "a NIfTI image"
 _READ_BYTES = 352
 _CONTENTS = {
     "a pointer of Git LFS or git-annex instead of the data": (
@@ -117,7 +118,7 @@ def _content(path: Path) -> str | None:
 def image_content(start: bytes) -> str | None:
     """Return the image format that the first 352 bytes show, in words; None for others."""
     if start[344:347] in (b"n+1", b"ni1") or start[4:7] in (b"n+2", b"ni2"):
-        return "a NIfTI image"
+        return NIFTI_IMAGE
     if start.startswith(b"NRRD0"):
         return "an NRRD image"
     if start.startswith((b"ObjectType = Image", b"NDims = ")):

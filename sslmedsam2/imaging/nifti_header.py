@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.errors import InputError
-from sslmedsam2.imaging.formats import foreign_content
+from sslmedsam2.imaging.formats import NIFTI_IMAGE, foreign_content, image_content
 from sslmedsam2.imaging.geometry import (
     LPS_FROM_RAS,
     UNITS_MM,
@@ -156,6 +156,8 @@ def nifti_struct(path: Path, start: bytes) -> NiftiStruct:
             if magic.startswith(_PAIR_MAGIC):
                 reason = "the header belongs to a .hdr/.img pair, the voxels are elsewhere"
                 raise image_error(path, "nifti_pair", reason)
+    if image_content(start) == NIFTI_IMAGE:
+        raise unreadable_header(path, "the NIfTI header is damaged")
     held = foreign_content(start)
     raise unreadable_header(path, f"the file does not begin with a NIfTI header{held}")
 

@@ -114,7 +114,7 @@ def move_aside(path: Path, *, why: str) -> Path:
         path.rename(target)
     except OSError as error:
         raise output_error(target, error) from error
-    logger.warning("%s is kept as %s: %s", path, target.name, why)
+    logger.warning("%s was renamed to %s: %s", path, target.name, why)
     return target
 
 

@@ -37,7 +37,7 @@ _REMEDIES = {
     "zero_size": _EXPORT_AGAIN,
     "two_dimensional": "Give a whole volume in one file",
     "single_slice": "Give a volume of at least 2 slices",
-    "multi_frame": "Split it into one file per frame",
+    "multi_frame": "Split it into one file per volume",
     "channel_first": "Save one channel, with the axes x, y, z",
     "multi_channel": "Give an image with one number per voxel",
     "too_large": "Check the file's header, or crop or resample the volume",
@@ -92,7 +92,7 @@ def spatial_shape_zyx(path: Path, native_shape: Sequence[int]) -> tuple[int, int
     if axes == 4 and native_shape[0] <= _MOST_CHANNELS < min(native_shape[1:]):
         raise image_error(path, "channel_first", f"its first axis looks like channels ({text})")
     if axes > 3 and native_shape[3] > 1:
-        raise image_error(path, "multi_frame", f"the image holds {native_shape[3]} frames ({text})")
+        raise image_error(path, "multi_frame", f"the file holds {native_shape[3]} volumes ({text})")
     if any(length > 1 for length in native_shape[4:]):
         raise image_error(path, "multi_channel", f"each voxel holds several values ({text})")
     if min(native_shape[:3]) == 1:

@@ -494,5 +494,5 @@ def _no_input(inputs: Inputs, plan: _Plan, options: PredictOptions) -> SslMedSam
     return NoInputError(
         options.input_path,
         reason="no volume can be used" + (f" ({reasons[0]})" if reasons else ""),
-        remedy="Mount case folders with GED4.nii.gz and the like, plain volumes or DICOM series",
+        remedy="Give folders of cases (GED4.nii.gz and the like), volumes or DICOM series",
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.outputs import (
+    GENERIC_SUFFIX,
     MASK_EXTENSION,
     PREDICTION_FOLDER,
     PREDICTION_SUFFIX,
@@ -73,11 +74,7 @@ def plan_package(output_dir: Path) -> PackagePlan:
         if sequence != names.REQUIRED_SEQUENCE:
             rows.append((parts[0], _NAMES_IN_LIST.get(sequence, sequence)))
     if not masks:
-        raise NoInputError(
-            folder if output_dir.is_dir() else output_dir,
-            reason="it holds no mask to pack" if output_dir.is_dir() else "there is no such folder",
-            remedy="Run predict first, or check --output",
-        )
+        raise _nothing_to_pack(output_dir)
     cases = sorted({case for case, _ in found})
     return PackagePlan(
         masks=tuple(masks),
@@ -85,6 +82,20 @@ def plan_package(output_dir: Path) -> PackagePlan:
         left_out=tuple(left_out),
         without_required=tuple(c for c in cases if (c, names.REQUIRED_SEQUENCE) not in found),
     )
+
+
+def _nothing_to_pack(output_dir: Path) -> NoInputError:
+    remedy = "Run predict first, or check --output"
+    if not output_dir.is_dir():
+        return NoInputError(output_dir, reason="there is no such folder", remedy=remedy)
+    if any(output_dir.glob(f"*{GENERIC_SUFFIX}{MASK_EXTENSION}")):
+        return NoInputError(
+            output_dir,
+            reason="its masks are of scans without a sequence, and the challenge scores sequences",
+            remedy="Name the scans by their sequence or give --sequence, and run predict again",
+        )
+    folder = output_dir / PREDICTION_FOLDER
+    return NoInputError(folder, reason="it holds no mask to pack", remedy=remedy)
 
 
 def _as_csv(rows: Iterable[tuple[str, ...]]) -> str:

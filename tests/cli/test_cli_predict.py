@@ -130,7 +130,9 @@ def test_resume_keeps_what_is_complete(run, capsys):
     assert run() == ExitCode.OK
     assert run("--resume") == ExitCode.OK
 
-    assert "1 kept" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "1 kept" in shown.out
+    assert "skipped_resume" not in shown.err
 
 
 def test_a_bad_file_among_good_ones_ends_with_1(run, folders, capsys):
@@ -320,7 +322,9 @@ def test_one_of_several_scans_that_is_not_there_ends_with_3(folders, bright_mode
 
     assert command(folders, bright_model, *given) == ExitCode.NO_VALID_INPUT
 
-    assert "none.nii.gz: does not exist" in one_error(capsys)
+    shown = one_error(capsys)
+    assert "none.nii.gz: does not exist" in shown
+    assert "--output" in shown
     assert not folders[1].exists()
 
 
@@ -532,4 +536,6 @@ def test_one_file_that_is_no_scan_is_named_with_the_reason_where_one_mask_is_ask
 
     assert main(["predict", str(scan), "--output", str(tmp_path / "liver.nii.gz")]) != ExitCode.OK
 
-    assert "mask_of_me.nii.gz" in capsys.readouterr().err
+    shown = capsys.readouterr()
+    assert "mask_of_me.nii.gz" in shown.err
+    assert "liver.nii.gz" not in shown.out

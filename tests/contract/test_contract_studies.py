@@ -231,6 +231,15 @@ def test_files_in_folders_of_masks_are_no_scans(make, folder):
     assert [one.case for one in discovery.series] == ["P1_scan"]
 
 
+def test_a_scan_named_like_a_mask_is_left_out_with_the_reason(make):
+    discovery = find_studies(make("T2.nii.gz", "liver_seg.nii.gz", "mask_T2.nii.gz"))
+
+    assert [one.path.name for one in discovery.series] == ["T2.nii.gz"]
+    [left_out] = discovery.left_out
+    assert left_out.path.name == "liver_seg.nii.gz"
+    assert "named like a mask" in left_out.reason
+
+
 def test_a_folder_of_masks_alone_says_so(make):
     [note] = find_studies(make("T2_pred.nii.gz", "notes.txt")).notes
 

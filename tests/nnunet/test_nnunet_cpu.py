@@ -72,6 +72,19 @@ def test_the_quickest_arithmetic_is_measured_and_noted_for_the_next_start(tmp_pa
     assert arithmetic_of_fold(tmp_path, network, patch=patch) == first
 
 
+def test_a_network_is_compiled_for_channels_last_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(cpu, "can_compile", lambda: True)
+    monkeypatch.setattr(cpu, "_MEASURED", {})
+    monkeypatch.setattr(torch, "compile", lambda network: network)
+    network = arrange_for_cpu(make_network(make_plans(), seed=3))
+
+    found = arithmetic_of_fold(tmp_path, network, patch=torch.randn(PATCH))
+
+    compiled = [name for name in found.seconds if "compiled" in name]
+    assert compiled
+    assert all(name.endswith("channels-last") for name in compiled)
+
+
 def test_folds_of_one_process_share_a_measurement_and_each_notes_it(tmp_path, monkeypatch):
     measurements = []
     noted = replace(USUAL_ARITHMETIC, cpu=cpu._cpu_name())

@@ -90,6 +90,11 @@ def test_an_empty_prediction_folder_is_refused(output, tmp_path, names):
     assert not (tmp_path / "s.zip").exists()
 
 
+def test_masks_of_scans_without_a_sequence_are_refused_with_the_reason(output, tmp_path):
+    with pytest.raises(NoInputError, match="masks are of scans without a sequence"):
+        package(output_dir=output("scan_liver.nii.gz"), zip_path=tmp_path / "s.zip")
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(NoInputError, match="none: there is no such folder"):
         package(output_dir=tmp_path / "none", zip_path=tmp_path / "s.zip")
