@@ -16,6 +16,7 @@ from scipy import ndimage
 
 from sslmedsam2.imaging.intensity import log_ratio
 from sslmedsam2.inference.postprocessing import components
+from sslmedsam2.inference.second_view import unit_brightness
 
 UNSURE_BELOW: Final = 0.96
 """Promised Dice."""
@@ -30,9 +31,8 @@ _MOST_GROWTH: Final = 0.1
 """A correction that changes the volume by a larger share has found something else than a border."""
 _NEIGHBOURS: Final = np.ones((3, 3, 3), bool)
 _GAP_VOXELS: Final = 2
-_DARKEST, _BRIGHTEST = 0.005, 0.995
 _AIR_BELOW: Final = 0.06
-"""Quantiles of the range of brightness, and the share of it below which a voxel is air."""
+"""Share of the range of brightness below which a voxel is air."""
 
 
 def corrected(
@@ -46,8 +46,7 @@ def corrected(
     inside = margin > 0
     if not inside.any():
         return margin
-    low, high = np.quantile(scan[::2, ::2, ::2], [_DARKEST, _BRIGHTEST])
-    unit = ((scan - low) / max(high - low, 1e-6)).clip(0, 1)
+    unit = unit_brightness(scan)
     bins = (unit * (_BINS - 1)).round().astype(np.intp)
     probability = 1 / (1 + np.exp(-margin.clip(-30, 30)))
     body = unit > _AIR_BELOW

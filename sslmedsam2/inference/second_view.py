@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.inference.confidence import promised_dice
-from sslmedsam2.inference.sliding_window import Array
+from sslmedsam2.inference.sliding_window import Array, to_numpy
 
 SURE_FROM: Final = 0.97
 """Promised Dice. Most scans with a contrast that the network knows are above, most others below."""
@@ -25,7 +25,7 @@ _PROMISES_LESS: Final = 0.008
 smaller."""
 
 _DARKEST, _BRIGHTEST = 0.005, 0.995
-"""Quantiles that are exchanged."""
+"""Quantiles that become 0 and 1."""
 
 _AIR: Final = 0.08
 """Voxels below this share of the intensity range are probably air, and stay dark."""
@@ -43,11 +43,15 @@ def average(
     return np.float32(0.5) * (one + other)
 
 
+def unit_brightness(volume: Array) -> Array:
+    """Return a volume with its brightness moved to 0 to 1; outliers are clipped."""
+    sample = to_numpy(volume[::2, ::2, ::2])
+    low, high = (float(value) for value in np.quantile(sample, [_DARKEST, _BRIGHTEST]))
+    return ((volume - low) / max(high - low, 1e-6)).clip(0, 1)
+
+
 def inverted(volume: Array) -> Array:
     """Invert the contrast of a z-scored volume, leave air dark, and z-score it again."""
-    sample = volume[::2, ::2, ::2]
-    sample = sample if isinstance(sample, np.ndarray) else sample.cpu().numpy()
-    low, high = (float(value) for value in np.quantile(sample, [_DARKEST, _BRIGHTEST]))
-    unit = ((volume - low) / max(high - low, 1e-6)).clip(0, 1)
+    unit = unit_brightness(volume)
     turned = (1 - unit) * (unit / _AIR).clip(0, 1)
     return (turned - turned.mean()) / max(float(turned.std()), 1e-6)

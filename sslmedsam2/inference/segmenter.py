@@ -42,6 +42,7 @@ from sslmedsam2.inference.sliding_window import (
     WindowPlan,
     slide,
     slide_from,
+    to_numpy,
 )
 
 if TYPE_CHECKING:
@@ -332,7 +333,7 @@ class CanonicalSegmenter:
             margin = average(margin, other, promised=promised)
             self._notes.append(_SECOND_VIEW_NOTE)
             if promised_dice(margin) < UNSURE_BELOW:
-                scan = patchable if isinstance(patchable, np.ndarray) else patchable.cpu().numpy()
+                scan = to_numpy(patchable)
                 moved = corrected(margin, scan)
                 if moved is not margin:
                     margin = moved
@@ -343,7 +344,7 @@ class CanonicalSegmenter:
         self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool = True
     ) -> npt.NDArray[np.float32]:
         margin = self._slide(patchable, networks, everywhere=everywhere)
-        return margin if isinstance(margin, np.ndarray) else margin.cpu().numpy()
+        return to_numpy(margin)
 
     def _slide(
         self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool

@@ -37,6 +37,11 @@ Array = Any
 """A numpy array on a CPU, a torch tensor on a GPU; float32."""
 
 
+def to_numpy(array: Array) -> npt.NDArray[np.float32]:
+    """Return an array as numpy on the CPU; a numpy array is returned as it is."""
+    return array if isinstance(array, np.ndarray) else array.cpu().numpy()
+
+
 class MarginNetwork(Protocol):
     """One frozen network: patches ``(batch, 1, *patch)`` in, margins of the same shape out."""
 

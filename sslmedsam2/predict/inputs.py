@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery, LeftOut
-from sslmedsam2.contract.names import PREDICTED_SEQUENCES
+from sslmedsam2.contract.names import PREDICTED_SEQUENCES, split_volume_name
 from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.contract.walk import walk_input
@@ -48,6 +48,17 @@ def input_name(path: Path, root: Path) -> str:
     """Return the name in ``run_report.json`` of a file below ``root``, or of ``root`` itself."""
     base = root if root.is_dir() else root.parent
     return Path(os.path.relpath(path, base)).as_posix()
+
+
+def place_of_problem(problem: InputError, root: Path) -> tuple[str, str | None, str]:
+    """Return case, file name and input name of a folder or file below ``root`` with an error.
+
+    The file name is None for the folder of a case.
+    """
+    path = Path(problem.subject)
+    is_file = split_volume_name(path.name) is not None
+    case, file = (path.parent.name, path.name) if is_file else (path.name, None)
+    return case, file, input_name(path, root)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
-from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
     MASK_EXTENSION,
@@ -55,6 +54,7 @@ from sslmedsam2.predict.inputs import (
     dicom_series,
     find_inputs,
     input_name,
+    place_of_problem,
     with_archives,
 )
 from sslmedsam2.predict.recorder import OnResult, RunRecorder
@@ -431,14 +431,8 @@ def _dicom_target(
 
 def _problem_result(problem: InputError, options: PredictOptions) -> SeriesResult:
     """Return the result of a case folder, or a file in one, that cannot be used."""
-    path = Path(problem.subject)
-    is_file = split_volume_name(path.name) is not None
-    return _unread_result(
-        path.parent.name if is_file else path.name,
-        path.name if is_file else WITHOUT_SEQUENCE,
-        input_name(path, options.input_path),
-        problem,
-    )
+    case, file, name = place_of_problem(problem, options.input_path)
+    return _unread_result(case, file or WITHOUT_SEQUENCE, name, problem)
 
 
 def _unusable_result(row: SeriesRow) -> SeriesResult:

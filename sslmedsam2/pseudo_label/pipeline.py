@@ -19,7 +19,6 @@ from typing import Any, Final
 from sslmedsam2 import __version__
 from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     CALIBRATION_NAME,
     Shard,
@@ -37,7 +36,7 @@ from sslmedsam2.imaging.atomic import locked
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import read_record_or_none, utc_now, write_record
 from sslmedsam2.inference.device import Device
-from sslmedsam2.predict.inputs import input_name
+from sslmedsam2.predict.inputs import input_name, place_of_problem
 from sslmedsam2.pseudo_label.query import (
     LabelResult,
     LabelUnit,
@@ -414,15 +413,8 @@ def _target(series: ImageFile, options: PseudoLabelOptions) -> QueryTarget:
 
 def _problem_record(problem: InputError, options: PseudoLabelOptions) -> PseudoLabelRecord:
     """Return the record of a case folder, or a file in one, that cannot be a query."""
-    path = Path(problem.subject)
-    is_file = split_volume_name(path.name) is not None
-    return PseudoLabelRecord(
-        case=path.parent.name if is_file else path.name,
-        sequence=path.name if is_file else None,
-        vendor=None,
-        image=input_name(path, options.query_dir),
-        error=str(problem),
-    )
+    case, file, name = place_of_problem(problem, options.query_dir)
+    return PseudoLabelRecord(case=case, sequence=file, vendor=None, image=name, error=str(problem))
 
 
 def _no_query(queries: Discovery, options: PseudoLabelOptions) -> NoInputError:
