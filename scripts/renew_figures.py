@@ -22,7 +22,8 @@ from sslmedsam2.weights.manifest import MANIFEST_NAME, ModelEntry, read_manifest
 
 REPOSITORY = Path(__file__).parents[1]
 PAGES = tuple(
-    REPOSITORY / name for name in ("README.md", "docs/report.md", "weights/MODEL_CARD.md")
+    REPOSITORY / name
+    for name in ("README.md", "docs/report.md", "docs/retraining.md", "weights/MODEL_CARD.md")
 )
 _RESULTS = REPOSITORY / "benchmarks" / "results"
 _OF_THE_WEIGHTS = ("accuracy", "confidence")
@@ -127,7 +128,18 @@ def held_out() -> str:
     )
 
 
-_ACROSS = ("supervised_few", "ssl", "fewshot")
+_PROOFS = {
+    "p1": ("5 CT", "10 T2", "6 T2"),
+    "p2": ("5 T2", "12 CT", "6 CT"),
+    "p3": ("1 T2", "11 T2", "4 T2"),
+    "p0": ("3 T2", "9 T2", "4 T2"),
+}
+_ARMS = {
+    "supervised_few": "the labels alone",
+    "fewshot": "`pseudo-label`",
+    "ssl": "`retrain`",
+    "supervised_all": "all labelled",
+}
 _WITH_BFLOAT16 = ("bf16", "bf16_16", "zen5", "zen5_16")
 """Two CPUs, with 4 and with 16 volumes each."""
 
@@ -143,13 +155,12 @@ def _least(runs: list[dict[str, Any]], key: str) -> float:
 
 def speed() -> str:
     """Return what the engine and the few-shot methods reach."""
-    few, rounds = results("fewshot"), results("semi_supervised")
+    few = results("fewshot")
     published = results("fewshot_strategies")["random_insertion_dice"]
     memory = results("large_volume")
-    across, first = results("semi_supervised_compact")["p1"], results("first_mask")
+    first = results("first_mask")
     bf16 = [results(f"predict_vs_nnunet_{name}") for name in _WITH_BFLOAT16]
     avx2 = results("predict_vs_nnunet_amd")
-    arms = [rounds[f"{arm}_dice"] for arm in ("supervised_few", "ssl", "supervised_all")]
     versus, queries = "`benchmarks/predict_vs_nnunet.py`", len(few["retrieval"]["rows"])
     return _table(
         ("what", "figure", "how it was measured"),
@@ -183,21 +194,31 @@ def speed() -> str:
                 f"{few['retrieval_dice']:.3f} (published procedure, same network: {published:.3f})",
                 "`benchmarks/fewshot.py`",
             ),
-            (
-                "Dice of `retrain --method rounds`, 4 unseen CHAOS T2 volumes, mean of 2 draws: "
-                "3 labelled; with 9 unlabelled; all 12 labelled",
-                "; ".join(f"{arm:.3f}" for arm in arms),
-                "an earlier `benchmarks/semi_supervised.py`",
-            ),
-            (
-                "Dice on CHAOS T2 with labels in CT only (5 BTCV), 1,500 iterations of `compact`, "
-                f"mean of {len(across['draws'])} draws: the labels alone; "
-                "`retrain --method online` with 10 unlabelled T2; `pseudo-label` alone",
-                "; ".join(f"{across[f'{arm}_dice']:.3f}" for arm in _ACROSS),
-                "`benchmarks/semi_supervised.py --proof p1 --preset compact`",
-            ),
         ),
     )
+
+
+def proofs() -> str:
+    """Return what unlabelled scans gain."""
+    found = results("semi_supervised_compact")
+    return _table(
+        ("labelled", "not labelled", "tested", "draws", *_ARMS.values()),
+        (
+            (
+                *scans,
+                str(len(found[proof]["draws"])),
+                *(_dice_and_distance(found[proof], arm) for arm in _ARMS),
+            )
+            for proof, scans in _PROOFS.items()
+            if proof in found
+        ),
+    )
+
+
+def _dice_and_distance(figures: dict[str, Any], arm: str) -> str:
+    if f"{arm}_dice" not in figures:
+        return "not measured"
+    return f"{figures[f'{arm}_dice']:.3f}, {figures[f'{arm}_hd_mm']:.0f} mm"
 
 
 def confidence() -> str:
@@ -245,7 +266,8 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 _TABLES: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (accuracy, held_out, speed, confidence, phantoms)
+    function.__name__: function
+    for function in (accuracy, held_out, speed, proofs, confidence, phantoms)
 }
 
 

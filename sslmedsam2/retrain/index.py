@@ -183,7 +183,9 @@ def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None
         raise UsageError(
             options.labelled_dir,
             reason=f"{n_cases} labelled patient(s) are too few for {options.folds} folds",
-            remedy="Lower --folds, or label more patients: each fold is judged by at least one",
+            remedy=f"Give --folds {n_cases}, or label more patients: each fold is scored on one"
+            if n_cases >= 2
+            else "Label a second patient and give --folds 2, or use pseudo-label, which needs one",
         )
 
 

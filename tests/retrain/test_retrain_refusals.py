@@ -88,12 +88,14 @@ def test_one_labelled_case(root):
 
     error = _refused(UsageError, r"1 labelled patient\(s\) are too few for 2 folds", options(root))
     assert error.exit_code == ExitCode.USAGE
+    assert "Label a second patient" in error.remedy
 
 
 def test_more_folds_than_labelled_patients(root):
     write_labelled(root / "labelled" / LABELLED[0], sequence="GED4", seed=3)
 
-    _refused(UsageError, r"2 labelled patient\(s\) are too few for 3", options(root, folds=3))
+    error = _refused(UsageError, r"2 labelled patient\(s\) are too few", options(root, folds=3))
+    assert "--folds 2" in error.remedy
 
 
 def test_one_fold(root):
