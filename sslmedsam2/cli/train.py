@@ -8,7 +8,6 @@ import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
 from sslmedsam2.cli.shared_options import (
-    DEVICE,
     contrast_option,
     deterministic_option,
     device_option,
@@ -74,7 +73,7 @@ from sslmedsam2.cli.shared_options import (
 )
 @deterministic_option
 @gpus_option
-@click.option("--device", type=DEVICE, default="cpu")
+@device_option
 @present_file_option(
     "--start",
     help="Initial checkpoint of every fold; it must not have been trained on these cases.",
