@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -140,6 +141,16 @@ def write_bytes_atomic(path: Path, content: bytes) -> None:
 def write_text_atomic(path: Path, content: str) -> None:
     """Write ``content`` to ``path`` as UTF-8 whole or not at all; raises :class:`OutputError`."""
     write_bytes_atomic(path, content.encode("utf-8"))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OutputError unless files can be written in a folder, which is made if needed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise output_error(folder, error) from error
 
 
 def output_error(path: Path, error: OSError) -> OutputError:

@@ -41,7 +41,7 @@ from sslmedsam2.errors import (
 from sslmedsam2.execution.host import in_container
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
-from sslmedsam2.imaging.atomic import locked, remove_partials
+from sslmedsam2.imaging.atomic import check_writable, locked, remove_partials
 from sslmedsam2.imaging.formats import written_extension
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import check_words
@@ -292,7 +292,7 @@ def _segment_all(
 def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
     """Raise UsageError if a mask would overwrite a scan or another mask.
 
-    `find_inputs` excludes two masks of one name only in the layout of the challenge.
+    Raises OutputError: the folder of the only mask cannot be written. `find_inputs` excludes two masks of one name only in the layout of the challenge.
     """
     if options.mask_file is not None and len(targets) > 1:
         raise UsageError(
@@ -315,6 +315,8 @@ def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> 
                 reason="the mask would be written over a scan",
                 remedy="Give another name or folder to --output",
             )
+    if options.mask_file is not None and targets:
+        check_writable(options.mask_file.parent)
 
 
 @dataclass(frozen=True)

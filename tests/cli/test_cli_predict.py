@@ -214,6 +214,18 @@ def test_an_output_that_names_a_mask_is_that_mask(folders, bright_model, capsys)
     assert main(call) == ExitCode.USAGE
 
 
+def test_a_mask_that_cannot_be_written_is_an_error_before_anything_is_computed(
+    folders, bright_model, capsys, monkeypatch
+):
+    (folders[1].parent / "file").write_text("in the way")
+    monkeypatch.setattr("sslmedsam2.predict.series.SeriesWork.compute", None)
+    call = ["predict", str(folders[0]), "--output", str(folders[1].parent / "file" / "liver.nii"),
+            "--device", "cpu", "--model", str(bright_model)]  # fmt: skip
+
+    assert main(call) == ExitCode.SOME_CASES_FAILED
+    assert "A part of the path is a file" in one_error(capsys)
+
+
 @pytest.mark.parametrize("option", ["--resume", "--report", "--maps", "--statistics"])
 def test_what_needs_a_folder_of_results_is_refused_for_one_mask(folders, capsys, option):
     source, target = folders
