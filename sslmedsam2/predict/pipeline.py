@@ -292,7 +292,8 @@ def _segment_all(
 def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> None:
     """Raise UsageError if a mask would overwrite a scan or another mask.
 
-    Raises OutputError: the folder of the only mask cannot be written. `find_inputs` excludes two masks of one name only in the layout of the challenge.
+    Raises OutputError: the folder of the only mask cannot be written.
+    `find_inputs` excludes two masks of one name only in the layout of the challenge.
     """
     if options.mask_file is not None and len(targets) > 1:
         raise UsageError(
