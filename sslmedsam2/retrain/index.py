@@ -185,7 +185,7 @@ def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None
             reason=f"{n_cases} labelled patient(s) are too few for {options.folds} folds",
             remedy=f"Give --folds {n_cases}, or label more patients: each fold is scored on one"
             if n_cases >= 2
-            else "Label a second patient and give --folds 2, or use pseudo-label, which needs one",
+            else "Label a second patient and give --folds 2, or use train --folds 0",
         )
 
 
