@@ -508,7 +508,9 @@ def plot(figures: Mapping[str, Any], path: Path) -> None:
     # nnU-Net's own plots leave huge letters behind.
     matplotlib.rcdefaults()
     matplotlib.use("Agg")
-    figure, panels = plt.subplots(1, len(figures), figsize=(4 * len(figures), 4), squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(figures), figsize=(4 * len(figures), 4), sharey=True, squeeze=False
+    )
     for (name, of_proof), axes in zip(figures.items(), panels[0], strict=True):
         for draw, found in of_proof["draws"].items():
             arms = [arm for arm in NAMES if arm in found]
