@@ -56,11 +56,9 @@ def _sequences(_ctx: click.Context, _param: click.Parameter, text: str | None) -
     return None if text is None else parse_sequence_list(text)
 
 
+DEVICE = _Device()
 device_option = click.option(
-    "--device",
-    type=_Device(),
-    default="auto",
-    help="auto: the first GPU if it works, else the CPU.",
+    "--device", type=DEVICE, default="auto", help="auto: the first GPU if it works, else the CPU."
 )
 preset_option = click.option(
     "--preset",
