@@ -119,7 +119,7 @@ def run(fold_dir: Path, fold: int, choice: str, *, from_start: bool, epochs: int
     held_out = split(fold, fold_dir)
     arrange(CHOICES[choice])
     how = (
-        recipe(fold_dir, work_dir=work_dir, epochs=EPOCHS_FROM_START, preset=CHOICES[choice].preset)
+        recipe(fold_dir, work_dir=work_dir, epochs=epochs, preset=CHOICES[choice].preset)
         if from_start
         else recipe(
             fold_dir,
