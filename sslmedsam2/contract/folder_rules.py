@@ -92,11 +92,7 @@ def read_folder(folder: Folder, *, tree: Tree, sequence_map: SequenceMap) -> Dis
     else:
         part = _read_volumes(folder, named, root=tree.root)
     left_out = [LeftOut(path, f"the sequence map says {SKIP}") for path in skipped]
-    left_out += [
-        LeftOut(path, "it is named like a mask")
-        for path in folder.volumes
-        if _is_mask_alone(path, folder)
-    ]
+    left_out += [LeftOut(path, "it is named like a mask") for path in _masks_alone(folder)]
     # The folder ``cases`` of a results page holds pictures.
     is_page = folder.path.name == "cases" and (folder.path.parent / REPORT_NAME).is_file()
     for path in () if is_page else folder.others:
@@ -146,11 +142,12 @@ def is_mask(path: Path) -> bool:
     return in_folder_of_masks or names.parse_mask_stem(volume_stem(path)) is not None
 
 
-def _is_mask_alone(path: Path, folder: Folder) -> bool:
-    """Whether a volume is named like a mask of an image that its folder does not have."""
-    mask = names.parse_mask_stem(volume_stem(path))
-    stems = {volume_stem(one) for one in folder.volumes}
-    return mask is not None and mask.image_stem not in {"", *stems}
+def _masks_alone(folder: Folder) -> list[Path]:
+    """Return the volumes that are named like masks of images that the folder does not have."""
+    stems = {path: volume_stem(path) for path in folder.volumes}
+    images = {"", *stems.values()}
+    masks = {path: names.parse_mask_stem(stem) for path, stem in stems.items()}
+    return [path for path, mask in masks.items() if mask and mask.image_stem not in images]
 
 
 def folder_name(path: Path) -> str:
