@@ -138,16 +138,28 @@ def volume_stem(path: Path) -> str:
 
 def is_mask(path: Path) -> bool:
     """Whether a volume is a mask by its name, or by that of its folder."""
-    in_folder_of_masks = folder_name(path.parent).lower() in names.MASK_FOLDERS
-    return in_folder_of_masks or names.parse_mask_stem(volume_stem(path)) is not None
+    return _holds_masks(path.parent) or names.parse_mask_stem(volume_stem(path)) is not None
+
+
+def _holds_masks(folder: Path) -> bool:
+    return folder_name(folder).lower() in names.MASK_FOLDERS
 
 
 def _masks_alone(folder: Folder) -> list[Path]:
-    """Return the volumes that are named like masks of images that the folder does not have."""
+    """Return the volumes that are named like masks of images that the folder does not have.
+
+    None in a folder of masks. Maps and label maps of organs are nobody's scans.
+    """
+    if _holds_masks(folder.path):
+        return []
     stems = {path: volume_stem(path) for path in folder.volumes}
     images = {"", *stems.values()}
     masks = {path: names.parse_mask_stem(stem) for path, stem in stems.items()}
-    return [path for path, mask in masks.items() if mask and mask.image_stem not in images]
+    return [
+        path
+        for path, mask in masks.items()
+        if mask and mask.kind in ("mask", "seg", "pred") and mask.image_stem not in images
+    ]
 
 
 def folder_name(path: Path) -> str:

@@ -240,6 +240,11 @@ def test_a_scan_named_like_a_mask_is_left_out_with_the_reason(make):
     assert "named like a mask" in left_out.reason
 
 
+@pytest.mark.parametrize("name", ["masks/scan_mask.nii.gz", "maps/probability_scan.nii.gz"])
+def test_masks_and_maps_in_folders_of_their_own_are_not_listed_as_left_out(make, name):
+    assert find_studies(make("scan.nii.gz", name)).left_out == ()
+
+
 def test_a_folder_of_masks_alone_says_so(make):
     [note] = find_studies(make("T2_pred.nii.gz", "notes.txt")).notes
 
