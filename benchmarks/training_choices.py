@@ -7,7 +7,8 @@ out.
     python benchmarks/training_choices.py --work-dir WORK --fold 1 --choice "as before"
     python benchmarks/training_choices.py --work-dir WORK --fold 1 --json FILE
 
-With `--from-start` a choice is a whole training of the fold from random weights instead.
+With `--from-start` a choice is a whole training of the fold from random weights instead, or with
+`--warm-start` from the weights of a checkpoint.
 
 Run again, it goes on in `--work-dir`. Without `--choice` it only sums up what is there.
 """
@@ -36,6 +37,7 @@ from sslmedsam2.nnunet.training import final_checkpoint
 EPOCHS = 25
 LEARNING_RATE = 1e-3
 EPOCHS_FROM_START = 125
+LEARNING_RATE_FROM_START = 1.5e-3
 CONTINUED, FROM_START = "choices", "choices_from_start"
 
 
@@ -81,9 +83,7 @@ CHOICES = {
     "long lobes in 40 % of the patches": Choice(
         long_lobes=RandomTransform(LongLobeTransform(longest=0.4, widest=0.12), 0.4)
     ),
-    "twice the features at the three finest resolutions": Choice(
-        preset=CompactPreset(features=(32, 64, 128, 160, 192))
-    ),
+    "twice the features at the three finest resolutions": Choice(preset=PRESETS["wide"]),
     "grid of 5 x 2.5 x 2.5 mm": Choice(
         preset=CompactPreset(spacing_zyx_mm=(5.0, 2.5, 2.5), patch_zyx=(40, 112, 112))
     ),
@@ -97,37 +97,53 @@ def main() -> None:
     arguments.add_argument("--choice", choices=CHOICES)
     arguments.add_argument("--from-start", action="store_true")
     arguments.add_argument("--epochs", type=int, help="of 50 iterations  [default: 25, or 125]")
+    arguments.add_argument("--learning-rate", type=float, help="[default: 1e-3, or 1.5e-3]")
+    arguments.add_argument("--warm-start", type=Path, help="checkpoint for --from-start")
     options = arguments.parse_args()
+    if options.warm_start and not options.from_start:
+        arguments.error("--warm-start needs --from-start")
     fold_dir = options.work_dir / f"fold{options.fold}"
     if options.choice is not None:
+        if options.from_start:
+            length, rate, start = EPOCHS_FROM_START, LEARNING_RATE_FROM_START, options.warm_start
+        else:
+            length, rate = EPOCHS, LEARNING_RATE
+            start = final_checkpoint(fold_dir / "work", "all")
         run(
             fold_dir,
             options.fold,
-            options.choice,
-            from_start=options.from_start,
-            epochs=options.epochs or (EPOCHS_FROM_START if options.from_start else EPOCHS),
+            CHOICES[options.choice],
+            work_dir=fold_dir / (FROM_START if options.from_start else CONTINUED) / options.choice,
+            epochs=options.epochs or length,
+            learning_rate=options.learning_rate or rate,
+            warm_start=start,
         )
     report(summary(fold_dir), options.json)
 
 
-def run(fold_dir: Path, fold: int, choice: str, *, from_start: bool, epochs: int) -> None:
+def run(
+    fold_dir: Path,
+    fold: int,
+    choice: Choice,
+    *,
+    work_dir: Path,
+    epochs: int,
+    learning_rate: float,
+    warm_start: Path | None,
+) -> None:
     """Train and score a choice, unless that is done."""
-    work_dir = fold_dir / (FROM_START if from_start else CONTINUED) / choice
     done = work_dir / "figures.json"
     if done.is_file():
         return
     held_out = split(fold, fold_dir)
-    arrange(CHOICES[choice])
-    how = (
-        recipe(fold_dir, work_dir=work_dir, epochs=epochs, preset=CHOICES[choice].preset)
-        if from_start
-        else recipe(
-            fold_dir,
-            work_dir=work_dir,
-            epochs=epochs,
-            learning_rate=LEARNING_RATE,
-            warm_start=final_checkpoint(fold_dir / "work", "all"),
-        )
+    arrange(choice)
+    how = recipe(
+        fold_dir,
+        work_dir=work_dir,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        warm_start=warm_start,
+        preset=choice.preset,
     )
     write_record(done, scored(trained(how), held_out))
 

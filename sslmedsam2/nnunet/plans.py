@@ -2,10 +2,11 @@
 
 nnU-Net's planner sizes a network for a GPU. The compact preset trades in-plane resolution for
 context: at 6 x 3 x 3 mm one patch covers most of an abdomen, so stray components are rare (the
-Hausdorff distance counts the farthest voxel) and an iteration is short on two CPU cores. The other
-presets are residual-encoder networks (Isensee et al. 2024, arXiv:2404.09556) of nnU-Net's planner.
-The planner reads a fingerprint of the data from folders named in the environment; temporary ones
-are made for it here.
+Hausdorff distance counts the farthest voxel) and an iteration is short on two CPU cores. The wide
+preset has twice the features at its three finest resolutions. The other presets are
+residual-encoder networks (Isensee et al. 2024, arXiv:2404.09556) of nnU-Net's planner. The planner
+reads a fingerprint of the data from folders named in the environment; temporary ones are made for
+it here.
 
 The network learns liver against background. Masks of other organs, where they exist, are kept in
 the training data as *auxiliary* labels: the contrast augmentation changes each organ separately,
@@ -322,6 +323,7 @@ def _plan(preset: ResidualPreset) -> str:
 
 PRESETS: Final[Mapping[str, Preset]] = {
     "compact": CompactPreset(),
+    "wide": CompactPreset(features=(32, 64, 128, 160, 192)),
     "resenc-m": ResidualPreset("M"),
     "resenc-l": ResidualPreset("L"),
 }

@@ -340,5 +340,5 @@ def _load_weights(trainer: LiverTrainer, checkpoint: Path) -> None:
         raise ModelError(
             checkpoint,
             reason="its weights do not fit the network of this training",
-            remedy="Warm-start only from a checkpoint of the same plans",
+            remedy="Give the --preset that the checkpoint was trained with",
         ) from error

@@ -205,10 +205,10 @@ def log_estimate(
     """Log estimated times of labelling, calibration included, and of a round.
 
     They follow from costs measured on two CPU cores and the present speed of this machine. On a GPU
-    only the number of iterations is logged.
+    and for other networks than the compact one, only the number of iterations is logged.
     """
     folds, iterations = options.folds, options.epochs * options.iterations_per_epoch
-    if not isinstance(options.preset, CompactPreset) or device != "cpu":
+    if options.preset != CompactPreset() or device != "cpu":
         logger.info(
             "estimate: %d iterations a round, number of rounds at most %d",
             folds * iterations,

@@ -74,6 +74,15 @@ def test_preset_fits_the_device():
     assert PRESETS[default_preset("cuda")] == ResidualPreset("M")
 
 
+def test_wide_network_takes_the_patches_of_the_compact_one(plans):
+    compact, wide = (planned_network(plans[name]) for name in ("compact", "wide"))
+
+    assert wide == compact
+    assert_takes_its_own_patches(plans["wide"])
+    weights = [sum(w.numel() for w in _network(plans[n]).parameters()) for n in ("compact", "wide")]
+    assert weights[1] > 1.5 * weights[0]
+
+
 def test_gpu_trains_longer():
     small, large = (PRESETS[name].schedule for name in ("compact", "resenc-m"))
 
