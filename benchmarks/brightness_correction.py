@@ -24,7 +24,7 @@ from cross_validation import CT, T2, kept_out
 
 from sslmedsam2.imaging.volume import CanonicalVolume
 from sslmedsam2.inference.brightness_correction import UNSURE_BELOW, corrected
-from sslmedsam2.inference.confidence import promised_dice
+from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.second_view import SURE_FROM, average, inverted
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.nnunet.training import trained_model_dir
@@ -68,11 +68,11 @@ def compare(
     """Yield the figures without and with the correction: after one view, and after both views."""
     prepared = segmenter.prepare(volume)
     one = segmenter.infer(prepared)
-    promised = promised_dice(one.margin)
+    expected = expected_dice(one.margin)
     margins = {"one view": one.margin}
-    if promised < SURE_FROM:
+    if expected < SURE_FROM:
         other = segmenter.infer(replace(prepared, patchable=inverted(prepared.patchable)))
-        margins["both views"] = average(one.margin, other.margin, promised=promised)
+        margins["both views"] = average(one.margin, other.margin)
     for views, margin in margins.items():
         changed = corrected(margin, np.asarray(prepared.patchable))
         figures = (
@@ -85,7 +85,7 @@ def compare(
         )
         yield {
             "views": views,
-            "promised": round(promised_dice(margin), 4),
+            "expected": round(expected_dice(margin), 4),
             "refused": changed is margin,
             **dict(zip(("without", "with"), figures, strict=True)),
         }
@@ -95,7 +95,7 @@ def groups(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the means by views, contrast, and whether the network was unsure."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        unsure = "unsure" if row["promised"] < UNSURE_BELOW else "sure"
+        unsure = "unsure" if row["expected"] < UNSURE_BELOW else "sure"
         for contrast in ("all", row["contrast"]):
             found.setdefault(f"{row['views']}, {unsure}, {contrast}", []).append(row)
     return {

@@ -2,7 +2,7 @@
 
 Real scans, as they are and, of T2, with inverted contrast, of which the network is unsure. On a CPU
 without units for bfloat16 `exact` is in float32 anyway. `moved` is by how much bfloat16 changes the
-Dice that the network promises, which decides what is computed again in float32.
+expected Dice, which decides what is computed again in float32.
 
     python benchmarks/modes.py --json benchmarks/results/modes.json
 """
@@ -21,7 +21,7 @@ from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.reading import read_volume
 from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
-from sslmedsam2.inference.confidence import promised_dice
+from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.masks import make_ready
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions, Mode
 from sslmedsam2.inference.sliding_window import Array, MarginNetwork
@@ -35,12 +35,12 @@ SCANS = {
 
 
 class Watched(CanonicalSegmenter):
-    """Counts windows, and keeps the Dice that the first view promised."""
+    """Counts windows, and keeps the expected Dice of the first view."""
 
     def __init__(self, model: Path | None, mode: Mode) -> None:
         super().__init__(model_spec(model), EngineOptions("cpu", mode))
         self.n_windows = 0
-        self.promised: list[float] = []
+        self.expected: list[float] = []
 
     def _margin(
         self, patchable: Array, networks: Sequence[MarginNetwork], *, everywhere: bool = True
@@ -54,7 +54,7 @@ class Watched(CanonicalSegmenter):
 
         watched = [counted(network) for network in networks]
         margin = super()._margin(patchable, watched, everywhere=everywhere)
-        self.promised.append(promised_dice(margin))
+        self.expected.append(expected_dice(margin))
         return margin
 
 
@@ -104,16 +104,16 @@ def compared(
             "windows": found["windows"],
             "agreement": round(1 - float((mask != reference).mean()), 7),
             "dice": round(mask_dice(mask > 0, reference > 0), 5),
-            "moved": round(found["promised"] - expected["promised"], 5),
+            "moved": round(found["expected_dice"] - expected["expected_dice"], 5),
         }
     return row
 
 
 def segmented(segmenter: Watched, volume: CanonicalVolume) -> tuple[np.ndarray, dict[str, Any]]:
     segmenter.n_windows = 0
-    segmenter.promised.clear()
+    segmenter.expected.clear()
     mask = segmenter.segment(volume).mask_zyx
-    return mask, {"windows": segmenter.n_windows, "promised": segmenter.promised[0]}
+    return mask, {"windows": segmenter.n_windows, "expected_dice": segmenter.expected[0]}
 
 
 def summed(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from accuracy import canonical_pair, invert, labelled, model_spec
 from common import parser, report, require_real_data
 
 from sslmedsam2.imaging.volume import CanonicalVolume
-from sslmedsam2.inference.confidence import promised_dice
+from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.second_view import SURE_FROM, average, inverted
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.submission.metrics import diagonal_mm, measure
@@ -73,12 +73,12 @@ def both_views(
     prepared = segmenter.prepare(volume)
     one = segmenter.infer(prepared)
     other = segmenter.infer(replace(prepared, patchable=inverted(prepared.patchable)))
-    promised = [promised_dice(view.margin) for view in (one, other)]
-    both = average(one.margin, other.margin, promised=promised[0])
+    expected = [expected_dice(view.margin) for view in (one, other)]
+    both = average(one.margin, other.margin)
     margins = (one.margin, other.margin, both)
     found: dict[str, Any] = {
-        "promised": [round(dice, 4) for dice in promised],
-        "unsure": promised[0] < SURE_FROM,
+        "expected": [round(dice, 4) for dice in expected],
+        "unsure": expected[0] < SURE_FROM,
     }
     for view, margin in zip(VIEWS, margins, strict=True):
         seen = segmenter.finish(replace(one, margin=margin)).mask_zyx

@@ -94,7 +94,7 @@ def check_command(words: list[str]) -> None:
             assert f'title="{script}"' in CONTAINER_PAGE, script
         case ["docker", "build" | "buildx" | "save" | "load", *_] | ["apptainer", "build", *_]:
             pass
-        case ["echo" | "curl", *_] | [".venv/bin/pip" | "liver/bin/pip", "install", *_]:
+        case ["echo" | "curl" | "mkdir", *_] | [".venv/bin/pip" | "liver/bin/pip", "install", *_]:
             pass
         case ["liver/bin/sslmedsam2", *args]:
             parse(cli, args)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FEATURES: Final = ("promised", "kept", "side")
+FEATURES: Final = ("expected", "kept", "side")
 """The names in the order of `Evidence.features`."""
 
 _FAR_BACKGROUND: Final = -6.0
@@ -44,7 +44,7 @@ class Evidence:
 
     Attributes
     ----------
-    promised_dice
+    expected_dice
         Expected Dice if each voxel were liver with the probability that the network gives it: twice
         the sum of probabilities in the mask, over the sum of all probabilities plus the size of the
         mask. Before small components are removed.
@@ -54,13 +54,13 @@ class Evidence:
         Share of the mask's voxels on a face of the volume.
     """
 
-    promised_dice: float
+    expected_dice: float
     kept_share: float
     side_share: float
 
     def features(self) -> npt.NDArray[np.float64]:
         """Return the features of the linear fit; all but the last increase with Dice."""
-        return np.array([logit(self.promised_dice), self.kept_share, self.side_share])
+        return np.array([logit(self.expected_dice), self.kept_share, self.side_share])
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Calibration:
     spearman, coverage
         Correlation of estimated and true Dice, and coverage of the interval, on left-out patients.
     sure_from
-        Scans with a smaller promised Dice were also segmented with inverted contrast, see
+        Scans with a smaller expected Dice were also segmented with inverted contrast, see
         :mod:`sslmedsam2.inference.second_view`; 0 for none.
     """
 
@@ -180,7 +180,7 @@ def certainty_of(
     largest = keep_largest(foreground.view(np.uint8))
     faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
     evidence = Evidence(
-        promised_dice=_promised(probability, margin, positive, n_foreground),
+        expected_dice=_expected(probability, margin, positive, n_foreground),
         kept_share=int(np.count_nonzero(largest)) / n_foreground,
         side_share=sum(int(np.count_nonzero(face)) for face in faces) / n_mask,
     )
@@ -188,14 +188,14 @@ def certainty_of(
     return Certainty(evidence, positive / n_foreground, doubtful)
 
 
-def promised_dice(margin: npt.NDArray[np.float32]) -> float:
-    """Return `Evidence.promised_dice`; 0 if the margin is positive nowhere."""
+def expected_dice(margin: npt.NDArray[np.float32]) -> float:
+    """Return `Evidence.expected_dice`; 0 if the margin is positive nowhere."""
     probability = _expit(margin)
     inside = probability[margin > 0]
-    return _promised(probability, margin, float(inside.sum()), inside.size) if inside.size else 0.0
+    return _expected(probability, margin, float(inside.sum()), inside.size) if inside.size else 0.0
 
 
-def _promised(
+def _expected(
     probability: npt.NDArray[np.float32],
     margin: npt.NDArray[np.float32],
     positive: float,

@@ -14,14 +14,14 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.inference.confidence import promised_dice
+from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.sliding_window import Array, to_numpy
 
 SURE_FROM: Final = 0.97
-"""Promised Dice. Most scans with a contrast that the network knows are above, most others below."""
+"""Expected Dice. Most scans with a contrast that the network knows are above, most others below."""
 
-_PROMISES_LESS: Final = 0.008
-"""The network knows the contrast of the second view less well if its promised Dice is this much
+_MUCH_LESS: Final = 0.008
+"""The network knows the contrast of the second view less well if its expected Dice is this much
 smaller."""
 
 _DARKEST, _BRIGHTEST = 0.005, 0.995
@@ -32,13 +32,13 @@ _AIR: Final = 0.08
 
 
 def average(
-    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], *, promised: float
+    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.float32]:
-    """Return the mean of the margins of both views, or the first if the other promises much less.
+    """Return the mean of the margins of both views, or the first if the other's is much less sure.
 
-    ``promised`` is the `promised_dice` of the first.
+    See `expected_dice`.
     """
-    if promised_dice(other) < promised - _PROMISES_LESS:
+    if expected_dice(other) < expected_dice(one) - _MUCH_LESS:
         return one
     return np.float32(0.5) * (one + other)
 

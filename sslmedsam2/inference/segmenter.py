@@ -21,7 +21,7 @@ from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
     certainty_of,
-    promised_dice,
+    expected_dice,
     read_calibration,
 )
 from sslmedsam2.inference.device import Device, choose_device
@@ -62,7 +62,7 @@ _GPU_BATCH = 16
 """Patches that are extracted together; the network takes as many at once as fit into memory."""
 
 _ROUNDING: Final = 0.001
-"""More than bfloat16 changes the promised Dice by; see benchmarks/modes.py."""
+"""More than bfloat16 changes the expected Dice by; see benchmarks/modes.py."""
 
 _SECOND_VIEW_NOTE = (
     "second_view: the network was unsure, so it saw the scan with inverted contrast as well"
@@ -87,7 +87,7 @@ class EngineOptions:
     mirror
         Average over mirrored patches along the axes that were mirrored in training.
     sure_from
-        A scan with a smaller promised Dice is also segmented with inverted contrast, and averaged;
+        A scan with a smaller expected Dice is also segmented with inverted contrast, and averaged;
         0 for never, None for the value of the model's calibration.
     """
 
@@ -274,7 +274,7 @@ class CanonicalSegmenter:
         )
 
     def _resolve_sure_from(self, asked: float | None) -> float:
-        """Return the promised Dice below which scans get a second view."""
+        """Return the expected Dice below which scans get a second view."""
         spec = self._spec
         if spec.normalization != "ZScoreNormalization" or spec.use_mask_for_norm:
             # With another normalisation air may not be darkest, and cannot be kept dark.
@@ -324,15 +324,15 @@ class CanonicalSegmenter:
         thorough: list[MarginNetwork] = list(self._networks)
         if rounds and not self._fast:
             thorough = [network.in_float32 for network in self._networks]
-        promised = promised_dice(margin)
-        if (skips_windows or rounds) and promised < self._sure_from + _ROUNDING:
+        expected = expected_dice(margin)
+        if (skips_windows or rounds) and expected < self._sure_from + _ROUNDING:
             margin = self._margin(patchable, thorough)
-            promised = promised_dice(margin)
-        if promised < self._sure_from:
+            expected = expected_dice(margin)
+        if expected < self._sure_from:
             other = self._margin(inverted(patchable), thorough)
-            margin = average(margin, other, promised=promised)
+            margin = average(margin, other)
             self._notes.append(_SECOND_VIEW_NOTE)
-            if promised_dice(margin) < UNSURE_BELOW:
+            if expected_dice(margin) < UNSURE_BELOW:
                 scan = to_numpy(patchable)
                 moved = corrected(margin, scan)
                 if moved is not margin:

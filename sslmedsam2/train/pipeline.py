@@ -257,7 +257,7 @@ def _refuse_other_settings(
 
 
 def _sure_from(options: TrainOptions) -> float:
-    """Return the promised Dice below which the network also segments the inverted scan."""
+    """Return the expected Dice below which the network also segments the inverted scan."""
     return SURE_FROM if options.contrast_probability >= _MANY_CONTRASTS else 0.0
 
 

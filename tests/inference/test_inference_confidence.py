@@ -35,7 +35,7 @@ CALIBRATION = Calibration(
     spearman=0.8,
     coverage=0.9,
 )
-GOOD = Evidence(promised_dice=0.95, kept_share=1.0, side_share=0.0)
+GOOD = Evidence(expected_dice=0.95, kept_share=1.0, side_share=0.0)
 
 
 def certainty(margin, mask):
@@ -53,8 +53,8 @@ def ball(*, sharpness):
     return margin, (margin > 0).astype(np.uint8)
 
 
-def test_a_sharp_border_promises_a_higher_dice():
-    blurred, sharp = (evidence_of(*ball(sharpness=s)).promised_dice for s in (0.5, 4.0))
+def test_a_sharp_border_gives_a_higher_expected_dice():
+    blurred, sharp = (evidence_of(*ball(sharpness=s)).expected_dice for s in (0.5, 4.0))
     assert 0.5 < blurred < sharp - 0.05
     assert sharp > 0.9
 
@@ -91,7 +91,7 @@ def test_the_most_doubtful_place_is_the_blurred_part_of_the_border():
 
 
 def test_the_estimate_rises_with_the_evidence_and_lies_in_its_interval():
-    poor = replace(GOOD, promised_dice=0.6, kept_share=0.5, side_share=0.2)
+    poor = replace(GOOD, expected_dice=0.6, kept_share=0.5, side_share=0.2)
     good_estimate, poor_estimate = CALIBRATION.estimate(GOOD), CALIBRATION.estimate(poor)
     assert poor_estimate.dice < good_estimate.dice
     for estimate in (good_estimate, poor_estimate):

@@ -10,7 +10,7 @@ from tiny_scans import SPACING_ZYX_MM, abdomen
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference import openvino_backend
 from sslmedsam2.inference.brightness_correction import corrected
-from sslmedsam2.inference.confidence import promised_dice
+from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.second_view import average, inverted
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
@@ -47,17 +47,13 @@ def test_a_volume_of_one_value_stays_finite():
     assert np.isfinite(inverted(np.zeros((4, 8, 8), np.float32))).all()
 
 
-def test_weak_margins_and_margins_without_liver_promise_little():
+def test_weak_margins_and_margins_without_liver_have_a_low_expected_dice():
     margin = np.full((8, 8, 8), -8.0, np.float32)
-    assert promised_dice(margin) == 0
+    assert expected_dice(margin) == 0
     margin[2:6, 2:6, 2:6] = 8
-    assert promised_dice(margin) > 0.99
+    assert expected_dice(margin) > 0.99
     margin[2:6, 2:6, 2:6] = 0.5
-    assert promised_dice(margin) < 0.8
-
-
-def averaged(one, other):
-    return average(one, other, promised=promised_dice(one))
+    assert expected_dice(margin) < 0.8
 
 
 def test_an_unsure_scan_is_seen_in_both_views(spec):
@@ -66,7 +62,7 @@ def test_an_unsure_scan_is_seen_in_both_views(spec):
     turned = replace(prepared, patchable=inverted(prepared.patchable))
     single, other = one_view.infer(prepared), one_view.infer(turned)
     both = two_views.infer(prepared)
-    expected = corrected(averaged(single.margin, other.margin), prepared.patchable)
+    expected = corrected(average(single.margin, other.margin), prepared.patchable)
     np.testing.assert_allclose(both.margin, expected, atol=1e-5)
     assert not single.warnings
     assert [note.split(":")[0] for note in both.warnings] == ["second_view", "brightness"]
@@ -95,18 +91,18 @@ def test_exact_computes_a_scan_again_in_float32_only_where_the_network_is_unsure
         np.testing.assert_allclose(found.margin, single.margin, atol=0.3)
         return
     turned = replace(prepared, patchable=inverted(prepared.patchable))
-    both = averaged(single.margin, reference.infer(turned).margin)
+    both = average(single.margin, reference.infer(turned).margin)
     expected = corrected(both, prepared.patchable)
     np.testing.assert_array_equal(found.margin, expected)
 
 
-def test_a_second_view_that_promises_much_less_does_not_count():
+def test_a_second_view_of_much_lower_expected_dice_does_not_count():
     sure, unsure, blind = (np.full((8, 8, 8), -8.0, np.float32) for _ in range(3))
     sure[2:6, 2:6, 2:6], unsure[2:6, 2:6, 2:6] = 8, 0.5
-    assert averaged(sure, unsure) is sure
-    assert averaged(sure, blind) is sure
-    np.testing.assert_allclose(averaged(unsure, sure), (unsure + sure) / 2)
-    np.testing.assert_allclose(averaged(sure, sure), sure)
+    assert average(sure, unsure) is sure
+    assert average(sure, blind) is sure
+    np.testing.assert_allclose(average(unsure, sure), (unsure + sure) / 2)
+    np.testing.assert_allclose(average(sure, sure), sure)
 
 
 def test_a_model_without_a_calibration_looks_once(spec):

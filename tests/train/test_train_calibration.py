@@ -24,7 +24,7 @@ N_PATIENTS = 120
 def observations(
     *, n_patients=N_PATIENTS, noise=0.3, noise_of_cut=0.0, noise_of_patient=0.0, seed=0
 ):
-    """Return six predictions a patient whose Dice follows the promised one, but for noise."""
+    """Return six predictions a patient whose Dice follows the expected one, but for noise."""
     random = np.random.default_rng(seed)
     found = []
     for patient in range(n_patients):
@@ -96,8 +96,8 @@ def test_more_doubt_never_raises_the_estimate():
         for one in observations(n_patients=15)
     ]
     calibration = fit(misleading)
-    promised, kept, side = calibration.weights
-    assert promised > 0
+    expected, kept, side = calibration.weights
+    assert expected > 0
     assert kept >= 0
     assert side <= 0
     assert calibration.side_spread >= 0
