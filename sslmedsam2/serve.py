@@ -28,8 +28,10 @@ from starlette.routing import Route
 
 from sslmedsam2 import __version__
 from sslmedsam2.api import LiverSegmenter, Segmentation
-from sslmedsam2.errors import InputError, NoInputError, OutputError, SslMedSam2Error
-from sslmedsam2.imaging.formats import DETACHED_EXTENSIONS, IMAGE_EXTENSIONS
+from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.outputs import DEFAULT_SLUG
+from sslmedsam2.errors import InputError, NoInputError, OutputError, SslMedSam2Error, described
+from sslmedsam2.imaging.formats import DETACHED_EXTENSIONS, IMAGE_EXTENSIONS, image_extension
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class ServeOptions:
 
     input_dir: Path = Path("/input")
     output_dir: Path = Path("/output")
-    output_slug: str = "liver-segmentation"
+    output_slug: str = DEFAULT_SLUG
     max_upload_bytes: int = 512 * 2**20
 
 
@@ -84,6 +86,7 @@ def make_app(segmenter: LiverSegmenter, options: ServeOptions) -> Starlette:
             SslMedSam2Error: _refused,
             _BusyError: _busy,
             _TooLargeError: _too_large,
+            Exception: _failed,
         },
     )
 
@@ -152,6 +155,11 @@ def _refused(_request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error)}, status)
 
 
+def _failed(_request: Request, error: Exception) -> Response:
+    # Starlette raises the error again afterwards: the server logs its traceback.
+    return JSONResponse({"error": f"an unforeseen error: {described(error)}"}, 500)
+
+
 def _unknown_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     text = f"{error.detail}; there are GET /health, POST /segment and POST /invoke"
@@ -182,9 +190,8 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
         A mask cannot be written.
     """
     folder = options.input_dir / _IMAGES
-    images = sorted(
-        path for path in folder.glob("*/*") if path.name.lower().endswith(IMAGE_EXTENSIONS)
-    )
+    names = {path: split_volume_name(path.name) for path in sorted(folder.glob("*/*"))}
+    images = {path: name[0] for path, name in names.items() if name}
     if not images:
         raise NoInputError(
             folder, reason="no image was found", remedy="Mount images as <slug>/<name>.mha"
@@ -196,12 +203,12 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
         raise OutputError(
             target, reason=f"it cannot be made ({error.strerror})", remedy="Check its permissions"
         ) from error
-    stems = Counter(map(_stem, images))
+    stems = Counter(images.values())
     written = []
-    for image in images:
+    for image, stem in images.items():
         found = segmenter.segment(image)
         # Images of one name in several slugs get the slug in front.
-        name = _stem(image) if stems[_stem(image)] == 1 else f"{image.parent.name}_{image.name}"
+        name = stem if stems[stem] == 1 else f"{image.parent.name}_{image.name}"
         mask = target / ("output.mha" if len(images) == 1 else f"{name}.mha")
         found.save(mask)
         logger.info("%s: %.0f ml", image.name, found.volume_ml)
@@ -227,9 +234,9 @@ async def _receive(request: Request, path: Path, *, limit_bytes: int) -> None:
 
 def _format_of(name: str) -> str:
     """Return the extension of a sender's file name; raises InputError for other formats."""
-    for extension in _ONE_FILE_FORMATS:
-        if name.lower().endswith(extension):
-            return extension
+    extension = image_extension(Path(name))
+    if extension in _ONE_FILE_FORMATS:
+        return extension
     raise InputError(
         name[-_SHOWN_OF_A_NAME:],
         kind="unknown_format",
@@ -255,8 +262,3 @@ def _headers(found: Segmentation) -> dict[str, str]:
         **estimate,
         "X-Warnings": quote(warnings, safe=" ;:,.()"),
     }
-
-
-def _stem(image: Path) -> str:
-    name = image.name
-    return next(name[: -len(end)] for end in IMAGE_EXTENSIONS if name.lower().endswith(end))

@@ -4,6 +4,7 @@ import http.client
 import json
 import shutil
 import socket
+import tempfile
 import threading
 import time
 import urllib.error
@@ -204,6 +205,17 @@ def test_invoke_without_an_image_says_what_is_missing(served, tmp_path):
     hidden.rename(app_input)
     assert status == 422
     assert "no image was found" in json.loads(body)["error"]
+
+
+def test_an_unforeseen_error_is_json_and_the_server_goes_on(served, monkeypatch, tmp_path):
+    scan = _scan(tmp_path).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+        status, body, _ = served.ask("/segment", scan)
+
+    assert status == 500
+    assert "an unforeseen error: FileNotFoundError" in json.loads(body)["error"]
+    assert served.ask("/segment", scan)[0] == 200
 
 
 def test_a_second_job_is_turned_away_while_one_runs(served, monkeypatch, tmp_path):

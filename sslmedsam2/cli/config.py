@@ -23,7 +23,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from sslmedsam2.cli.logging_setup import set_up_logging
+from sslmedsam2.cli.logging_setup import set_up_json_lines, set_up_logging
 from sslmedsam2.errors import UsageError
 
 ENVIRONMENT_PREFIX = "SSLMEDSAM2_"
@@ -64,17 +64,23 @@ class ConfiguredCommand(click.Command):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command with the log set up as its own switches say."""
+        """Set the log up as the command's options say, keep to the container's limits, and run."""
+        from sslmedsam2.execution.host import keep_to_limits
+
         apply_verbosity(ctx)
+        if ctx.params.get("progress") == "json":
+            set_up_json_lines()
+        _warn_of_unknown_variables(ctx.find_root())
+        keep_to_limits()
         return super().invoke(ctx)
 
 
-def warn_of_unknown_variables(ctx: click.Context, group: click.Group) -> None:
+def _warn_of_unknown_variables(ctx: click.Context) -> None:
     """Name variables of the environment that look like options and are none of any command."""
     named = [name for name in os.environ if _OWN_VARIABLE.match(name)]
     if not named:
         return
-    known = _variables_of(ctx, group)
+    known = _variables_of(ctx, ctx.command)
     for name in sorted(set(named) - known):
         near = difflib.get_close_matches(name.upper(), sorted(known), n=1)
         logger.warning(

@@ -17,11 +17,7 @@ from typing import Any, NamedTuple
 import click
 
 from sslmedsam2 import __version__
-from sslmedsam2.cli.config import (
-    apply_verbosity,
-    verbosity_options,
-    warn_of_unknown_variables,
-)
+from sslmedsam2.cli.config import apply_verbosity, verbosity_options
 from sslmedsam2.cli.logging_setup import write_error
 from sslmedsam2.errors import ExitCode, SslMedSam2Error
 from sslmedsam2.imaging.atomic import output_error
@@ -93,12 +89,8 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, entry.summary) for name, entry in _COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Set the log up, keep to the container's limits, then run the command."""
-        from sslmedsam2.execution.host import keep_to_limits
-
+        """Set the log up, for errors in the command's options, then run the command."""
         apply_verbosity(ctx)
-        warn_of_unknown_variables(ctx, self)
-        keep_to_limits()
         # openvino imports its model converter where it can: half of its import time, never used.
         sys.modules.setdefault("openvino.tools.ovc", None)  # type: ignore[arg-type]
         return super().invoke(ctx)

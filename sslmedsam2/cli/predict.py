@@ -16,7 +16,7 @@ from click.core import ParameterSource
 
 from sslmedsam2.cli.cluster_option import cluster_option, for_cluster, open_executor
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.logging_setup import set_up_json_lines, terminal_console, write_json_line
+from sslmedsam2.cli.logging_setup import terminal_console, write_json_line
 from sslmedsam2.cli.shared_options import (
     device_option,
     dicom_sequence_map_option,
@@ -159,8 +159,6 @@ def predict(
     from sslmedsam2.predict.pipeline import predict as run
     from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME
 
-    if progress == "json":
-        set_up_json_lines()
     if scans and ctx.get_parameter_source("input_paths") is not ParameterSource.COMMANDLINE:
         input_paths = ()
     options["input_path"], options["only"] = _inputs((*scans, *input_paths))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from sslmedsam2.contract.names import (
     parse_sequence,
     split_volume_name,
 )
-from sslmedsam2.contract.walk import walk
+from sslmedsam2.contract.walk import walk, walk_input
 from sslmedsam2.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -75,18 +75,22 @@ class SequenceMap:
         ends = (stem[match.end() :].lower() for match in _SEPARATOR.finditer(stem))
         return any(end in self.entries for end in ends)
 
-    def warn_of_unused(self, *roots: Path, used: Collection[str] | None = None) -> None:
-        """Log a warning for each entry that matches no file below ``roots``.
+    def warn_of_unused(
+        self, *roots: Path, only: Sequence[Path] = (), used: Collection[str] | None = None
+    ) -> None:
+        """Log a warning for each entry that matches no file below ``roots``, or in ``only``.
 
-        ``used`` are the keys that match a DICOM series; None without DICOM. With DICOM, only the
-        number of an entry is logged, because its key may be a description, which is free text.
+        A root may be a single file. ``used`` are the keys that match a DICOM series; None without
+        DICOM. With DICOM, only the number of an entry is logged, because its key may be a
+        description, which is free text.
         """
         if not self.entries:
             return
         known = set(used or ())
         for root in roots:
-            for folder in walk(root).folders if root.is_dir() else ():
-                inside = folder.path.relative_to(root)
+            tree = walk(root, only=only) if root.is_dir() else walk_input(root)
+            for folder in tree.folders:
+                inside = folder.path.relative_to(tree.root)
                 known |= {part.lower() for part in inside.parts}
                 for path in folder.volumes:
                     known |= _keys(inside, path.name)

@@ -9,6 +9,7 @@ workers become free, because Dask counts the death of a worker against every uni
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import queue
 import time
@@ -122,7 +123,8 @@ class DaskExecutor:
     def _wait_for_a_worker(self) -> None:
         try:
             self._client.wait_for_workers(1, timeout=self._patience_s)
-        except TimeoutError as error:
+        # Before Python 3.11 that of asyncio, which is raised, is another.
+        except (TimeoutError, asyncio.TimeoutError) as error:
             raise UsageError(
                 "--cluster",
                 reason=f"no worker has come within {self._patience_s:.0f} s",

@@ -149,13 +149,20 @@ class Calibration:
 
 
 def read_calibration(spec: ModelSpec) -> Calibration | None:
-    """Read the calibration of a model; None without one, or if it is of other weights."""
+    """Read the calibration of a model; None without one, or if it cannot be used."""
     found = read_record_or_none(spec.path / CONFIDENCE_FILE, Calibration)
     if found is None:
         return None
+    if found.features != FEATURES:
+        logger.warning(
+            "%s: %s is of another version; not used. Fit it anew by weights calibrate",
+            spec.path.name,
+            CONFIDENCE_FILE,
+        )
+        return None
     names = [checkpoint_file(fold, spec.path) for fold in spec.folds]
     present = {name: spec.sha256.get(name) or sha256_file(spec.path / name) for name in names}
-    if dict(found.checkpoints) != present or found.features != FEATURES:
+    if dict(found.checkpoints) != present:
         logger.warning("%s: %s is of other weights; not used", spec.path.name, CONFIDENCE_FILE)
         return None
     return found

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.contract.outputs import TABLE_NAME, pseudo_label_paths
+from sslmedsam2.contract.outputs import TABLE_NAME
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.geometry import affine_lps
-from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_stored
 from sslmedsam2.predict.page import ReportOptions, WrittenPage, write_results_page
 from sslmedsam2.predict.series import WITHOUT_SEQUENCE
@@ -35,8 +34,7 @@ def report(options: ReportOptions) -> WrittenPage:
         )
 
     def preview_of(result: SeriesResult) -> Path:
-        image = _image(records[result.input_path])
-        return pseudo_label_paths(options.run_dir, image).preview
+        return records[result.input_path].paths(options.run_dir).preview
 
     table = options.run_dir / TABLE_NAME
     downloads = {TABLE_NAME: table.read_text("utf-8")} if table.is_file() else {}
@@ -68,7 +66,7 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
         status = SeriesStatus.OK if record.verdict == "accept" else SeriesStatus.CHECK
     if status is SeriesStatus.CHECK and record.verdict is not None:
         warnings = (f"{record.verdict}: the verdict of pseudo-label", *warnings)
-    paths = pseudo_label_paths(run_dir, _image(record))
+    paths = record.paths(run_dir)
     return SeriesResult(
         case=record.case,
         vendor=record.vendor,
@@ -80,7 +78,7 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
         liver_volume_ml=record.volume_ml,
         estimated_dice=record.estimated_dice,
         estimated_dice_interval=record.interval,
-        verdict="ok" if status is SeriesStatus.OK else "check",
+        verdict=None if record.error else "ok" if status is SeriesStatus.OK else "check",
         warnings=warnings,
         most_doubtful_lps_mm=_most_doubtful_lps_mm(paths.uncertainty),
         error=record.error,
@@ -104,12 +102,3 @@ def _most_doubtful_lps_mm(uncertainty: Path) -> tuple[float, float, float] | Non
     place_zyx = np.unravel_index(int(smooth.argmax()), smooth.shape)
     x, y, z = (affine_lps(volume.geometry) @ [*place_zyx[::-1], 1.0])[:3].tolist()
     return round(x, 1), round(y, 1), round(z, 1)
-
-
-def _image(record: PseudoLabelRecord) -> ImageFile:
-    return ImageFile(
-        case=record.case,
-        vendor=record.vendor,
-        sequence=record.sequence,
-        path=Path(record.image),
-    )

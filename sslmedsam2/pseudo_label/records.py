@@ -7,11 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sslmedsam2.contract.outputs import TABLE_NAME, PseudoLabelPaths, find_records
+from sslmedsam2.contract.outputs import (
+    TABLE_NAME,
+    PseudoLabelPaths,
+    find_records,
+    pseudo_label_paths,
+)
+from sslmedsam2.errors import InputError
 from sslmedsam2.fewshot.outcome import Calibration, calibrate, judge, score
 from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
+from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none
+from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.reporting.volume_table import csv_text
 from sslmedsam2.weights.manifest import sha256_file
 
@@ -96,6 +105,13 @@ class PseudoLabelRecord:
     provenance: Provenance | None = None
     mask_sha256: str | None = None
     image_sha256: str | None = None
+
+    def paths(self, output_dir: Path) -> PseudoLabelPaths:
+        """Return the files of the pseudo label in an output folder."""
+        image = ImageFile(
+            case=self.case, vendor=self.vendor, sequence=self.sequence, path=Path(self.image)
+        )
+        return pseudo_label_paths(output_dir, image)
 
 
 def read_pseudo_label(path: Path) -> PseudoLabelRecord | None:
@@ -190,9 +206,32 @@ def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> P
 
 
 def read_all(output_dir: Path) -> Iterator[PseudoLabelRecord]:
-    """Read the usable records of an output folder."""
+    """Read the usable records of an output folder, as its masks are now; see `_as_corrected`."""
     found = (read_pseudo_label(path) for path in find_records(output_dir))
-    return (record for record in found if record is not None)
+    return (_as_corrected(record, output_dir) for record in found if record is not None)
+
+
+def _as_corrected(record: PseudoLabelRecord, output_dir: Path) -> PseudoLabelRecord:
+    """Return the record of a manually corrected mask with its volume, accepted, without estimate.
+
+    Any other record is returned as it is.
+    """
+    path = record.paths(output_dir).mask
+    try:
+        if not is_edited(path, record.mask_sha256):
+            return record
+        mask = read_mask(path)
+    except (InputError, OSError):
+        return record
+    spacing_zyx_mm = mask.geometry.spacing_zyx_mm
+    return replace(
+        record,
+        verdict="accept",
+        estimated_dice=None,
+        interval=None,
+        volume_ml=round(mask_volume_ml(mask.array_zyx, spacing_zyx_mm=spacing_zyx_mm), 1),
+        warnings=("manually_corrected: the mask was changed after the run",),
+    )
 
 
 def _table(records: Iterable[PseudoLabelRecord]) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.archives import open_archives
+from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
 from sslmedsam2.contract.studies import find_studies
@@ -82,13 +82,21 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
     if not output_dir.is_dir():
         raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
     with open_archives(input_path) as opened:
-        return _validate(opened.path, output_dir)
+        checks = _checks(opened, output_dir)
+        return Validation(
+            tuple(
+                replace(one, subject=opened.shown(one.subject), detail=opened.shown(one.detail))
+                for one in checks
+            )
+        )
 
 
-def _validate(input_path: Path, output_dir: Path) -> Validation:
+def _checks(opened: OpenedInput, output_dir: Path) -> list[Check]:
+    input_path = opened.path
     discovery = find_studies(input_path)
+    problems = (*opened.problems, *discovery.problems)
     if not discovery.series:
-        causes = [f" ({error.subject} {error.reason})" for error in discovery.problems[:1]]
+        causes = [f" ({error.subject} {error.reason})" for error in problems[:1]]
         raise NoInputError(
             input_path,
             reason="it holds no study to compare with" + "".join(causes),
@@ -97,7 +105,7 @@ def _validate(input_path: Path, output_dir: Path) -> Validation:
     masks = {mask_path(output_dir, series): series for series in discovery.series}
     present = {path: series for path, series in masks.items() if path.is_file()}
     guesses = guessed_masks(output_dir)
-    checks = [Check("NOTE", "input", error.subject, error.reason) for error in discovery.problems]
+    checks = [Check("NOTE", "input", error.subject, error.reason) for error in problems]
     checks += _check_names(discovery, masks, folder=output_dir / PREDICTION_FOLDER)
     for path, series in present.items():
         checks += _check_mask(path, series)
@@ -106,7 +114,7 @@ def _validate(input_path: Path, output_dir: Path) -> Validation:
         for path, series in present.items()
         if path in guesses
     ]
-    return Validation(tuple(checks))
+    return checks
 
 
 def write_json(validation: Validation, path: Path) -> None:

@@ -369,8 +369,9 @@ def test_the_sequence_of_plain_files_chooses_the_model(folders, tmp_path):
     assert command(folders, tmp_path / "models", scan, "--sequence", "T1,T2") == ExitCode.USAGE
 
 
-def test_programs_read_progress_as_one_object_a_line(folders, bright_model, capsys):
+def test_programs_read_progress_as_one_object_a_line(folders, bright_model, capsys, monkeypatch):
     (folders[0] / "empty.nii.gz").write_bytes(b"")
+    monkeypatch.setenv("SSLMEDSAM2_UNKNOWN", "1")
 
     code = command(folders, bright_model, folders[0], "--progress", "json")
 
@@ -384,6 +385,7 @@ def test_programs_read_progress_as_one_object_a_line(folders, bright_model, caps
     assert "the file is empty" in by_status["failed"]["error"]
     assert scans[-1]["seconds_left"] == 0
     assert {line["event"] for line in lines} == {"scan", "log"}
+    assert "SSLMEDSAM2_UNKNOWN" in lines[0]["message"]
 
 
 def test_an_error_is_an_object_too_for_programs(folders, bright_model, capsys):

@@ -273,6 +273,20 @@ def test_entry_of_the_sequence_map_that_fits_nothing_is_reported(make, caplog):
 
 
 @pytest.mark.parametrize(
+    "only", [["p1/haste.nii.gz"], ["p1/haste.nii.gz", "p2/haste.nii.gz"], ["p1"], ["p1", "p2"]]
+)
+def test_entries_of_the_sequence_map_that_fit_chosen_files_are_not_reported(make, caplog, only):
+    root = make("p1/haste.nii.gz", "p2/haste.nii.gz")
+    chosen = parse_sequence_map({"haste": "T2", "p1/haste.nii.gz": "T2"})
+
+    if len(only) == 1 and only[0].endswith(".gz"):
+        parse_sequence_map({"haste": "T2"}).warn_of_unused(root / only[0])
+    chosen.warn_of_unused(root, only=[root / path for path in only])
+
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
     ("prediction", "reference"),
     [
         ("LiSeg_pred/p1/T2_pred.nii.gz", "p1/T2.seg.nrrd"),

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from pseudo_label_samples import Workplace
 
+from sslmedsam2.contract.outputs import TABLE_NAME
 from sslmedsam2.pseudo_label import pipeline, query
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, write_table
 
@@ -56,6 +57,24 @@ def test_a_correction_stands_with_and_without_resume_and_through_every_change(
     assert labelled.run(resume=True).kept == 1
     assert mask.read_bytes() == corrected
     assert not list(labelled.output.rglob("*.replaced-*"))
+
+
+def test_table_has_the_volume_of_a_corrected_mask_and_no_estimate(labelled):
+    table = labelled.output / TABLE_NAME
+    with table.open(newline="") as file:
+        before = {row["case"]: row for row in csv.DictReader(file)}
+    mask = labelled.paths(CASE).mask
+    image = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine, image.header), mask)
+
+    labelled.run(resume=True)
+
+    with table.open(newline="") as file:
+        after = {row["case"]: row for row in csv.DictReader(file)}
+    volume_ml = np.prod(image.shape) * np.prod(image.header.get_zooms()) / 1000
+    assert float(after[CASE]["volume_ml"]) == pytest.approx(volume_ml, abs=0.1)
+    assert (after[CASE]["verdict"], after[CASE]["estimated_dice"]) == ("accept", "")
+    assert float(before[CASE]["volume_ml"]) < volume_ml
 
 
 def test_another_version_alone_does_nothing_again(labelled, monkeypatch):

@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -147,6 +148,20 @@ def test_an_image_may_be_compressed_by_bzip2(folders):
     plain.unlink()
 
     assert failed_rules(run(folders)) == []
+
+
+def test_a_damaged_archive_of_the_input_is_named(folders):
+    whole = folders[0] / "Vendor_B/0931-B.zip"
+    image(folders[0] / "0931-B/T2.nii.gz")
+    shutil.make_archive(str(whole.with_suffix("")), "zip", folders[0], "0931-B")
+    shutil.rmtree(folders[0] / "0931-B")
+    damaged = folders[0] / "0932-A.zip"
+    damaged.write_bytes(whole.read_bytes()[:100])
+
+    checks = run(folders).checks
+
+    assert [check.subject for check in checks if check.rule == "input"] == [str(damaged)]
+    assert not any("unpacked" in check.subject + check.detail for check in checks)
 
 
 def test_rewriting_alone_is_no_fault(folders):
