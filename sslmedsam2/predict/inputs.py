@@ -114,7 +114,7 @@ def find_inputs(
     """
     found = _find(input_path, only, sequences=sequences, sequence_map=sequence_map)
     used = found.dicom.used_keys if found.dicom else None
-    sequence_map.warn_of_unused(*(only or (input_path,)), used=used)
+    sequence_map.warn_of_unused(input_path, only=only, used=used)
     return found
 
 
