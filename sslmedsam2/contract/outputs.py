@@ -47,8 +47,12 @@ def mask_path(output_dir: Path, series: ImageFile) -> Path:
     case = _checked(series.case)
     if series.sequence is None:
         return output_dir / f"{case}{GENERIC_SUFFIX}{MASK_EXTENSION}"
-    name = f"{series.sequence}{PREDICTION_SUFFIX}{MASK_EXTENSION}"
-    return output_dir / PREDICTION_FOLDER / case / name
+    return output_dir / PREDICTION_FOLDER / case / prediction_name(series.sequence)
+
+
+def prediction_name(sequence: str) -> str:
+    """Return ``<MOD>_pred.nii.gz``."""
+    return f"{sequence}{PREDICTION_SUFFIX}{MASK_EXTENSION}"
 
 
 def bids_path(output_dir: Path, series: ImageFile) -> Path:

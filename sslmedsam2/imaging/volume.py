@@ -7,6 +7,7 @@ superior), as in DICOM and ITK. Arrays are always indexed ``[z, y, x]``.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -123,6 +124,11 @@ def mask_dice(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     """Return the Dice overlap; 1 for two empty masks."""
     total = int(a.sum()) + int(b.sum())
     return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
+
+
+def faces(mask_zyx: npt.NDArray) -> Iterator[npt.NDArray]:
+    """Yield the six outer faces of a volume."""
+    return (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
 
 
 def bounding_box(mask_zyx: npt.NDArray) -> Box | None:

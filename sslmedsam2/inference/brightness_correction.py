@@ -15,11 +15,12 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sslmedsam2.imaging.intensity import log_ratio
+from sslmedsam2.inference.confidence import probability_of
 from sslmedsam2.inference.postprocessing import components
 from sslmedsam2.inference.second_view import unit_brightness
 
 UNSURE_BELOW: Final = 0.96
-"""Promised Dice."""
+"""Expected Dice."""
 
 _WEIGHT: Final = 0.5
 """Brightness and margin are not independent: the network has seen the brightness, too."""
@@ -48,7 +49,7 @@ def corrected(
         return margin
     unit = unit_brightness(scan)
     bins = (unit * (_BINS - 1)).round().astype(np.intp)
-    probability = 1 / (1 + np.exp(-margin.clip(-30, 30)))
+    probability = probability_of(margin)
     body = unit > _AIR_BELOW
     near = ndimage.gaussian_filter(probability, _NEAR_SIGMA) > _NEAR
     ratio = log_ratio(

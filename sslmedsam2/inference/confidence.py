@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.imaging.records import read_record_or_none
-from sslmedsam2.imaging.volume import MaskZYX, bounding_box
+from sslmedsam2.imaging.volume import MaskZYX, bounding_box, faces
 from sslmedsam2.inference.postprocessing import keep_largest
 from sslmedsam2.weights.manifest import CONFIDENCE_FILE, checkpoint_file, sha256_file
 
@@ -182,14 +182,13 @@ def certainty_of(
     n_foreground, n_mask = int(np.count_nonzero(foreground)), int(np.count_nonzero(mask_zyx))
     if not n_foreground or not n_mask:
         return None
-    probability = _expit(margin)
+    probability = probability_of(margin)
     positive = float(probability[foreground].sum())
     largest = keep_largest(foreground.view(np.uint8))
-    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
     evidence = Evidence(
         expected_dice=_expected(probability, margin, positive, n_foreground),
         kept_share=int(np.count_nonzero(largest)) / n_foreground,
-        side_share=sum(int(np.count_nonzero(face)) for face in faces) / n_mask,
+        side_share=sum(int(np.count_nonzero(face)) for face in faces(mask_zyx)) / n_mask,
     )
     doubtful = _most_doubtful(probability, largest, spacing_mm=spacing_mm)
     return Certainty(evidence, positive / n_foreground, doubtful)
@@ -197,7 +196,7 @@ def certainty_of(
 
 def expected_dice(margin: npt.NDArray[np.float32]) -> float:
     """Return `Evidence.expected_dice`; 0 if the margin is positive nowhere."""
-    probability = _expit(margin)
+    probability = probability_of(margin)
     inside = probability[margin > 0]
     return _expected(probability, margin, float(inside.sum()), inside.size) if inside.size else 0.0
 
@@ -249,6 +248,7 @@ def expit(value: float) -> float:
     return float(1 / (1 + np.exp(-value)))
 
 
-def _expit(margin: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def probability_of(margin: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the probability of liver for each voxel of a margin."""
     # Beyond 30 single precision has only 0 and 1.
     return np.reciprocal(1 + np.exp(-np.clip(margin, -30, 30)), dtype=np.float32)

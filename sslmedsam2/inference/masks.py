@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
-from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_volume_ml
+from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, faces, mask_volume_ml
 from sslmedsam2.inference.confidence import DiceEstimate
 from sslmedsam2.inference.plausibility import (
     has_usual_volume,
@@ -131,5 +129,4 @@ def _doubts(confidence: float | None, *, volume_ml: float, touches_border: bool)
 
 
 def _touches_border(mask_zyx: MaskZYX) -> bool:
-    faces = (np.take(mask_zyx, index, axis=axis) for axis in range(3) for index in (0, -1))
-    return any(bool(face.any()) for face in faces)
+    return any(bool(face.any()) for face in faces(mask_zyx))

@@ -30,10 +30,12 @@ _VENDOR_GROUPS = {
 class Evaluation:
     """The scores of all references and their means.
 
-    ``references`` are the masks of the rows, ``unmatched`` are predictions without a reference.
+    ``predictions`` (None for a missing one) and ``references`` are the masks of the rows,
+    ``unmatched`` are predictions without a reference.
     """
 
     rows: tuple[ScoreRow, ...]
+    predictions: tuple[Path | None, ...]
     references: tuple[Path, ...]
     summaries: tuple[GroupMeans, ...]
     unmatched: tuple[Path, ...]
@@ -71,22 +73,31 @@ def evaluate(
     found = find_predictions(predictions, sequence_map=sequence_map)
     expected = find_references(references, sequence_map=sequence_map)
     sequence_map.warn_of_unused(predictions, references)
+    evaluation = compare(found, expected, label=label)
+    if len(evaluation.unmatched) == len(found.masks):
+        _LOG.warning("no mask of %s has the case and sequence of a reference", predictions)
+    return evaluation
+
+
+def compare(found: MaskListing, expected: MaskListing, *, label: int | None = None) -> Evaluation:
+    """Score every reference of a listing, as `evaluate` does."""
     scored = []
     pairs = match_masks(expected, found)
     for reference, prediction in pairs:
-        scored.append((_score(reference, prediction, label=label), reference.path))
+        predicted = None if prediction is None else prediction.path
+        row = _score(reference, prediction, label=label)
+        scored.append((row, predicted, reference.path))
         _LOG.debug("scored %s", reference.path)
-    used = {prediction.path for _, prediction in pairs if prediction is not None}
+    used = {predicted for _, predicted, _ in scored}
     unmatched = tuple(mask.path for mask in found.masks if mask.path not in used)
     for path in unmatched:
         _LOG.info("%s: no reference; left out", path)
-    if len(unmatched) == len(found.masks):
-        _LOG.warning("no mask of %s has the case and sequence of a reference", predictions)
     scored.sort(key=lambda one: (names.sequence_order(one[0].sequence), one[0].case))
-    rows = [row for row, _ in scored]
+    rows = [row for row, _, _ in scored]
     return Evaluation(
         rows=tuple(rows),
-        references=tuple(path for _, path in scored),
+        predictions=tuple(path for _, path, _ in scored),
+        references=tuple(path for _, _, path in scored),
         summaries=summarise(rows, vendor_groups=_VENDOR_GROUPS),
         unmatched=unmatched,
         problems=_problems(found, expected),

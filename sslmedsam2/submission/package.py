@@ -15,7 +15,7 @@ from sslmedsam2.contract.outputs import (
     GENERIC_SUFFIX,
     MASK_EXTENSION,
     PREDICTION_FOLDER,
-    PREDICTION_SUFFIX,
+    prediction_name,
     report_path,
 )
 from sslmedsam2.errors import InputError, NoInputError, UsageError
@@ -58,10 +58,7 @@ def plan_package(output_dir: Path) -> PackagePlan:
     Raises NoInputError: the folder holds no mask below ``LiSeg_pred``.
     """
     folder = output_dir / PREDICTION_FOLDER
-    by_name = {
-        f"{sequence}{PREDICTION_SUFFIX}{MASK_EXTENSION}": sequence
-        for sequence in names.PREDICTED_SEQUENCES
-    }
+    by_name = {prediction_name(sequence): sequence for sequence in names.PREDICTED_SEQUENCES}
     masks, rows, left_out, found = [], [], [], set()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         parts = path.relative_to(folder).parts

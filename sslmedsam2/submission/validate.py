@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sslmedsam2.contract import names
 from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery
-from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path, prediction_name
 from sslmedsam2.contract.studies import find_studies
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
@@ -197,15 +197,13 @@ def _faults(path: Path, *, folder: Path, cases: Collection[str]) -> Iterator[tup
 
 def _name_fault(name: str) -> str:
     """Return why a file in a case's folder is not one of the case's masks."""
-    canonical = {
-        f"{sequence}_pred.nii.gz".lower(): sequence for sequence in names.PREDICTED_SEQUENCES
-    }
-    sequence = canonical.get(name.lower())
-    if sequence is None:
-        return f"not one of {', '.join(f'{s}_pred.nii.gz' for s in names.PREDICTED_SEQUENCES)}"
-    if name != f"{sequence}_pred.nii.gz":
-        return f"the name has to be spelled {sequence}_pred.nii.gz"
-    return f"the case has no image {sequence}"
+    expected = {prediction_name(sequence): sequence for sequence in names.PREDICTED_SEQUENCES}
+    right = next((one for one in expected if one.lower() == name.lower()), None)
+    if right is None:
+        return f"not one of {', '.join(expected)}"
+    if name != right:
+        return f"the name has to be spelled {right}"
+    return f"the case has no image {expected[right]}"
 
 
 def _check_mask(path: Path, series: ImageFile) -> list[Check]:

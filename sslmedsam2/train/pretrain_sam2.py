@@ -28,7 +28,7 @@ from sslmedsam2.fewshot.pretraining import (
     pretrain,
 )
 from sslmedsam2.fewshot.synthetic import SyntheticTask
-from sslmedsam2.imaging.atomic import output_error
+from sslmedsam2.imaging.atomic import check_writable, output_error
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.records import utc_date
@@ -194,15 +194,9 @@ def _hash(volumes: tuple[OrganVolume, ...]) -> str:
 
 def _check_writable(path: Path) -> None:
     """Raise OutputError now rather than after hours of training."""
-    probe = path.with_name(f".{path.name}.probe")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "")
-    except OSError as error:
-        raise output_error(path, error) from error
+    check_writable(path.parent)
+    if path.is_dir():
+        raise output_error(path, IsADirectoryError(errno.EISDIR, ""))
 
 
 def _check_same_training(checkpoint: Path, settings: PretrainSettings) -> None:
