@@ -172,7 +172,7 @@ class LiverSegmenter:
 
     @property
     def device(self) -> str:
-        """``"cuda"`` or ``"cpu"``."""
+        """``"cpu"``, ``"cuda"`` or a numbered GPU such as ``"cuda:1"``."""
         return self._engine.device
 
     @property
@@ -186,7 +186,7 @@ class LiverSegmenter:
         Parameters
         ----------
         image
-            A path (.nii.gz, .nii, .mha, .mhd, .nrrd), a SimpleITK image of three axes (further
+            A path (NIfTI, MetaImage, NRRD or another format of ``info``), a SimpleITK image of three axes (further
             ones of length 1 are accepted), or a :class:`~sslmedsam2.imaging.volume.Volume`.
 
         Raises
@@ -217,7 +217,8 @@ class LiverSegmenter:
             As for :meth:`segment`; drawn from one at a time.
         on_error
             Called with an image that cannot be segmented and its error; the others go on. None to
-            raise the error in that image's turn, which ends the iteration.
+            raise the error in that image's turn, which ends the iteration. A TypeError is raised
+            in any case.
         """
         for image, ready in read_ahead(images, _ready_or_error):
             try:

@@ -34,7 +34,7 @@ ALLOWED = {
     "retrain": _GROUND | _NEEDS | _METHODS | {"predict", "pseudo_label", "train", "submission"},
     "doctor": _GROUND | _NEEDS | {"inference", "fewshot", "predict", "pseudo_label"},
     "api": _GROUND | _NEEDS | {"inference", "predict"},
-    "serve": _GROUND | {"api"},
+    "serve": _GROUND | {"api", "contract"},
     "cli": None,
 }
 """Which packages a package may import; its own modules and the version are free to all, and

@@ -41,7 +41,8 @@ def read_volume(path: Path) -> Volume:
 
     Corrections are listed in the volume's ``repairs``, each as ``name: sentence``:
     ``misnamed``, ``non_finite_voxels``, ``tiny_shear``, ``no_spacing``, ``no_orientation``,
-    ``unusable_form``, ``forms_disagree``, ``bad_scaling``, ``outliers``, ``padding``.
+    ``unusable_form``, ``forms_disagree``, ``bad_scaling``, ``units``, ``trailing_bytes``,
+    ``outliers``, ``padding``.
 
     Raises
     ------
