@@ -64,6 +64,7 @@ from sslmedsam2.predict.resume import (
     earlier_report,
     keep_done,
     move_earlier_aside,
+    move_unmade_aside,
 )
 from sslmedsam2.predict.series import (
     MAP_KINDS,
@@ -286,6 +287,7 @@ def _segment_all(
     for target, result in executor.map(work, targets, stop=stop):
         if isinstance(result, SslMedSam2Error):
             result = given_up(target, result)
+        move_unmade_aside(target, result)
         recorder.add(result)
 
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
 RUN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
 """The folders that a run writes into its output folder."""
+_NEVER_A_SEG = "Use the NIfTI mask"
+"""The remedy where images rule a DICOM-SEG out; after other errors it is tried again."""
 
 
 def earlier_report(output_dir: Path) -> RunReport | None:
@@ -136,6 +138,21 @@ def reusable_result(
     return None
 
 
+def move_unmade_aside(target: SeriesTarget, result: SeriesResult) -> None:
+    """Move aside the files that an earlier run left of a series, if this one has no such results.
+
+    Raises OutputError: one cannot be moved.
+    """
+    paths: list[Path | None] = []
+    if result.output_path is None:
+        paths += [target.mask_path, target.preview_path, *target.map_paths.values()]
+    if result.dicom_seg_path is None and target.dicom is not None:
+        paths.append(target.dicom.seg_path)
+    for path in paths:
+        if path is not None and path.exists():
+            move_aside(path, why="this run has made none")
+
+
 def _is_of(result: SeriesResult, target: SeriesTarget) -> bool:
     same_input = result.input_path == target.input_name
     return same_input and result.output_path == target.output_name
@@ -158,7 +175,8 @@ def _stored(target: SeriesTarget, result: SeriesResult) -> tuple[MaskVolume, Vol
         mask = read_mask(target.mask_path)
         image = read_image(target)
     except InputError as error:
-        logger.info("done again: %s", error)
+        # Its subject may be a temporary path of an unpacked archive.
+        logger.info("done again: %s: %s", target.output_name, error.reason)
         return None
     if not mask.array_zyx.any() or not same_grid(mask.geometry, image.geometry):
         logger.info("done again: %s is empty or on another grid", target.output_name)
@@ -195,6 +213,9 @@ def _corrected(target: SeriesTarget, result: SeriesResult, mask: MaskVolume) -> 
 def _missing_beside(target: SeriesTarget, result: SeriesResult) -> str | None:
     """Return the name of a wanted output that the earlier run has not written; None if nothing."""
     path = target.dicom.seg_path if target.dicom else None
-    if path is not None and not (result.dicom_seg_path and path.is_file()):
+    is_impossible = any(
+        one.startswith("no_dicom_seg: ") and _NEVER_A_SEG in one for one in result.warnings
+    )
+    if path is not None and not is_impossible and not (result.dicom_seg_path and path.is_file()):
         return "DICOM-SEG"
     return None if all(one.is_file() for one in target.map_paths.values()) else "maps"

@@ -11,12 +11,14 @@ from predict_samples import Workplace, assert_valid_mask
 from tiny_models import bright_tissue_model
 from tiny_scans import abdomen
 
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER
 from sslmedsam2.errors import ExitCode, NoInputError
 from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.predict import recorder, resume
 from sslmedsam2.predict.resume import reusable_result
 from sslmedsam2.reporting.run_report import SeriesStatus
+from sslmedsam2.submission.package import plan_package
 
 CASES = ("0001-A", "0002-A")
 
@@ -165,6 +167,100 @@ def test_a_fallback_is_tried_again(finished, tmp_path):
     ended = finished.run(model_dir=hopeless, resume=True, on_failure="fallback")
 
     assert statuses(ended) == [SeriesStatus.FALLBACK] * 2
+
+
+def files_aside(workplace):
+    """List the files that were moved aside, by the names that they had."""
+    names = (name.partition(".replaced-") for name in workplace.written())
+    return {name for name, aside, _ in names if aside}
+
+
+def test_a_guess_that_is_no_longer_wanted_is_no_mask_of_the_run(finished, tmp_path):
+    hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
+    options = {"model_dir": hopeless, "previews": True}
+    finished.run(on_failure="fallback", **options)
+    guess = mask_path(finished, CASES[0]).read_bytes()
+    shutil.rmtree(next(finished.output.glob(f"{PREDICTION_FOLDER}.replaced-*")))
+
+    ended = finished.run(resume=True, on_failure="skip", **options)
+
+    assert statuses(ended) == [SeriesStatus.EMPTY] * 2
+    with pytest.raises(NoInputError, match="no mask to pack"):
+        plan_package(finished.output)
+    previews = {f"previews/{case}_GED4.png" for case in CASES}
+    masks = {f"LiSeg_pred/{case}/GED4_pred.nii.gz" for case in CASES}
+    assert files_aside(finished) >= previews | masks
+    assert not finished.written() & previews
+    [aside] = mask_path(finished, CASES[0]).parent.iterdir()
+    assert aside.read_bytes() == guess
+
+
+def test_the_mask_of_an_image_that_can_no_longer_be_read_is_no_mask_of_the_run(finished):
+    truncate(finished.input / "0002-A" / "GED4.nii.gz")
+    mask = mask_path(finished, "0002-A").read_bytes()
+
+    ended = finished.run(resume=True, on_failure="skip")
+
+    assert statuses(ended) == [SeriesStatus.SKIPPED_RESUME, SeriesStatus.FAILED]
+    assert [path for _, path in plan_package(finished.output).masks] == [
+        mask_path(finished, "0001-A")
+    ]
+    [aside] = mask_path(finished, "0002-A").parent.iterdir()
+    assert aside.read_bytes() == mask
+
+
+@pytest.fixture
+def dicom_series(workplace):
+    """Give a function that writes the DICOM series of a workplace."""
+    pytest.importorskip("highdicom", reason="needs the extra [dicom]")
+    from dicom.dicom_samples import write_series
+
+    array = abdomen()[0][::2, ::2, ::2]
+
+    def write(**tags):
+        spacing = (14.0, 8.0, 8.0)
+        write_series(workplace.input / "series", array, spacing_zyx_mm=spacing, **tags)
+
+    return write
+
+
+def test_a_dicom_seg_does_not_outlast_its_mask(workplace, dicom_series, tmp_path):
+    dicom_series()
+    [first] = workplace.run().report.series
+    hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
+
+    ended = workplace.run(resume=True, model_dir=hopeless, on_failure="fallback")
+
+    [guess] = ended.report.series
+    assert guess.status is SeriesStatus.FALLBACK
+    assert files_aside(workplace) == {first.dicom_seg_path}
+    assert not (workplace.output / first.dicom_seg_path).exists()
+
+
+def test_a_dicom_seg_that_the_images_rule_out_is_not_tried_again(workplace, dicom_series):
+    dicom_series(SOPInstanceUID="1.2.3")
+    [first] = workplace.run().report.series
+    assert any(note.startswith("no_dicom_seg: ") for note in first.warnings)
+
+    [again] = workplace.run(resume=True).report.series
+
+    assert again.status is SeriesStatus.SKIPPED_RESUME
+    assert again.warnings == first.warnings
+
+
+def test_a_dicom_seg_that_could_not_be_stored_is_tried_again(workplace, dicom_series):
+    dicom_series()
+    # In the way of the folder, as a full disk is.
+    workplace.output.mkdir()
+    (workplace.output / "dicom_seg").write_bytes(b"")
+    [first] = workplace.run().report.series
+    assert any(note.startswith("no_dicom_seg: ") for note in first.warnings)
+    (workplace.output / "dicom_seg").unlink()
+
+    [again] = workplace.run(resume=True).report.series
+
+    assert again.status is SeriesStatus.OK
+    assert (workplace.output / again.dicom_seg_path).is_file()
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"schema_version": 99}'])
