@@ -339,8 +339,9 @@ def _write(
     judged = judge(mask_zyx, ready, found)
     if status is SeriesStatus.OK and judged.is_to_check:
         status = SeriesStatus.CHECK
-    write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
+    # Before the mask: a scan that fails for its maps has none.
     _write_maps(target, ready, found)
+    write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     is_guess = status is SeriesStatus.FALLBACK
     seg_name, seg_warnings = _write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
     shown = (*filter(None, (reason,)), *judged.warnings)

@@ -227,6 +227,18 @@ def test_maps_lie_on_the_grid_of_the_scan_and_are_made_again_if_missing(workplac
     assert paths[1].is_file()
 
 
+def test_a_scan_that_fails_for_its_maps_leaves_no_mask(workplace):
+    workplace.add(CASE)
+    # In the way of the folder, as a full disk is.
+    workplace.output.mkdir()
+    (workplace.output / "maps").write_bytes(b"")
+
+    ended = workplace.run(maps=True)
+
+    assert ended.of("0001-A").status is SeriesStatus.FAILED
+    assert workplace.written() == {"maps", "run_report.json", "liver_volumes.csv"}
+
+
 def test_previews_are_drawn_unless_not_wanted(workplace):
     workplace.add(CASE)
 
