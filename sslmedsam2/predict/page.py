@@ -15,8 +15,23 @@ from pathlib import Path
 import numpy as np
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.masks import MaskKey, find_references
-from sslmedsam2.contract.outputs import REPORT_NAME, preview_path, report_path
+from sslmedsam2.contract.folder_rules import volume_stem
+from sslmedsam2.contract.masks import (
+    MaskKey,
+    MaskListing,
+    find_predictions,
+    find_references,
+    mask_key,
+)
+from sslmedsam2.contract.outputs import (
+    DEFAULT_SLUG,
+    REPORT_NAME,
+    bids_path,
+    mask_path,
+    preview_path,
+    report_path,
+    socket_path,
+)
 from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
@@ -42,7 +57,7 @@ from sslmedsam2.reporting.run_report import (
     load_report,
 )
 from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, volume_table
-from sslmedsam2.submission.evaluate import evaluate
+from sslmedsam2.submission.evaluate import compare
 from sslmedsam2.submission.tables import ScoreRow
 
 _LOG = logging.getLogger(__name__)
@@ -113,7 +128,7 @@ def report(options: ReportOptions) -> WrittenPage:
     run = _load_run(options.run_dir)
 
     def preview_of(result: SeriesResult) -> Path:
-        return preview_path(options.run_dir, _named(result))
+        return _preview_path(options.run_dir, result)
 
     downloads = {VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)}
     return write_results_page(run, options, preview_of=preview_of, downloads=downloads)
@@ -130,7 +145,7 @@ def write_results_page(
 
     ``preview_of`` returns the path of a preview; ``downloads`` are text files to offer, by name.
     """
-    references, notes = _references(options)
+    references, notes = _references(run, options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
     check_page_folder(folder)
     views = _ViewWriter(options, folder, preview_of=preview_of)
@@ -138,7 +153,8 @@ def write_results_page(
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
     for number, result in enumerate(results, start=1):
-        reference = references.pop(_mask_key(result), None)
+        mask = _mask_path(options.run_dir, result)
+        reference = references.pop(mask, None) or references.pop(mask_key(_named(result)), None)
         entry = views.add(
             PageEntry(
                 series_id=f"{number:04d}",
@@ -240,8 +256,13 @@ def _volumes(
     result: SeriesResult,
     reference_path: Path | None,
 ) -> ViewVolumes:
-    if mask is not None:
-        _check_grid(mask, image)
+    if mask is not None and not same_grid(mask.geometry, image.geometry):
+        raise InputError(
+            result.input_path,
+            kind="geometry_mismatch",
+            reason="the mask of the run lies on another grid than this image",
+            remedy="Give the input that the run was made from",
+        )
     reference_zyx = None
     if reference_path is not None:
         reference_zyx = read_liver_mask(reference_path, grid=image.geometry).array_zyx
@@ -280,25 +301,44 @@ def _checked_input(path: Path | None) -> Path | None:
     )
 
 
-def _references(options: ReportOptions) -> tuple[dict[MaskKey, _Reference], tuple[str, ...]]:
-    """Score the references; return them by case and sequence, and notes for the page."""
+def _references(
+    run: RunReport, options: ReportOptions
+) -> tuple[dict[Path | MaskKey, _Reference], tuple[str, ...]]:
+    """Score the references; return them with notes for the page.
+
+    The key is the path of the mask that was compared; case and sequence where there is none.
+    """
     if options.references is None:
         return {}, ()
-    find_references(options.references)
+    expected = find_references(options.references)
     try:
-        evaluation = evaluate(predictions=options.run_dir, references=options.references)
+        masks = _masks(run, options.run_dir)
     except NoInputError as error:
         return {}, (f"Nothing was compared with the references: {error.reason}",)
+    evaluation = compare(masks, expected)
     folders = (options.run_dir, options.references)
-    found = {}
-    for row, reference in zip(evaluation.rows, evaluation.references, strict=True):
-        key = names.identity_key(row.case), row.sequence
+    found: dict[Path | MaskKey, _Reference] = {}
+    for row, mask, reference in zip(
+        evaluation.rows, evaluation.predictions, evaluation.references, strict=True
+    ):
+        key = mask or (names.identity_key(row.case), row.sequence)
         path = reference if row.metrics else None
         found[key] = _Reference(
             f"{row.case} {row.sequence or ''}".strip(), _score(row, folders), path
         )
     problems = (_without_folders(str(problem), folders) for problem in evaluation.problems)
     return found, tuple(problems)
+
+
+def _masks(run: RunReport, run_dir: Path) -> MaskListing:
+    """List the masks of a run under case and sequence of its report; raises NoInputError.
+
+    Their names may lack the sequence, or have the case in another form (``--sequence`` and
+    ``--layout`` of predict).
+    """
+    identities = find_predictions(run_dir).identities
+    named = (replace(_named(one), path=_mask_path(run_dir, one)) for one in run.series)
+    return MaskListing(tuple(one for one in named if one.path in identities), (), identities)
 
 
 def _score(row: ScoreRow, folders: Iterable[Path]) -> PageScore:
@@ -309,7 +349,7 @@ def _score(row: ScoreRow, folders: Iterable[Path]) -> PageScore:
     return PageScore(metrics.dice, None if math.isnan(distance) else distance, note)
 
 
-def _left_over(references: dict[MaskKey, _Reference]) -> tuple[str, ...]:
+def _left_over(references: Mapping[Path | MaskKey, _Reference]) -> tuple[str, ...]:
     if not references:
         return ()
     listed = sorted(reference.name for reference in references.values())
@@ -337,8 +377,27 @@ def _named(result: SeriesResult) -> ImageFile:
     )
 
 
-def _mask_key(result: SeriesResult) -> MaskKey:
-    return names.identity_key(result.case), _named(result).sequence
+def _mask_path(run_dir: Path, result: SeriesResult) -> Path:
+    """Return the path of the mask; the folder itself without a mask."""
+    return run_dir / (result.output_path or "")
+
+
+def _preview_path(run_dir: Path, result: SeriesResult) -> Path:
+    """Return the path of the preview.
+
+    A sequence that the scan has of ``--sequence`` is in no name; that of the mask shows it, except
+    in BIDS for a scan with a suffix.
+    """
+    series = _named(result)
+    unnamed = replace(series, sequence=None)
+    masks = (
+        mask_path(run_dir, unnamed),
+        bids_path(run_dir, unnamed),
+        socket_path(run_dir, unnamed, slug=DEFAULT_SLUG),
+    )
+    path = preview_path(run_dir, unnamed)
+    is_unnamed = volume_stem(_mask_path(run_dir, result)) in map(volume_stem, masks)
+    return path if is_unnamed and path.is_file() else preview_path(run_dir, series)
 
 
 def _as_seen(image: Volume) -> Volume:
@@ -346,13 +405,3 @@ def _as_seen(image: Volume) -> Volume:
     return replace(
         image, array_zyx=window_if_hounsfield(image.array_zyx, modality=image.modality)[0]
     )
-
-
-def _check_grid(mask: MaskVolume, image: Volume) -> None:
-    if not same_grid(mask.geometry, image.geometry):
-        raise InputError(
-            image.source.path,
-            kind="geometry_mismatch",
-            reason="the mask of the run lies on another grid than this image",
-            remedy="Give the input that the run was made from",
-        )

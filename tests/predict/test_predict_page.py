@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 import shutil
@@ -109,6 +110,53 @@ def test_a_reference_is_found_for_a_case_in_another_spelling(qc):
     qc.add("0001-a")
     qc.add_reference("0001-A")
     assert made(qc, references=qc.references).entries[0].score.dice == 1
+
+
+BIDS = {"layout": "bids"}
+SOCKET = {"layout": "grand-challenge"}
+AS_T2 = {"sequence": "T2"}
+
+
+@pytest.mark.parametrize(
+    ("scan", "case", "options"),
+    [
+        ("p1.nii.gz", "p1", AS_T2),
+        ("p1.nii.gz", "p1", {**AS_T2, "mask_format": "nrrd"}),
+        ("p1.nii.gz", "p1", {**AS_T2, **SOCKET}),
+        ("p1/T2.nii.gz", "p1", SOCKET),
+        ("p1.nii.gz", "p1", {**AS_T2, **BIDS}),
+        ("p1/T2.nii.gz", "p1", BIDS),
+        ("sub-01/anat/sub-01_T2w.nii.gz", "sub-01", BIDS),
+        ("sub-01/anat/sub-01_T2w.nii.gz", "sub-01", {**AS_T2, **BIDS}),
+        ("sub-01_angio.nii.gz", "sub-01_angio", {**AS_T2, **BIDS}),
+    ],
+    ids=str,
+)
+def test_score_and_preview_are_found_whatever_the_names_of_masks(workplace, scan, case, options):
+    workplace.add(scan)
+    references = workplace.root / "references"
+    write_scan(references / case / "mask_T2.nii.gz", abdomen()[1], dtype=np.uint8)
+    workplace.run(previews=True, **options)
+
+    (entry,) = report(ReportOptions(workplace.output, references=references)).entries
+
+    assert (entry.result.case, entry.result.sequence) == (case, "T2")
+    assert entry.score.dice > 0.8
+    assert entry.shown == "preview"
+
+
+def test_scans_with_and_without_a_sequence_in_their_names_keep_their_pictures(workplace):
+    workplace.add("p1/T2.nii.gz")
+    workplace.add("p1.nii.gz", array_zyx=np.flip(abdomen()[0], axis=0))
+    workplace.run(previews=True, **AS_T2)
+
+    page = report(ReportOptions(workplace.output))
+
+    previews = {"p1/T2.nii.gz": "p1_T2.png", "p1.nii.gz": "p1_liver.png"}
+    for entry in page.entries:
+        shown = page.index_path.parent / "cases" / f"{entry.series_id}.js"
+        png = workplace.output / "previews" / previews[entry.result.input_path]
+        assert base64.b64encode(png.read_bytes()).decode() in shown.read_text()
 
 
 def test_references_of_other_cases_are_named(qc):
