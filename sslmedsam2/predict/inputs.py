@@ -199,7 +199,7 @@ def list_dicom(
             key: replace(one, place=opened.shown(one.place))
             for key, one in found.identities.items()
         }
-        problems = [str(problem) for problem in opened.problems]
+        problems = [opened.shown(str(problem)) for problem in opened.problems]
         return replace(found, identities=identities, notes=(*found.notes, *problems))
 
 
@@ -293,8 +293,12 @@ class InputImages:
         if not input_name.startswith(DICOM_SCHEME):
             path = self._input_dir / input_name
             # A file in an archive has no folder on the disk.
-            in_archive = path.parent != self._input_dir and not path.parent.is_dir()
-            return read_volume(self._opened.path / input_name if in_archive else path)
+            if path.parent == self._input_dir or path.parent.is_dir():
+                return read_volume(path)
+            try:
+                return read_volume(self._opened.path / input_name)
+            except InputError as error:
+                raise error.reworded(self._opened.shown) from error
         name = input_name.removeprefix(DICOM_SCHEME)
         volume = self._volumes.get(name)
         if volume is None:

@@ -4,10 +4,12 @@ import zipfile
 
 import numpy as np
 import pytest
+from tiny_scans import abdomen
 
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.predict.inputs import InputImages, input_name
+from sslmedsam2.predict.inputs import InputImages, input_name, list_dicom
+from sslmedsam2.predict.page import ReportOptions, report
 from sslmedsam2.reporting.run_report import SeriesStatus
 from sslmedsam2.submission.validate import validate
 
@@ -99,3 +101,48 @@ def test_for_the_page_of_one_archive_no_other_is_unpacked(packed):
         images.read("0002-A.zip/GED4.nii.gz")
     both = InputImages(packed.input, only=[one, packed.input / "0002-A.zip"])
     assert both.read("0002-A.zip/GED4.nii.gz").geometry.shape_zyx == packed.plain.shape
+
+
+def test_what_is_wrong_with_an_image_of_an_archive_is_said_by_its_given_path(packed):
+    packed.run()
+    # The image of the run is gone, and one on another grid has its place.
+    with zipfile.ZipFile(packed.input / "0001-A.zip", "w") as file:
+        file.write(packed.add("other/GED4.nii.gz", array_zyx=abdomen()[0][:-2]), "GED4.nii.gz")
+    [problem] = filter(None, (entry.problem for entry in page_of(packed)))
+    assert problem.startswith("0001-A.zip/GED4.nii.gz: the mask of the run lies on another grid")
+
+    with zipfile.ZipFile(packed.input / "0001-A.zip", "w") as file:
+        file.writestr("GED4.nii.gz", b"no image")
+    [problem] = filter(None, (entry.problem for entry in page_of(packed)))
+    assert problem.startswith("0001-A.zip/GED4.nii.gz: ")
+    with pytest.raises(InputError) as caught:
+        InputImages(packed.input).read("0001-A.zip/GED4.nii.gz")
+    assert caught.value.subject == str(packed.input / "0001-A.zip" / "GED4.nii.gz")
+
+
+def page_of(workplace):
+    return report(ReportOptions(workplace.output, input_path=workplace.input)).entries
+
+
+def test_a_resumed_run_says_nothing_of_temporary_folders(packed, caplog):
+    packed.run()
+    with zipfile.ZipFile(packed.input / "0001-A.zip", "w") as file:
+        file.writestr("GED4.nii.gz", b"no image")
+
+    with caplog.at_level("INFO"):
+        packed.run(resume=True, on_failure="skip")
+
+    assert "done again: LiSeg_pred/0001-A/GED4_pred.nii.gz: " in caplog.text
+    assert ".unpacked-" not in caplog.text
+
+
+def test_a_bad_archive_beside_dicom_is_listed_by_its_given_path(workplace):
+    pytest.importorskip("highdicom", reason="needs the extra [dicom]")
+    from dicom.dicom_samples import write_series
+
+    write_series(workplace.input / "series", abdomen()[0][:4])
+    (workplace.input / "cut.zip").write_bytes(b"PK")
+
+    [note] = list_dicom(workplace.input, sequences=None).notes
+
+    assert note.startswith(f"{workplace.input / 'cut.zip'}: ")
