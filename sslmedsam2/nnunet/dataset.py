@@ -11,7 +11,7 @@ import pickle
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,13 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-from sslmedsam2.imaging.records import key_of, read_record, write_record
+from sslmedsam2.imaging.records import (
+    key_of,
+    move_aside,
+    read_record,
+    read_record_or_none,
+    write_record,
+)
 from sslmedsam2.nnunet.plans import (
     AUXILIARY_OFFSET,
     CONFIGURATION,
@@ -98,9 +104,9 @@ def build_dataset(
     only if the plans are the same.
 
     ``dataset.json``, the plans and a fingerprint lie beside the cases, so that nnU-Net's own
-    trainer can use the folder. A complete data set of the same files and preset is kept; an
-    incomplete or damaged one is made again. The folder is renamed when it is complete, so several
-    processes may call this at the same time.
+    trainer can use the folder. A complete data set of the same files and preset is kept; a damaged
+    one is made again, and a folder that this program did not make is moved aside. The folder is
+    renamed when it is complete, so several processes may call this at the same time.
 
     Raises UsageError: there are fewer than two labelled images, or the folder holds a data set of
     other files or another preset, on which networks may have been trained; InputError: see
@@ -134,9 +140,11 @@ def build_dataset(
         except OSError:
             if _is_finished(folder, inputs):
                 return folder
-            # nnU-Net would train fold "all" on an incomplete data set. If there is none, the second
-            # attempt raises the error of the first.
-            shutil.rmtree(folder, ignore_errors=True)
+            if (folder / _INPUTS_NAME).is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+            elif folder.exists():
+                move_aside(folder, why=f"it holds no {_INPUTS_NAME} of this program")
+            # If there was no folder, this raises the error of the first attempt.
             building.rename(folder)
     return folder
 
@@ -315,10 +323,22 @@ def split_cases(cases: Iterable[str], *, n_folds: int) -> tuple[frozenset[str], 
 
 
 def alternating_splits(
-    images: Sequence[ImageFile], *, n_folds: int, others: Sequence[ImageFile] = ()
+    images: Sequence[ImageFile],
+    *,
+    n_folds: int,
+    others: Sequence[ImageFile] = (),
+    identity: Callable[[str], str] = str,
 ) -> list[dict[str, list[str]]]:
-    """Split cases over folds in turn; see `splits_of`."""
-    held_out = split_cases((image.case for image in images), n_folds=n_folds)
+    """Split patients over folds in turn; see `splits_of`.
+
+    Cases of equal ``identity`` are one patient, whose name is spelled in several ways.
+    """
+    # Sorted by a spelling, not by identity: splits of earlier versions stay as they are.
+    patients = {identity(case): case for case in sorted(image.case for image in images)}
+    held_out = [
+        frozenset(image.case for image in images if patients[identity(image.case)] in mine)
+        for mine in split_cases(patients.values(), n_folds=n_folds)
+    ]
     return splits_of(held_out, images, others=others)
 
 
@@ -342,25 +362,46 @@ def splits_of(
     ]
 
 
-def sampling_weights(
-    images: Sequence[ImageFile], others: Sequence[ImageFile], *, share: float
-) -> dict[str, float]:
-    """Return how often each image is drawn, relative to others: ``images`` fill ``share``."""
-    return {
-        **{case_key(image): share / len(images) for image in images},
-        **{case_key(image): (1 - share) / len(others) for image in others},
-    }
+@dataclass(frozen=True)
+class Sampling:
+    """``cases`` fill ``share`` of the training patches in each fold, all other cases the rest."""
+
+    cases: tuple[str, ...]
+    share: float
+
+    def probabilities(self, training: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return how often each of a fold's training cases is drawn."""
+        chosen = np.isin(training, self.cases)
+        n_chosen = int(chosen.sum())
+        of_chosen = self.share / max(n_chosen, 1)
+        of_others = (1 - self.share) / max(len(training) - n_chosen, 1)
+        drawn = np.where(chosen, of_chosen, of_others)
+        # The sum is less than 1 in a fold whose cases are all of one kind.
+        return drawn / drawn.sum()
 
 
-def write_sampling(dataset_folder: Path, weights: Mapping[str, float]) -> None:
-    """Write how often each training case is drawn, relative to the others."""
-    write_record(dataset_folder / _SAMPLING_NAME, dict(weights))
+def write_sampling(dataset_folder: Path, sampling: Sampling) -> None:
+    """Write which share of the training patches some cases fill.
 
-
-def read_sampling(dataset_folder: Path) -> dict[str, float]:
-    """Return what :func:`write_sampling` wrote; empty if all cases are drawn equally often."""
+    Raises UsageError: the file holds another share or other cases, which folds were trained with.
+    """
     path = dataset_folder / _SAMPLING_NAME
-    return read_record(path, dict[str, float]) if path.is_file() else {}
+    # That of an earlier version, which did not hold the share, is passed over.
+    before = read_record_or_none(path, Sampling)
+    if before is not None and before != sampling:
+        raise UsageError(
+            path,
+            reason=f"it gives a share of {before.share:g} of the patches to {len(before.cases)}"
+            f" image(s), not {sampling.share:g} to {len(sampling.cases)}",
+            remedy="Give the same share and folders to go on, or another work directory",
+        )
+    write_record(path, sampling)
+
+
+def read_sampling(dataset_folder: Path) -> Sampling | None:
+    """Return what :func:`write_sampling` wrote; None if all cases are drawn equally often."""
+    path = dataset_folder / _SAMPLING_NAME
+    return read_record(path, Sampling) if path.is_file() else None
 
 
 @dataclass(frozen=True)

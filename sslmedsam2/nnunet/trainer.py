@@ -294,14 +294,13 @@ class LiverTrainer(nnUNetTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Load patches as nnU-Net does, each case as often as the data set says."""
         seed = (self.settings.seed, self.local_rank, self.current_epoch)
-        weights = read_sampling(Path(self.preprocessed_dataset_folder_base))
+        sampling = read_sampling(Path(self.preprocessed_dataset_folder_base))
         training: list[PatchLoader] = []
 
         def make_loader(data: Any, *args: Any, **kwargs: Any) -> PatchLoader:
             loader = PatchLoader(data, *args, seed=seed, **kwargs)
-            if not training and weights:
-                drawn = np.array([weights[key] for key in data.identifiers])
-                loader.sampling_probabilities = drawn / drawn.sum()
+            if not training and sampling is not None:
+                loader.sampling_probabilities = sampling.probabilities(data.identifiers)
             if not training and (keys := self._unlabelled_keys()):
                 kwargs["transforms"] = self._unlabelled_transforms
                 unlabelled = self.dataset_class(self.preprocessed_dataset_folder, keys)

@@ -14,15 +14,15 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import read_record_or_none, write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
+    Sampling,
     UnlabelledCase,
     build_dataset,
     case_key,
     make_plans,
     read_plans,
-    sampling_weights,
     split_cases,
     splits_of,
     write_sampling,
@@ -44,6 +44,7 @@ from sslmedsam2.retrain.index import Index, read_index
 from sslmedsam2.retrain.select import Selection, fewshot_dice
 from sslmedsam2.retrain.state import RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
+from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,16 @@ class FoldUnit:
 
     fold: int
     held_out: tuple[ImageFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class RoundScore(FoldScore):
+    """A score in ``validation.json``, and the hash of the checkpoint that has it.
+
+    ``checkpoint_sha256`` is None in records of earlier versions.
+    """
+
+    checkpoint_sha256: str | None = None
 
 
 FoldFunction = Callable[[RoundDir, RetrainOptions, FoldUnit, StopRequest], Result]
@@ -146,7 +157,7 @@ def prepare_training(
         write_unlabelled(folder, _unlabelled_cases(round_dir, index, pseudo, options))
     elif pseudo:
         write_sampling(
-            folder, sampling_weights(index.labelled, pseudo, share=options.reference_share)
+            folder, Sampling(tuple(map(case_key, index.labelled)), options.reference_share)
         )
 
 
@@ -264,23 +275,30 @@ def validate_round(
     stop: StopRequest,
     executor: Executor | None = None,
 ) -> tuple[FoldScore, ...] | None:
-    """Score each fold on its held-out reference masks; an earlier result is kept.
+    """Score each fold on its held-out reference masks; scores of the same checkpoints are kept.
 
     Returns None if it was stopped.
 
     Raises ModelError, InputError: a network or an image cannot be read.
     """
-    if round_dir.validation.is_file():
-        return read_state(round_dir.validation, tuple[FoldScore, ...])
+    sha256 = [sha256_file(final_checkpoint(round_dir.path, k)) for k in range(options.folds)]
+    kept = read_record_or_none(round_dir.validation, tuple[RoundScore, ...])
+    networks = set(enumerate(sha256))
+    if kept and all((score.fold, score.checkpoint_sha256) in networks for score in kept):
+        return kept
     units = fold_units(index, options)
     work = FoldWork(round_dir, options, _score)
     found = map_units(work, units, stop=stop, executor=executor or ThisProcess())
     if stop:
         return None
     by_fold = {unit.fold: scores for unit, scores in found}
-    scores = [score for unit in units for score in by_fold[unit.fold]]
+    scores = tuple(
+        RoundScore(**vars(score), checkpoint_sha256=sha256[unit.fold])
+        for unit in units
+        for score in by_fold[unit.fold]
+    )
     write_record(round_dir.validation, scores)
-    return tuple(scores)
+    return scores
 
 
 def _score(

@@ -25,11 +25,11 @@ from sslmedsam2.imaging.records import read_record_or_none, utc_date, write_reco
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.nnunet.dataset import (
+    Sampling,
     alternating_splits,
     build_dataset,
     case_key,
     read_plans,
-    sampling_weights,
     write_sampling,
     write_splits,
 )
@@ -203,11 +203,13 @@ def _prepare(
     folder = build_dataset([*images, *also], preprocessed_dir=preprocessed, preset=options.preset)
     planned = planned_network(read_plans(folder / f"{PLANS_NAME}.json"))
     check_gpus(options.gpus, device=options.device, batch_size=planned.batch_size)
-    splits = alternating_splits(images, n_folds=options.folds, others=also)
+    splits = alternating_splits(
+        images, n_folds=options.folds, others=also, identity=names.identity_key
+    )
     if splits:
         write_splits(folder, splits)
     if also:
-        write_sampling(folder, sampling_weights(images, also, share=options.share))
+        write_sampling(folder, Sampling(tuple(map(case_key, images)), options.share))
     return images, also, splits
 
 
@@ -263,7 +265,7 @@ def _sure_from(options: TrainOptions) -> float:
 
 def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
     images = _find(options, options.data_dir)
-    n_cases = len({image.case for image in images})
+    n_cases = _n_patients(images)
     if options.folds == 1:
         raise UsageError(
             "--folds 1",
@@ -278,6 +280,10 @@ def _training_images(options: TrainOptions) -> tuple[ImageFile, ...]:
             " mask_<SEQ>.nii.gz), or fewer --folds; 0 for no cross-validation",
         )
     return images
+
+
+def _n_patients(images: Sequence[ImageFile]) -> int:
+    return len({names.identity_key(image.case) for image in images})
 
 
 def _check_patients(images: Sequence[ImageFile], also: Sequence[ImageFile]) -> None:
@@ -305,8 +311,7 @@ def _cross_validate(
     images: Sequence[ImageFile], *, splits: Sequence[dict[str, list[str]]], options: TrainOptions
 ) -> tuple[tuple[FoldScore, ...], list[Observation]]:
     """Score each fold and, if there are enough patients to calibrate, observe degraded copies."""
-    n_patients = len({image.case for image in images})
-    is_calibrated = options.weights_dir is not None and n_patients >= LEAST_PATIENTS
+    is_calibrated = options.weights_dir is not None and _n_patients(images) >= LEAST_PATIENTS
     by_key = {case_key(image): image for image in images}
     scores: list[FoldScore] = []
     observations: list[Observation] = []

@@ -16,13 +16,13 @@ from sslmedsam2.errors import InputError, OutputError, UsageError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.nnunet import dataset
 from sslmedsam2.nnunet.dataset import (
+    Sampling,
     alternating_splits,
     build_dataset,
     case_key,
     load_labelled,
     make_plans,
     read_sampling,
-    sampling_weights,
     split_cases,
     write_sampling,
     write_splits,
@@ -165,12 +165,15 @@ def _stored(path):
     return path.read_bytes() if path.suffix == ".pkl" else blosc2.open(path)[:].tobytes()
 
 
-def test_unfinished_data_set_is_made_anew_without_stale_cases(built, tmp_path):
+def test_data_set_that_this_program_did_not_make_is_renamed_and_not_trained_on(built, tmp_path):
     images, folder = built
     (folder / "inputs.json").unlink()
+    before = _content(folder)
     third = write_labelled_case(tmp_path / "data" / "three", seed=3)
 
     build_dataset([images[1], third], preprocessed_dir=tmp_path / "p", preset=PRESET)
+    (renamed,) = folder.parent.glob(f"{folder.name}.replaced-*")
+    assert _content(renamed) == before
     names = {path.name.split(".")[0] for path in (folder / "nnUNetPlans_3d_fullres").iterdir()}
     assert {name.removesuffix("_seg") for name in names} == {"two__T2", "three__T2"}
 
@@ -250,6 +253,18 @@ def test_sequences_of_a_patient_stay_on_one_side():
         assert trained
         assert validated
         assert not trained & validated
+
+
+def test_a_patient_whose_name_is_spelled_in_two_ways_stays_on_one_side():
+    images = [_image("P1", "T1"), _image("p1", "T2"), _image("p2"), _image("p3")]
+
+    for split in alternating_splits(images, n_folds=2, identity=str.casefold):
+        assert len(split["train"]) + len(split["val"]) == 4
+        assert ("P1__T1" in split["val"]) == ("p1__T2" in split["val"])
+    # Capitals come first, as in earlier versions.
+    images = [_image(name) for name in ("a2", "B1", "c3")]
+    first, second = alternating_splits(images, n_folds=2, identity=str.casefold)
+    assert (first["val"], second["val"]) == (["B1__T2", "c3__T2"], ["a2__T2"])
 
 
 def test_other_folds_in_the_same_place_are_refused(tmp_path):
@@ -385,21 +400,42 @@ def test_dealing_is_even_complete_and_blind_to_order():
 
 @pytest.mark.parametrize(("n_images", "n_others"), [(2, 8), (8, 2), (3, 3), (10, 14)])
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.75])
-def test_images_fill_their_share_of_the_draws(n_images, n_others, share):
+@pytest.mark.parametrize("n_folds", [0, 2])
+def test_images_fill_their_share_of_the_draws(n_images, n_others, share, n_folds):
     images, others = ([_image(f"{kind}{k}") for k in range(n)] for kind, n in
                       (("i", n_images), ("o", n_others)))  # fmt: skip
-    weights = sampling_weights(images, others, share=share)
+    sampling = Sampling(tuple(map(case_key, images)), share)
+    splits = alternating_splits(images, n_folds=n_folds, others=others)
 
-    assert sum(weights.values()) == pytest.approx(1)
-    assert sum(weights[case_key(image)] for image in images) == pytest.approx(share)
-    assert len(set(weights.values())) <= 2
+    for split in splits or [{"train": [case_key(image) for image in (*images, *others)]}]:
+        drawn = dict(zip(split["train"], sampling.probabilities(split["train"]), strict=True))
+        assert sum(drawn.values()) == pytest.approx(1)
+        assert sum(n for key, n in drawn.items() if key[0] == "i") == pytest.approx(share)
+        assert len(set(drawn.values())) <= 2
 
 
-def test_sampling_survives_the_disk(tmp_path):
-    assert read_sampling(tmp_path) == {}
-    write_sampling(tmp_path, {"a__T2": 0.3})
+def test_a_fold_without_other_images_draws_its_own_equally_often():
+    assert Sampling(("a", "b"), 0.3).probabilities(["a", "b"]) == pytest.approx([0.5, 0.5])
 
-    assert read_sampling(tmp_path) == {"a__T2": 0.3}
+
+def test_sampling_survives_the_disk_and_another_one_is_refused(tmp_path):
+    sampling = Sampling(("a__T2",), 0.3)
+    assert read_sampling(tmp_path) is None
+    write_sampling(tmp_path, sampling)
+    write_sampling(tmp_path, sampling)
+
+    for other in (replace(sampling, share=0.5), replace(sampling, cases=("b__T2",))):
+        with pytest.raises(UsageError, match=r"a share of 0\.3 of the patches"):
+            write_sampling(tmp_path, other)
+    assert read_sampling(tmp_path) == sampling
+
+
+def test_sampling_of_an_earlier_version_is_replaced(tmp_path):
+    (tmp_path / "sampling.json").write_text('{"a__T2": 0.3, "b__T2": 0.7}')
+
+    write_sampling(tmp_path, Sampling(("a__T2",), 0.3))
+
+    assert read_sampling(tmp_path) == Sampling(("a__T2",), 0.3)
 
 
 def test_a_preprocessed_image_that_cannot_be_written_is_an_output_error(tmp_path, monkeypatch):

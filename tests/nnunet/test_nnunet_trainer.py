@@ -35,6 +35,7 @@ from sslmedsam2.nnunet import cpu, training
 from sslmedsam2.nnunet import trainer as trainer_module
 from sslmedsam2.nnunet.dataset import (
     DATASET_NAME,
+    Sampling,
     alternating_splits,
     build_dataset,
     write_sampling,
@@ -118,11 +119,11 @@ def trained(data, tmp_path_factory):
     return work_dir, _train(shutil.copytree(data, work_dir))
 
 
-def _initialized_trainer(work_dir, monkeypatch):
+def _initialized_trainer(work_dir, monkeypatch, fold="all"):
     for name in ("nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_compile"):
         monkeypatch.setenv(name, "")
     training.set_environment(work_dir, device="cpu", settings=SETTINGS)
-    trainer = training._make_trainer(work_dir, fold="all", device="cpu")
+    trainer = training._make_trainer(work_dir, fold=fold, device="cpu")
     trainer.use(SETTINGS)
     trainer.initialize()
     return trainer
@@ -130,7 +131,7 @@ def _initialized_trainer(work_dir, monkeypatch):
 
 def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
     keys = sorted(path.stem for path in preprocessed_dir(work_dir).rglob("*.pkl"))
-    write_sampling(preprocessed_dir(work_dir) / DATASET_NAME, {keys[0]: 0.9, keys[1]: 0.1})
+    write_sampling(preprocessed_dir(work_dir) / DATASET_NAME, Sampling((keys[0],), 0.9))
     trainer = _initialized_trainer(work_dir, monkeypatch)
 
     loader, _ = trainer.get_dataloaders()
@@ -139,6 +140,21 @@ def test_cases_are_drawn_as_often_as_the_data_set_says(work_dir, monkeypatch):
     drawn = [key for _ in range(40) for key in next(loader)["keys"]]
     assert drawn.count(keys[0]) > 30
     assert keys[1] in drawn
+
+
+def test_share_is_met_in_a_fold_that_holds_out_some_of_the_images(tmp_path, monkeypatch):
+    *images, other = write_labelled_cases(tmp_path / "data", count=3)
+    dataset = build_dataset(
+        [*images, other], preprocessed_dir=preprocessed_dir(tmp_path), preset=PRESET
+    )
+    write_splits(dataset, alternating_splits(images, n_folds=2, others=[other]))
+    write_sampling(dataset, Sampling(("case1__T2", "case2__T2"), 0.75))
+    trainer = _initialized_trainer(tmp_path, monkeypatch, fold=0)
+
+    loader = trainer.get_dataloaders()[0].data_loader
+
+    drawn = dict(zip(loader.indices, loader.sampling_probabilities, strict=True))
+    assert drawn == {"case2__T2": 0.75, "case3__T2": 0.25}
 
 
 def test_coarse_outputs_of_organs_count_less_and_the_coarsest_not_at_all(work_dir, monkeypatch):

@@ -36,6 +36,12 @@ def masks(work_dir):
     }
 
 
+def scores(work_dir):
+    # The hashes of checkpoints differ, because nnU-Net logs times in them.
+    found = read(work_dir / "round_1" / "validation.json")
+    return [{**score, "checkpoint_sha256": None} for score in found]
+
+
 def test_folds_and_new_masks_are_the_same_to_the_bit(tmp_path):
     write_data(tmp_path)
     one_round = {"rule": StoppingRule(most_rounds=1, fixed=True), "weights_dir": None}
@@ -49,9 +55,7 @@ def test_folds_and_new_masks_are_the_same_to_the_bit(tmp_path):
     assert networks(cluster_dir) == networks(tmp_path / "work")
     assert len(networks(cluster_dir)) == 2
     assert masks(cluster_dir) == masks(tmp_path / "work")
-    assert read(cluster_dir / "round_1" / "validation.json") == read(
-        tmp_path / "work" / "round_1" / "validation.json"
-    )
+    assert scores(cluster_dir) == scores(tmp_path / "work")
     assert read(cluster_dir / "round_1" / "outcome.json") == read(
         tmp_path / "work" / "round_1" / "outcome.json"
     )

@@ -1,5 +1,9 @@
 """The whole loop at its smallest: one round of two folds, one epoch of one iteration each."""
 
+import json
+import shutil
+from dataclasses import replace
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,6 +25,7 @@ from sslmedsam2.nnunet.plans import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain.pipeline import plan, retrain
 from sslmedsam2.retrain.state import StoppingRule
 from sslmedsam2.weights.locate import locate_models
+from sslmedsam2.weights.manifest import sha256_file
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_progress_png")
 
@@ -141,6 +146,26 @@ def test_running_again_trains_nothing_anew(done):
     assert again.rounds == summary.rounds
     assert {path: path.stat().st_mtime_ns for path in checkpoints} == checkpoints
     assert content(asked.weights_dir / "tiny") == before
+
+
+@pytest.mark.parametrize("is_trained_anew", [False, True])
+def test_scores_are_kept_for_the_checkpoints_that_have_them(done, tmp_path, is_trained_anew):
+    asked = replace(done[0], work_dir=tmp_path / "work", weights_dir=None)
+    round_dir = shutil.copytree(done[0].work_dir, asked.work_dir) / "round_1"
+    # As if the run had been killed after the scores.
+    (round_dir / "outcome.json").unlink()
+    marked = [{**score, "dice": 0.123} for score in read(round_dir / "validation.json")]
+    (round_dir / "validation.json").write_text(json.dumps(marked))
+    (checkpoint,) = round_dir.rglob("fold_1/checkpoint_final.pth")
+    if is_trained_anew:
+        checkpoint.unlink()
+
+    retrain(asked)
+
+    scores = read(round_dir / "validation.json")
+    assert (scores != marked) == is_trained_anew
+    (found,) = [score for score in scores if score["fold"] == 1]
+    assert found["checkpoint_sha256"] == sha256_file(checkpoint)
 
 
 def test_the_frozen_model_serves_predict(done, tmp_path):

@@ -210,6 +210,49 @@ def test_other_settings_than_a_fold_was_trained_with_are_refused(trained, change
     assert _checkpoints(options) == before
 
 
+def test_another_share_than_a_training_was_begun_with_is_refused(tmp_path):
+    write_labelled_cases(tmp_path / "data", count=2)
+    write_labelled_case(tmp_path / "more" / "other", seed=3)
+    options = replace(
+        TrainOptions(tmp_path / "data", tmp_path / "work", (tmp_path / "more",), preset=PRESET),
+        folds=0,
+        final_epochs=1,
+        iterations_per_epoch=1,
+    )
+    train(options)
+    before = _checkpoints(options)
+
+    with pytest.raises(UsageError, match=r"a share of 0\.75 of .*, not 0\.5 to 2\."):
+        train(replace(options, share=0.5))
+    train(options)
+    assert _checkpoints(options) == before
+
+
+def test_a_patient_whose_name_is_spelled_in_two_ways_counts_once(tmp_path):
+    for name in ("case1", "Case1", "case2", "CASE2"):
+        sequence = "T2" if name.islower() else "T1"
+        write_labelled_case(tmp_path / "data" / name, sequence=sequence)
+    options = TrainOptions(data_dir=tmp_path / "data", work_dir=tmp_path / "work", folds=2)
+
+    with pytest.raises(UsageError, match=r"2 labelled case\(s\) are too few for 2 folds"):
+        train(options)
+
+
+def test_a_patient_whose_name_is_spelled_in_two_ways_is_on_one_side_of_each_fold(
+    tmp_path, monkeypatch
+):
+    for name in ("P1", "p1", "p2", "p3", "p4"):
+        sequence = "T1" if name == "P1" else "T2"
+        write_labelled_case(tmp_path / "data" / name, sequence=sequence)
+    monkeypatch.setattr(pipeline, "train_fold", lambda *_, **__: None)
+
+    train(TrainOptions(tmp_path / "data", tmp_path / "work", preset=PRESET))
+
+    (path,) = (tmp_path / "work").rglob("splits_final.json")
+    for split in json.loads(path.read_text()):
+        assert ("P1__T1" in split["val"]) == ("p1__T2" in split["val"])
+
+
 def test_other_number_of_folds_is_refused(trained, tmp_path):
     options, _ = trained
     # Four cases are too few for three folds, so more are needed to come that far.
