@@ -338,7 +338,7 @@ def test_labelled_image_of_the_wrong_kind_is_named(root):
 
 def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(root, caplog):
     caplog.set_level("INFO")
-    index_data(options(root, epochs=30, iterations_per_epoch=50))
+    index_data(options(root, preset=PRESETS["compact"], epochs=30, iterations_per_epoch=50))
 
     (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
     wanted = r"estimate, .*: 1 min to label 1 scan\(s\) and to calibrate on 2, then "
@@ -349,7 +349,7 @@ def test_estimate_counts_labelling_and_calibration_and_is_in_minutes_or_hours(ro
 def test_estimate_follows_the_pace_that_was_measured(root, caplog, monkeypatch):
     monkeypatch.setattr(estimate, "measured_speedup", lambda: 0.05)
     caplog.set_level("INFO")
-    index_data(options(root, epochs=30, iterations_per_epoch=50))
+    index_data(options(root, preset=PRESETS["compact"], epochs=30, iterations_per_epoch=50))
 
     (line,) = [text for text in caplog.messages if "present pace of the CPU" in text]
     assert re.search(r"then (3|1\d)\.\d h for each round", line), line
