@@ -283,7 +283,7 @@ def fewshot_folder(draw: Draw) -> Path:
 def fewshot_masks(draw: Draw) -> dict[str, Path]:
     """Return where the few-shot branch writes the mask of each case."""
     from sslmedsam2.contract.labelled import find_labelled_series
-    from sslmedsam2.contract.outputs import pseudo_label_paths
+    from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
     from sslmedsam2.contract.studies import find_queries
 
     folder = fewshot_folder(draw)
@@ -345,7 +345,7 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
 def commanded(draw: Draw, method: str, rounds: int) -> Path:
     """Run `retrain` by one of its methods; returns the model folder that it freezes."""
     from sslmedsam2.retrain.pipeline import retrain
-    from sslmedsam2.retrain.state import StoppingRule
+    from sslmedsam2.retrain.stopping import StoppingRule
 
     work_dir = draw.work_dir / method
     options = retrain_options(

@@ -12,7 +12,9 @@ from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord
 from sslmedsam2.reporting.run_report import RunReport
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.select import Selection
-from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundFigures
+from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions
+from sslmedsam2.retrain.stopping import RoundFigures
+from sslmedsam2.retrain.train_round import RoundScore
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.manifest import StoredManifest
 
@@ -25,7 +27,7 @@ PUBLISHED = {
     "retrain_index": (Index, "index.json of retrain"),
     "retrain_selection": (Selection, "round_N/selection.json of retrain"),
     "cross_validation": (tuple[FoldScore, ...], "cross_validation.json of train"),
-    "retrain_validation": (tuple[FoldScore, ...], "round_N/validation.json of retrain"),
+    "retrain_validation": (tuple[RoundScore, ...], "round_N/validation.json of retrain"),
     "retrain_relabelled": (RelabelRecord, "round_N/relabelled/.../<SEQ>_pseudo.json of retrain"),
     "retrain_outcome": (RoundFigures, "round_N/outcome.json of retrain"),
     "confidence": (DiceCalibration, "confidence.json of a model folder"),

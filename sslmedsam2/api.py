@@ -186,8 +186,9 @@ class LiverSegmenter:
         Parameters
         ----------
         image
-            A path (NIfTI, MetaImage, NRRD or another format of ``info``), a SimpleITK image of three axes (further
-            ones of length 1 are accepted), or a :class:`~sslmedsam2.imaging.volume.Volume`.
+            A path (NIfTI, MetaImage, NRRD or another format of ``info``), a SimpleITK image of
+            three axes (further ones of length 1 are accepted), or a
+            :class:`~sslmedsam2.imaging.volume.Volume`.
 
         Raises
         ------

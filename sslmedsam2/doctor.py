@@ -244,7 +244,7 @@ def _check_sam2(*, load: bool) -> Finding:
 
 def _check_weights(model_dir: Path | None) -> Finding:
     from sslmedsam2.weights.locate import locate_models
-    from sslmedsam2.weights.manifest import checkpoint_file
+    from sslmedsam2.weights.model_files import checkpoint_file
 
     models = locate_models(model_dir)
     verified = all(model.verified for model in models)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
-from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.pseudo_label.pipeline import (
     PseudoLabelOptions,

@@ -16,7 +16,8 @@ from sslmedsam2.reporting.charts import Curve, LineChart
 from sslmedsam2.reporting.previews import Gallery, Preview
 from sslmedsam2.retrain.page import PageImage, PageRound, RetrainPage
 from sslmedsam2.retrain.select import Choice
-from sslmedsam2.retrain.state import Decision, RelabelRecord
+from sslmedsam2.retrain.state import RelabelRecord
+from sslmedsam2.retrain.stopping import Decision
 from sslmedsam2.train.fold_scores import FoldScore
 
 NO_PREVIEWS = Gallery("Dice", (), ())

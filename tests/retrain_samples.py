@@ -22,7 +22,8 @@ import numpy as np
 from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 from tiny_training import PRESET
 
-from sslmedsam2.retrain.state import RetrainOptions, StoppingRule
+from sslmedsam2.retrain.state import RetrainOptions
+from sslmedsam2.retrain.stopping import StoppingRule
 
 LABELLED = ("1001-A-S1", "1002-A-S1", "1003-B1-S2")
 UNLABELLED = ("0011-B1", "0012-B1", "0013-B1")

@@ -69,7 +69,7 @@ def pseudo_label(
 
     Each pseudo label gets an estimated Dice and a verdict: accept, doubtful or reject.
     """
-    from sslmedsam2.contract.outputs import parse_shard
+    from sslmedsam2.contract.pseudo_label_outputs import parse_shard
     from sslmedsam2.fewshot.strategy import FewShotSettings
     from sslmedsam2.pseudo_label.pipeline import PseudoLabelOptions
     from sslmedsam2.pseudo_label.pipeline import pseudo_label as run

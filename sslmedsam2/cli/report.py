@@ -33,7 +33,8 @@ def report(*, run_dir: Path, **options: Any) -> int:
     a server. Exit code 0: all masks and images were read; 1: some were not (the page says which);
     3: there is no run.
     """
-    from sslmedsam2.contract.outputs import find_records, report_path
+    from sslmedsam2.contract.outputs import report_path
+    from sslmedsam2.contract.pseudo_label_outputs import find_records
     from sslmedsam2.predict import page as of_predict
     from sslmedsam2.pseudo_label import page as of_pseudo_label
 

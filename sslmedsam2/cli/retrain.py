@@ -170,7 +170,8 @@ def as_options(executor: Executor, **given: Any) -> RetrainOptions:
     """
     from sslmedsam2.inference.device import choose_device
     from sslmedsam2.nnunet.plans import PRESETS, default_preset
-    from sslmedsam2.retrain.state import RetrainOptions, StoppingRule
+    from sslmedsam2.retrain.state import RetrainOptions
+    from sslmedsam2.retrain.stopping import StoppingRule
 
     rounds = _rounds(given.pop("rounds"), method=given["method"])
     name = given.pop("preset")

@@ -1,22 +1,15 @@
-"""Paths and names in the output folders of ``predict`` and ``pseudo-label``."""
+"""Paths and names in the output folder of ``predict``."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 from sslmedsam2 import __version__
-from sslmedsam2.contract.names import (
-    PROBABILITY_PREFIX,
-    UNCERTAINTY_PREFIX,
-    split_volume_name,
-    unsafe_reason,
-)
-from sslmedsam2.errors import OutputError, UsageError
+from sslmedsam2.contract.names import split_volume_name, unsafe_reason
+from sslmedsam2.errors import OutputError
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 
@@ -44,7 +37,7 @@ def mask_path(output_dir: Path, series: ImageFile) -> Path:
 
     Raises OutputError: the case name would lead out of the output folder or is no valid file name.
     """
-    case = _checked(series.case)
+    case = checked_case(series.case)
     if series.sequence is None:
         return output_dir / f"{case}{GENERIC_SUFFIX}{MASK_EXTENSION}"
     return output_dir / PREDICTION_FOLDER / case / prediction_name(series.sequence)
@@ -68,7 +61,7 @@ def bids_path(output_dir: Path, series: ImageFile) -> Path:
     if match:
         entities, subject, session, suffix = match.groups()
     else:
-        subject = entities = f"sub-{re.sub('[^0-9A-Za-z]', '', _checked(series.case)) or 'x'}"
+        subject = entities = f"sub-{re.sub('[^0-9A-Za-z]', '', checked_case(series.case)) or 'x'}"
         session, suffix = None, (series.sequence or "").replace("_", "")
     folder = output_dir.joinpath(*filter(None, (subject, session)), "anat")
     described = f"_desc-{suffix}" if suffix else ""
@@ -95,7 +88,7 @@ def write_bids_description(output_dir: Path) -> None:
 
 def socket_path(output_dir: Path, series: ImageFile, *, slug: str) -> Path:
     """Return ``images/<slug>/<case>[_<MOD>].mha``, an output socket; raises as `mask_path`."""
-    name = "_".join(filter(None, (_checked(series.case), series.sequence)))
+    name = "_".join(filter(None, (checked_case(series.case), series.sequence)))
     return output_dir / "images" / slug / f"{name}.mha"
 
 
@@ -110,7 +103,7 @@ def seg_path(output_dir: Path, series: ImageFile) -> Path:
 def preview_path(output_dir: Path, series: ImageFile) -> Path:
     """Return ``previews/<Case>_<MOD>.png``, or ``<case>_liver.png``; raises as `mask_path`."""
     suffix = GENERIC_SUFFIX if series.sequence is None else f"_{series.sequence}"
-    return output_dir / PREVIEW_FOLDER / f"{_checked(series.case)}{suffix}.png"
+    return output_dir / PREVIEW_FOLDER / f"{checked_case(series.case)}{suffix}.png"
 
 
 def map_path(output_dir: Path, series: ImageFile, *, kind: str) -> Path:
@@ -127,82 +120,9 @@ def report_path(output_dir: Path) -> Path:
     return output_dir / REPORT_NAME
 
 
-def _checked(case: str) -> str:
+def checked_case(case: str) -> str:
+    """Return a case name; raises OutputError if it is no valid file name."""
     reason = unsafe_reason(case)
     if reason:
         raise OutputError(f"case {case!r}", reason=f"the name {reason}", remedy="Rename the case")
     return case
-
-
-CALIBRATION_NAME: Final = "calibration.json"
-TABLE_NAME: Final = "pseudo_labels.csv"
-_RECORD_SUFFIX: Final = "_pseudo.json"
-_PREVIEW_SUFFIX: Final = "_pseudo.png"
-_SHARD: Final = re.compile(r"(\d+)\s*/\s*(\d+)")
-
-Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class PseudoLabelPaths:
-    """The files of one pseudo label."""
-
-    mask: Path
-    probability: Path
-    uncertainty: Path
-    record: Path
-    preview: Path
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One of ``count`` parts of the work; ``index`` counts from 1."""
-
-    index: int
-    count: int
-
-    def of(self, items: Sequence[Item]) -> tuple[Item, ...]:
-        """Return the items of this shard: every ``count``-th, so that shards have equal size."""
-        return tuple(items[self.index - 1 :: self.count])
-
-
-def parse_shard(text: str) -> Shard:
-    """Read ``2/8``, the second of eight.
-
-    Raises UsageError: the text is of another form, or there is no such part.
-    """
-    match = _SHARD.fullmatch(text.strip())
-    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not 1 <= index <= count:
-        raise UsageError(
-            f"shard {text!r}",
-            reason="it is not a part of a whole, counted from 1",
-            remedy="Write 2/8 for the second of eight",
-        )
-    return Shard(index, count)
-
-
-def pseudo_label_paths(output_dir: Path, series: ImageFile) -> PseudoLabelPaths:
-    """Return the files of the pseudo label of a series; raises as `mask_path`."""
-    folder, stem = output_dir, _checked(series.case)
-    if series.sequence is not None:
-        folder, stem = output_dir / stem, series.sequence
-    return PseudoLabelPaths(
-        mask=folder / f"{stem}{PREDICTION_SUFFIX}{MASK_EXTENSION}",
-        probability=folder / f"{PROBABILITY_PREFIX}{stem}{MASK_EXTENSION}",
-        uncertainty=folder / f"{UNCERTAINTY_PREFIX}{stem}{MASK_EXTENSION}",
-        record=folder / f"{stem}{_RECORD_SUFFIX}",
-        preview=folder / f"{stem}{_PREVIEW_SUFFIX}",
-    )
-
-
-def find_records(output_dir: Path) -> tuple[Path, ...]:
-    """Return the JSON files of all pseudo labels of an output folder, by path."""
-    pattern = f"[!.]*{_RECORD_SUFFIX}"
-    return tuple(sorted([*output_dir.glob(pattern), *output_dir.glob(f"[!.]*/{pattern}")]))
-
-
-def run_record_path(output_dir: Path, shard: Shard | None) -> Path:
-    """Return the path of the record of a run; each shard keeps its own."""
-    name = "run" if shard is None else f"run_{shard.index}_of_{shard.count}"
-    return output_dir / f"{name}.json"

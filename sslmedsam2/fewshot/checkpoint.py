@@ -19,7 +19,7 @@ import torch
 
 from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.atomic import write_bytes_atomic
-from sslmedsam2.weights.manifest import sha256_file
+from sslmedsam2.imaging.records import sha256_file
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 Record = TypeVar("Record")
 
 _REMEDY: Final = "Restore the file, or remove it to begin anew"
+_HASHED_AT_ONCE: Final = 1 << 20
+"""Bytes."""
 
 
 def check_words(options: object) -> None:
@@ -136,3 +138,12 @@ def _in_words(error: Exception) -> str:
     text, _, place = str(error).replace("`", "'").partition(" - at '$")
     place = place.strip("'.")
     return f"{place}: {text}" if place else text or type(error).__name__
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_HASHED_AT_ONCE):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.imaging.records import read_record_or_none
+from sslmedsam2.imaging.records import read_record_or_none, sha256_file
 from sslmedsam2.imaging.volume import MaskZYX, bounding_box, faces
 from sslmedsam2.inference.postprocessing import keep_largest
-from sslmedsam2.weights.manifest import CONFIDENCE_FILE, checkpoint_file, sha256_file
+from sslmedsam2.weights.model_files import CONFIDENCE_FILE, checkpoint_file
 
 if TYPE_CHECKING:
     from sslmedsam2.inference.model_folder import ModelSpec

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.weights.checkpoint import Weights, check_unaltered, read_checkpoint
-from sslmedsam2.weights.manifest import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
+from sslmedsam2.weights.model_files import DATASET_FILE, PLANS_FILE, checkpoint_file, find_folds
 
 _DEFAULT_RESAMPLER: Final = "resample_data_or_seg_to_shape"
 NORMALISATIONS: Final = (
@@ -103,7 +103,7 @@ def read_model_spec(
     Parameters
     ----------
     folds
-        The folds to use; None for those of :func:`sslmedsam2.weights.manifest.find_folds`.
+        The folds to use; None for those of :func:`sslmedsam2.weights.model_files.find_folds`.
     sha256
         Expected hashes of the files, by their names in the folder.
 

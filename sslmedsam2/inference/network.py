@@ -12,7 +12,7 @@ from torch import nn
 from sslmedsam2.errors import ModelError
 from sslmedsam2.inference.model_folder import Checkpoint, ModelSpec
 from sslmedsam2.weights.checkpoint import as_tensors
-from sslmedsam2.weights.manifest import PLANS_FILE
+from sslmedsam2.weights.model_files import PLANS_FILE
 
 
 def build_margin_network(spec: ModelSpec, checkpoint: Checkpoint) -> nn.Module:

@@ -29,6 +29,7 @@ from sslmedsam2.imaging.records import (
     move_aside,
     read_record,
     read_record_or_none,
+    sha256_file,
     write_record,
 )
 from sslmedsam2.nnunet.plans import (
@@ -43,7 +44,6 @@ from sslmedsam2.nnunet.plans import (
     dataset_json,
     plan_network,
 )
-from sslmedsam2.weights.manifest import sha256_file
 
 _INPUTS_NAME = "inputs.json"
 """Record of what a data set was made from; written last, so a data set with it is complete."""

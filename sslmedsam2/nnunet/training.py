@@ -34,7 +34,7 @@ from sslmedsam2.nnunet.deterministic import deterministic_algorithms
 from sslmedsam2.nnunet.plans import CONFIGURATION, DATASET_NAME, PLANS_NAME
 from sslmedsam2.nnunet.trainer import LiverTrainer, TrainingSettings
 from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
-from sslmedsam2.weights.manifest import checkpoint_file
+from sslmedsam2.weights.model_files import checkpoint_file
 
 logger = logging.getLogger(__name__)
 

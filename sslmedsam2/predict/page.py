@@ -85,9 +85,9 @@ class ReportOptions:
 
     run_dir: Path
     input_path: Path | None = None
-    only: tuple[Path, ...] = ()
     references: Path | None = None
     output_dir: Path | None = None
+    only: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

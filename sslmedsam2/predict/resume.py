@@ -18,13 +18,12 @@ from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import intensity_statistics
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.imaging.records import move_aside
+from sslmedsam2.imaging.records import move_aside, sha256_file
 from sslmedsam2.imaging.volume import MaskVolume, Volume, mask_volume_ml
 from sslmedsam2.predict.recorder import RunRecorder
 from sslmedsam2.predict.series import SeriesTarget, read_image, with_preview
 from sslmedsam2.reporting.run_report import RunReport, SeriesResult, SeriesStatus, load_report
 from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

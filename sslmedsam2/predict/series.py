@@ -27,6 +27,7 @@ from sslmedsam2.imaging.orientation import (
     to_native,
 )
 from sslmedsam2.imaging.reading import read_grid, read_volume
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskVolume, MaskZYX, Volume, mask_volume_ml
 from sslmedsam2.imaging.writing import MaskDtype, write_map, write_mask
 from sslmedsam2.inference.masks import ReadyVolume, judge, make_ready
@@ -42,7 +43,7 @@ from sslmedsam2.inference.segmenter import (
 from sslmedsam2.reporting.previews import draw_preview
 from sslmedsam2.reporting.run_report import NOTES, InputGeometry, SeriesResult, SeriesStatus
 from sslmedsam2.weights.locate import ModelLocation, model_for_sequence
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
+from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
 MAP_KINDS = ("probability", "uncertainty")
 WITHOUT_SEQUENCE = "no sequence"

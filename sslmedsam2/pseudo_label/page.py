@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.contract.outputs import TABLE_NAME
+from sslmedsam2.contract.pseudo_label_outputs import TABLE_NAME
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.reading import read_stored

@@ -19,7 +19,7 @@ from typing import Any, Final
 from sslmedsam2 import __version__
 from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.outputs import (
+from sslmedsam2.contract.pseudo_label_outputs import (
     CALIBRATION_NAME,
     Shard,
     pseudo_label_paths,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from sslmedsam2.contract.outputs import PseudoLabelPaths
+from sslmedsam2.contract.pseudo_label_outputs import PseudoLabelPaths
 from sslmedsam2.errors import InputError, ModelError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Work
@@ -38,7 +38,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.orientation import to_canonical, to_native
 from sslmedsam2.imaging.reading import read_grid, read_mask, read_volume
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import sha256_file, write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, MaskZYX, Volume, mask_dice, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
@@ -52,7 +52,6 @@ from sslmedsam2.pseudo_label.records import (
 )
 from sslmedsam2.pseudo_label.supports import SupportFiles
 from sslmedsam2.reporting.previews import draw_preview
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

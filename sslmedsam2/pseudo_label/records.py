@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sslmedsam2.contract.outputs import (
+from sslmedsam2.contract.pseudo_label_outputs import (
     TABLE_NAME,
     PseudoLabelPaths,
     find_records,
@@ -19,10 +19,9 @@ from sslmedsam2.fewshot.strategy import Evidence, SupportScore, Verdict
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none
+from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, sha256_file
 from sslmedsam2.imaging.volume import mask_volume_ml
 from sslmedsam2.reporting.volume_table import csv_text
-from sslmedsam2.weights.manifest import sha256_file
 
 _COLUMNS: Final = (
     *("case", "sequence", "vendor", "verdict", "estimated_dice", "dice_low", "dice_high"),

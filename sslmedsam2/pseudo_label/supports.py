@@ -20,9 +20,10 @@ from sslmedsam2.fewshot.strategy import Support
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.weights.catalogue import OFFICIAL, find_official
 from sslmedsam2.weights.locate import SHIPPED_DIR
-from sslmedsam2.weights.manifest import sha256_file, verify_sam2
+from sslmedsam2.weights.manifest import verify_sam2
 
 COMPACT_NAME: Final = "compact"
 COMPACT_PATH: Final = SHIPPED_DIR / "sam2-compact" / "sam2-compact.safetensors"

@@ -20,7 +20,6 @@ from sslmedsam2.nnunet.training import final_checkpoint, trained_model_dir
 from sslmedsam2.retrain.index import check_final, read_index, served_by
 from sslmedsam2.retrain.select import fewshot_dice
 from sslmedsam2.retrain.state import (
-    Decision,
     RetrainOptions,
     RoundDir,
     WorkDir,
@@ -28,6 +27,7 @@ from sslmedsam2.retrain.state import (
     finished_figures,
     read_state,
 )
+from sslmedsam2.retrain.stopping import Decision
 from sslmedsam2.retrain.train_round import FoldUnit, FoldWork, fold_units
 from sslmedsam2.train.calibration import (
     LEAST_PATIENTS,

@@ -23,7 +23,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.orientation import reorientation_of
 from sslmedsam2.imaging.reading import read_grid
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import sha256_file, write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.plans import Grid, PlannedNetwork, plan_network, planned_network
 from sslmedsam2.nnunet.training import check_gpus
@@ -39,7 +39,7 @@ from sslmedsam2.retrain.state import (
 )
 from sslmedsam2.weights.checkpoint import read_checkpoint
 from sslmedsam2.weights.freeze import check_freezable
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, sha256_file
+from sslmedsam2.weights.manifest import ANY_SEQUENCE
 
 logger = logging.getLogger(__name__)
 

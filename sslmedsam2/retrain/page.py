@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from sslmedsam2.contract.outputs import pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import Record, read_record_or_none, utc_now
@@ -25,16 +25,15 @@ from sslmedsam2.retrain.freeze import below_fewshot
 from sslmedsam2.retrain.index import read_index
 from sslmedsam2.retrain.select import Choice, Selection, fewshot_dice
 from sslmedsam2.retrain.state import (
-    Decision,
     RelabelRecord,
     RetrainOptions,
     RoundDir,
-    RoundFigures,
     WorkDir,
     decision_so_far,
     options_of,
     read_state,
 )
+from sslmedsam2.retrain.stopping import Decision, RoundFigures
 from sslmedsam2.train.fold_scores import FoldScore
 from sslmedsam2.weights.checkpoint import read_checkpoint
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sslmedsam2.contract.outputs import pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.execution.units import Executor, ThisProcess
@@ -35,16 +35,15 @@ from sslmedsam2.retrain.select import (
     weight_of_first,
 )
 from sslmedsam2.retrain.state import (
-    Decision,
     RelabelRecord,
     RetrainOptions,
     RoundDir,
-    RoundFigures,
     WorkDir,
     decision_so_far,
     finished_figures,
     read_state,
 )
+from sslmedsam2.retrain.stopping import Decision, RoundFigures
 from sslmedsam2.retrain.train_round import (
     check_trained,
     prepare_training,

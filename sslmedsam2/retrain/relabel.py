@@ -25,14 +25,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sslmedsam2.contract.names import identity_key
-from sslmedsam2.contract.outputs import PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import PseudoLabelPaths, pseudo_label_paths
 from sslmedsam2.errors import ModelError, OutputError, SslMedSam2Error, unforeseen
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.imaging.intensity import entropy_bits
 from sslmedsam2.imaging.orientation import apply_reorientation, to_native
 from sslmedsam2.imaging.reading import read_mask, read_stored, read_volume
-from sslmedsam2.imaging.records import key_of, read_record_or_none, write_record
+from sslmedsam2.imaging.records import key_of, read_record_or_none, sha256_file, write_record
 from sslmedsam2.imaging.volume import mask_dice, mask_volume_ml
 from sslmedsam2.imaging.writing import write_map, write_mask
 from sslmedsam2.inference.device import Device, choose_device
@@ -47,7 +47,6 @@ from sslmedsam2.retrain.select import PseudoLabel
 from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir
 from sslmedsam2.retrain.train_round import fold_cases, has_reference_masks
 from sslmedsam2.train.fold_scores import load_folds
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

@@ -15,18 +15,27 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.contract.outputs import CALIBRATION_NAME, PseudoLabelPaths, pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import (
+    CALIBRATION_NAME,
+    PseudoLabelPaths,
+    pseudo_label_paths,
+)
 from sslmedsam2.fewshot.strategy import Verdict
 from sslmedsam2.imaging.atomic import write_bytes_atomic
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_mask_of
 from sslmedsam2.imaging.reading import read_stored
-from sslmedsam2.imaging.records import key_of, move_aside, read_record_or_none, write_record
+from sslmedsam2.imaging.records import (
+    key_of,
+    move_aside,
+    read_record_or_none,
+    sha256_file,
+    write_record,
+)
 from sslmedsam2.imaging.writing import write_labels
 from sslmedsam2.nnunet.plans import BACKGROUND, IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.pseudo_label.records import CalibrationRun, PseudoLabelRecord, is_edited
 from sslmedsam2.retrain.state import RelabelRecord, RetrainOptions, RoundDir, WorkDir, read_state
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from sslmedsam2.errors import UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.execution.units import Executor, ThisProcess, Work, map_units
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import read_record_or_none, write_record
+from sslmedsam2.imaging.records import read_record_or_none, sha256_file, write_record
 from sslmedsam2.inference.device import choose_device
 from sslmedsam2.nnunet.dataset import (
     Sampling,
@@ -44,7 +44,6 @@ from sslmedsam2.retrain.index import Index, read_index
 from sslmedsam2.retrain.select import Selection, fewshot_dice
 from sslmedsam2.retrain.state import RetrainOptions, RoundDir, WorkDir, read_state
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

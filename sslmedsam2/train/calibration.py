@@ -20,7 +20,7 @@ from scipy import optimize, stats
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.image_file import ImageFile
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import sha256_file, write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
 from sslmedsam2.inference.confidence import (
     FEATURES,
@@ -37,15 +37,8 @@ from sslmedsam2.nnunet.dataset import load_labelled
 from sslmedsam2.nnunet.plans import LIVER
 from sslmedsam2.train.degradation import DEGRADATIONS, ORIGINAL, Scan, degraded, random_of
 from sslmedsam2.weights.locate import locate_models
-from sslmedsam2.weights.manifest import (
-    CONFIDENCE_FILE,
-    MANIFEST_NAME,
-    checkpoint_file,
-    hash_model,
-    read_manifest,
-    sha256_file,
-    write_manifest,
-)
+from sslmedsam2.weights.manifest import MANIFEST_NAME, hash_model, read_manifest, write_manifest
+from sslmedsam2.weights.model_files import CONFIDENCE_FILE, checkpoint_file
 
 logger = logging.getLogger(__name__)
 

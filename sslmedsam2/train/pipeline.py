@@ -21,7 +21,7 @@ from sslmedsam2.errors import InputError, UsageError
 from sslmedsam2.execution.interrupt import StopRequest, stop_on_signals
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import check_labelled
-from sslmedsam2.imaging.records import read_record_or_none, utc_date, write_record
+from sslmedsam2.imaging.records import read_record_or_none, sha256_file, utc_date, write_record
 from sslmedsam2.inference.device import Device, choose_device
 from sslmedsam2.inference.second_view import SURE_FROM
 from sslmedsam2.nnunet.dataset import (
@@ -53,7 +53,8 @@ from sslmedsam2.train.calibration import (
 )
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable, freeze_model
-from sslmedsam2.weights.manifest import ANY_SEQUENCE, PLANS_FILE, ModelCard, sha256_file
+from sslmedsam2.weights.manifest import ANY_SEQUENCE, ModelCard
+from sslmedsam2.weights.model_files import PLANS_FILE
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,8 @@ from sslmedsam2.fewshot.synthetic import SyntheticTask
 from sslmedsam2.imaging.atomic import check_writable, output_error
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
-from sslmedsam2.imaging.records import utc_date
+from sslmedsam2.imaging.records import sha256_file, utc_date
 from sslmedsam2.inference.device import Device, choose_device
-from sslmedsam2.weights.manifest import sha256_file
 
 logger = logging.getLogger(__name__)
 

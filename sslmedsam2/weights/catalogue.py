@@ -14,8 +14,8 @@ from types import MappingProxyType
 from typing import Final
 
 from sslmedsam2.errors import ModelError, UsageError
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.weights.locate import PLATFORM_DIR, SHIPPED_DIR
-from sslmedsam2.weights.manifest import sha256_file
 
 FETCHED_DIR: Final = (
     SHIPPED_DIR / "sam2"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.atomic import write_bytes_atomic
-from sslmedsam2.weights.manifest import refuse_pointer
+from sslmedsam2.weights.model_files import refuse_pointer
 from sslmedsam2.weights.torch_archive import load_archive
 
 if TYPE_CHECKING:

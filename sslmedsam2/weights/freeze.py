@@ -11,26 +11,27 @@ from pathlib import Path
 
 from sslmedsam2.errors import ModelError
 from sslmedsam2.imaging.atomic import output_error, write_text_atomic
-from sslmedsam2.imaging.records import move_aside
+from sslmedsam2.imaging.records import move_aside, sha256_file
 from sslmedsam2.weights.checkpoint import freeze_checkpoint
 from sslmedsam2.weights.manifest import (
-    CONFIDENCE_FILE,
-    DATASET_FILE,
     MANIFEST_NAME,
-    PLANS_FILE,
     FileEntry,
     Manifest,
     ModelCard,
     ModelEntry,
     check_manifest,
-    checkpoint_file,
-    find_folds,
     hash_model,
-    model_files,
     read_manifest,
-    sha256_file,
     verify,
     write_manifest,
+)
+from sslmedsam2.weights.model_files import (
+    CONFIDENCE_FILE,
+    DATASET_FILE,
+    PLANS_FILE,
+    checkpoint_file,
+    find_folds,
+    model_files,
 )
 
 _MACHINE_KEYS = {DATASET_FILE: {"dataset"}, PLANS_FILE: {"continue_training"}}

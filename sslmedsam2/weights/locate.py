@@ -21,11 +21,11 @@ from sslmedsam2.weights.manifest import (
     FileEntry,
     ModelCard,
     ModelEntry,
-    find_folds,
     hash_model,
     read_manifest,
     verify,
 )
+from sslmedsam2.weights.model_files import find_folds
 
 PLATFORM_DIR: Final = Path("/opt/ml/model")
 _IN_WHEEL: Final = Path(__file__).resolve().parent / "included"

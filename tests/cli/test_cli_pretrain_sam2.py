@@ -25,9 +25,12 @@ def test_wrong_options_end_with_2(args, named, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("output", ["file/net.safetensors", "folder.safetensors"])
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [("file/net.safetensors", "file"), ("folder.safetensors", "folder.safetensors")],
+)
 def test_an_output_that_cannot_be_written_is_noticed_before_the_training(
-    output, tmp_path, monkeypatch, capsys
+    output, named, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
@@ -37,6 +40,6 @@ def test_an_output_that_cannot_be_written_is_noticed_before_the_training(
 
     assert code == ExitCode.SOME_CASES_FAILED
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {output}: cannot be written")
+    assert said.startswith(f"error: {named}: cannot be written")
     assert said.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.safetensors"}

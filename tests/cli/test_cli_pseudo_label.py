@@ -8,7 +8,7 @@ import pytest
 from pseudo_label_samples import Workplace
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.contract.outputs import Shard
+from sslmedsam2.contract.pseudo_label_outputs import Shard
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.pseudo_label import pipeline
 from sslmedsam2.pseudo_label.pipeline import PseudoLabelSummary

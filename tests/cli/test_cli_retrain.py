@@ -18,7 +18,7 @@ from sslmedsam2.inference import device as inference_device
 from sslmedsam2.nnunet.plans import PRESETS
 from sslmedsam2.retrain import index
 from sslmedsam2.retrain import pipeline as retrain_pipeline
-from sslmedsam2.retrain.state import StoppingRule
+from sslmedsam2.retrain.stopping import StoppingRule
 from sslmedsam2.train import pipeline as train_pipeline
 
 

@@ -13,15 +13,8 @@ import pytest
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.weights.catalogue import OFFICIAL
-from sslmedsam2.weights.manifest import (
-    Manifest,
-    ModelCard,
-    ModelEntry,
-    checkpoint_file,
-    hash_model,
-    model_files,
-    write_manifest,
-)
+from sslmedsam2.weights.manifest import Manifest, ModelCard, ModelEntry, hash_model, write_manifest
+from sslmedsam2.weights.model_files import checkpoint_file, model_files
 
 ENTRYPOINT = Path(__file__).parents[2] / "entrypoint.py"
 CARD = ModelCard(

@@ -4,14 +4,12 @@ import pytest
 
 from sslmedsam2.contract.labelled import find_labelled_series
 from sslmedsam2.contract.masks import find_predictions
-from sslmedsam2.contract.outputs import (
+from sslmedsam2.contract.outputs import mask_path, preview_path, report_path
+from sslmedsam2.contract.pseudo_label_outputs import (
     Shard,
     find_records,
-    mask_path,
     parse_shard,
-    preview_path,
     pseudo_label_paths,
-    report_path,
     run_record_path,
 )
 from sslmedsam2.contract.studies import find_studies

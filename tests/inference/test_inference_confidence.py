@@ -8,7 +8,7 @@ from scipy import ndimage
 from tiny_models import bright_tissue_model
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
-from sslmedsam2.imaging.records import write_record
+from sslmedsam2.imaging.records import sha256_file, write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, Reorientation
 from sslmedsam2.inference.confidence import (
     FEATURES,
@@ -19,7 +19,6 @@ from sslmedsam2.inference.confidence import (
 )
 from sslmedsam2.inference.model_folder import read_model_spec
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
-from sslmedsam2.weights.manifest import sha256_file
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 CALIBRATION = Calibration(

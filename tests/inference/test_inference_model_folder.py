@@ -8,13 +8,14 @@ import torch
 from tiny_models import make_network, make_plans, write_model
 
 from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.inference.model_folder import Resampling, load_checkpoint, read_model_spec
 from sslmedsam2.inference.network import build_margin_network
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
 from sslmedsam2.weights import manifest
 from sslmedsam2.weights.freeze import freeze_model
 from sslmedsam2.weights.locate import locate_models
-from sslmedsam2.weights.manifest import ModelCard, sha256_file
+from sslmedsam2.weights.manifest import ModelCard
 
 CHECKPOINT = "fold_0/checkpoint_final.pth"
 

@@ -21,6 +21,7 @@ from tiny_models import bright_tissue_model
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError, UsageError
 from sslmedsam2.imaging.orientation import apply_reorientation, reorientation_of
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.inference.confidence import FEATURES
 from sslmedsam2.inference.openvino_backend import bfloat16_is_native
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
@@ -29,7 +30,7 @@ from sslmedsam2.predict.series import MAP_KINDS
 from sslmedsam2.reporting.run_report import SeriesStatus
 from sslmedsam2.submission.validate import validate
 from sslmedsam2.weights.freeze import freeze_model
-from sslmedsam2.weights.manifest import ModelCard, sha256_file
+from sslmedsam2.weights.manifest import ModelCard
 
 CASE = "Vendor-A/0001-A/GED4.nii.gz"
 

@@ -9,7 +9,7 @@ from held_locks import held_elsewhere
 from pseudo_label_samples import Workplace
 from tiny_scans import SMALL_AFFINE_RAS, write_scan
 
-from sslmedsam2.contract.outputs import Shard
+from sslmedsam2.contract.pseudo_label_outputs import Shard
 from sslmedsam2.errors import ExitCode, ModelError, NoInputError, UsageError
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pseudo_label.pipeline import pseudo_label

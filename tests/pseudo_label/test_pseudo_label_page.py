@@ -8,7 +8,7 @@ import pytest
 from tiny_scans import abdomen, write_scan
 
 from sslmedsam2.cli.main import main
-from sslmedsam2.contract.outputs import pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.imaging.geometry import affine_lps
 from sslmedsam2.imaging.image_file import ImageFile

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pseudo_label_samples import Workplace, without_times
 
-from sslmedsam2.contract.outputs import Shard
+from sslmedsam2.contract.pseudo_label_outputs import Shard
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.fewshot.strategy import FewShotSettings
 from sslmedsam2.imaging.orientation import to_canonical

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pseudo_label_samples import Workplace
 
-from sslmedsam2.contract.outputs import TABLE_NAME
+from sslmedsam2.contract.pseudo_label_outputs import TABLE_NAME
 from sslmedsam2.pseudo_label import pipeline, query
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord, write_table
 

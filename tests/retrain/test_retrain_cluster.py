@@ -9,7 +9,7 @@ from retrain_samples import content, options, read, write_data
 
 from sslmedsam2.cli.cluster_option import open_executor
 from sslmedsam2.retrain.pipeline import retrain
-from sslmedsam2.retrain.state import StoppingRule
+from sslmedsam2.retrain.stopping import StoppingRule
 
 pytest.importorskip("distributed")
 

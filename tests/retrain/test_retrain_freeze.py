@@ -11,7 +11,7 @@ from retrain_samples import LABELLED, options, read, write_labelled
 from tiny_models import bright_tissue_model, make_network, make_plans, write_model
 
 from sslmedsam2.contract.labelled import find_labelled_series
-from sslmedsam2.contract.outputs import CALIBRATION_NAME
+from sslmedsam2.contract.pseudo_label_outputs import CALIBRATION_NAME
 from sslmedsam2.errors import ExitCode, ModelError, OutputError, UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile
@@ -23,12 +23,13 @@ from sslmedsam2.pseudo_label.records import CalibrationCase, calibrate_on
 from sslmedsam2.retrain import pipeline
 from sslmedsam2.retrain.freeze import FrozenScores, below_fewshot
 from sslmedsam2.retrain.index import Index
-from sslmedsam2.retrain.state import RoundFigures, StoppingRule, WorkDir
+from sslmedsam2.retrain.state import WorkDir
+from sslmedsam2.retrain.stopping import RoundFigures, StoppingRule
 from sslmedsam2.train.calibration import LEAST_PATIENTS
 from sslmedsam2.train.fold_scores import FoldScore, load_folds, score_fold
 from sslmedsam2.weights.freeze import check_freezable
 from sslmedsam2.weights.locate import locate_models
-from sslmedsam2.weights.manifest import find_folds
+from sslmedsam2.weights.model_files import find_folds
 
 
 class Finished:

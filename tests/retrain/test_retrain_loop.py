@@ -21,11 +21,11 @@ from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode
 from sslmedsam2.execution.interrupt import StopRequest
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.nnunet.plans import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain.pipeline import plan, retrain
-from sslmedsam2.retrain.state import StoppingRule
+from sslmedsam2.retrain.stopping import StoppingRule
 from sslmedsam2.weights.locate import locate_models
-from sslmedsam2.weights.manifest import sha256_file
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_progress_png")
 

@@ -16,7 +16,7 @@ from sslmedsam2.nnunet.trainer import LiverTrainer
 from sslmedsam2.retrain.index import Index
 from sslmedsam2.retrain.pipeline import plan, retrain
 from sslmedsam2.retrain.select import Candidate, choose_online
-from sslmedsam2.retrain.state import StoppingRule
+from sslmedsam2.retrain.stopping import StoppingRule
 from sslmedsam2.retrain.train_round import online_settings
 from sslmedsam2.weights.locate import locate_models
 

@@ -10,7 +10,7 @@ from parsed_page import ParsedPage
 from retrain_samples import options
 from tiny_scans import SPACING_ZYX_MM, abdomen
 
-from sslmedsam2.contract.outputs import CALIBRATION_NAME, pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import CALIBRATION_NAME, pseudo_label_paths
 from sslmedsam2.errors import UsageError
 from sslmedsam2.fewshot.strategy import Evidence
 from sslmedsam2.imaging.image_file import ImageFile

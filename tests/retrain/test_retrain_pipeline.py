@@ -25,13 +25,13 @@ from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, UsageError
 from sslmedsam2.execution.interrupt import StopRequest
 from sslmedsam2.imaging.reading import read_mask
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.nnunet.plans import IGNORE, UNSURE_LIVER
 from sslmedsam2.retrain import pipeline as run
 from sslmedsam2.retrain.pipeline import retrain
 from sslmedsam2.retrain.select import weight_of_first
-from sslmedsam2.retrain.state import StoppingRule
+from sslmedsam2.retrain.stopping import StoppingRule
 from sslmedsam2.weights.locate import locate_models
-from sslmedsam2.weights.manifest import sha256_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread", "no_progress_png")]
 

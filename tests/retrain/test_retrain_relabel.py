@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
-from sslmedsam2.contract.outputs import pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
 from sslmedsam2.errors import InputError, OutputError, SslMedSam2Error
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.records import write_record

@@ -7,11 +7,11 @@ import pytest
 from retrain_samples import content, options
 from tiny_scans import SMALL_AFFINE_RAS, small_abdomen, write_scan
 
-from sslmedsam2.contract.outputs import pseudo_label_paths
+from sslmedsam2.contract.pseudo_label_outputs import pseudo_label_paths
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.reading import read_mask
-from sslmedsam2.imaging.records import read_record, write_record
+from sslmedsam2.imaging.records import read_record, sha256_file, write_record
 from sslmedsam2.nnunet.plans import IGNORE, LIVER, UNSURE_LIVER
 from sslmedsam2.pseudo_label.records import PseudoLabelRecord
 from sslmedsam2.retrain import select as rules
@@ -29,7 +29,6 @@ from sslmedsam2.retrain.select import (
 )
 from sslmedsam2.retrain.state import RelabelRecord, WorkDir
 from sslmedsam2.retrain.train_round import fold_cases
-from sslmedsam2.weights.manifest import sha256_file
 
 CASES = ("0011-B1", "0012-B1")
 

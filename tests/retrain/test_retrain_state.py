@@ -1,7 +1,7 @@
 import pytest
 
 from sslmedsam2.retrain.select import weight_of_first
-from sslmedsam2.retrain.state import RoundFigures, StoppingRule, decide
+from sslmedsam2.retrain.stopping import RoundFigures, StoppingRule, decide
 
 AUTO = StoppingRule(most_rounds=5, settled_at=0.97, tolerance=0.005)
 

@@ -5,12 +5,12 @@ import shutil
 import pytest
 
 from sslmedsam2.errors import ExitCode, ModelError
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.weights.locate import SHIPPED_DIR
 from sslmedsam2.weights.manifest import (
     MANIFEST_NAME,
     Manifest,
     read_manifest,
-    sha256_file,
     verify,
     verify_sam2,
     write_manifest,

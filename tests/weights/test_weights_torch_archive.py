@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sslmedsam2.errors import ModelError
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.weights.checkpoint import as_tensors, read_checkpoint
-from sslmedsam2.weights.manifest import sha256_file
 
 INIT = {"configuration": "3d_fullres", "device": torch.device("cuda", 0)}
 
