@@ -23,7 +23,7 @@ from common import parser, report
 from cross_validation import CT, T2, kept_out
 
 from sslmedsam2.imaging.volume import CanonicalVolume
-from sslmedsam2.inference.brightness_correction import UNSURE_BELOW, corrected
+from sslmedsam2.inference.brightness_correction import corrected
 from sslmedsam2.inference.confidence import expected_dice
 from sslmedsam2.inference.second_view import SURE_FROM, average, inverted
 from sslmedsam2.inference.segmenter import CanonicalSegmenter, EngineOptions
@@ -92,10 +92,11 @@ def compare(
 
 
 def groups(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the means by views, contrast, and whether the network was unsure."""
+    """Return the means by views, contrast, and whether the network was unsure in the first view."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        unsure = "unsure" if row["expected"] < UNSURE_BELOW else "sure"
+        is_sure = row["views"] == "one view" and row["expected"] >= SURE_FROM
+        unsure = "sure" if is_sure else "unsure"
         for contrast in ("all", row["contrast"]):
             found.setdefault(f"{row['views']}, {unsure}, {contrast}", []).append(row)
     return {

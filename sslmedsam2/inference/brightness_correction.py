@@ -19,9 +19,6 @@ from sslmedsam2.inference.confidence import probability_of
 from sslmedsam2.inference.postprocessing import components
 from sslmedsam2.inference.second_view import unit_brightness
 
-UNSURE_BELOW: Final = 0.96
-"""Expected Dice."""
-
 _WEIGHT: Final = 0.5
 """Brightness and margin are not independent: the network has seen the brightness, too."""
 _BINS: Final = 48

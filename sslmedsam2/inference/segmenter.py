@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sslmedsam2.errors import ModelError, first_line
 from sslmedsam2.imaging.records import check_words
 from sslmedsam2.imaging.volume import LEAST_LIVER_ML, ArrayZYX, CanonicalVolume, MaskZYX
-from sslmedsam2.inference.brightness_correction import UNSURE_BELOW, corrected
+from sslmedsam2.inference.brightness_correction import corrected
 from sslmedsam2.inference.confidence import (
     DiceEstimate,
     Evidence,
@@ -313,8 +313,8 @@ class CanonicalSegmenter:
         1. The first pass: in bfloat16 if the CPU has units for it; in ``fast`` mode on a CPU only
            the windows that contain liver.
         2. If the network is unsure after such a pass, all windows; in ``exact`` mode in float32.
-        3. If it still is, all windows of the inverted scan, and the average of both.
-        4. If it still is far from sure, a correction by the brightness of the scan.
+        3. If it still is, all windows of the inverted scan, the average of both, and a correction
+           by the brightness of the scan.
         """
         on_cpu = isinstance(patchable, np.ndarray)
         skips_windows, rounds = self._fast and on_cpu, self._in_bfloat16 and on_cpu
@@ -332,12 +332,10 @@ class CanonicalSegmenter:
             other = self._margin(inverted(patchable), thorough)
             margin = average(margin, other)
             self._notes.append(_SECOND_VIEW_NOTE)
-            if expected_dice(margin) < UNSURE_BELOW:
-                scan = to_numpy(patchable)
-                moved = corrected(margin, scan)
-                if moved is not margin:
-                    margin = moved
-                    self._notes.append(_BRIGHTNESS_NOTE)
+            moved = corrected(margin, to_numpy(patchable))
+            if moved is not margin:
+                margin = moved
+                self._notes.append(_BRIGHTNESS_NOTE)
         return margin
 
     def _margin(
