@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the source distribution and, from it, the wheel. Both hold the weights (16 MB).
+# Builds the source distribution and, from it, the wheel. Both hold the weights (22 MB).
 #   scripts/build_dist.sh [FOLDER]     [default: dist]
 # PYTHON is the interpreter, which needs pip and setuptools  [default: .venv/bin/python].
 set -euo pipefail
