@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.names import identity_key
 from sslmedsam2.contract.studies import find_queries
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.execution.units import Executor, ThisProcess
@@ -172,7 +173,7 @@ def _labelled(options: RetrainOptions) -> list[ImageFile]:
 
 
 def _check_cases(labelled: Sequence[ImageFile], options: RetrainOptions) -> None:
-    n_cases = len({series.case for series in labelled})
+    n_cases = len({identity_key(series.case) for series in labelled})
     if options.folds < 2:
         raise UsageError(
             f"--folds {options.folds}",

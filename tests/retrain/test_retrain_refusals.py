@@ -83,6 +83,15 @@ def test_folder_that_is_not_there(root):
     _refused(NoInputError, "nowhere", options(root, unlabelled_dir=root / "nowhere"))
 
 
+def test_one_labelled_patient_whose_name_is_spelled_in_two_ways(root):
+    other = root / "labelled" / LABELLED[0].lower()
+    (root / "labelled" / LABELLED[1]).rename(other)
+    for path in list(other.iterdir()):
+        path.rename(other / path.name.replace("T2", "T1"))
+
+    _refused(UsageError, r"1 labelled patient\(s\) are too few for 2 folds", options(root))
+
+
 def test_one_labelled_case(root):
     shutil.rmtree(root / "labelled" / LABELLED[1])
 
