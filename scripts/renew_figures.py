@@ -105,8 +105,8 @@ def accuracy() -> str:
     )
     voxels_mm = found["btcv_ct"]["mean_voxels_hausdorff_mm"]
     return (
-        f"{table}\n\nBetween all voxels of the masks, not their surfaces, the Hausdorff distance of "
-        f"CT is {voxels_mm:.1f} mm."
+        f"{table}\n\nBetween all voxels of the masks, not their surfaces, the Hausdorff distance "
+        f"of CT is {voxels_mm:.1f} mm."
     )
 
 
