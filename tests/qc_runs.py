@@ -58,9 +58,9 @@ class QcRun:
         mask = np.roll(liver, shift, axis=2)
         output_name = f"LiSeg_pred/{case}/{sequence}_pred.nii.gz"
         write_mask(mask, like=image, path=self.run / output_name)
-        if preview:
-            path = self.run / "previews" / f"{case}_{sequence}.png"
-            draw_preview(to_canonical(image), mask, path=path, title=case)
+        preview_name = f"previews/{case}_{sequence}.png" if preview else None
+        if preview_name:
+            draw_preview(to_canonical(image), mask, path=self.run / preview_name, title=case)
         result = SeriesResult(
             case=case,
             vendor="A",
@@ -74,6 +74,7 @@ class QcRun:
             touches_border=False,
             mean_foreground_confidence=0.95,
             geometry=InputGeometry.of(image),
+            preview_path=preview_name,
         )
         return self.note(replace(result, **facts))
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sslmedsam2.contract import names
-from sslmedsam2.contract.folder_rules import volume_stem
 from sslmedsam2.contract.masks import (
     MaskKey,
     MaskListing,
@@ -23,16 +22,8 @@ from sslmedsam2.contract.masks import (
     find_references,
     mask_key,
 )
-from sslmedsam2.contract.outputs import (
-    DEFAULT_SLUG,
-    REPORT_NAME,
-    bids_path,
-    mask_path,
-    preview_path,
-    report_path,
-    socket_path,
-)
-from sslmedsam2.errors import ExitCode, InputError, NoInputError, OutputError
+from sslmedsam2.contract.outputs import REPORT_NAME, report_path
+from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -126,29 +117,21 @@ def report(options: ReportOptions) -> WrittenPage:
         The page cannot be written.
     """
     run = _load_run(options.run_dir)
-
-    def preview_of(result: SeriesResult) -> Path:
-        return _preview_path(options.run_dir, result)
-
     downloads = {VOLUME_TABLE_NAME: volume_table(run), REPORT_NAME: record_text(run)}
-    return write_results_page(run, options, preview_of=preview_of, downloads=downloads)
+    return write_results_page(run, options, downloads=downloads)
 
 
 def write_results_page(
-    run: RunReport,
-    options: ReportOptions,
-    *,
-    preview_of: Callable[[SeriesResult], Path],
-    downloads: Mapping[str, str],
+    run: RunReport, options: ReportOptions, *, downloads: Mapping[str, str]
 ) -> WrittenPage:
     """Write the page of any run with masks; raises as `report` does.
 
-    ``preview_of`` returns the path of a preview; ``downloads`` are text files to offer, by name.
+    ``downloads`` are text files to offer, by name.
     """
     references, notes = _references(run, options)
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
     check_page_folder(folder)
-    views = _ViewWriter(options, folder, preview_of=preview_of)
+    views = _ViewWriter(options, folder)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
@@ -195,15 +178,9 @@ def report_or_none(options: ReportOptions) -> WrittenPage | None:
 class _ViewWriter:
     """Writes the data of each series for the viewer: volumes, else the preview, else nothing."""
 
-    def __init__(
-        self,
-        options: ReportOptions,
-        folder: Path,
-        *,
-        preview_of: Callable[[SeriesResult], Path],
-    ) -> None:
+    def __init__(self, options: ReportOptions, folder: Path) -> None:
         path = _checked_input(options.input_path)
-        self._run_dir, self._preview_of = options.run_dir, preview_of
+        self._run_dir = options.run_dir
         self._images = None if path is None else InputImages(path, only=options.only)
         self._folder = folder
         self._folders = (options.run_dir, path.parent if path and path.is_file() else path)
@@ -230,8 +207,8 @@ class _ViewWriter:
             if result.output_path:
                 entry = replace(entry, view_note="Give --input to see the volumes.")
         try:
-            png = self._preview_of(result).read_bytes()
-        except (OSError, OutputError):
+            png = (self._run_dir / (result.preview_path or "")).read_bytes()
+        except OSError:
             return entry
         write_preview_case(self._folder, entry.series_id, png)
         return replace(entry, shown="preview")
@@ -380,24 +357,6 @@ def _named(result: SeriesResult) -> ImageFile:
 def _mask_path(run_dir: Path, result: SeriesResult) -> Path:
     """Return the path of the mask; the folder itself without a mask."""
     return run_dir / (result.output_path or "")
-
-
-def _preview_path(run_dir: Path, result: SeriesResult) -> Path:
-    """Return the path of the preview.
-
-    A sequence that the scan has of ``--sequence`` is in no name; that of the mask shows it, except
-    in BIDS for a scan with a suffix.
-    """
-    series = _named(result)
-    unnamed = replace(series, sequence=None)
-    masks = (
-        mask_path(run_dir, unnamed),
-        bids_path(run_dir, unnamed),
-        socket_path(run_dir, unnamed, slug=DEFAULT_SLUG),
-    )
-    path = preview_path(run_dir, unnamed)
-    is_unnamed = volume_stem(_mask_path(run_dir, result)) in map(volume_stem, masks)
-    return path if is_unnamed and path.is_file() else preview_path(run_dir, series)
 
 
 def _as_seen(image: Volume) -> Volume:

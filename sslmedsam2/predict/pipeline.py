@@ -256,7 +256,12 @@ def _predict(
             pending = keep_done(plan.targets, recorder, previous)
             recorder.start_writing()
             _segment_all(work, pending, recorder, executor=executor, stop=stop)
-            if not stop:
+            if stop:
+                reached = {result.input_path for result in recorder.report.series}
+                for target in pending:
+                    if target.input_name not in reached:
+                        move_unmade_aside(target, None)
+            else:
                 # A worker that was killed while it wrote has left some; none is at work now.
                 _remove_partials(plan.targets, options)
             if options.layout == "bids":

@@ -137,15 +137,17 @@ def reusable_result(
     return None
 
 
-def move_unmade_aside(target: SeriesTarget, result: SeriesResult) -> None:
+def move_unmade_aside(target: SeriesTarget, result: SeriesResult | None) -> None:
     """Move aside the files that an earlier run left of a series, if this one has no such results.
+
+    ``result`` is None for a series that this run has not reached.
 
     Raises OutputError: one cannot be moved.
     """
     paths: list[Path | None] = []
-    if result.output_path is None:
+    if result is None or result.output_path is None:
         paths += [target.mask_path, target.preview_path, *target.map_paths.values()]
-    if result.dicom_seg_path is None and target.dicom is not None:
+    if target.dicom is not None and (result is None or result.dicom_seg_path is None):
         paths.append(target.dicom.seg_path)
     for path in paths:
         if path is not None and path.exists():

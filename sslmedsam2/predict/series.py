@@ -307,10 +307,11 @@ def _write_typical_liver(scan: Scan, cause: SslMedSam2Error) -> SeriesResult:
         spacing_z, spacing_y, spacing_x = (grid.geometry.spacing_zyx_mm[axis] for axis in turn.axes)
         black = np.broadcast_to(np.float32(0), guess.shape)
         canonical = CanonicalVolume(black, (spacing_z, spacing_y, spacing_x), turn)
-    previewing = _preview(target, canonical, guess, status=result.status, warnings=(outcome,))
+    preview = _draw(target, canonical, guess, status=result.status, warnings=(outcome,))
     return replace(
         result,
-        warnings=(*result.warnings, *seg_warnings, *previewing),
+        warnings=(*result.warnings, *seg_warnings, *preview.warnings),
+        preview_path=preview.name,
         output_path=target.output_name,
         verdict="check",
         liver_volume_ml=round(mask_volume_ml(mask, spacing_zyx_mm=grid.geometry.spacing_zyx_mm), 1),
@@ -346,7 +347,7 @@ def _write(
     is_guess = status is SeriesStatus.FALLBACK
     seg_name, seg_warnings = _write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
     shown = (*filter(None, (reason,)), *judged.warnings)
-    previewing = _preview(target, ready.canonical, mask_zyx, status=status, warnings=shown)
+    preview = _draw(target, ready.canonical, mask_zyx, status=status, warnings=shown)
     return replace(
         _result(scan, status=status, error=reason),
         output_path=target.output_name,
@@ -363,8 +364,9 @@ def _write(
         intensity=intensity_statistics(ready.volume.array_zyx, judged.mask_zyx)
         if target.statistics
         else None,
-        warnings=(*judged.warnings, *seg_warnings, *previewing),
+        warnings=(*judged.warnings, *seg_warnings, *preview.warnings),
         dicom_seg_path=seg_name,
+        preview_path=preview.name,
     )
 
 
@@ -410,26 +412,36 @@ def _world_place(
     return round(x, 1), round(y, 1), round(z, 1)
 
 
-def _preview(
+@dataclass(frozen=True)
+class _Preview:
+    """Name of a preview, relative to the run's folder, and why there is none if it failed."""
+
+    name: str | None
+    warnings: tuple[str, ...] = ()
+
+
+def _draw(
     target: SeriesTarget,
     canonical: CanonicalVolume,
     mask_zyx: MaskZYX,
     *,
     status: SeriesStatus,
     warnings: tuple[str, ...],
-) -> tuple[str, ...]:
+) -> _Preview:
     """Draw the preview of a canonical mask if one is wanted."""
-    if target.preview_path is None:
-        return ()
+    path = target.preview_path
+    if path is None:
+        return _Preview(None)
     flag = "GUESS" if status is SeriesStatus.FALLBACK else status.value.upper()
-    return draw_preview(
+    failed = draw_preview(
         canonical,
         mask_zyx,
-        path=target.preview_path,
+        path=path,
         title=" ".join(filter(None, (target.series.case, target.series.sequence))),
         flags=() if status is SeriesStatus.OK else (flag,),
         warnings=tuple(one for one in warnings if one.partition(":")[0] not in NOTES),
     )
+    return _Preview(None if failed else f"{path.parent.name}/{path.name}", failed)
 
 
 def with_preview(
@@ -438,14 +450,14 @@ def with_preview(
     """Draw the preview of a mask that was kept, if one is wanted, and say if that fails."""
     canonical = make_ready(image).canonical
     warnings = tuple(one for one in result.warnings if not one.startswith("no_preview: "))
-    failed = _preview(
+    preview = _draw(
         target,
         canonical,
         apply_reorientation(mask.array_zyx, canonical.reorientation),
         status=result.status if result.status is SeriesStatus.CHECK else SeriesStatus.OK,
         warnings=warnings,
     )
-    return replace(result, warnings=(*warnings, *failed))
+    return replace(result, warnings=(*warnings, *preview.warnings), preview_path=preview.name)
 
 
 def _failed(scan: Scan, error: SslMedSam2Error) -> SeriesResult:

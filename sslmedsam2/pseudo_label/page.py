@@ -33,13 +33,10 @@ def report(options: ReportOptions) -> WrittenPage:
             remedy="Give the output folder of pseudo-label",
         )
 
-    def preview_of(result: SeriesResult) -> Path:
-        return records[result.input_path].paths(options.run_dir).preview
-
     table = options.run_dir / TABLE_NAME
     downloads = {TABLE_NAME: table.read_text("utf-8")} if table.is_file() else {}
     run = _as_run(list(records.values()), options.run_dir)
-    return write_results_page(run, options, preview_of=preview_of, downloads=downloads)
+    return write_results_page(run, options, downloads=downloads)
 
 
 def _as_run(records: Sequence[PseudoLabelRecord], run_dir: Path) -> RunReport:
@@ -84,6 +81,7 @@ def _as_result(record: PseudoLabelRecord, run_dir: Path) -> SeriesResult:
         error=record.error,
         image_sha256=record.image_sha256,
         mask_sha256=record.mask_sha256,
+        preview_path=paths.preview.relative_to(run_dir).as_posix(),
     )
 
 

@@ -128,8 +128,8 @@ class SeriesResult:
         Repairs and doubts, in plain words.
     error
         One line, or None.
-    dicom_seg_path
-        Of the DICOM-SEG, relative to the run's folder; None if none was written.
+    dicom_seg_path, preview_path
+        Of the DICOM-SEG and of the preview, relative to the run's folder; None if none was written.
     geometry
         Of the input; None if it could not be read.
     image_sha256
@@ -159,6 +159,7 @@ class SeriesResult:
     error: str | None = None
     geometry: InputGeometry | None = None
     dicom_seg_path: str | None = None
+    preview_path: str | None = None
     image_sha256: str | None = None
     mask_sha256: str | None = None
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 from predict_samples import assert_valid_mask
+from tiny_models import bright_tissue_model
 
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.predict.pipeline import PredictOptions, predict
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
+from sslmedsam2.submission.package import plan_package
 
 REPOSITORY = Path(__file__).parents[2]
 N_CASES = 24
@@ -90,7 +92,7 @@ class Interrupter:
             signal.raise_signal(self.number)
 
 
-def run_interrupted(workplace, interrupter):
+def run_interrupted(workplace, interrupter, **more):
     for number in range(6):
         workplace.add(f"{number:04}-A/GED4.nii.gz")
     options = PredictOptions(
@@ -100,6 +102,7 @@ def run_interrupted(workplace, interrupter):
         device="cpu",
         mirror=False,
         previews=False,
+        **more,
     )
     return predict(options, on_result=interrupter)
 
@@ -125,6 +128,24 @@ def test_the_first_signal_stops_after_the_current_write_and_resume_completes(wor
     assert len(resumed.report.series) == 6
     assert resumed.report.counts["skipped_resume"] == len(report.series)
     assert_whole(workplace, resumed.report)
+
+
+def test_guesses_that_an_interrupted_resumption_did_not_reach_are_no_masks_of_the_run(
+    workplace, tmp_path
+):
+    hopeless = bright_tissue_model(tmp_path / "hopeless", threshold=50.0)
+    for number in range(6):
+        workplace.add(f"{number:04}-A/GED4.nii.gz")
+    guessed = workplace.run(model_dir=hopeless, on_failure="fallback")
+    assert all(one.status is SeriesStatus.FALLBACK for one in guessed.report.series)
+
+    report = run_interrupted(workplace, Interrupter(signal.SIGINT), resume=True)
+
+    assert 1 <= len(report.series) < 6
+    assert all(result.status is SeriesStatus.OK for result in report.series)
+    assert [name for name, _ in plan_package(workplace.output).masks] == [
+        result.output_path for result in report.series
+    ]
 
 
 def test_a_second_signal_ends_at_once(workplace):

@@ -243,8 +243,9 @@ def test_a_scan_that_fails_for_its_maps_leaves_no_mask(workplace):
 def test_previews_are_drawn_unless_not_wanted(workplace):
     workplace.add(CASE)
 
-    workplace.run(previews=True)
+    ended = workplace.run(previews=True)
 
+    assert ended.of("0001-A").preview_path == "previews/0001-A_GED4.png"
     preview = workplace.output / "previews" / "0001-A_GED4.png"
     assert preview.read_bytes().startswith(b"\x89PNG")
     assert len(workplace.written()) == 4
