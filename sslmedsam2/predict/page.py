@@ -17,7 +17,6 @@ import numpy as np
 from sslmedsam2.contract import names
 from sslmedsam2.contract.masks import (
     MaskKey,
-    MaskListing,
     find_predictions,
     find_references,
     mask_key,
@@ -25,7 +24,6 @@ from sslmedsam2.contract.masks import (
 from sslmedsam2.contract.outputs import REPORT_NAME, report_path
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.geometry import same_grid
-from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.intensity import window_if_hounsfield
 from sslmedsam2.imaging.labelled import read_liver_mask
 from sslmedsam2.imaging.reading import read_mask
@@ -48,7 +46,7 @@ from sslmedsam2.reporting.run_report import (
     load_report,
 )
 from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME, volume_table
-from sslmedsam2.submission.evaluate import compare
+from sslmedsam2.submission.evaluate import compare, named_by_report, reported_mask
 from sslmedsam2.submission.tables import ScoreRow
 
 _LOG = logging.getLogger(__name__)
@@ -136,8 +134,8 @@ def write_results_page(
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
     for number, result in enumerate(results, start=1):
-        mask = _mask_path(options.run_dir, result)
-        reference = references.pop(mask, None) or references.pop(mask_key(_named(result)), None)
+        mask = reported_mask(result, options.run_dir)
+        reference = references.pop(mask.path, None) or references.pop(mask_key(mask), None)
         entry = views.add(
             PageEntry(
                 series_id=f"{number:04d}",
@@ -289,10 +287,10 @@ def _references(
         return {}, ()
     expected = find_references(options.references)
     try:
-        masks = _masks(run, options.run_dir)
+        masks = find_predictions(options.run_dir)
     except NoInputError as error:
         return {}, (f"Nothing was compared with the references: {error.reason}",)
-    evaluation = compare(masks, expected)
+    evaluation = compare(named_by_report(masks, run, run_dir=options.run_dir), expected)
     folders = (options.run_dir, options.references)
     found: dict[Path | MaskKey, _Reference] = {}
     for row, mask, reference in zip(
@@ -305,17 +303,6 @@ def _references(
         )
     problems = (_without_folders(str(problem), folders) for problem in evaluation.problems)
     return found, tuple(problems)
-
-
-def _masks(run: RunReport, run_dir: Path) -> MaskListing:
-    """List the masks of a run under case and sequence of its report; raises NoInputError.
-
-    Their names may lack the sequence, or have the case in another form (``--sequence`` and
-    ``--layout`` of predict).
-    """
-    identities = find_predictions(run_dir).identities
-    named = (replace(_named(one), path=_mask_path(run_dir, one)) for one in run.series)
-    return MaskListing(tuple(one for one in named if one.path in identities), (), identities)
 
 
 def _score(row: ScoreRow, folders: Iterable[Path]) -> PageScore:
@@ -341,22 +328,6 @@ def _without_folders(text: str, folders: Iterable[Path | None]) -> str:
         if folder is not None:
             text = text.replace(f"{folder}/", "")
     return text
-
-
-def _named(result: SeriesResult) -> ImageFile:
-    """Return the series of a result as an `ImageFile`, where no sequence is None."""
-    sequence = result.sequence if result.sequence in names.SEQUENCES else None
-    return ImageFile(
-        case=result.case,
-        vendor=result.vendor,
-        sequence=sequence,
-        path=Path(result.input_path),
-    )
-
-
-def _mask_path(run_dir: Path, result: SeriesResult) -> Path:
-    """Return the path of the mask; the folder itself without a mask."""
-    return run_dir / (result.output_path or "")
 
 
 def _as_seen(image: Volume) -> Volume:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract import names
 from sslmedsam2.contract.masks import MaskListing, find_predictions, find_references, match_masks
+from sslmedsam2.contract.outputs import report_path
 from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.errors import ExitCode, InputError
 from sslmedsam2.imaging.atomic import write_text_atomic
@@ -16,6 +18,7 @@ from sslmedsam2.imaging.image_file import ImageFile
 from sslmedsam2.imaging.labelled import read_liver_mask
 from sslmedsam2.imaging.records import write_record
 from sslmedsam2.imaging.volume import MaskVolume
+from sslmedsam2.reporting.run_report import RunReport, SeriesResult, load_report
 from sslmedsam2.submission.metrics import diagonal_mm, measure
 from sslmedsam2.submission.tables import GroupMeans, ScoreRow, rows_as_csv, summarise
 
@@ -57,6 +60,8 @@ def evaluate(
 ) -> Evaluation:
     """Score every reference; the row of a pair that cannot be compared has the reason.
 
+    In the output folder of ``predict``, masks have the case and sequence of ``run_report.json``.
+
     Parameters
     ----------
     label
@@ -71,12 +76,43 @@ def evaluate(
         One of the folders does not exist or holds no masks.
     """
     found = find_predictions(predictions, sequence_map=sequence_map)
+    with suppress(InputError):
+        found = named_by_report(found, load_report(report_path(predictions)), run_dir=predictions)
     expected = find_references(references, sequence_map=sequence_map)
     sequence_map.warn_of_unused(predictions, references)
     evaluation = compare(found, expected, label=label)
     if len(evaluation.unmatched) == len(found.masks):
         _LOG.warning("no mask of %s has the case and sequence of a reference", predictions)
     return evaluation
+
+
+def named_by_report(found: MaskListing, run: RunReport, *, run_dir: Path) -> MaskListing:
+    """Return a listing of a run's folder with case and sequence of its report.
+
+    The names of masks may lack the sequence, or have the case in another form (``--sequence`` and
+    ``--layout`` of ``predict``). Masks that the report does not list keep theirs.
+    """
+    reported = [reported_mask(one, run_dir) for one in run.series if one.output_path]
+    paths = {mask.path for mask in reported}
+    return replace(
+        found,
+        masks=(
+            *(mask for mask in reported if mask.path in found.identities),
+            *(mask for mask in found.masks if mask.path not in paths),
+        ),
+        # Masks of one name may be of different scans.
+        problems=tuple(one for one in found.problems if Path(one.subject) not in paths),
+    )
+
+
+def reported_mask(result: SeriesResult, run_dir: Path) -> ImageFile:
+    """Return the mask of a result; its path is the folder of the run if there is none."""
+    return ImageFile(
+        case=result.case,
+        vendor=result.vendor,
+        sequence=result.sequence if result.sequence in names.SEQUENCES else None,
+        path=run_dir / (result.output_path or ""),
+    )
 
 
 def compare(found: MaskListing, expected: MaskListing, *, label: int | None = None) -> Evaluation:

@@ -143,6 +143,8 @@ def test_score_and_preview_are_found_whatever_the_names_of_masks(workplace, scan
     assert (entry.result.case, entry.result.sequence) == (case, "T2")
     assert entry.score.dice > 0.8
     assert entry.shown == "preview"
+    (row,) = evaluate(predictions=workplace.output, references=references).rows
+    assert (row.case, row.sequence, row.metrics.dice) == (case, "T2", entry.score.dice)
 
 
 def test_scans_with_and_without_a_sequence_in_their_names_keep_their_pictures(workplace):

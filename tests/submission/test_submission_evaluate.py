@@ -6,7 +6,14 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from sslmedsam2.cli.main import main
+from sslmedsam2.contract.outputs import report_path
 from sslmedsam2.errors import ExitCode, NoInputError
+from sslmedsam2.reporting.run_report import (
+    SeriesResult,
+    SeriesStatus,
+    start_report,
+    write_report,
+)
 from sslmedsam2.submission.evaluate import evaluate, write_results
 
 AFFINE = np.diag([-1.2, -1.2, 5.0, 1.0])
@@ -204,3 +211,19 @@ def test_the_command_prints_the_table_and_ends_with_the_exit_code(write, tmp_pat
     assert "MISSING" in printed
     assert "1.0000" in printed
     assert (tmp_path / "s.json").is_file()
+
+
+def test_masks_of_a_run_have_the_names_of_its_report_and_others_their_own(write, tmp_path):
+    write("ref/p1/mask_T2.nii.gz", ball())
+    write("ref/p2/mask_T1.nii.gz", ball())
+    write("out/p1_liver.nii.gz", ball(7))
+    write("out/LiSeg_pred/p2/T1_pred.nii.gz", ball())
+    status = SeriesStatus.OK
+    result = SeriesResult("p1", None, "T2", "p1.nii.gz", "p1_liver.nii.gz", status)
+    started = start_report(models=(), device="cpu", backend="", options={})
+    write_report(started.with_series(result), report_path(tmp_path / "out"))
+
+    rows = evaluate(predictions=tmp_path / "out", references=tmp_path / "ref").rows
+
+    found = {(row.case, row.sequence): row.metrics.dice == 1 for row in rows}
+    assert found == {("p1", "T2"): False, ("p2", "T1"): True}
