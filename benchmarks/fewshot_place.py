@@ -2,7 +2,8 @@
 
 Random sets of five labelled volumes label six others: CT (`btcv_ct`) labels T2 (`chaos_mr_t2`), T2
 labels CT, and each its own kind. The height alone is measured without any propagation; `--dice`
-adds the pseudo labels themselves, with the estimated Dice and the verdicts.
+adds the pseudo labels themselves, with the estimated Dice and the verdicts, of each kind and of all
+kinds together.
 
     python benchmarks/fewshot_place.py --json benchmarks/results/fewshot_place.json
     python benchmarks/fewshot_place.py --dice --sets 20 --kinds CT-T2 --rows ROWS.jsonl
@@ -63,10 +64,13 @@ def main() -> None:
         for kind, folder in FOLDERS.items()
     }
     measured = propagated if options.dice else placed
-    figures = {
+    found = {
         kinds: measured(options, *(cases[kind] for kind in kinds.split("-")), kinds)
         for kinds in options.kinds
     }
+    if options.dice and len(found) > 1:
+        found["together"] = [row for rows in found.values() for row in rows]
+    figures = {k: summary(rows) for k, rows in found.items()} if options.dice else found
     report(figures, options.json)
 
 
@@ -169,7 +173,7 @@ def propagated(options: Any, supports: Sequence[Case], queries: Sequence[Case], 
                         with options.rows.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(row) + "\n")
                 found.append(row)
-    return summary(found)
+    return found
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
@@ -178,9 +182,9 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Judge each query by the calibration of its own set, and compare with the truth."""
-    by_set: dict[int, list[dict[str, Any]]] = {}
+    by_set: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        by_set.setdefault(row["set"], []).append(row)
+        by_set.setdefault((row["kinds"], row["set"]), []).append(row)
     judged, plain, means = [], [], []
     for group in by_set.values():
         known = [(Evidence(**r["evidence"]), r["dice"]) for r in group if r["role"] == "support"]
