@@ -386,7 +386,7 @@ def check_epochs(results: Results) -> None:
 
     for variable in NNUNET_VARIABLES:
         os.environ.pop(variable, None)
-    names = ("compact", "resenc-m")
+    names = ("compact", "wide", "resenc-m")
     wanted = {"a tiny network": PRESET} if results.fake else {name: PRESETS[name] for name in names}
     for name, preset in wanted.items():
         if results.seconds_left > 90:
