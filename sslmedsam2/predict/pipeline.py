@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from os.path import realpath
 from pathlib import Path
 from typing import Literal
 
@@ -63,6 +64,7 @@ from sslmedsam2.predict.resume import (
     RUN_FOLDERS,
     earlier_report,
     keep_done,
+    keep_others,
     move_earlier_aside,
     move_unmade_aside,
 )
@@ -231,17 +233,27 @@ def _predict(
         if not options.resume and plan.targets:
             move_earlier_aside(options.output_dir, plan.targets)
         previous = earlier_report(options.output_dir) if options.resume else None
+        report = start_report(
+            models=tuple(_record(model) for model in models),
+            device=about.device,
+            backend=about.backend,
+            options=_recorded_options(options),
+            dicom=plan.dicom,
+            left_out=plan.left_out,
+        )
+        if plan.targets:
+            others = keep_others(
+                plan.targets,
+                plan.problems,
+                previous,
+                report=report,
+                output_dir=options.output_dir,
+            )
+            report = replace(report, series=others)
         recorder = RunRecorder(
-            start_report(
-                models=tuple(_record(model) for model in models),
-                device=about.device,
-                backend=about.backend,
-                options=_recorded_options(options),
-                dicom=plan.dicom,
-                left_out=plan.left_out,
-            ),
+            report,
             report_path(options.output_dir),
-            total=len(plan.targets) + len(plan.problems),
+            total=len(report.series) + len(plan.targets) + len(plan.problems),
             listener=on_result,
             shown=opened.shown,
         )
@@ -257,9 +269,9 @@ def _predict(
             recorder.start_writing()
             _segment_all(work, pending, recorder, executor=executor, stop=stop)
             if stop:
-                reached = {result.input_path for result in recorder.report.series}
+                reached = {result.output_path for result in recorder.report.series}
                 for target in pending:
-                    if target.input_name not in reached:
+                    if target.output_name not in reached:
                         move_unmade_aside(target, None)
             else:
                 # A worker that was killed while it wrote has left some; none is at work now.
@@ -315,9 +327,10 @@ def _check_targets(targets: Sequence[SeriesTarget], options: PredictOptions) -> 
                 reason=f"{count} scans would be written to {name}",
                 remedy="Rename the scans, or use --layout challenge",
             )
-    images = {target.series.path.resolve() for target in targets if target.dicom is None}
+    # Not Path.resolve, which raises RuntimeError for a circle of links before Python 3.13.
+    images = {realpath(target.series.path) for target in targets if target.dicom is None}
     for target in targets:
-        if target.mask_path.resolve() in images:
+        if realpath(target.mask_path) in images:
             raise UsageError(
                 target.mask_path,
                 reason="the mask would be written over a scan",

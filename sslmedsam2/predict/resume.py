@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,6 +80,56 @@ def move_earlier_aside(output_dir: Path, targets: Sequence[SeriesTarget]) -> Non
             move_aside(target.mask_path, why="this program did not write it in this run")
 
 
+def keep_others(
+    targets: Sequence[SeriesTarget],
+    problems: Sequence[SeriesResult],
+    previous: RunReport | None,
+    *,
+    report: RunReport,
+    output_dir: Path,
+) -> tuple[SeriesResult, ...]:
+    """Return the earlier results of scans that this run was not given, to be listed again.
+
+    They are kept if a person has corrected the mask, or if models, backend and options are those of
+    ``report`` and the result is complete. Other masks of the earlier run that this one does not
+    write are moved aside: every mask in the folder is to be listed in its report.
+
+    Raises OutputError: one cannot be moved.
+    """
+    written = {target.output_name for target in targets}
+    # The path alone, relative to the input, may be that of another scan in another input.
+    given = {(target.series.case, target.input_name) for target in targets}
+    given |= {(one.case, one.input_path) for one in problems}
+    same = previous is not None and _same_provenance(previous, report)
+    kept = []
+    for one in previous.series if previous is not None else ():
+        path = output_dir / (one.output_path or "")
+        if one.output_path in (None, *written) or not path.is_file():
+            continue
+        is_given = (one.case, one.input_path) in given
+        found = None if is_given else _kept_unseen(one, path, same=same)
+        if found is not None:
+            kept.append(found)
+            continue
+        for name in (one.output_path, one.preview_path, one.dicom_seg_path):
+            if name is not None and (output_dir / name).exists():
+                move_aside(output_dir / name, why="this run does not list it")
+    return tuple(kept)
+
+
+def _kept_unseen(result: SeriesResult, path: Path, *, same: bool) -> SeriesResult | None:
+    """Return the earlier result of a scan that is not at hand; None if it is not to be kept.
+
+    ``same`` says whether the earlier run had the same provenance.
+    """
+    with suppress(OSError, InputError):
+        if result.mask_sha256 not in (None, sha256_file(path)):
+            return _corrected(result, read_mask(path))
+        if same and result.status in COMPLETE:
+            return _kept(result)
+    return None
+
+
 def keep_done(
     targets: Sequence[SeriesTarget], recorder: RunRecorder, previous: RunReport | None
 ) -> list[SeriesTarget]:
@@ -109,8 +160,7 @@ def reusable_result(
 
     Raises OutputError: a mask cannot be moved aside.
     """
-    series = () if previous is None else previous.series
-    earlier = next((one for one in series if _is_of(one, target)), None)
+    earlier = _earlier(target, previous)
     try:
         made = sha256_file(target.mask_path)
     except OSError:
@@ -124,13 +174,12 @@ def reusable_result(
             measured = intensity_statistics(image.array_zyx, mask.array_zyx)
             earlier = replace(earlier, intensity=measured if target.statistics else None)
         if corrected:
-            return with_preview(_corrected(target, earlier, mask), target, image=image, mask=mask)
+            return with_preview(_corrected(earlier, mask), target, image=image, mask=mask)
         missing = _missing_beside(target, earlier)
         if missing is None:
             if target.preview_path is not None and not target.preview_path.is_file():
                 earlier = with_preview(earlier, target, image=image, mask=mask)
-            is_doubtful = earlier.status is SeriesStatus.CHECK
-            return earlier if is_doubtful else replace(earlier, status=SeriesStatus.SKIPPED_RESUME)
+            return _kept(earlier)
         logger.info("done again: %s has no %s", target.output_name, missing)
     if earlier is None or earlier.mask_sha256 != made:
         move_aside(target.mask_path, why="it is not as this program wrote it")
@@ -154,9 +203,21 @@ def move_unmade_aside(target: SeriesTarget, result: SeriesResult | None) -> None
             move_aside(path, why="this run has made none")
 
 
-def _is_of(result: SeriesResult, target: SeriesTarget) -> bool:
-    same_input = result.input_path == target.input_name
-    return same_input and result.output_path == target.output_name
+def _earlier(target: SeriesTarget, previous: RunReport | None) -> SeriesResult | None:
+    """Return the earlier result with the mask of a series, under the name of its input now.
+
+    A folder within the earlier input gives its scans other names.
+    """
+    for one in () if previous is None else previous.series:
+        if one.output_path == target.output_name:
+            return replace(one, input_path=target.input_name)
+    return None
+
+
+def _kept(result: SeriesResult) -> SeriesResult:
+    """Return a complete result as one of an earlier run."""
+    is_doubtful = result.status is SeriesStatus.CHECK
+    return result if is_doubtful else replace(result, status=SeriesStatus.SKIPPED_RESUME)
 
 
 def _same_provenance(previous: RunReport, report: RunReport) -> bool:
@@ -188,14 +249,14 @@ def _stored(target: SeriesTarget, result: SeriesResult) -> tuple[MaskVolume, Vol
     return mask, image
 
 
-def _corrected(target: SeriesTarget, result: SeriesResult, mask: MaskVolume) -> SeriesResult:
+def _corrected(result: SeriesResult, mask: MaskVolume) -> SeriesResult:
     """Return the result of a mask that a person has corrected, with its present volume.
 
     ``mask_sha256`` remains that of the mask as written, so that the next run recognises it too.
     """
     volume_ml = mask_volume_ml(mask.array_zyx, spacing_zyx_mm=mask.geometry.spacing_zyx_mm)
     note = "manually_corrected: the mask is kept as it is"
-    logger.info("%s: its manually corrected mask stands", target.output_name)
+    logger.info("%s: its manually corrected mask stands", result.output_path)
     return replace(
         result,
         status=SeriesStatus.SKIPPED_RESUME,

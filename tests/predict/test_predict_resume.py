@@ -301,6 +301,58 @@ def test_a_corrected_mask_stands_whatever_has_changed_but_its_image(finished, tm
     assert moved.read_bytes() == corrected
 
 
+def test_a_resumption_of_some_scans_lists_the_masks_of_the_others(finished):
+    correct(mask_path(finished, CASES[1]))
+
+    ended = finished.run(resume=True, input_path=finished.input / CASES[0])
+
+    assert statuses(ended) == [SeriesStatus.SKIPPED_RESUME] * 2
+    assert ended.of(CASES[1]).warnings == ("manually_corrected: the mask is kept as it is",)
+    assert ended.exit_code == ExitCode.OK
+    assert not files_aside(finished)
+
+
+def test_folders_of_patients_can_be_segmented_one_after_another(workplace):
+    for case in CASES:
+        workplace.add(f"{case}/GED4.nii.gz")
+        ended = workplace.run(resume=True, input_path=workplace.input / case)
+
+    assert [one.case for one in ended.report.series] == list(CASES)
+    assert not files_aside(workplace)
+
+
+def test_masks_of_other_scans_and_options_are_moved_aside_unless_corrected(finished):
+    finished.add("0003-A/GED4.nii.gz")
+    finished.run(resume=True)
+    corrected = correct(mask_path(finished, CASES[1]))
+
+    ended = finished.run(resume=True, mirror=True, input_path=finished.input / "0003-A")
+
+    assert [one.case for one in ended.report.series] == [CASES[1], "0003-A"]
+    assert files_aside(finished) == {f"LiSeg_pred/{CASES[0]}/GED4_pred.nii.gz"}
+    assert mask_path(finished, CASES[1]).read_bytes() == corrected
+    assert len(plan_package(finished.output).masks) == 2
+
+
+def test_masks_in_another_format_are_moved_aside(finished):
+    ended = finished.run(resume=True, mask_format="mha")
+
+    assert {one.output_path for one in ended.report.series} == {
+        f"LiSeg_pred/{case}/GED4_pred.mha" for case in CASES
+    }
+    assert files_aside(finished) == {f"LiSeg_pred/{case}/GED4_pred.nii.gz" for case in CASES}
+
+
+def test_a_corrected_mask_stands_if_the_input_is_a_folder_within_the_earlier_one(finished):
+    corrected = correct(mask_path(finished, CASES[1]))
+
+    ended = finished.run(resume=True, input_path=finished.input / CASES[1])
+
+    assert ended.of(CASES[1]).input_path == "GED4.nii.gz"
+    assert mask_path(finished, CASES[1]).read_bytes() == corrected
+    assert not files_aside(finished)
+
+
 def test_a_preview_that_is_missing_or_shows_an_older_mask_is_drawn_anew(finished):
     previews = [finished.output / "previews" / f"{case}_GED4.png" for case in CASES]
     # In the way of the picture, as a full disk is.
