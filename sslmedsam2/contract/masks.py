@@ -97,23 +97,28 @@ def match_masks(
         lambda mask, listing: listing.identities[mask.path][0],
     )
     for key in keys:
-        ours, theirs = _unique(left, key, references), _unique(free, key, predictions)
+        by_case = key is keys[-1]
+        ours = _unique(references.masks if by_case else left, key, references)
+        theirs = _unique(predictions.masks if by_case else free, key, predictions)
         for name in sorted(ours.keys() & theirs.keys(), key=str):
             reference, prediction = ours[name], theirs[name]
+            if reference not in left or prediction not in free:
+                continue
             sequences = (
                 references.identities[reference.path][1],
                 predictions.identities[prediction.path][1],
             )
-            if key is not keys[-1] or None in sequences:
+            if not by_case or None in sequences:
                 pairs.append((reference, prediction))
                 left.remove(reference)
                 free.remove(prediction)
     return [*pairs, *((reference, None) for reference in left)]
 
 
-def _unique(masks: list[ImageFile], key: _Key, listing: MaskListing) -> dict[object, ImageFile]:
-    counts = Counter(key(mask, listing) for mask in masks)
-    return {key(mask, listing): mask for mask in masks if counts[key(mask, listing)] == 1}
+def _unique(masks: Iterable[ImageFile], key: _Key, listing: MaskListing) -> dict[object, ImageFile]:
+    found = [(key(mask, listing), mask) for mask in masks]
+    counts = Counter(name for name, _ in found)
+    return {name: mask for name, mask in found if counts[name] == 1}
 
 
 def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap) -> MaskListing:

@@ -70,7 +70,7 @@ def find_studies(
     """
     tree = _without_masks_as_input(tree or walk_input(input_path, only), input_path, only)
     parts = [read_folder(folder, tree=tree, sequence_map=sequence_map) for folder in tree.folders]
-    found = _without_own_results([image for part in parts for image in part.series])
+    found, own_results = _without_own_results([image for part in parts for image in part.series])
     studies, superseded = _studies_of(found, root=tree.root, sequences=sequence_map)
     images = [image for study in studies.values() for image in study]
     unique, clashes = _split_duplicates(studies)
@@ -86,7 +86,12 @@ def find_studies(
         series=series,
         problems=problems,
         notes=(*notes, *_disagreements(tree, images)),
-        left_out=(*(one for part in parts for one in part.left_out), *superseded, *unasked),
+        left_out=(
+            *(one for part in parts for one in part.left_out),
+            *own_results,
+            *superseded,
+            *unasked,
+        ),
     )
 
 
@@ -114,8 +119,8 @@ def _without_masks_as_input(tree: Tree, input_path: Path, only: Sequence[Path]) 
     return replace(tree, problems=(*tree.problems, *masks))
 
 
-def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
-    """Drop ``X_liver`` if ``X`` is a case: it is a mask of an earlier run."""
+def _without_own_results(images: list[ImageFile]) -> tuple[list[ImageFile], list[LeftOut]]:
+    """Leave ``X_liver`` out if ``X`` is a case: it is a mask of an earlier run."""
     plain = {image.case for image in images if image.sequence is None}
 
     def is_own_result(image: ImageFile) -> bool:
@@ -123,7 +128,13 @@ def _without_own_results(images: list[ImageFile]) -> list[ImageFile]:
         bases = {image.case.removesuffix(GENERIC_SUFFIX), stem.removesuffix(GENERIC_SUFFIX)}
         return image.sequence is None and stem.endswith(GENERIC_SUFFIX) and bool(bases & plain)
 
-    return [image for image in images if not is_own_result(image)]
+    kept, left_out = [], []
+    for image in images:
+        if is_own_result(image):
+            left_out.append(LeftOut(image.path, "it is named like a mask of another scan here"))
+        else:
+            kept.append(image)
+    return kept, left_out
 
 
 def _studies_of(

@@ -50,6 +50,7 @@ from sslmedsam2.pseudo_label.records import (
     CalibrationRun,
     Provenance,
     PseudoLabelRecord,
+    as_corrected,
     calibrate_on,
     write_table,
 )
@@ -267,7 +268,7 @@ class _Run:
         if record is None:
             return False
         self.kept += 1
-        self._add(record)
+        self._add(as_corrected(record, self.options.output_dir))
         return True
 
     def _label(self, targets: Sequence[QueryTarget], stop: StopRequest) -> None:

@@ -205,12 +205,12 @@ def write_table(output_dir: Path, *, problems: Iterable[PseudoLabelRecord]) -> P
 
 
 def read_all(output_dir: Path) -> Iterator[PseudoLabelRecord]:
-    """Read the usable records of an output folder, as its masks are now; see `_as_corrected`."""
+    """Read the usable records of an output folder, as its masks are now; see `as_corrected`."""
     found = (read_pseudo_label(path) for path in find_records(output_dir))
-    return (_as_corrected(record, output_dir) for record in found if record is not None)
+    return (as_corrected(record, output_dir) for record in found if record is not None)
 
 
-def _as_corrected(record: PseudoLabelRecord, output_dir: Path) -> PseudoLabelRecord:
+def as_corrected(record: PseudoLabelRecord, output_dir: Path) -> PseudoLabelRecord:
     """Return the record of a manually corrected mask with its volume, accepted, without estimate.
 
     Any other record is returned as it is.

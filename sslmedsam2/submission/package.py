@@ -20,6 +20,7 @@ from sslmedsam2.contract.outputs import (
 )
 from sslmedsam2.errors import InputError, NoInputError, UsageError
 from sslmedsam2.imaging.atomic import atomic_path
+from sslmedsam2.imaging.records import sha256_file
 from sslmedsam2.reporting.run_report import SeriesStatus, load_report
 
 DEFAULT_ZIP_NAME = "CARE-Liver-Submission.zip"
@@ -157,17 +158,25 @@ def package(
 
 
 def guessed_masks(output_dir: Path) -> set[Path]:
-    """Return the masks that the run's report calls guesses; none where there is no report."""
+    """Return the masks that the run's report calls guesses; none where there is no report.
+
+    A guess that a person has corrected is none any more.
+    """
     path = report_path(output_dir)
     try:
         series = load_report(path).series if path.is_file() else ()
     except InputError as error:
         _LOG.warning("whether masks are guesses is not known: %s", error)
         return set()
+    guesses = {
+        output_dir / one.output_path: one.mask_sha256
+        for one in series
+        if one.status is SeriesStatus.FALLBACK and one.output_path is not None
+    }
     return {
-        output_dir / result.output_path
-        for result in series
-        if result.status is SeriesStatus.FALLBACK and result.output_path is not None
+        path
+        for path, made in guesses.items()
+        if path.is_file() and made in (None, sha256_file(path))
     }
 
 

@@ -321,6 +321,17 @@ def test_images_of_an_nnunet_data_set_are_no_references(make):
     assert (mask.case, mask.path.parent.name) == ("p1", "labelsTr")
 
 
+def test_a_second_mask_of_the_case_is_no_match_for_what_is_left(make):
+    root = make(
+        *("pred/LiSeg_pred/p1/T1_pred.nii.gz", "pred/p1_liver.nii.gz"),
+        *("ref/p1/mask_T1.nii.gz", "ref/p1/mask_T2.nii.gz"),
+    )
+
+    pairs = match_masks(find_references(root / "ref"), find_predictions(root / "pred"))
+    found = {reference.sequence: matched and matched.path.name for reference, matched in pairs}
+    assert found == {"T1": "T1_pred.nii.gz", "T2": None}
+
+
 def test_prediction_of_another_sequence_of_the_case_is_no_match(make):
     root = make("pred/LiSeg_pred/p1/T1_pred.nii.gz", "ref/p1/mask_T2.nii.gz")
 

@@ -325,7 +325,13 @@ def test_results_of_an_earlier_run_are_not_taken_for_images(make):
         "MR_liver.nii.gz",
     )
 
-    assert list(listed(find_studies(root))) == ["MR_liver", "anna"]
+    discovery = find_studies(root)
+
+    assert list(listed(discovery)) == ["MR_liver", "anna"]
+    assert [one.path.relative_to(root) for one in discovery.left_out] == [
+        Path("anna_liver.nii.gz"),
+        Path("out/anna_liver.nii.gz"),
+    ]
 
 
 def test_a_missing_input_is_an_error(tmp_path):

@@ -67,7 +67,7 @@ def test_table_has_the_volume_of_a_corrected_mask_and_no_estimate(labelled):
     image = nib.load(mask)
     nib.save(nib.Nifti1Image(np.ones(image.shape, np.uint8), image.affine, image.header), mask)
 
-    labelled.run(resume=True)
+    kept = {record.case: record for record in labelled.run(resume=True).records}
 
     with table.open(newline="") as file:
         after = {row["case"]: row for row in csv.DictReader(file)}
@@ -75,6 +75,7 @@ def test_table_has_the_volume_of_a_corrected_mask_and_no_estimate(labelled):
     assert float(after[CASE]["volume_ml"]) == pytest.approx(volume_ml, abs=0.1)
     assert (after[CASE]["verdict"], after[CASE]["estimated_dice"]) == ("accept", "")
     assert float(before[CASE]["volume_ml"]) < volume_ml
+    assert (kept[CASE].verdict, kept[CASE].estimated_dice) == ("accept", None)
 
 
 def test_another_version_alone_does_nothing_again(labelled, monkeypatch):

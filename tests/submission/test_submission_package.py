@@ -137,14 +137,28 @@ def test_case_names_with_commas_keep_their_row(output, tmp_path):
     assert list(csv.reader(io.StringIO(text))) == [["Case", "Modality"], ["0001, A", "T1"]]
 
 
+def write_run_of(result, folder):
+    run = start_report(models=(), device="cpu", backend="none", options={})
+    write_report(run.with_series(result), folder / "run_report.json")
+
+
 def test_guesses_are_packed_on_request_only(output, tmp_path):
     folder = output(*FULL)
     guess = SeriesResult("0930-A", "A", "T1", "in", FULL[1], SeriesStatus.FALLBACK)
-    run = start_report(models=(), device="cpu", backend="none", options={})
-    write_report(run.with_series(guess), folder / "run_report.json")
+    write_run_of(guess, folder)
 
     with pytest.raises(UsageError, match=r"it is a guess.*there are 1.*--with-fallbacks"):
         package(output_dir=folder, zip_path=tmp_path / "s.zip")
 
     plan = package(output_dir=folder, zip_path=tmp_path / "s.zip", with_fallbacks=True)
     assert len(plan.masks) == len(FULL)
+
+
+def test_a_corrected_guess_is_packed(output, tmp_path):
+    folder = output(*FULL)
+    guess = SeriesResult(
+        "0930-A", "A", "T1", "in", FULL[1], SeriesStatus.FALLBACK, mask_sha256="of the guess"
+    )
+    write_run_of(guess, folder)
+
+    assert len(package(output_dir=folder, zip_path=tmp_path / "s.zip").masks) == len(FULL)
