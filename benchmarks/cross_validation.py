@@ -8,6 +8,7 @@ pair if its patient is among them.
     python benchmarks/cross_validation.py --work-dir WORK --fold 1
     python benchmarks/cross_validation.py --work-dir WORK --json FILE
 
+The smaller network that shipped before is `--preset compact --organ-weight 0`.
 Run again, it goes on in `--work-dir`. Without `--fold` it only sums up the folds that are there.
 """
 
@@ -30,6 +31,8 @@ from sslmedsam2.train.pipeline import TrainOptions, train
 FOLDS = 4
 T2, CT = "chaos_mr_t2", "btcv_ct"
 T1_PATIENT = "chaos01"
+RECIPE = ("epochs", "organ_weight", "preset")
+"""Options that decide how a fold is trained."""
 
 
 def main() -> None:
@@ -37,20 +40,22 @@ def main() -> None:
     arguments.add_argument("--work-dir", type=Path, required=True)
     arguments.add_argument("--fold", type=int, choices=range(FOLDS), action="append", default=[])
     arguments.add_argument("--epochs", type=int, default=125, help="of 50 iterations")
+    arguments.add_argument("--preset", choices=PRESETS, default="wide")
     arguments.add_argument("--organ-weight", type=float, default=TrainingSettings.organ_weight)
     options = arguments.parse_args()
     change_settings(organ_weight=options.organ_weight)
     for fold in options.fold:
         fold_dir = options.work_dir / f"fold{fold}"
         done = fold_dir / "figures.json"
-        how_trained = {"epochs": options.epochs, "organ_weight": options.organ_weight}
+        how_trained = {key: getattr(options, key) for key in RECIPE}
         if done.is_file():
             found = json.loads(done.read_text())
             if {key: found[key] for key in how_trained} != how_trained:
                 raise SystemExit(f"{done} is of another recipe: choose another --work-dir")
         else:
             held_out = split(fold, fold_dir)
-            how = recipe(fold_dir, work_dir=fold_dir / "work", epochs=options.epochs)
+            preset = PRESETS[options.preset]
+            how = recipe(fold_dir, work_dir=fold_dir / "work", epochs=options.epochs, preset=preset)
             model = trained(how)
             write_record(done, {**how_trained, **scored(model, held_out)})
     report(summary(options.work_dir), options.json)
@@ -140,10 +145,9 @@ def summary(work_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in ("t2", "t2_inverted", "ct", "t1"):
         rows = [{**row, "fold": fold} for fold, of in folds.items() for row in of.get(kind, ())]
-        found[kind] = {**means(rows), "volumes": len(rows), "cases": rows}
-    recipes = {
-        key: {fold: of[key] for fold, of in folds.items()} for key in ("epochs", "organ_weight")
-    }
+        if rows:
+            found[kind] = {**means(rows), "volumes": len(rows), "cases": rows}
+    recipes = {key: {fold: of[key] for fold, of in folds.items()} for key in RECIPE}
     return {**recipes, **found}
 
 

@@ -87,10 +87,10 @@ _OPTIONS = (
     click.option(
         "--epochs",
         type=click.IntRange(1),
-        help="Of each training.  [default: compact 30, others 100; online twice that]",
+        help="Of each training.  [default: compact and wide 30, resenc 100; online twice that]",
     ),
     click.option(
-        "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact 50, others 250]"
+        "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact and wide 50, resenc 250]"
     ),
     present_file_option(
         "--start", help="Initial checkpoint; it must not have been trained on these patients."

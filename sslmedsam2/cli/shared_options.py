@@ -106,7 +106,7 @@ mode_option = click.option(
     "--mode",
     type=click.Choice(["exact", "fast"]),
     default="exact",
-    help="exact: the same result as nnU-Net; fast: only windows that contain liver.",
+    help="exact: all windows, as nnU-Net; fast: only windows that contain liver.",
 )
 model_option = path_option(
     "--model",

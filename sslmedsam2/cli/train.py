@@ -54,15 +54,15 @@ from sslmedsam2.cli.shared_options import (
 @sequence_map_option
 @preset_option
 @click.option(
-    "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact 28, others 100]"
+    "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact and wide 28, resenc 100]"
 )
 @click.option(
     "--final-epochs",
     type=click.IntRange(1),
-    help="Of the final network.  [default: compact 18, others 60]",
+    help="Of the final network.  [default: compact and wide 18, resenc 60]",
 )
 @click.option(
-    "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact 50, others 250]"
+    "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact and wide 50, resenc 250]"
 )
 @contrast_option
 @click.option(
