@@ -28,10 +28,11 @@ from starlette.routing import Route
 
 from sslmedsam2 import __version__
 from sslmedsam2.api import LiverSegmenter, Segmentation
-from sslmedsam2.contract.names import split_volume_name
+from sslmedsam2.contract.names import is_hidden, split_volume_name
 from sslmedsam2.contract.outputs import DEFAULT_SLUG
 from sslmedsam2.errors import InputError, NoInputError, OutputError, SslMedSam2Error, described
 from sslmedsam2.imaging.formats import DETACHED_EXTENSIONS, IMAGE_EXTENSIONS, image_extension
+from sslmedsam2.imaging.reading import read_volume
 
 logger = logging.getLogger(__name__)
 
@@ -185,17 +186,22 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
     NoInputError
         There is no image.
     InputError
-        An image cannot be used; no mask of the case is left half-written.
+        An image cannot be used; then no mask of the case is written.
     OutputError
         A mask cannot be written.
     """
     folder = options.input_dir / _IMAGES
-    names = {path: split_volume_name(path.name) for path in sorted(folder.glob("*/*"))}
+    names = {
+        path: split_volume_name(path.name)
+        for path in sorted(folder.glob("*/*"))
+        if not (is_hidden(path.name) or is_hidden(path.parent.name))
+    }
     images = {path: name[0] for path, name in names.items() if name}
     if not images:
         raise NoInputError(
             folder, reason="no image was found", remedy="Mount images as <slug>/<name>.mha"
         )
+    volumes = {image: read_volume(image) for image in images}
     target = options.output_dir / _IMAGES / options.output_slug
     try:
         target.mkdir(parents=True, exist_ok=True)
@@ -206,7 +212,7 @@ def segment_case(segmenter: LiverSegmenter, options: ServeOptions) -> list[str]:
     stems = Counter(images.values())
     written = []
     for image, stem in images.items():
-        found = segmenter.segment(image)
+        found = segmenter.segment(volumes.pop(image))
         # Images of one name in several slugs get the slug in front.
         name = stem if stems[stem] == 1 else f"{image.parent.name}_{image.name}"
         mask = target / ("output.mha" if len(images) == 1 else f"{name}.mha")

@@ -198,6 +198,44 @@ def test_images_of_one_name_get_a_mask_each(served, tmp_path):
     assert all((served.output / name).is_file() for name in written)
 
 
+@pytest.fixture
+def case(served, tmp_path):
+    """The folder of the images of a case of its own."""
+    images, output = served.input / "images", served.output / "images"
+    for number, folder in enumerate((images, output)):
+        if folder.exists():
+            folder.rename(tmp_path / str(number))
+    (images / "mri").mkdir(parents=True)
+    yield images / "mri"
+    for number, folder in enumerate((images, output)):
+        shutil.rmtree(folder, ignore_errors=True)
+        if (tmp_path / str(number)).exists():
+            (tmp_path / str(number)).rename(folder)
+
+
+def test_hidden_files_beside_an_image_are_no_images(served, case):
+    _scan(case)
+    (case / "._scan.nii.gz").write_bytes(b"Mac OS X")
+    (case.parent / "__MACOSX").mkdir()
+    (case.parent / "__MACOSX" / "scan.nii.gz").write_bytes(b"Mac OS X")
+
+    status, body, _ = served.ask("/invoke")
+
+    assert status == 201
+    assert json.loads(body)["written"] == ["images/liver-segmentation/output.mha"]
+
+
+def test_a_bad_image_leaves_no_masks_of_the_others(served, case):
+    _scan(case, "a.nii.gz")
+    (case / "b.nii.gz").write_bytes(b"this is no image")
+
+    status, body, _ = served.ask("/invoke")
+
+    assert status == 422
+    assert "b.nii.gz" in json.loads(body)["error"]
+    assert not list(served.output.rglob("*.mha"))
+
+
 def test_invoke_without_an_image_says_what_is_missing(served, tmp_path):
     app_input = served.input / "images"
     hidden = app_input.rename(tmp_path / "hidden")

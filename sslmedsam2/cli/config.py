@@ -51,16 +51,15 @@ class ConfiguredCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Refuse empty paths, which would mean the current folder: a variable was not set."""
-        paths = {
-            name
-            for option in self.params
-            if isinstance(option.type, click.Path)
-            for name in option.opts
-        }
-        for place, word in enumerate(args):
-            name = word.removesuffix("=")
-            if name in paths and (name != word or args[place + 1 : place + 2] == [""]):
-                raise UsageError(name, reason="its value is empty", remedy="Give a path")
+        # As they were typed: click.Path makes a full stop of an empty one.
+        typed, _, _ = self.make_parser(ctx).parse_args(list(args))
+        for param in self.params:
+            if _is_empty_path(param, typed.get(param.name or "")):
+                raise _empty_path(
+                    f"--{_option_name(param)}"
+                    if isinstance(param, click.Option)
+                    else param.human_readable_name
+                )
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -232,6 +231,8 @@ def _checked_value(ctx: click.Context, option: click.Option, value: Any, *, subj
         value = ",".join(str(item) for item in value)
     elif option.multiple and not isinstance(value, list):
         value = [value]
+    if _is_empty_path(option, value):
+        raise _empty_path(subject)
     problem = f"{json.dumps(value, default=str)} is not a value for --{_option_name(option)}"
     if isinstance(value, dict) or (isinstance(value, bool) and not option.is_flag):
         raise UsageError(subject, reason=problem, remedy="See the command's --help")
@@ -244,6 +245,16 @@ def _checked_value(ctx: click.Context, option: click.Option, value: Any, *, subj
             subject, reason=problem.rstrip("."), remedy="See the command's --help"
         ) from error
     return value
+
+
+def _is_empty_path(param: click.Parameter, value: Any) -> bool:
+    """Return whether a parameter that takes paths has an empty one among its values."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return isinstance(param.type, click.Path) and "" in values
+
+
+def _empty_path(subject: str) -> UsageError:
+    return UsageError(subject, reason="its value is empty", remedy="Give a path")
 
 
 def _option_name(option: click.Option) -> str:

@@ -6,7 +6,9 @@ with options only, does the task of the challenge: ``predict`` from ``/input`` t
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -23,6 +25,7 @@ from sslmedsam2.errors import ExitCode, SslMedSam2Error
 from sslmedsam2.imaging.atomic import output_error
 
 _LOG = logging.getLogger(__name__)
+_OF_WRITING_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EEXIST)
 
 
 class _Entry(NamedTuple):
@@ -115,6 +118,7 @@ def main(args: Sequence[str] | None = None) -> int:
     (``--verbose`` adds the traceback); anything else is a defect and keeps its traceback.
     """
     _replace_closed_streams()
+    _let_streams_take_any_text()
     try:
         result = cli.main(args=None if args is None else list(args), standalone_mode=False)
     except click.ClickException as error:
@@ -125,17 +129,34 @@ def main(args: Sequence[str] | None = None) -> int:
         write_error(str(error))
         return int(error.exit_code)
     except OSError as error:
-        # Raised by libraries that write files themselves, such as nnU-Net its logs.
+        # Of a path looked up, or of a library that writes files itself, such as nnU-Net its logs.
         _LOG.debug("where the error arose", exc_info=True)
         # A stream has no name, and a library may have named its file in bytes.
         name = error.filename if isinstance(error.filename, (str, bytes)) else None
-        path = Path(os.fsdecode(name) if name else "standard output or a file")
-        write_error(str(output_error(path, error)))
+        write_error(str(_file_error(Path(os.fsdecode(name)) if name else None, error)))
         return int(ExitCode.SOME_CASES_FAILED)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
     return int(result or ExitCode.OK)
+
+
+def _file_error(path: Path | None, error: OSError) -> SslMedSam2Error:
+    """Say what failed; whether a file was read or written, most errors do not tell."""
+    if path is None or error.errno in _OF_WRITING_ONLY:
+        return output_error(path or Path("standard output or a file"), error)
+    return SslMedSam2Error(
+        path,
+        reason=f"cannot be read or written ({error.strerror})",
+        remedy="Check the path, and what this user may do with it",
+    )
+
+
+def _let_streams_take_any_text() -> None:
+    """Print names of files that are no text with backslashes, as Python does on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _replace_closed_streams() -> None:

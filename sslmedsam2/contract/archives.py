@@ -10,15 +10,19 @@ from __future__ import annotations
 import errno
 import logging
 import lzma
+import os
 import shutil
+import signal
 import stat
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import FrameType
 from typing import IO, Final
 
 from sslmedsam2.contract.folder_rules import folder_name
@@ -74,6 +78,7 @@ def open_archives(
     """Unpack zip archives while the context is open: those below an input, or the input itself.
 
     Archives in archives are not unpacked. Errors that leave the context name the given paths.
+    SIGTERM raises SystemExit, unless it has another handler.
 
     Parameters
     ----------
@@ -84,7 +89,8 @@ def open_archives(
 
     Raises OutputError: the temporary folder cannot be written.
     """
-    if input_path.is_file() and _is_archive(input_path):
+    # Unlike those of pathlib, these do not raise for a path in a closed folder.
+    if os.path.isfile(input_path) and _is_archive(input_path):  # noqa: PTH113
         root, only = input_path.parent, (input_path,)
     else:
         root = input_path
@@ -94,7 +100,10 @@ def open_archives(
         return
     if temporary is not None:
         temporary.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacked-", dir=temporary) as folder:
+    with (
+        _unwound_by_sigterm(),
+        tempfile.TemporaryDirectory(prefix=".unpacked-", dir=temporary) as folder,
+    ):
         copy = Path(folder) / folder_name(root)
         try:
             sizes, problems = _checked(archives, free=shutil.disk_usage(folder).free)
@@ -125,6 +134,33 @@ def open_archives(
             raise error.reworded(opened.shown) from error
 
 
+@contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM leave the context as an error does: images of patients must not stay behind."""
+
+    def is_main() -> bool:
+        return threading.current_thread() is threading.main_thread()
+
+    if not is_main() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    owner = os.getpid()
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        if os.getpid() == owner:
+            raise SystemExit(128 + number)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        # An unfinished context is closed later, in any thread.
+        if is_main() and signal.getsignal(signal.SIGTERM) is leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _moved(problem: InputError, root: Path, copy: Path) -> InputError:
     """Return a problem of an archive with its path in the copy, like all other paths."""
     archive = Path(problem.subject)
@@ -141,12 +177,12 @@ def _is_archive(path: Path) -> bool:
 
 
 def _find(root: Path, only: Sequence[Path]) -> list[Path]:
-    if not root.is_dir():
+    if not os.path.isdir(root):  # noqa: PTH112
         return []
     folders = walk(root, only=only).folders
     found = [path for folder in folders for path in folder.others if _is_archive(path)]
     # A file comes before links to it.
-    return sorted(found, key=lambda path: (path.is_symlink(), path))
+    return sorted(found, key=lambda path: (os.path.islink(path), path))  # noqa: PTH114
 
 
 def _mirror(real: Path, copy: Path, archives: Sequence[Path], *, only: Sequence[Path]) -> None:

@@ -1,4 +1,9 @@
-"""Walk an input folder: any depth, each real folder once, no hidden files, no fatal error."""
+"""Walk an input folder: any depth, each real folder once, no hidden files, no fatal error.
+
+Paths are asked through `os.path`: pathlib raises where a link leads into a closed folder.
+"""
+
+# ruff: noqa: PTH110, PTH112, PTH113, PTH114
 
 from __future__ import annotations
 
@@ -14,6 +19,8 @@ from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
 
 _OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
+_CLOSED = "may not be read: this user may not enter a folder on the way"
+_OPEN_IT = "Make it readable for the user that runs the program"
 
 
 @dataclass(frozen=True)
@@ -29,8 +36,8 @@ class Folder:
     others
         Other regular files.
     oddities
-        One error for each entry that is named like a volume but is no file: a broken link, a
-        folder, a pipe.
+        One error for each entry that is named like a volume but is no file: a broken link, a link
+        into a closed folder, a folder, a pipe.
     """
 
     path: Path
@@ -52,11 +59,13 @@ class Tree:
 def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
     """List an input, a folder or a single file, without results of this program.
 
-    Raises NoInputError: the path does not exist.
+    Raises NoInputError: the path does not exist or may not be read.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return walk(path, only=only, skipped_names=_OWN_OUTPUT)
-    if not path.is_file():
+    if _is_closed(path):
+        raise NoInputError(path, reason=_CLOSED, remedy=_OPEN_IT)
+    if not os.path.isfile(path):
         raise NoInputError(
             path,
             reason="does not exist",
@@ -66,11 +75,13 @@ def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
 
 
 def require_folder(path: Path) -> None:
-    """Raise NoInputError if a path is no folder: missing, an archive or another file."""
-    if path.is_dir():
+    """Raise NoInputError if a path is no folder: missing, closed, an archive or another file."""
+    if os.path.isdir(path):
         return
     reason, remedy = "there is no such folder", "Check the path"
-    if path.is_file():
+    if _is_closed(path):
+        reason, remedy = _CLOSED, _OPEN_IT
+    elif os.path.isfile(path):
         reason, remedy = "it is a file", "Give the folder that holds the images"
         if path.name.lower().endswith(ARCHIVE_SUFFIX):
             reason, remedy = "it is an archive, which is not opened here", "Unpack it first"
@@ -91,7 +102,7 @@ def walk(
     notes: list[str] = []
     seen: dict[tuple[int, int], Path] = {}
     above = {_identity_of(parent) for parent in root.resolve().parents}
-    starts = [path for path in only if path.is_dir()] if only else [root]
+    starts = [path for path in only if os.path.isdir(path)] if only else [root]
     waiting, linked = deque(starts), deque[Path]()
     while waiting or linked:
         # Links wait until all real folders are listed: a case is named by its real folder.
@@ -120,7 +131,7 @@ def walk(
     listed = {folder.path for folder in folders}
     files: dict[Path, set[Path]] = defaultdict(set)
     for path in only:
-        if path.is_file() and path.parent not in listed:
+        if os.path.isfile(path) and path.parent not in listed:
             files[path.parent].add(path)
     folders += [_folder_of(path, sorted(found)) for path, found in files.items()]
     folders.sort(key=lambda folder: folder.path)
@@ -129,7 +140,7 @@ def walk(
 
 def leads_above(path: Path) -> bool:
     """Return whether a path is a link to a folder that holds it."""
-    if not path.is_symlink():
+    if not os.path.islink(path):
         return False
     # Unlike Path.resolve, this takes a link in a circle.
     folder, target = (Path(os.path.realpath(one)) for one in (path.parent, path))
@@ -164,14 +175,16 @@ def _is(kind: Callable[[], bool]) -> bool:
 
 def _oddity(path: Path) -> InputError:
     """Describe an entry named like a volume that cannot be opened as a file."""
-    if path.is_dir():
+    if _is_closed(path):
+        return InputError(path, kind="permission_denied", reason=_CLOSED, remedy=_OPEN_IT)
+    if os.path.isdir(path):
         return InputError(
             path,
             kind="folder_as_volume",
             reason="is a folder though it is named like a volume",
             remedy="Move the file inside it up one level",
         )
-    if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 (a link in a circle raises in pathlib)
+    if os.path.islink(path) and not os.path.exists(path):
         return InputError(
             path,
             kind="broken_link",
@@ -186,10 +199,19 @@ def _oddity(path: Path) -> InputError:
     )
 
 
+def _is_closed(path: Path) -> bool:
+    """Return whether this user may not enter a folder on the way to a path."""
+    try:
+        path.stat()
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
+
+
 def _unreadable(path: Path, error: OSError) -> InputError:
     return InputError(
         path,
         kind="unreadable_folder",
         reason=f"cannot be listed ({error.strerror})",
-        remedy="Make it readable for the user that runs the program",
+        remedy=_OPEN_IT,
     )

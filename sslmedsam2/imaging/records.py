@@ -83,14 +83,12 @@ def write_record(path: Path, record: object) -> None:
 
 def record_text(record: object) -> str:
     """Return a record as `write_record` writes it; raises TypeError as that does."""
-    content = msgspec.json.encode(record, enc_hook=_to_plain)
-    return msgspec.json.format(content, indent=1).decode("utf-8") + "\n"
+    return msgspec.json.format(_encoded(record), indent=1).decode("utf-8") + "\n"
 
 
 def key_of(content: object) -> str:
     """Return the SHA-256 of any JSON content, independent of the order of mappings."""
-    plain = msgspec.json.encode(content, enc_hook=_to_plain, order="deterministic")
-    return hashlib.sha256(plain).hexdigest()
+    return hashlib.sha256(_encoded(content, order="deterministic")).hexdigest()
 
 
 def utc_now() -> str:
@@ -118,6 +116,23 @@ def move_aside(path: Path, *, why: str) -> Path:
         raise output_error(target, error) from error
     logger.warning("%s was renamed to %s: %s", path, target.name, why)
     return target
+
+
+def _encoded(content: object, *, order: Literal["deterministic"] | None = None) -> bytes:
+    """Return content as JSON; names of files that are no UTF-8 have backslashes for those bytes."""
+    try:
+        return msgspec.json.encode(content, enc_hook=_to_plain, order=order)
+    except UnicodeEncodeError:
+        plain = msgspec.to_builtins(content, enc_hook=_to_plain)
+        return msgspec.json.encode(_as_unicode(plain), order=order)
+
+
+def _as_unicode(plain: Any) -> Any:
+    if isinstance(plain, str):
+        return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(plain, dict):
+        return {_as_unicode(key): _as_unicode(value) for key, value in plain.items()}
+    return [_as_unicode(one) for one in plain] if isinstance(plain, (list, tuple)) else plain
 
 
 def _to_plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ a record is complete.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -395,7 +396,8 @@ class _Pace:
 
 def _check_output_dir(options: PseudoLabelOptions) -> None:
     """Refuse an output folder in the query folder: the next run would take masks for queries."""
-    output, root = options.output_dir.resolve(), options.query_dir.resolve()
+    # Unlike Path.resolve, this takes a link in a circle.
+    output, root = (Path(os.path.realpath(one)) for one in (options.output_dir, options.query_dir))
     if root in (output, *output.parents):
         raise UsageError(
             options.output_dir,

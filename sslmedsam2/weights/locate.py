@@ -8,6 +8,7 @@ refused; a broken model is never skipped in favour of another.
 from __future__ import annotations
 
 import logging
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -85,7 +86,8 @@ def locate_models(
 
     Raises ModelError: there is no model, or it is incomplete or altered.
     """
-    folder = (_search() if model_dir is None else model_dir).resolve()
+    # Unlike Path.resolve, this takes a link in a circle.
+    folder = Path(os.path.realpath(_search() if model_dir is None else model_dir))
     if folder.is_file():
         raise ModelError(
             folder,
@@ -143,8 +145,18 @@ def _search() -> Path:
 
 
 def _holds_something(folder: Path) -> bool:
-    """Return whether a folder has visible content: platforms mount an empty one without a model."""
-    return folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir())
+    """Return whether a folder has visible content: platforms mount an empty one without a model.
+
+    Raises ModelError: it may not be read.
+    """
+    try:
+        return folder.is_dir() and any(not item.name.startswith(".") for item in folder.iterdir())
+    except OSError as error:
+        raise ModelError(
+            folder,
+            reason=f"cannot be listed ({error.strerror})",
+            remedy="Make it readable, or give the path of a model folder to --model",
+        ) from error
 
 
 def _listed(folder: Path, entry: ModelEntry, *, hash_weights: bool) -> ModelLocation:

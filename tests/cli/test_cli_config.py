@@ -14,6 +14,7 @@ def probe():
     """A command that returns the options it was given."""
 
     @click.command(cls=ConfiguredCommand)
+    @click.argument("scans", nargs=-1, type=click.Path(path_type=Path))
     @click.option("--input", "input_dir", type=click.Path(path_type=Path), default=Path("/input"))
     @click.option("--sequences", default="GED4")
     @click.option("--mode", type=click.Choice(["exact", "fast"]), default="exact")
@@ -43,6 +44,22 @@ def config(tmp_path):
 def test_an_empty_path_is_refused_and_does_not_mean_the_current_folder(probe, args):
     with pytest.raises(UsageError, match="--input: its value is empty"):
         probe(*args)
+
+
+@pytest.mark.parametrize("args", [[""], ["a", ""], ["--batch", "2", "", "a"], ["--", ""]])
+def test_an_empty_argument_is_refused_like_an_empty_option(probe, args):
+    with pytest.raises(UsageError, match="SCANS: its value is empty"):
+        probe(*args)
+
+
+@pytest.mark.parametrize("value", ["", [""], []])
+def test_an_empty_path_in_a_file_is_refused_like_an_empty_option(probe, config, value):
+    path = config({"input": value})
+
+    with pytest.raises(UsageError, match="key 'input': its value is empty") as caught:
+        probe("--config", path)
+
+    assert path in str(caught.value)
 
 
 def test_an_empty_value_of_another_option_is_for_its_command(probe):

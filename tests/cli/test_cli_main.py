@@ -1,4 +1,6 @@
 import errno
+import io
+import json
 import logging
 import subprocess
 import sys
@@ -188,6 +190,23 @@ def test_a_command_without_streams_does_its_work(tmp_path):
     assert "0001-A,T2" in table.read_text()
 
 
+def test_a_name_that_is_no_text_can_be_printed(monkeypatch, tmp_path):
+    for place in ("pred/M\udcfcl/T2_pred.nii.gz", "ref/M\udcfcl/mask_T2.nii.gz"):
+        write_scan(tmp_path / place, abdomen()[1], dtype=np.uint8)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "utf-8", errors="strict"))
+    table, scores = tmp_path / "scores.csv", tmp_path / "scores.json"
+
+    masks = ["--predictions", str(tmp_path / "pred"), "--references", str(tmp_path / "ref")]
+    code = cli_main.main(["evaluate", *masks, "--csv", str(table), "--json", str(scores)])
+
+    sys.stdout.flush()
+    assert code == ExitCode.OK
+    assert rb"M\udcfcl" in printed.getvalue()
+    assert rb"M\udcfcl" in table.read_bytes()
+    assert json.loads(scores.read_text())["rows"][0]["case"] == r"M\udcfcl"
+
+
 def test_the_entrypoint_works_from_any_folder(tmp_path):
     done = run_entrypoint(str(ENTRYPOINT), "--version", cwd=tmp_path)
 
@@ -219,3 +238,16 @@ def test_a_file_that_a_library_cannot_write_is_one_line(monkeypatch, capsys, nam
     assert cli_main.main([]) == ExitCode.SOME_CASES_FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: /data/out/progress.png: cannot be written (No space left")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOENT, errno.EIO])
+def test_an_error_of_reading_is_not_called_one_of_writing(monkeypatch, capsys, number):
+    def closed(**_):
+        raise OSError(number, "the cause", "/data/in/T2.nii.gz")
+
+    monkeypatch.setattr(cli_main.cli, "main", closed)
+
+    assert cli_main.main([]) == ExitCode.SOME_CASES_FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /data/in/T2.nii.gz: cannot be read or written (the cause). ")
+    assert "output" not in line

@@ -1,8 +1,12 @@
 """Zip archives: opened as folders, and what is refused of those that could harm."""
 
+import os
+import signal
 import struct
+import tempfile
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -334,3 +338,97 @@ def test_a_link_to_itself_beside_an_archive_is_reported_like_any_other(tmp_path)
         studies = find_studies(opened.path)
     assert [image.case for image in studies.series] == ["P1"]
     assert {problem.kind for problem in studies.problems} == {"broken_link"}
+
+
+@pytest.fixture
+def sigterm():
+    """Give SIGTERM its default handler, whatever runs the tests."""
+    former = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGTERM, former)
+
+
+def raise_sigterm():
+    # With the default handler this would end the tests.
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_sigterm_leaves_nothing_of_what_is_unpacked(tmp_path, monkeypatch):
+    archive = write_zip(tmp_path / "in" / "P1.zip", "T2.nii.gz")
+    unpacked = []
+
+    def unpack_half(_archive, target):
+        target.mkdir()
+        (target / "T2.nii.gz").write_bytes(b"scan")
+        unpacked.extend((tmp_path / "out").rglob("T2.nii.gz"))
+        raise_sigterm()
+
+    monkeypatch.setattr(archives, "_unpack", unpack_half)
+    with pytest.raises(SystemExit) as ended, open_archives(archive, temporary=tmp_path / "out"):
+        pass
+
+    assert ended.value.code == 143
+    assert unpacked
+    assert list((tmp_path / "out").iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_handler_that_is_there_stays(tmp_path):
+    archive = write_zip(tmp_path / "P1.zip", "T2.nii.gz")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with open_archives(archive):
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_handler_that_came_later_stays(tmp_path):
+    with open_archives(write_zip(tmp_path / "P1.zip", "T2.nii.gz")):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+@pytest.mark.usefixtures("sigterm")
+def test_sigterm_to_a_forked_process_ends_it_and_removes_nothing(tmp_path):
+    with open_archives(write_zip(tmp_path / "P1.zip", "T2.nii.gz")) as opened:
+        child = os.fork()
+        if child == 0:
+            try:
+                raise_sigterm()
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGTERM
+        assert list(opened.path.rglob("T2.nii.gz"))
+
+
+def test_archives_are_opened_in_any_thread(tmp_path):
+    archive = write_zip(tmp_path / "P1.zip", "T2.nii.gz")
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(found, archive).result() == {("P1", "T2"): "P1.zip/T2.nii.gz"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders have no such rights on Windows")
+def test_a_folder_whose_files_may_not_be_looked_at_is_no_error_of_the_temporary_folder():
+    # Any user may enter it, as pytest's own folder is not.
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        archive = write_zip(root / "in" / "P1.zip", "T2.nii.gz")
+        (root / "in" / "T1.nii.gz").symlink_to("elsewhere.nii.gz")
+        root.chmod(0o755)
+        (root / "in").chmod(0o444)
+        is_superuser = os.geteuid() == 0
+        if is_superuser:
+            os.seteuid(65534)
+        try:
+            with open_archives(root / "in") as opened:
+                assert [problem.kind for problem in opened.problems] == ["damaged_archive"]
+                assert Path(opened.problems[0].subject).name == archive.name
+        finally:
+            if is_superuser:
+                os.seteuid(0)
+            (root / "in").chmod(0o755)

@@ -91,6 +91,25 @@ def test_what_json_cannot_hold_leaves_the_old_file(path):
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
 
 
+def test_names_of_files_that_are_no_utf_8_are_written_with_backslashes(path):
+    name = "M\udcfcller"
+    leaf = Leaf(float("nan"), (3, 4), Colour.BLUE)
+    write_record(
+        path, Tree(name, (leaf,), seconds={name: 1}, options={"a": [name]}, image=Path(name))
+    )
+
+    said = r"M\udcfcller"
+    assert json.loads(path.read_text(encoding="utf-8")) == {
+        "name": said,
+        "leaves": [{"size": None, "place": [3, 4], "colour": "blue"}],
+        "height": None,
+        "seconds": {said: 1},
+        "options": {"a": [said]},
+        "alive": True,
+        "image": said,
+    }
+
+
 def test_what_may_be_missing_takes_its_default(path):
     assert read(path, {"name": "oak", "leaves": []}) == Tree("oak", ())
     assert read(path, tree(height=None)).height is None
@@ -153,6 +172,7 @@ def test_a_missing_record_is_named_or_none(path, caplog):
 def test_a_key_depends_on_content_and_not_on_order():
     assert key_of({"a": 1, "b": (2, 3)}) == key_of({"b": [2, 3], "a": 1})
     assert key_of({"a": 1}) != key_of({"a": 2})
+    assert key_of({"\udcfc": 1, "a": "\udcfc"}) == key_of({"a": "\udcfc", "\udcfc": 1})
 
 
 def test_what_is_moved_aside_keeps_its_content_and_never_replaces_another(tmp_path, caplog):

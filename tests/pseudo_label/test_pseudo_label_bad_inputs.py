@@ -10,7 +10,7 @@ from pseudo_label_samples import Workplace
 from tiny_scans import SMALL_AFFINE_RAS, write_scan
 
 from sslmedsam2.contract.pseudo_label_outputs import Shard
-from sslmedsam2.errors import ExitCode, ModelError, NoInputError, UsageError
+from sslmedsam2.errors import ExitCode, ModelError, NoInputError, OutputError, UsageError
 from sslmedsam2.imaging.reading import read_mask
 from sslmedsam2.pseudo_label.pipeline import pseudo_label
 
@@ -218,3 +218,10 @@ def test_a_folder_that_another_run_writes_to_is_refused_but_not_another_shards(w
         pseudo_label(workplace.options(shard=Shard(2, 2)))
         with pytest.raises(UsageError, match="another process is writing there"):
             pseudo_label(workplace.options(shard=Shard(1, 2)))
+
+
+def test_an_output_that_is_a_link_in_a_circle_is_an_output_error(workplace):
+    workplace.output.symlink_to(workplace.output)
+
+    with pytest.raises(OutputError, match="cannot be written"):
+        pseudo_label(workplace.options())

@@ -75,7 +75,9 @@ def test_folder_that_is_no_model_is_refused_with_what_it_lacks(training, tmp_pat
 def test_path_that_is_no_folder_is_refused(tmp_path):
     (tmp_path / "model.zip").write_bytes(b"")
 
-    for name in ("absent", "model.zip"):
+    (tmp_path / "circle").symlink_to("circle")
+
+    for name in ("absent", "model.zip", "circle"):
         with pytest.raises(ModelError, match="no such folder"):
             locate_models(tmp_path / name)
 
@@ -105,6 +107,26 @@ def test_broken_platform_model_is_not_passed_over(weights_dir, places):
     (platform / "upload").mkdir(parents=True)
 
     with pytest.raises(ModelError, match="holds no dataset"):
+        locate_models()
+
+
+def test_a_platform_folder_that_may_not_be_read_is_not_passed_over(
+    weights_dir, places, monkeypatch
+):
+    platform, shipped = places
+    shutil.copytree(weights_dir, shipped)
+    platform.mkdir(parents=True)
+    iterdir = Path.iterdir
+
+    # Permissions do not bind root, who runs tests in containers.
+    def guarded(path):
+        if path == platform:
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+
+    with pytest.raises(ModelError, match=r"cannot be listed \(Permission denied\)"):
         locate_models()
 
 
