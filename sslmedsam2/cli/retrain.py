@@ -90,7 +90,9 @@ _OPTIONS = (
         help="Of each training.  [default: compact and wide 30, resenc 100; online twice that]",
     ),
     click.option(
-        "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact and wide 50, resenc 250]"
+        "--iterations-per-epoch",
+        type=click.IntRange(1),
+        help="[default: compact and wide 50, resenc 250]",
     ),
     present_file_option(
         "--start", help="Initial checkpoint; it must not have been trained on these patients."

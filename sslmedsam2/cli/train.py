@@ -54,7 +54,9 @@ from sslmedsam2.cli.shared_options import (
 @sequence_map_option
 @preset_option
 @click.option(
-    "--epochs", type=click.IntRange(1), help="Of each fold.  [default: compact and wide 28, resenc 100]"
+    "--epochs",
+    type=click.IntRange(1),
+    help="Of each fold.  [default: compact and wide 28, resenc 100]",
 )
 @click.option(
     "--final-epochs",
@@ -62,7 +64,9 @@ from sslmedsam2.cli.shared_options import (
     help="Of the final network.  [default: compact and wide 18, resenc 60]",
 )
 @click.option(
-    "--iterations-per-epoch", type=click.IntRange(1), help="[default: compact and wide 50, resenc 250]"
+    "--iterations-per-epoch",
+    type=click.IntRange(1),
+    help="[default: compact and wide 50, resenc 250]",
 )
 @contrast_option
 @click.option(

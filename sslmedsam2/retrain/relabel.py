@@ -54,7 +54,7 @@ _NEARLY_ALL: Final = 0.8
 """If this share of the unlabelled images fails, the round is given up."""
 _WEIGHT_ACROSS_SEQUENCES: Final = 0.5
 """Weight of the few-shot branch for sequences without reference masks. With labels in CT alone,
-both branches had the same Dice on T2 (0.81 and 0.80, ``benchmarks/RESULTS.md``)."""
+both branches had the same Dice on T2 (0.81 and 0.80, ``benchmarks/EARLIER_RESULTS.md``)."""
 _CONTRADICTION: Final = 0.5
 """A voxel is uncertain if the two probabilities differ by this much, whatever their mean."""
 
