@@ -28,7 +28,7 @@ number of iterations. The few-shot branch is the
 compact SAM2, which was trained on synthetic volumes. Nothing is chosen by the test volumes.
 
     python benchmarks/semi_supervised.py --proof p1 --draw 0 --arm a --arm c
-    python benchmarks/semi_supervised.py --json benchmarks/results/semi_supervised.json
+    python benchmarks/semi_supervised.py --plot docs/images/semi_supervised.png --json FILE
 
 Run again, it goes on in `--work-dir`. Without `--arm` it only sums up what is there.
 """

@@ -212,7 +212,7 @@ def speed() -> str:
 
 def proofs() -> str:
     """Return what unlabelled scans gain."""
-    found = results("semi_supervised_compact")
+    found = results("semi_supervised")
     return _table(
         ("labelled", "not labelled", "tested", "splits", *(title for _, title in _ARMS.values())),
         (
