@@ -119,24 +119,14 @@ def accuracy() -> str:
 def held_out() -> str:
     """Return Dice and Hausdorff distance of networks on volumes that they never saw."""
     ships, smaller = results("cross_validation_wide"), results("cross_validation")
-    folds = list(ships["preset"])
     rows = []
     for kind, title in _HELD_OUT.items():
-        of_ships = ships.get(kind, {"cases": []})["cases"]
-        of_smaller = smaller[kind]["cases"]
-        same_folds = [case for case in of_smaller if case["fold"] in folds]
-        rows.append((title, *map(_dice_distance_volumes, (of_ships, same_folds, of_smaller))))
-    heads = (
-        f"a network like the one that ships, {len(folds)} folds",
-        "a smaller network, the same folds",
-        f"the smaller network, {len(smaller['epochs'])} folds",
-    )
-    return _table(("scans", *heads), rows)
+        cases = (found[kind]["cases"] for found in (ships, smaller))
+        rows.append((title, *map(_dice_distance_volumes, cases)))
+    return _table(("scans", "networks like the one that ships", "smaller networks"), rows)
 
 
 def _dice_distance_volumes(cases: list[dict[str, Any]]) -> str:
-    if not cases:
-        return "not measured"
     dice, distance_mm = (fmean(case[key] for case in cases) for key in ("dice", "hausdorff_mm"))
     return f"{dice:.3f}, {distance_mm:.1f} mm ({len(cases)})"
 
