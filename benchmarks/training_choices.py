@@ -68,6 +68,8 @@ class Choice:
     preset: Preset = PRESETS["compact"]
 
 
+LONG_LOBES = RandomTransform(LongLobeTransform(longest=0.3, widest=0.09), 0.25)
+
 CHOICES = {
     "as before": Choice(),
     "random contrast in 15 % of the patches": Choice({"contrast_probability": 0.15}),
@@ -77,13 +79,14 @@ CHOICES = {
     "a third of the patches centred on liver": Choice(forced_liver=True),
     "no mirrored patches": Choice({"mirror_probability": 0.0}),
     "elastic deformation of half of the patches": Choice(geometry={"p_elastic_deform": 0.5}),
-    "long lobes in a quarter of the patches": Choice(
-        long_lobes=RandomTransform(LongLobeTransform(longest=0.3, widest=0.09), 0.25)
-    ),
+    "long lobes in a quarter of the patches": Choice(long_lobes=LONG_LOBES),
     "long lobes in 40 % of the patches": Choice(
         long_lobes=RandomTransform(LongLobeTransform(longest=0.4, widest=0.12), 0.4)
     ),
     "twice the features at the three finest resolutions": Choice(preset=PRESETS["wide"]),
+    "twice the features, long lobes in a quarter of the patches": Choice(
+        long_lobes=LONG_LOBES, preset=PRESETS["wide"]
+    ),
     "grid of 5 x 2.5 x 2.5 mm": Choice(
         preset=CompactPreset(spacing_zyx_mm=(5.0, 2.5, 2.5), patch_zyx=(40, 112, 112))
     ),
