@@ -37,7 +37,7 @@ from sslmedsam2.contract.identity import (
     nnunet_partner,
     without_channel,
 )
-from sslmedsam2.contract.outputs import GENERIC_SUFFIX, PREVIEW_FOLDER
+from sslmedsam2.contract.outputs import GENERIC_SUFFIX
 from sslmedsam2.contract.sequence_map import NO_MAP, NO_SEQUENCE, SKIP, SequenceMap
 from sslmedsam2.contract.walk import Folder, require_folder, walk
 from sslmedsam2.errors import InputError, NoInputError
@@ -123,7 +123,7 @@ def _unique(masks: Iterable[ImageFile], key: _Key, listing: MaskListing) -> dict
 
 def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap) -> MaskListing:
     require_folder(root)
-    tree = walk(root, skipped_names=frozenset({PREVIEW_FOLDER}))
+    tree = walk(root)
     by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
     identities: dict[Path, MaskKey] = {}
     for folder in tree.folders:

@@ -1,5 +1,7 @@
 """Walk an input folder: any depth, each real folder once, no hidden files, no fatal error.
 
+An output folder among the scans is recognised by its ``run_report.json``.
+
 Paths are asked through `os.path`: pathlib raises where a link leads into a closed folder.
 """
 
@@ -7,6 +9,7 @@ Paths are asked through `os.path`: pathlib raises where a link leads into a clos
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
@@ -14,11 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sslmedsam2.contract.names import VOLUME_SUFFIXES, is_hidden, split_volume_name
-from sslmedsam2.contract.outputs import PREDICTION_FOLDER, PREVIEW_FOLDER, SEG_FOLDER
+from sslmedsam2.contract.outputs import PREDICTION_FOLDER, SEG_FOLDER, report_path
 from sslmedsam2.errors import InputError, NoInputError
 from sslmedsam2.imaging.formats import ARCHIVE_SUFFIX
 
-_OWN_OUTPUT = frozenset({PREDICTION_FOLDER.lower(), PREVIEW_FOLDER, SEG_FOLDER})
+_OWN_FOLDERS = frozenset({PREDICTION_FOLDER.lower(), SEG_FOLDER})
 _CLOSED = "may not be read: this user may not enter a folder on the way"
 _OPEN_IT = "Make it readable for the user that runs the program"
 
@@ -62,7 +65,7 @@ def walk_input(path: Path, only: Sequence[Path] = ()) -> Tree:
     Raises NoInputError: the path does not exist or may not be read.
     """
     if os.path.isdir(path):
-        return walk(path, only=only, skipped_names=_OWN_OUTPUT)
+        return walk(path, only=only, skip_results=True)
     if _is_closed(path):
         raise NoInputError(path, reason=_CLOSED, remedy=_OPEN_IT)
     if not os.path.isfile(path):
@@ -88,18 +91,18 @@ def require_folder(path: Path) -> None:
     raise NoInputError(path, reason=reason, remedy=remedy)
 
 
-def walk(
-    root: Path, *, only: Sequence[Path] = (), skipped_names: frozenset[str] = frozenset()
-) -> Tree:
+def walk(root: Path, *, only: Sequence[Path] = (), skip_results: bool = False) -> Tree:
     """List ``root`` and everything below it, or ``only`` these files and folders below it.
 
     A folder that can be reached in several ways is listed once, preferably under its real path,
     so that links in a circle end; links that lead above ``root`` are not followed.
-    ``skipped_names`` (lower case) are folders that are not entered.
+    ``skip_results`` leaves out the folders ``LiSeg_pred`` and ``dicom_seg``, and the files that a
+    ``run_report.json`` lists as written.
     """
     folders: list[Folder] = []
     problems: list[InputError] = []
     notes: list[str] = []
+    results: set[Path] = set()
     seen: dict[tuple[int, int], Path] = {}
     above = {_identity_of(parent) for parent in root.resolve().parents}
     starts = [path for path in only if os.path.isdir(path)] if only else [root]
@@ -121,12 +124,19 @@ def walk(
         except OSError as error:
             problems.append(_unreadable(path, error))
             continue
-        entries = [entry for entry in entries if not is_hidden(entry.name)]
+        if skip_results:
+            results |= _results_in(path)
+        entries = [
+            entry
+            for entry in entries
+            if not is_hidden(entry.name) and path / entry.name not in results
+        ]
         folders.append(_list_folder(path, entries))
         for entry in entries:
             # A folder named like a volume is reported instead.
             is_open = split_volume_name(entry.name) is None and _is(entry.is_dir)
-            if is_open and entry.name.lower() not in skipped_names:
+            is_own = skip_results and entry.name.lower() in _OWN_FOLDERS
+            if is_open and not is_own:
                 (linked if entry.is_symlink() else waiting).append(path / entry.name)
     listed = {folder.path for folder in folders}
     files: dict[Path, set[Path]] = defaultdict(set)
@@ -136,6 +146,23 @@ def walk(
     folders += [_folder_of(path, sorted(found)) for path, found in files.items()]
     folders.sort(key=lambda folder: folder.path)
     return Tree(root=root, folders=tuple(folders), problems=tuple(problems), notes=tuple(notes))
+
+
+def _results_in(folder: Path) -> frozenset[Path]:
+    """Return the files that a run wrote, if its report is in this folder."""
+    try:
+        series = json.loads(report_path(folder).read_bytes())["series"]
+        written = [
+            name
+            for one in series
+            for name in (
+                *(one["output_path"], one.get("dicom_seg_path"), one.get("preview_path")),
+                *one.get("map_paths", ()),
+            )
+        ]
+        return frozenset(folder / name for name in written if name is not None)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return frozenset()
 
 
 def leads_above(path: Path) -> bool:

@@ -21,7 +21,7 @@ from sslmedsam2.contract.masks import (
     find_references,
     mask_key,
 )
-from sslmedsam2.contract.outputs import REPORT_NAME, report_path
+from sslmedsam2.contract.outputs import PAGE_FOLDER, REPORT_NAME, report_path
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import window_if_hounsfield
@@ -51,7 +51,6 @@ from sslmedsam2.submission.tables import ScoreRow
 
 _LOG = logging.getLogger(__name__)
 
-PAGE_FOLDER = "report"
 _LISTED_REFERENCES = 5
 
 

@@ -19,6 +19,7 @@ from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
     MASK_EXTENSION,
+    RUN_FOLDERS,
     Layout,
     bids_path,
     map_path,
@@ -61,7 +62,6 @@ from sslmedsam2.predict.inputs import (
 from sslmedsam2.predict.recorder import OnResult, RunRecorder
 from sslmedsam2.predict.resume import (
     COMPLETE,
-    RUN_FOLDERS,
     earlier_report,
     keep_done,
     keep_others,

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from sslmedsam2.contract.outputs import (
-    MAP_FOLDER,
-    PREDICTION_FOLDER,
-    PREVIEW_FOLDER,
-    SEG_FOLDER,
-    report_path,
-)
+from sslmedsam2.contract.outputs import RUN_FOLDERS, report_path
 from sslmedsam2.errors import InputError
 from sslmedsam2.imaging.geometry import same_grid
 from sslmedsam2.imaging.intensity import intensity_statistics
@@ -29,8 +23,6 @@ from sslmedsam2.reporting.volume_table import VOLUME_TABLE_NAME
 logger = logging.getLogger(__name__)
 
 COMPLETE = (SeriesStatus.OK, SeriesStatus.SKIPPED_RESUME, SeriesStatus.CHECK)
-RUN_FOLDERS = (PREDICTION_FOLDER, PREVIEW_FOLDER, MAP_FOLDER, SEG_FOLDER, "report")
-"""The folders that a run writes into its output folder."""
 _NEVER_A_SEG = "Use the NIfTI mask"
 """The remedy where images rule a DICOM-SEG out; after other errors it is tried again."""
 
@@ -111,9 +103,7 @@ def keep_others(
         if found is not None:
             kept.append(found)
             continue
-        for name in (one.output_path, one.preview_path, one.dicom_seg_path):
-            if name is not None and (output_dir / name).exists():
-                move_aside(output_dir / name, why="this run does not list it")
+        _move_aside((output_dir / name for name in one.files), why="this run does not list it")
     return tuple(kept)
 
 
@@ -198,9 +188,13 @@ def move_unmade_aside(target: SeriesTarget, result: SeriesResult | None) -> None
         paths += [target.mask_path, target.preview_path, *target.map_paths.values()]
     if target.dicom is not None and (result is None or result.dicom_seg_path is None):
         paths.append(target.dicom.seg_path)
+    _move_aside(filter(None, paths), why="this run has made none")
+
+
+def _move_aside(paths: Iterable[Path], *, why: str) -> None:
     for path in paths:
-        if path is not None and path.exists():
-            move_aside(path, why="this run has made none")
+        if path.exists():
+            move_aside(path, why=why)
 
 
 def _earlier(target: SeriesTarget, previous: RunReport | None) -> SeriesResult | None:

@@ -342,7 +342,7 @@ def _write(
     if status is SeriesStatus.OK and judged.is_to_check:
         status = SeriesStatus.CHECK
     # Before the mask: a scan that fails for its maps has none.
-    _write_maps(target, ready, found)
+    map_names = _write_maps(target, ready, found)
     write_mask(judged.mask_zyx, like=ready.volume, path=target.mask_path, dtype=target.mask_dtype)
     is_guess = status is SeriesStatus.FALLBACK
     seg_name, seg_warnings = _write_seg(target.dicom, judged.mask_zyx, is_guess=is_guess)
@@ -367,6 +367,7 @@ def _write(
         warnings=(*judged.warnings, *seg_warnings, *preview.warnings),
         dicom_seg_path=seg_name,
         preview_path=preview.name,
+        map_paths=map_names,
     )
 
 
@@ -393,12 +394,16 @@ def _write_seg(
     return target.seg_name, ()
 
 
-def _write_maps(target: SeriesTarget, ready: ReadyVolume, found: CanonicalSegmentation) -> None:
+def _write_maps(
+    target: SeriesTarget, ready: ReadyVolume, found: CanonicalSegmentation
+) -> tuple[str, ...]:
+    """Write the maps if they are wanted; return their names, relative to the run's folder."""
     if not target.map_paths or found.probability_zyx is None:
-        return
+        return ()
     native = to_native(found.probability_zyx, ready.canonical.reorientation)
     for kind, array in zip(MAP_KINDS, (native, entropy_bits(native)), strict=True):
         write_map(array, like=ready.volume, path=target.map_paths[kind])
+    return tuple(f"{path.parent.name}/{path.name}" for path in target.map_paths.values())
 
 
 def _world_place(

@@ -130,6 +130,8 @@ class SeriesResult:
         One line, or None.
     dicom_seg_path, preview_path
         Of the DICOM-SEG and of the preview, relative to the run's folder; None if none was written.
+    map_paths
+        Of the maps, relative to the run's folder.
     geometry
         Of the input; None if it could not be read.
     image_sha256
@@ -160,8 +162,15 @@ class SeriesResult:
     geometry: InputGeometry | None = None
     dicom_seg_path: str | None = None
     preview_path: str | None = None
+    map_paths: tuple[str, ...] = ()
     image_sha256: str | None = None
     mask_sha256: str | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Everything written for the series, relative to the run's folder."""
+        paths = (self.output_path, self.dicom_seg_path, self.preview_path, *self.map_paths)
+        return tuple(path for path in paths if path is not None)
 
     @property
     def key(self) -> tuple[str, str, str]:

@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -321,7 +322,7 @@ def test_results_of_an_earlier_run_are_not_taken_for_images(make):
         "anna_liver.nii.gz",
         "out/anna_liver.nii.gz",
         "out/LiSeg_pred/0930-A/GED4_pred.nii.gz",
-        "out/previews/x.nii.gz",
+        "out/dicom_seg/x_liver.nii.gz",
         "MR_liver.nii.gz",
     )
 
@@ -332,6 +333,32 @@ def test_results_of_an_earlier_run_are_not_taken_for_images(make):
         Path("anna_liver.nii.gz"),
         Path("out/anna_liver.nii.gz"),
     ]
+
+
+def test_files_that_the_report_of_a_run_lists_are_not_taken_for_images(make):
+    root = make("anna.nii.gz", "out/images/anna.mha", "out/maps/x.nii.gz", "out/maps/emil.nii.gz")
+    result = {
+        "output_path": "images/anna.mha",
+        "dicom_seg_path": None,
+        "map_paths": ["maps/x.nii.gz"],
+    }
+    (root / "out" / "run_report.json").write_text(json.dumps({"series": [result]}))
+
+    assert list(listed(find_studies(root))) == ["anna", "out_maps_emil"]
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"series": [{}]}', '{"series": [1]}', "\xff"])
+def test_a_report_that_is_none_hides_no_image(make, content):
+    root = make("anna.nii.gz")
+    (root / "run_report.json").write_bytes(content.encode("latin-1"))
+
+    assert list(listed(find_studies(root))) == ["anna"]
+
+
+def test_scans_in_a_folder_called_previews_are_used(make):
+    root = make("previews/anna.nii.gz")
+
+    assert list(listed(find_studies(root))) == ["previews_anna"]
 
 
 def test_a_missing_input_is_an_error(tmp_path):

@@ -17,6 +17,7 @@ from sslmedsam2.imaging.atomic import atomic_path
 from sslmedsam2.inference.segmenter import CanonicalSegmenter
 from sslmedsam2.predict import recorder, resume
 from sslmedsam2.predict.resume import reusable_result
+from sslmedsam2.predict.series import MAP_KINDS
 from sslmedsam2.reporting.run_report import SeriesStatus
 from sslmedsam2.submission.package import plan_package
 
@@ -449,6 +450,28 @@ def test_folders_of_the_user_that_are_called_as_those_of_a_run_stay(workplace):
         assert ended.exit_code == ExitCode.OK
         assert scan.exists()
     assert not list(workplace.input.glob("maps.replaced-*"))
+
+
+@pytest.mark.parametrize("layout", ["challenge", "bids", "grand-challenge"])
+def test_results_beside_the_scans_are_not_segmented_by_the_next_run(workplace, layout):
+    workplace.add("anna.nii.gz")
+    workplace.add("0001-A/GED4.nii.gz")
+    written = {"output_dir": workplace.input, "layout": layout, "maps": True, "previews": True}
+    before = [one.key for one in workplace.run(**written).report.series]
+
+    for resumed in (True, False):
+        ended = workplace.run(**written, resume=resumed)
+        assert [one.key for one in ended.report.series] == before
+        assert not ended.report.left_out
+
+
+def test_maps_of_a_scan_that_is_no_longer_listed_are_moved_aside(finished):
+    finished.run(maps=True)
+
+    finished.run(resume=True, mirror=True, input_path=finished.input / CASES[0])
+
+    maps = {f"maps/{kind}_{CASES[1]}_GED4.nii.gz" for kind in MAP_KINDS}
+    assert maps < files_aside(finished)
 
 
 def test_the_report_of_a_long_run_is_not_rewritten_after_each_series(workplace, monkeypatch):
