@@ -165,7 +165,9 @@ def predict(
     if options["layout"] != "challenge" and options["mask_format"] != "nii.gz":
         raise click.UsageError("--output-format needs --layout challenge")
     if options["sequence"] is not None:
-        [options["sequence"], *others] = parse_sequence_list(options["sequence"])
+        [options["sequence"], *others] = parse_sequence_list(
+            options["sequence"], option="--sequence"
+        )
         if others:
             raise click.UsageError("--sequence takes one sequence; --sequences takes several")
     options = for_cluster(cluster, options)

@@ -105,7 +105,10 @@ def _tell(record: PseudoLabelRecord, done: int, total: int) -> None:
 
 def _summarise(summary: PseudoLabelSummary) -> None:
     counts = ", ".join(f"{count} {word}" for word, count in summary.counts.items() if count)
-    interrupted = "interrupted after: " if summary.interrupted else ""
+    counts = counts or "nothing to do"
+    if summary.interrupted:
+        done = f"interrupted after: {counts}" if summary.records else "interrupted before any mask"
+        counts = f"{done}; the same command with --resume continues"
     left_out = len(summary.support_errors)
     note = f"; {left_out} labelled volume(s) left out" if left_out else ""
-    click.echo(f"{interrupted}{counts or 'nothing to do'}{note}; see {summary.table_path}")
+    click.echo(f"{counts}{note}; see {summary.table_path}")

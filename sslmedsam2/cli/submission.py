@@ -30,9 +30,9 @@ def evaluate(*, json_path: Path | None, csv_path: Path | None, **options: Any) -
     """Score masks against reference masks.
 
     Prints Dice, the full Hausdorff distance, HD95, the average symmetric surface distance and
-    the volume error of each case, and their means by sequence and vendor (in-distribution: A,
-    B1, B2). Exit code 0: every reference mask was compared with a mask that is not empty; 1: some
-    were not; 3: nothing to compare.
+    the volume error of each case, and their means by sequence and vendor. Exit code 0: every
+    reference mask was compared with a mask that is not empty; 1: some were not; 3: nothing to
+    compare.
     """
     from sslmedsam2.submission import evaluate as pipeline
     from sslmedsam2.submission.tables import format_tables
@@ -40,6 +40,8 @@ def evaluate(*, json_path: Path | None, csv_path: Path | None, **options: Any) -
     result = pipeline.evaluate(**options)
     pipeline.write_results(result, json_path=json_path, csv_path=csv_path)
     click.echo(format_tables(result.rows, result.summaries))
+    for path in filter(None, (json_path, csv_path)):
+        click.echo(f"scores in {path}")
     return result.exit_code
 
 

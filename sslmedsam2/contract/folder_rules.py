@@ -39,10 +39,14 @@ _Named = dict[Path, names.SequenceName | None]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A file that is or may be an image and is not used; ``reason`` is one clause."""
+    """A file that is or may be an image and is not used; ``reason`` is one clause.
+
+    ``image`` is None for a file that is no image of a case.
+    """
 
     path: Path
     reason: str
+    image: ImageFile | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ def _read_case(folder: Folder, named: _Named, *, root: Path) -> Discovery:
                 said = f"is taken for {sequence}, though its name says b = {b_value}"
                 notes.append(f"{chosen}: {said}")
             reason = f"{chosen.name} is taken for {sequence}"
-            left_out += [LeftOut(path, reason) for path in rejected]
+            left_out += [LeftOut(path, reason, replace(series[-1], path=path)) for path in rejected]
             notes += [f"{path}: {reason}" for path in rejected]
     series += without_sequence.series
     return Discovery(tuple(series), tuple(problems), tuple(notes), tuple(left_out))

@@ -73,12 +73,14 @@ class MaskListing:
 
 def find_predictions(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
     """List predicted masks; raises NoInputError if the folder is missing or has no masks."""
-    return _find_masks(root, _PREDICTION_FORMS, sequence_map)
+    remedy = "Name them <Case>/<MOD>_pred.nii.gz or <name>_liver.nii.gz"
+    return _find_masks(root, _PREDICTION_FORMS, sequence_map, remedy=remedy)
 
 
 def find_references(root: Path, *, sequence_map: SequenceMap = NO_MAP) -> MaskListing:
     """List reference masks; raises NoInputError if the folder is missing or has no masks."""
-    return _find_masks(root, _REFERENCE_FORMS, sequence_map)
+    remedy = "Name them <Case>/mask_<MOD>.nii.gz or mask_<name>.nii.gz"
+    return _find_masks(root, _REFERENCE_FORMS, sequence_map, remedy=remedy)
 
 
 def match_masks(
@@ -121,7 +123,9 @@ def _unique(masks: Iterable[ImageFile], key: _Key, listing: MaskListing) -> dict
     return {name: mask for name, mask in found if counts[name] == 1}
 
 
-def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap) -> MaskListing:
+def _find_masks(
+    root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap, *, remedy: str
+) -> MaskListing:
     require_folder(root)
     tree = walk(root)
     by_form: dict[_Form, list[ImageFile]] = defaultdict(list)
@@ -152,7 +156,7 @@ def _find_masks(root: Path, forms: tuple[_Form, ...], sequence_map: SequenceMap)
         raise NoInputError(
             root,
             reason=f"it holds no masks{cause}",
-            remedy="See the command's --help for the names",
+            remedy=remedy,
         )
     odd_masks = [error for error in odd if _form_of(Path(error.subject))[0] == chosen]
     unique, clashes = _split_duplicates(masks)

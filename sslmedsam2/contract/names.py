@@ -19,7 +19,6 @@ PREDICTED_SEQUENCES = (REQUIRED_SEQUENCE, "T1", "T2", "DWI_800")
 SEQUENCES = (*PREDICTED_SEQUENCES, "GED1", "GED2", "GED3")
 VOLUME_SUFFIXES = IMAGE_EXTENSIONS
 IN_DISTRIBUTION_VENDORS = ("A", "B1", "B2")
-UNSEEN_VENDOR = "C"
 
 _SEQUENCE_PATTERNS = (
     ("GED", re.compile(r"GED[ _-]?([1-4])", re.IGNORECASE)),
@@ -152,17 +151,17 @@ def other_b_value(stem: str) -> int | None:
     return None if value == 800 else value
 
 
-def parse_sequence_list(text: str) -> tuple[str, ...]:
+def parse_sequence_list(text: str, *, option: str = "--sequences") -> tuple[str, ...]:
     """Read a user's choice such as ``GED4,T1`` into canonical names in processing order.
 
-    Raises UsageError: a name is no sequence, or there is none.
+    Raises UsageError, which names the option: a name is no sequence, or there is none.
     """
     words = [word for word in re.split(r"[,;\s]+", text) if word]
     parsed = {word: parse_sequence(word) for word in words}
     unknown = [word for word, name in parsed.items() if name is None]
     if unknown or not words:
         raise UsageError(
-            f"sequences {text!r}",
+            f"{option} {text!r}",
             reason=f"no such sequence: {', '.join(unknown)}" if unknown else "the list is empty",
             remedy=f"Choose from {', '.join(SEQUENCES)}",
         )

@@ -131,7 +131,8 @@ def _without_own_results(images: list[ImageFile]) -> tuple[list[ImageFile], list
     kept, left_out = [], []
     for image in images:
         if is_own_result(image):
-            left_out.append(LeftOut(image.path, "it is named like a mask of another scan here"))
+            reason = "it is named like a mask of another scan here"
+            left_out.append(LeftOut(image.path, reason, image))
         else:
             kept.append(image)
     return kept, left_out
@@ -166,7 +167,7 @@ def _studies_of(
         # An image without a sequence is a case of its own.
         studies[folder if sequence else best[0].path, case] += best
         reason = f"{best[0].path.relative_to(root)} is taken for {sequence}"
-        left_out += [LeftOut(one.path, reason) for one in ranks if one is not best[0]]
+        left_out += [LeftOut(one.path, reason, one) for one in ranks if one is not best[0]]
     return {study: sorted(found, key=_by_case) for study, found in studies.items()}, left_out
 
 
@@ -223,13 +224,12 @@ def _keep_sequences(
     for image in images:
         if image.sequence is None and wanted is not None and image.path.parent in named:
             reason = "its name gives no sequence, and --sequences was given"
-            left_out.append(LeftOut(image.path, reason))
+            left_out.append(LeftOut(image.path, reason, image))
         elif image.sequence is None or image.sequence in (wanted or default):
             kept.append(image)
         else:
-            left_out.append(
-                LeftOut(image.path, f"{image.sequence} is used only if --sequences names it")
-            )
+            reason = f"{image.sequence} is used only if --sequences names it"
+            left_out.append(LeftOut(image.path, reason, image))
     return tuple(kept), left_out
 
 

@@ -17,6 +17,8 @@ SOFT: Final = 1e-3
 
 ROUNDED: Final = repair("soft_mask", f"voxels within {SOFT:g} of a whole label were rounded to it")
 _LISTED_VALUES: Final = 8
+_MOST_LABELS: Final = 150
+"""More different values than label maps of whole bodies have."""
 
 
 def liver_by_value(
@@ -55,7 +57,9 @@ def liver_by_value(
             path,
             kind="not_a_mask",
             reason=f"it holds {what} ({_listed(values)})",
-            remedy="Choose the liver's with --label, or give a mask of the liver alone",
+            remedy="It looks like an image: give its mask"
+            if len(values) > _MOST_LABELS
+            else "Choose the liver's with --label, or give a mask of the liver alone",
         )
     liver = np.abs(voxels_zyx - label) <= SOFT
     if not liver.any():

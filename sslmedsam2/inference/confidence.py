@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from sslmedsam2.imaging.records import read_record_or_none, sha256_file
 from sslmedsam2.imaging.volume import MaskZYX, bounding_box, faces
-from sslmedsam2.inference.postprocessing import keep_largest
+from sslmedsam2.inference.postprocessing import component_at
 from sslmedsam2.weights.model_files import CONFIDENCE_FILE, checkpoint_file
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Evidence:
         the sum of probabilities in the mask, over the sum of all probabilities plus the size of the
         mask. Before small components are removed.
     kept_share
-        Share of the foreground, on the model's grid, in its largest component.
+        Share of the foreground, on the model's grid, in the component of the mask.
     side_share
         Share of the mask's voxels on a face of the volume.
     """
@@ -172,11 +172,13 @@ def certainty_of(
     margin: npt.NDArray[np.float32],
     mask_zyx: MaskZYX,
     *,
+    mask: MaskZYX,
     spacing_mm: tuple[float, float, float],
 ) -> Certainty | None:
     """Return the certainty of a margin on the model's grid; None without a mask.
 
-    ``mask_zyx`` is the mask after clean-up, ``spacing_mm`` the spacing along the margin's axes.
+    ``mask_zyx`` is the mask after clean-up, ``mask`` the same on the model's grid, ``spacing_mm``
+    the spacing along its axes.
     """
     foreground = margin > 0
     n_foreground, n_mask = int(np.count_nonzero(foreground)), int(np.count_nonzero(mask_zyx))
@@ -184,13 +186,13 @@ def certainty_of(
         return None
     probability = probability_of(margin)
     positive = float(probability[foreground].sum())
-    largest = keep_largest(foreground.view(np.uint8))
+    kept = component_at(foreground.view(np.uint8), mask)
     evidence = Evidence(
         expected_dice=_expected(probability, margin, positive, n_foreground),
-        kept_share=int(np.count_nonzero(largest)) / n_foreground,
+        kept_share=int(np.count_nonzero(kept)) / n_foreground,
         side_share=sum(int(np.count_nonzero(face)) for face in faces(mask_zyx)) / n_mask,
     )
-    doubtful = _most_doubtful(probability, largest, spacing_mm=spacing_mm)
+    doubtful = _most_doubtful(probability, kept, spacing_mm=spacing_mm)
     return Certainty(evidence, positive / n_foreground, doubtful)
 
 
@@ -213,7 +215,7 @@ def _expected(
 
 def _most_doubtful(
     probability: npt.NDArray[np.float32],
-    largest: MaskZYX,
+    mask: MaskZYX,
     *,
     spacing_mm: tuple[float, float, float],
 ) -> tuple[float, float, float]:
@@ -222,18 +224,18 @@ def _most_doubtful(
     sigmas = [_DOUBT_SIGMA_MM / mm for mm in spacing_mm]
     # The filter at a voxel near the mask reaches this many voxels.
     reach = [_NEAR_VOXELS + int(_FILTER_ENDS * sigma + 0.5) for sigma in sigmas]
-    box = bounding_box(largest)
+    box = bounding_box(mask)
     assert box is not None
     around = tuple(
         slice(max(0, side.start - n), side.stop + n) for side, n in zip(box, reach, strict=True)
     )
-    near = ndimage.binary_dilation(largest[around], iterations=_NEAR_VOXELS)
+    near = ndimage.binary_dilation(mask[around], iterations=_NEAR_VOXELS)
     undecided = probability[around] * (1 - probability[around])
     smooth = ndimage.gaussian_filter(undecided, sigmas, truncate=_FILTER_ENDS)
     smooth[~near] = 0
     within = np.unravel_index(int(smooth.argmax()), smooth.shape)
     place = [side.start + index for side, index in zip(around, within, strict=True)]
-    a, b, c = ((index + 0.5) / size for index, size in zip(place, largest.shape, strict=True))
+    a, b, c = ((index + 0.5) / size for index, size in zip(place, mask.shape, strict=True))
     return float(a), float(b), float(c)
 
 

@@ -54,10 +54,19 @@ _RELAXED_SIGMA_MM: Final = 5.0
 
 @dataclass(frozen=True)
 class Component:
-    """The component that was kept, and the number of components before."""
+    """The component that was kept.
+
+    Attributes
+    ----------
+    n_components
+        Number of components before.
+    removed_share
+        Size of the largest component that was removed, as a share of the kept one.
+    """
 
     mask_zyx: MaskZYX
     n_components: int
+    removed_share: float = 0.0
 
 
 def keep_liver(mask_zyx: MaskZYX) -> Component:
@@ -78,9 +87,11 @@ def keep_liver(mask_zyx: MaskZYX) -> Component:
     across = ndimage.center_of_mass(mask_zyx[box], labels, np.arange(1, len(sizes)))
     from_left = np.array([box[2].start + x for _, _, x in across]) / mask_zyx.shape[2]
     weights = np.exp(-0.5 * ((from_left - TYPICAL_CENTRE[2]) / _SIDE_SPREAD) ** 2)
+    kept = 1 + int((sizes[1:] * weights).argmax())
+    removed = int(np.delete(sizes, kept).max())
     cleaned = np.zeros_like(mask_zyx)
-    cleaned[box] = _without_holes(labels == 1 + (sizes[1:] * weights).argmax())
-    return Component(mask_zyx=cleaned, n_components=len(sizes) - 1)
+    cleaned[box] = _without_holes(labels == kept)
+    return Component(cleaned, len(sizes) - 1, removed_share=removed / int(sizes[kept]))
 
 
 def _without_holes(mask_zyx: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
@@ -93,6 +104,17 @@ def _without_holes(mask_zyx: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     rimmed = np.pad(mask_zyx, ((0, 0), (1, 1), (1, 1)))
     regions, _ = ndimage.label(~rimmed, structure=within_slices)
     return (regions != regions[:, :1, :1])[:, 1:-1, 1:-1]
+
+
+def component_at(foreground: MaskZYX, mask: MaskZYX) -> MaskZYX:
+    """Return the 26-connected component that shares most voxels with a mask on the same grid.
+
+    It is the largest one if none shares any.
+    """
+    labels, sizes = components(foreground)
+    shared = np.bincount(labels[mask > 0], minlength=len(sizes))
+    shared[0] = 0
+    return (labels == (shared if shared.any() else sizes).argmax()).view(np.uint8)
 
 
 def keep_largest(mask_zyx: MaskZYX) -> MaskZYX:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from sslmedsam2.imaging.volume import Box, bounding_box
+from sslmedsam2.imaging.volume import Box, MaskZYX, bounding_box
 from sslmedsam2.inference.model_folder import ModelSpec
 from sslmedsam2.inference.resampling import (
     Resampler,
@@ -127,6 +127,16 @@ def canonical_place(
     ]
     z, y, x = (places[axis] for axis in np.argsort(prepared.transpose_forward))
     return z, y, x
+
+
+def mask_on_model_grid(mask_zyx: MaskZYX, prepared: Prepared, *, shape: tuple[int, ...]) -> MaskZYX:
+    """Return a mask at the nearest voxels of the model's grid, whose shape is given."""
+    cropped = mask_zyx.transpose(prepared.transpose_forward)[prepared.crop]
+    nearest = (
+        ((np.arange(n) + 0.5) * (length / n)).astype(np.intp)
+        for n, length in zip(shape, cropped.shape, strict=True)
+    )
+    return cropped[np.ix_(*nearest)]
 
 
 def _uncropped(array: npt.NDArray[_Voxel], prepared: Prepared) -> npt.NDArray[_Voxel]:

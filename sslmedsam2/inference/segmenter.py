@@ -31,6 +31,7 @@ from sslmedsam2.inference.preprocessing import (
     Prepared,
     canonical_place,
     mask_from_margin,
+    mask_on_model_grid,
     on_model_grid,
     prepare,
     probability_from_margin,
@@ -111,6 +112,8 @@ class CanonicalSegmentation:
         After clean-up: one component without holes, or empty.
     n_components
         Number of components before clean-up.
+    removed_share
+        Size of the largest component that clean-up removed, as a share of the mask.
     mean_confidence
         Mean foreground probability over the foreground before clean-up; None without a mask.
     estimate
@@ -130,6 +133,7 @@ class CanonicalSegmentation:
 
     mask_zyx: MaskZYX
     n_components: int
+    removed_share: float
     mean_confidence: float | None
     estimate: DiceEstimate | None
     evidence: Evidence | None
@@ -255,12 +259,18 @@ class CanonicalSegmenter:
             if liver.n_components == 0:
                 likeliest = relaxed_margin(margin, voxel_mm=self._spec.spacing_mm)
                 relaxed = keep_liver(mask_from_margin(likeliest, prepared)).mask_zyx
-            sure = certainty_of(margin, liver.mask_zyx, spacing_mm=self._spec.spacing_mm)
+            sure = certainty_of(
+                margin,
+                liver.mask_zyx,
+                mask=mask_on_model_grid(liver.mask_zyx, prepared, shape=margin.shape),
+                spacing_mm=self._spec.spacing_mm,
+            )
             if with_probability:
                 probability = probability_from_margin(margin, prepared)
         return CanonicalSegmentation(
             mask_zyx=liver.mask_zyx,
             n_components=liver.n_components,
+            removed_share=liver.removed_share,
             mean_confidence=sure.mean_confidence if sure else None,
             estimate=self._calibration.estimate(sure.evidence)
             if self._calibration and sure

@@ -284,6 +284,14 @@ class InputImages:
         self._input_dir = input_path if input_path.is_dir() else input_path.parent
         self._archives = open_archives(input_path, only=only)
 
+    def holds(self, input_name: str) -> bool:
+        """Whether there is an image of this name; True for DICOM, which is not searched."""
+        return (
+            input_name.startswith(DICOM_SCHEME)
+            or (self._input_dir / input_name).exists()
+            or (self._opened.path / input_name).exists()
+        )
+
     def read(self, input_name: str) -> Volume:
         """Read an image.
 

@@ -107,7 +107,8 @@ def report(options: ReportOptions) -> WrittenPage:
     Raises
     ------
     NoInputError
-        No usable ``run_report.json``, no such input folder, or no reference masks.
+        No usable ``run_report.json``, no input folder with an image of the run, or no reference
+        masks.
     UsageError
         The folder of the page holds other files.
     OutputError
@@ -129,6 +130,7 @@ def write_results_page(
     folder = options.output_dir or options.run_dir / PAGE_FOLDER
     check_page_folder(folder)
     views = _ViewWriter(options, folder)
+    views.check_input(run)
     reasons = {dicom_input_name(row.case, row.series): row.reason for row in run.dicom}
     entries = []
     results = sorted(run.series, key=lambda result: result.key)
@@ -177,10 +179,21 @@ class _ViewWriter:
 
     def __init__(self, options: ReportOptions, folder: Path) -> None:
         path = _checked_input(options.input_path)
-        self._run_dir = options.run_dir
+        self._run_dir, self._input = options.run_dir, path
         self._images = None if path is None else InputImages(path, only=options.only)
         self._folder = folder
         self._folders = (options.run_dir, path.parent if path and path.is_file() else path)
+
+    def check_input(self, run: RunReport) -> None:
+        """Raise NoInputError if the input holds no image of the run, before a page is replaced."""
+        if self._images is None or not run.series:
+            return
+        if not any(self._images.holds(result.input_path) for result in run.series):
+            raise NoInputError(
+                self._input,
+                reason="it holds no scan of this run",
+                remedy="Give the folder that predict was given, or leave --input out",
+            )
 
     def add(self, entry: PageEntry, *, reference_path: Path | None) -> PageEntry:
         """Write the script of a series and return the completed entry."""

@@ -7,6 +7,7 @@ often), so that a run that was killed can be resumed.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from sslmedsam2.contract.archives import OpenedInput, open_archives
+from sslmedsam2.contract.folder_rules import LeftOut
+from sslmedsam2.contract.names import split_volume_name
 from sslmedsam2.contract.outputs import (
     DEFAULT_SLUG,
     MASK_EXTENSION,
@@ -353,15 +356,7 @@ class _Plan:
 def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocation]) -> _Plan:
     """Sort files and DICOM series by whether a model serves them."""
     targets: list[SeriesTarget] = []
-    left_out = [
-        LeftOutRecord(
-            one.path.parent.name,
-            WITHOUT_SEQUENCE,
-            input_name(one.path, options.input_path),
-            one.reason,
-        )
-        for one in inputs.left_out
-    ]
+    left_out = [_left_out_record(one, inputs, options) for one in inputs.left_out]
     for series in inputs.studies.series:
         target = _target(series, input_name(series.path, options.input_path), options)
         model = _model_or_reason(target, models)
@@ -384,6 +379,20 @@ def _plan(inputs: Inputs, options: PredictOptions, models: Sequence[ModelLocatio
     problems = [_problem_result(problem, options) for problem in inputs.studies.problems]
     problems += [_unusable_result(row) for row in inputs.dicom_rows if row.use == "unusable"]
     return _Plan(tuple(targets), tuple(problems), tuple(left_out), rows)
+
+
+def _left_out_record(one: LeftOut, inputs: Inputs, options: PredictOptions) -> LeftOutRecord:
+    name = input_name(one.path, options.input_path)
+    if one.image is not None:
+        sequence = one.image.sequence or WITHOUT_SEQUENCE
+        return LeftOutRecord(one.image.case, sequence, name, one.reason)
+    is_at_the_top = one.path.parent == options.input_path
+    case = one.path.name.partition(".")[0] if is_at_the_top else one.path.parent.name
+    if inputs.dicom is not None and split_volume_name(one.path.name) is None:
+        # A picture or a document beside DICOM is often named after the patient.
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
+        case = name = f"file-{digest[:10]}"
+    return LeftOutRecord(case, WITHOUT_SEQUENCE, name, one.reason)
 
 
 def _model_or_reason(target: SeriesTarget, models: Sequence[ModelLocation]) -> ModelLocation | str:

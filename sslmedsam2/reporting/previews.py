@@ -164,9 +164,12 @@ def _cut(text: str, font: Font, *, width: int) -> str:
 
 
 def _font(size: int) -> Font:
+    import matplotlib
     from PIL import ImageFont
 
-    return ImageFont.load_default(size)
+    # Pillow's own font has no letters beyond ASCII.
+    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), size)
 
 
 def _save(canvas: Image, target: Path | io.BytesIO) -> None:

@@ -24,9 +24,9 @@ from sslmedsam2.submission.tables import GroupMeans, ScoreRow, rows_as_csv, summ
 
 _LOG = logging.getLogger(__name__)
 _VENDOR_GROUPS = {
-    "in-distribution": names.IN_DISTRIBUTION_VENDORS,
-    f"vendor {names.UNSEEN_VENDOR}": (names.UNSEEN_VENDOR,),
+    f"vendors {', '.join(names.IN_DISTRIBUTION_VENDORS)}": names.IN_DISTRIBUTION_VENDORS
 }
+"""Of the challenge's training set; its other vendor, C, is in the test set only."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,6 @@ def _check_grid(predicted: MaskVolume, expected: MaskVolume) -> None:
     raise InputError(
         predicted.source.path,
         kind="geometry_mismatch",
-        reason=f"it lies on another grid than its reference ({difference})",
-        remedy="Write masks on the grid of the image",
+        reason=f"it lies on another grid than its reference {expected.source.path} ({difference})",
+        remedy="Check that both are of the same scan, and write masks on the grid of the image",
     )

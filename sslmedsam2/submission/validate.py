@@ -19,6 +19,8 @@ from sslmedsam2.contract.archives import OpenedInput, open_archives
 from sslmedsam2.contract.folder_rules import Discovery
 from sslmedsam2.contract.outputs import PREDICTION_FOLDER, mask_path, prediction_name
 from sslmedsam2.contract.studies import find_studies
+from sslmedsam2.contract.walk import walk_input
+from sslmedsam2.dicom.files import find_dicom_files
 from sslmedsam2.errors import ExitCode, InputError, NoInputError
 from sslmedsam2.imaging.formats import NIFTI_EXTENSIONS, image_extension
 from sslmedsam2.imaging.geometry import same_grid
@@ -77,7 +79,7 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
     Raises
     ------
     NoInputError
-        The input holds no study, or the output folder does not exist.
+        The input holds no study, or DICOM only, or the output folder does not exist.
     """
     if not output_dir.is_dir():
         raise NoInputError(output_dir, reason="there is no such folder", remedy="Check --output")
@@ -93,8 +95,16 @@ def validate(*, input_path: Path, output_dir: Path) -> Validation:
 
 def _checks(opened: OpenedInput, output_dir: Path) -> list[Check]:
     input_path = opened.path
-    discovery = find_studies(input_path)
+    tree = walk_input(input_path)
+    dicom = len(find_dicom_files(tree).files)
+    discovery = find_studies(input_path, tree=tree)
     problems = (*opened.problems, *discovery.problems)
+    if dicom and not discovery.series:
+        raise NoInputError(
+            input_path,
+            reason="it holds DICOM, with which validate compares no masks",
+            remedy="Look at the masks in a viewer, or give images of other formats",
+        )
     if not discovery.series:
         causes = [f" ({error.subject} {error.reason})" for error in problems[:1]]
         raise NoInputError(
@@ -106,6 +116,9 @@ def _checks(opened: OpenedInput, output_dir: Path) -> list[Check]:
     present = {path: series for path, series in masks.items() if path.is_file()}
     guesses = guessed_masks(output_dir)
     checks = [Check("NOTE", "input", error.subject, error.reason) for error in problems]
+    if dicom:
+        detail = f"masks of its {dicom} DICOM files are not checked"
+        checks.append(Check("NOTE", "input", str(input_path), detail))
     checks += _check_names(discovery, masks, folder=output_dir / PREDICTION_FOLDER)
     for path, series in present.items():
         checks += _check_mask(path, series)

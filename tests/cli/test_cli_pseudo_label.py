@@ -118,7 +118,16 @@ def test_an_interrupted_run_says_so(run, instead, capsys):
     instead(_summary(_record("0001-A", verdict="accept"), interrupted=True))
 
     assert run() == ExitCode.INTERRUPTED
-    assert capsys.readouterr().out.startswith("interrupted after: 1 accept; see ")
+    said = capsys.readouterr().out
+    assert said.startswith("interrupted after: 1 accept; the same command with --resume continues;")
+
+
+def test_a_run_that_was_interrupted_before_any_mask_says_how_to_go_on(run, instead, capsys):
+    instead(_summary(interrupted=True))
+
+    assert run() == ExitCode.INTERRUPTED
+    said = capsys.readouterr().out
+    assert said.startswith("interrupted before any mask; the same command with --resume continues;")
 
 
 @pytest.mark.parametrize(

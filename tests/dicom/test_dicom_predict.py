@@ -164,6 +164,17 @@ def test_a_series_that_no_model_serves_is_left_out_with_both_reasons(place, tmp_
     assert capsys.readouterr().out.startswith("1 ok, 1 left out; see ")
 
 
+def test_a_picture_beside_dicom_has_a_neutral_name_in_the_report(place):
+    write_series(place.input / "Meier_Hans" / "x", ARRAY, **GED4)
+    (place.input / "Meier_Hans" / "Meier_Hans_1950.png").write_bytes(b"\x89PNG")
+
+    assert place.predict() == ExitCode.OK
+
+    [left_out] = place.report.left_out
+    assert "picture" in left_out.reason
+    assert "Meier" not in (place.output / "run_report.json").read_text(encoding="utf-8")
+
+
 def test_no_patient_is_named_in_logs_report_or_page(place, capfd):
     folder = place.input / PATIENT_NAME
     secrets = {"StudyDescription": PATIENT_NAME, "ProtocolName": PATIENT_NAME}

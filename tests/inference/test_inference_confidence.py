@@ -38,7 +38,7 @@ GOOD = Evidence(expected_dice=0.95, kept_share=1.0, side_share=0.0)
 
 
 def certainty(margin, mask):
-    return certainty_of(margin, mask, spacing_mm=(3.0, 3.0, 3.0))
+    return certainty_of(margin, mask, mask=mask, spacing_mm=(3.0, 3.0, 3.0))
 
 
 def evidence_of(margin, mask):
@@ -73,6 +73,19 @@ def test_dropped_components_and_cut_off_masks_are_evidence():
         mask.sum() / (mask.sum() + 8), rel=1e-3
     )
     assert evidence_of(margin[16:], mask[16:]).side_share > 0.05
+
+
+def test_evidence_and_the_doubtful_place_are_of_the_mask_not_of_a_larger_region_elsewhere():
+    margin, mask = ball(sharpness=2.0)
+    larger = np.full((32, 32, 40), 5, np.float32)
+    larger[:, :, :4] = larger[:, :, -4:] = -5
+    both = np.concatenate([margin, larger], axis=2)
+    of_the_ball = np.concatenate([mask, np.zeros(larger.shape, np.uint8)], axis=2)
+
+    found = certainty(both, of_the_ball)
+
+    assert found.evidence.kept_share == pytest.approx(mask.sum() / (both > 0).sum())
+    assert found.doubtful[2] * both.shape[2] < 32
 
 
 def test_without_a_mask_there_is_no_evidence():

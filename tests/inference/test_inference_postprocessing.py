@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from sslmedsam2.inference.postprocessing import (
     bounding_box,
+    component_at,
     keep_largest,
     keep_liver,
     typical_liver,
@@ -27,6 +28,7 @@ def test_the_largest_component_is_kept_and_the_count_is_of_all():
     kept = keep_liver(mask)
 
     assert kept.n_components == 3
+    assert kept.removed_share == 12 / liver.sum()
     np.testing.assert_array_equal(kept.mask_zyx, liver)
     assert kept.mask_zyx.dtype == np.uint8
 
@@ -72,7 +74,19 @@ def test_an_empty_mask_stays_empty():
     kept = keep_liver(np.zeros((5, 6, 7), np.uint8))
 
     assert kept.n_components == 0
+    assert kept.removed_share == 0
     assert not kept.mask_zyx.any()
+
+
+def test_the_component_of_a_mask_is_the_one_that_shares_most_voxels_with_it():
+    larger, smaller = ball(), ball(centre=(10, 12, 25), radius=2.0)
+    both = larger | smaller
+
+    np.testing.assert_array_equal(
+        component_at(both, ball(centre=(10, 12, 25), radius=3.0)), smaller
+    )
+    np.testing.assert_array_equal(component_at(both, larger), larger)
+    np.testing.assert_array_equal(component_at(both, np.zeros_like(both)), larger)
 
 
 def test_a_liver_at_the_border_is_kept_whole():

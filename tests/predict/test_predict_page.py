@@ -42,6 +42,15 @@ def test_every_series_gets_its_volumes(qc):
     assert not list(qc.run.rglob(".*"))
 
 
+def test_an_input_without_any_scan_of_the_run_replaces_no_page(qc, tmp_path):
+    qc.add("0001-A")
+    before = made(qc).index_path.read_bytes()
+
+    with pytest.raises(NoInputError, match="it holds no scan of this run"):
+        made(qc, input_path=tmp_path)
+    assert (qc.page / "index.html").read_bytes() == before
+
+
 def test_table_and_record_lie_beside_the_page_for_download(qc):
     qc.add("0001-A")
     made(qc)

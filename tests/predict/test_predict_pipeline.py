@@ -274,6 +274,17 @@ def test_only_the_sequences_asked_for_are_predicted(workplace):
     assert {result.sequence for result in workplace.run().report.series} == {"GED4", "T1"}
     chosen = workplace.run(sequences=("T1", "GED1")).report
     assert {result.sequence for result in chosen.series} == {"T1", "GED1"}
+    [left_out] = chosen.left_out
+    assert (left_out.case, left_out.sequence) == ("0001-A", "GED4")
+
+
+def test_a_picture_that_is_left_out_is_a_case_by_its_own_name(workplace):
+    workplace.add("anna.nii.gz")
+    (workplace.input / "emil.png").write_bytes(b"\x89PNG")
+
+    [left_out] = workplace.run().report.left_out
+
+    assert (left_out.case, left_out.input_path) == ("emil", "emil.png")
 
 
 def test_a_single_volume_is_enough(workplace):
@@ -740,6 +751,22 @@ def test_what_looks_like_no_liver_is_to_check_and_ends_with_0_unless_strict(work
     assert odd.output_path is not None
     assert any(note.startswith("no_typical_liver: ") for note in odd.warnings)
     assert workplace.run(strict=True).exit_code == ExitCode.SOME_CASES_FAILED
+
+
+def test_a_second_large_region_is_to_check(workplace):
+    array, liver = tiny_scans.abdomen()
+    array[:, :, 44:] += 100 * np.flip(liver, axis=2)[:, :, 44:]
+    workplace.add(CASE)
+    workplace.add("Vendor-A/0002-A/GED4.nii.gz", array_zyx=array)
+
+    ended = workplace.run()
+
+    assert ended.of("0001-A").status is SeriesStatus.OK
+    assert not any(note.startswith("second_region: ") for note in ended.of("0001-A").warnings)
+    double = ended.of("0002-A")
+    assert any(note.startswith("second_region: ") for note in double.warnings)
+    assert double.status is SeriesStatus.CHECK
+    assert double.liver_volume_ml == pytest.approx(ended.of("0001-A").liver_volume_ml, rel=0.1)
 
 
 def test_a_liver_of_no_usual_size_is_to_check_and_has_no_estimate(workplace):

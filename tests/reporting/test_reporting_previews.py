@@ -15,8 +15,9 @@ OUTLINE = (60, 255, 60)
 
 def draw(tmp_path, image, mask, *, spacing=(5.0, 1.0, 1.0), **more):
     path = tmp_path / "p.png"
+    more.setdefault("title", "0001-A GED4")
     canonical = CanonicalVolume(image, spacing, Reorientation((0, 1, 2), ()))
-    assert draw_preview(canonical, mask, path=path, title="0001-A GED4", **more) == ()
+    assert draw_preview(canonical, mask, path=path, **more) == ()
     return np.asarray(Image.open(path).convert("RGB")), path
 
 
@@ -87,6 +88,13 @@ def test_warnings_are_printed_below_the_slices_in_amber(tmp_path, image):
         amber = (line[..., 0] > 180) & (line[..., 1] > 120) & (line[..., 2] < 90)
         assert amber.sum() > 30
     assert lines[:, -4:].max() == 0
+
+
+def test_letters_beyond_ascii_are_drawn(tmp_path, image):
+    mask = box_mask(image.shape, slice(4, 16), slice(15, 45), slice(20, 60))
+    drawn = {title: draw(tmp_path, image, mask, title=title)[0] for title in ("ü", "é", "Ж")}
+    assert not np.array_equal(drawn["ü"], drawn["é"])
+    assert not np.array_equal(drawn["ü"], drawn["Ж"])
 
 
 def test_millimetres_are_square_whatever_the_voxels(tmp_path, image):

@@ -113,6 +113,8 @@ def test_bad_pairs_are_named_and_the_others_go_on(write, tmp_path):
     reasons = {row.case: row.reason for row in result.rows}
     assert "another grid" in reasons["shape"]
     assert "affine differs" in reasons["moved"]
+    assert f"than its reference {tmp_path}/ref/moved/mask_T2.nii.gz" in reasons["moved"]
+    assert "Check that both are of the same scan" in reasons["moved"]
     assert "more than two values" in reasons["labels"]
     assert reasons["badref"].startswith("reference ")
     assert [path.parent.name for path in result.unmatched] == ["extra"]
@@ -120,6 +122,27 @@ def test_bad_pairs_are_named_and_the_others_go_on(write, tmp_path):
     (summary,) = result.summaries
     assert summary.means["dice"] == 0.5
     assert summary.with_missing["dice"] == pytest.approx(1 / 7)
+
+
+def test_an_image_in_place_of_a_reference_is_called_one(write, tmp_path):
+    image = np.random.default_rng(1).integers(0, 900, (30, 32, 12))
+    write("ref/c/T2.nii.gz", image, dtype=np.int16)
+    write("pred/c/T2_pred.nii.gz", ball())
+
+    [row] = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref").rows
+
+    assert row.reason.endswith("It looks like an image: give its mask.")
+
+
+def test_means_are_over_all_vendors_of_the_training_set_and_each_by_name(write, tmp_path):
+    for case in ("0001-C", "0002-A", "0003-B1"):
+        write(f"ref/{case}/mask_T2.nii.gz", ball())
+        write(f"pred/{case}/T2_pred.nii.gz", ball())
+
+    found = evaluate(predictions=tmp_path / "pred", references=tmp_path / "ref").summaries
+
+    groups = ["all", "vendors A, B1, B2", "vendor A", "vendor B1", "vendor C"]
+    assert [one.group for one in found] == groups
 
 
 def test_a_trailing_axis_and_a_mask_of_255_do_not_matter(write, tmp_path):
@@ -209,6 +232,7 @@ def test_the_command_prints_the_table_and_ends_with_the_exit_code(write, tmp_pat
     assert main([*args, str(tmp_path / "nowhere")]) == 3
 
     assert "MISSING" in printed
+    assert printed.endswith(f"scores in {tmp_path / 's.json'}\n")
     assert "1.0000" in printed
     assert (tmp_path / "s.json").is_file()
 

@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+from dicom.dicom_samples import write_series
 
 from sslmedsam2.cli.main import main
 from sslmedsam2.errors import ExitCode, NoInputError
@@ -162,6 +163,16 @@ def test_a_damaged_archive_of_the_input_is_named(folders):
 
     assert [check.subject for check in checks if check.rule == "input"] == [str(damaged)]
     assert not any("unpacked" in check.subject + check.detail for check in checks)
+
+
+def test_masks_of_dicom_are_said_not_to_be_checked(folders):
+    source, output = folders
+    write_series(source / "archive", np.ones((4, 8, 8), np.int16))
+    details = [check.detail for check in validate(input_path=source, output_dir=output).checks]
+    assert "masks of its 4 DICOM files are not checked" in details
+
+    with pytest.raises(NoInputError, match="holds DICOM, with which validate compares no masks"):
+        validate(input_path=source / "archive", output_dir=output)
 
 
 def test_rewriting_alone_is_no_fault(folders):
