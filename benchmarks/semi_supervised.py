@@ -251,9 +251,6 @@ def supervised(draw: Draw, *, cases: Sequence[Path], work_dir: Path) -> Path:
     from sslmedsam2.nnunet.training import preprocessed_dir
 
     folder = draw.folder(f"{work_dir.name}_data", cases, masks=True)
-    if len(cases) == 1:
-        # A training wants two images: the only one is given twice.
-        shutil.copytree(folder / cases[0].name, folder / "again", dirs_exist_ok=True)
     images = find_labelled_series(folder)
     build_dataset(images, preprocessed_dir=preprocessed_dir(work_dir), preset=preset(draw))
     return trained(work_dir, settings(draw))

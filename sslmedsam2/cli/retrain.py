@@ -69,13 +69,17 @@ _OPTIONS = (
         "--rounds", default="auto", help="A number, or auto: until the pseudo labels hardly change."
     ),
     click.option(
-        "--max-rounds", type=click.IntRange(1), default=5, help="Largest number of rounds of auto."
+        "--max-rounds",
+        type=click.IntRange(1),
+        default=5,
+        help="Largest number of rounds of auto; without effect on method online.",
     ),
     click.option(
         "--settled-at",
         type=click.FloatRange(0, 1),
         default=0.97,
-        help="Rounds end when the pseudo labels of two rounds have this mean Dice.",
+        help="Rounds end when the pseudo labels of two rounds have this mean Dice; without effect"
+        " on method online.",
     ),
     click.option(
         "--folds",
@@ -111,7 +115,7 @@ _OPTIONS = (
         "--reference-share",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         default=0.5,
-        help="Share of training patches with reference masks.",
+        help="Share of training patches with reference masks; without effect on method online.",
     ),
     click.option(
         "--ignore-above",
@@ -123,7 +127,8 @@ _OPTIONS = (
         "--agreement-needed",
         type=click.FloatRange(0, 1),
         default=0.85,
-        help="Dice between networks from which a doubtful pseudo label is used.",
+        help="Dice between networks from which a doubtful pseudo label is used; without effect on"
+        " method online.",
     ),
     click.option(
         "--final",

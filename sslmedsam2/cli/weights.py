@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sslmedsam2.cli.config import ConfiguredCommand
-from sslmedsam2.cli.shared_options import device_option, model_option, path_option
+from sslmedsam2.cli.shared_options import (
+    device_option,
+    label_option,
+    model_option,
+    path_option,
+    sequence_map_option,
+)
 from sslmedsam2.weights.catalogue import FETCHED_DIR, OFFICIAL
 
 if TYPE_CHECKING:
@@ -73,8 +79,10 @@ def verify_models(model_dir: Path | None) -> None:
     required=True,
     help="Folder of scans with reference masks, of patients that the model was not trained on.",
 )
+@label_option
+@sequence_map_option
 @device_option
-def calibrate(model_dir: Path, labelled_dir: Path, device: str) -> None:
+def calibrate(model_dir: Path, labelled_dir: Path, **options: Any) -> None:
     """Fit how a model's certainty relates to Dice, so that predict can estimate it.
 
     Segments each labelled scan and three degraded copies of it, and writes confidence.json into
@@ -82,7 +90,7 @@ def calibrate(model_dir: Path, labelled_dir: Path, device: str) -> None:
     """
     from sslmedsam2.train.calibration import calibrate_model
 
-    found = calibrate_model(model_dir, labelled_dir, device=device)
+    found = calibrate_model(model_dir, labelled_dir, **options)
     click.echo(
         f"{found.volumes} volumes of {found.patients} patients: Spearman {found.spearman:.2f}, "
         f"the 90 % interval holds {found.coverage:.0%}"

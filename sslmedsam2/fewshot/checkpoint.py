@@ -292,7 +292,8 @@ def _fill(model: SAM2Base, state: dict[str, Any], path: Path) -> None:
 
 
 def _damaged(path: Path, detail: object) -> ModelError:
-    line = (str(detail).strip().splitlines() or ["no details"])[0][:160]
+    # What torch misses is not in its first line.
+    line = " ".join(str(detail).split())[:200] or "no details"
     return ModelError(
         path,
         reason=f"it is no SAM2.1 Hiera-T or compact checkpoint, or it is damaged ({line})",

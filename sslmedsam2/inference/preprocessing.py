@@ -153,10 +153,9 @@ def _shape3(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def _non_zero(volume: npt.NDArray[np.float32]) -> tuple[Box, npt.NDArray[np.bool_]]:
-    """Return the bounding box of the filled non-zero voxels, and their mask within it.
+    """Return the bounding box of the non-zero voxels, and their mask within it.
 
-    nnU-Net fills holes before it takes the box; holes cannot widen it, so they are filled in the
-    box only.
+    nnU-Net fills holes before it takes the box; holes cannot widen it.
     """
     non_zero = volume != 0
     a, b, c = volume.shape

@@ -108,14 +108,14 @@ def build_dataset(
     one is made again, and a folder that this program did not make is moved aside. The folder is
     renamed when it is complete, so several processes may call this at the same time.
 
-    Raises UsageError: there are fewer than two labelled images, or the folder holds a data set of
+    Raises UsageError: there is no labelled image, or the folder holds a data set of
     other files or another preset, on which networks may have been trained; InputError: see
     :func:`load_labelled`.
     """
-    if len(series) < 2:
+    if not series:
         raise UsageError(
             "labelled data",
-            reason=f"{len(series)} labelled image(s) found, training needs at least two",
+            reason="no labelled image found",
             remedy="Point at case folders that hold <SEQ>.nii.gz and mask_<SEQ>.nii.gz",
         )
     folder = preprocessed_dir / DATASET_NAME

@@ -17,9 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import optimize, stats
 
+from sslmedsam2.contract import names
 from sslmedsam2.contract.labelled import find_labelled_series
+from sslmedsam2.contract.sequence_map import NO_MAP, SequenceMap
 from sslmedsam2.errors import UsageError
 from sslmedsam2.imaging.image_file import ImageFile
+from sslmedsam2.imaging.labelled import check_labelled
 from sslmedsam2.imaging.records import sha256_file, write_record
 from sslmedsam2.imaging.volume import CanonicalVolume, mask_dice
 from sslmedsam2.inference.confidence import (
@@ -93,10 +96,18 @@ def observe_images(
     return found
 
 
-def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calibration:
+def calibrate_model(
+    model: Path,
+    labelled_dir: Path,
+    *,
+    device: Device,
+    label: int | None = None,
+    sequence_map: SequenceMap = NO_MAP,
+) -> Calibration:
     """Calibrate the only model of a folder on labelled scans, and write ``confidence.json``.
 
-    ``sure_from`` of its present calibration is kept.
+    ``sure_from`` of its present calibration is kept. ``label`` is the value of the liver in masks
+    of several values.
 
     Raises UsageError: there are several models, or fewer than `LEAST_PATIENTS` patients;
     InputError, ModelError, OutputError: a scan, the model or the model's folder cannot be used.
@@ -106,8 +117,9 @@ def calibrate_model(model: Path, labelled_dir: Path, *, device: Device) -> Calib
         raise UsageError(
             model, reason=f"it holds {len(located)} models", remedy="Give the folder of one of them"
         )
-    images = find_labelled_series(labelled_dir)
-    _check_patients({image.case for image in images})
+    images = find_labelled_series(labelled_dir, label=label, sequence_map=sequence_map)
+    _check_patients({names.identity_key(image.case) for image in images})
+    check_labelled(images)
     only = located[0]
     spec = read_model_spec(only.path, folds=only.folds, sha256=only.sha256)
     present = read_calibration(spec)

@@ -143,11 +143,21 @@ class FoldRecord:
     start_sha256: str | None = None
 
 
+@dataclass(frozen=True)
+class FoldOutcome:
+    """Scores and observations of a fold: ``scores.json`` beside its checkpoint."""
+
+    checkpoint_sha256: str
+    scores: tuple[FoldScore, ...]
+    observations: tuple[Observation, ...]
+
+
 def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
     """Train, score and freeze; another call keeps the parts that are finished.
 
     Returns the cross-validation scores, which are also written to
-    ``work_dir/cross_validation.json``; None if a signal stopped it, after the epoch in progress.
+    ``work_dir/cross_validation.json``; None if a signal stopped it, after the epoch or the image in
+    progress.
 
     Raises
     ------
@@ -169,7 +179,11 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         measure_cpu=worth_measuring(options.epochs * options.iterations_per_epoch),
         deterministic=options.deterministic,
     )
-    final_settings = replace(settings, epochs=options.final_epochs)
+    final_settings = replace(
+        settings,
+        epochs=options.final_epochs,
+        measure_cpu=worth_measuring(options.final_epochs * options.iterations_per_epoch),
+    )
     start_of_final = options.warm_start or options.start
     if options.warm_start is None and options.folds:
         start_of_final = final_checkpoint(options.work_dir, 0)
@@ -177,11 +191,13 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
         for fold in range(options.folds):
             if not _is_trained(fold, settings, options, start=options.start, stop=stop):
                 return None
-        scores, observations = _cross_validate(images, splits=splits, options=options)
-        if stop or not _is_trained(
+        outcomes = _cross_validate(images, splits=splits, options=options, stop=stop)
+        if outcomes is None or not _is_trained(
             FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop
         ):
             return None
+    scores = tuple(score for outcome in outcomes for score in outcome.scores)
+    observations = [one for outcome in outcomes for one in outcome.observations]
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
         calibration = fit_if_enough(observations, sure_from=_sure_from(options))
@@ -197,9 +213,9 @@ def _prepare(
     images = _training_images(options)
     also = [image for folder in options.also_dirs for image in _find(options, folder)]
     options.sequence_map.warn_of_unused(options.data_dir, *options.also_dirs)
-    _check_patients(images, also)
+    _check_patients(images, also, are_scored=options.folds > 0)
     preprocessed = preprocessed_dir(options.work_dir)
-    if len(images) > 1 and not preprocessed.exists():
+    if not preprocessed.exists():
         check_labelled([*images, *also])
     folder = build_dataset([*images, *also], preprocessed_dir=preprocessed, preset=options.preset)
     planned = planned_network(read_plans(folder / f"{PLANS_NAME}.json"))
@@ -287,18 +303,27 @@ def _n_patients(images: Sequence[ImageFile]) -> int:
     return len({names.identity_key(image.case) for image in images})
 
 
-def _check_patients(images: Sequence[ImageFile], also: Sequence[ImageFile]) -> None:
+def _check_patients(
+    images: Sequence[ImageFile], also: Sequence[ImageFile], *, are_scored: bool
+) -> None:
     """Refuse a patient of ``--also`` who is used for validation, and two images of one name."""
-    known = {names.identity_key(image.case): image for image in images}
-    keys: set[str] = set()
+    scored = {names.identity_key(image.case) for image in images if are_scored}
+    keys = {names.identity_key(case_key(image)) for image in images}
     for image in also:
         key = names.identity_key(case_key(image))
-        if names.identity_key(image.case) in known or key in keys:
+        reason = None
+        if names.identity_key(image.case) in scored:
+            reason = (
+                f"case {image.case} is in --data as well, so a fold would be scored on a patient"
+                " that it trains on"
+            )
+        elif key in keys:
+            reason = f"case {image.case} is in --data or in another --also as well"
+        if reason is not None:
             raise InputError(
                 image.path,
                 kind="duplicate_case",
-                reason=f"case {image.case} is in --data or in another --also as well, so a fold"
-                " would be scored on a patient that it trains on",
+                reason=reason,
                 remedy="Rename the case, or give the patient once",
             )
         keys.add(key)
@@ -309,26 +334,48 @@ def _find(options: TrainOptions, folder: Path) -> tuple[ImageFile, ...]:
 
 
 def _cross_validate(
-    images: Sequence[ImageFile], *, splits: Sequence[dict[str, list[str]]], options: TrainOptions
-) -> tuple[tuple[FoldScore, ...], list[Observation]]:
-    """Score each fold and, if there are enough patients to calibrate, observe degraded copies."""
+    images: Sequence[ImageFile],
+    *,
+    splits: Sequence[dict[str, list[str]]],
+    options: TrainOptions,
+    stop: StopRequest,
+) -> list[FoldOutcome] | None:
+    """Score each fold and, if there are enough patients to calibrate, observe degraded copies.
+
+    Outcomes of an earlier call are kept. Returns None if it was stopped.
+    """
     is_calibrated = options.weights_dir is not None and _n_patients(images) >= LEAST_PATIENTS
     by_key = {case_key(image): image for image in images}
-    scores: list[FoldScore] = []
-    observations: list[Observation] = []
+    outcomes: list[FoldOutcome] = []
     for fold, split in enumerate(splits):
-        segmenter = load_folds(
-            trained_model_dir(options.work_dir),
-            folds=[fold],
-            device=options.device,
-            sure_from=_sure_from(options),
-        )
-        held_out = [by_key[key] for key in split["val"]]
-        scores.extend(score_fold(held_out, segmenter=segmenter, fold=fold))
-        if is_calibrated:
-            observations += observe_images(held_out, segmenter=segmenter)
-    write_record(options.work_dir / "cross_validation.json", scores)
-    return tuple(scores), observations
+        checkpoint = final_checkpoint(options.work_dir, fold)
+        path, sha256 = checkpoint.with_name("scores.json"), sha256_file(checkpoint)
+        outcome = read_record_or_none(path, FoldOutcome)
+        if (
+            outcome is None
+            or outcome.checkpoint_sha256 != sha256
+            or (is_calibrated and not outcome.observations)
+        ):
+            segmenter = load_folds(
+                trained_model_dir(options.work_dir),
+                folds=[fold],
+                device=options.device,
+                sure_from=_sure_from(options),
+            )
+            scores: list[FoldScore] = []
+            observations: list[Observation] = []
+            for key in split["val"]:
+                if stop:
+                    return None
+                scores += score_fold([by_key[key]], segmenter=segmenter, fold=fold)
+                if is_calibrated:
+                    observations += observe_images([by_key[key]], segmenter=segmenter)
+            outcome = FoldOutcome(sha256, tuple(scores), tuple(observations))
+            write_record(path, outcome)
+        outcomes.append(outcome)
+    all_scores = [score for outcome in outcomes for score in outcome.scores]
+    write_record(options.work_dir / "cross_validation.json", all_scores)
+    return outcomes
 
 
 def _freeze(options: TrainOptions, *, scores: Sequence[FoldScore], n_images: int) -> None:

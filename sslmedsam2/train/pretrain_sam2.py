@@ -28,7 +28,7 @@ from sslmedsam2.fewshot.pretraining import (
     pretrain,
 )
 from sslmedsam2.fewshot.synthetic import SyntheticTask
-from sslmedsam2.imaging.atomic import check_writable, output_error
+from sslmedsam2.imaging.atomic import check_writable, locked, output_error
 from sslmedsam2.imaging.labelled import read_labelled
 from sslmedsam2.imaging.orientation import apply_reorientation, to_canonical
 from sslmedsam2.imaging.records import sha256_file, utc_date
@@ -79,7 +79,7 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
     ------
     UsageError
         The device is not there, an option is not valid, or ``work_dir`` holds a training with
-        other settings.
+        other settings or of another process.
     ModelError
         The checkpoint in ``work_dir`` or the network to start from cannot be read.
     InputError
@@ -105,9 +105,10 @@ def pretrain_sam2(options: PretrainOptions) -> Path:
         start_sha256=sha256_file(options.start_path) if options.start_path else None,
         scans_sha256=_hash(inputs.volumes) if inputs.volumes else None,
     )
-    _check_same_training(options.work_dir / CHECKPOINT_NAME, settings)
     try:
-        model = pretrain(settings, inputs, work_dir=options.work_dir, device=device)
+        with locked(options.work_dir, what="training there"):
+            _check_same_training(options.work_dir / CHECKPOINT_NAME, settings)
+            model = pretrain(settings, inputs, work_dir=options.work_dir, device=device)
     except torch.cuda.OutOfMemoryError as error:
         raise SslMedSam2Error(
             options.output_path,

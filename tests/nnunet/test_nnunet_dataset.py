@@ -81,11 +81,9 @@ def test_label_of_another_shape_is_named(tmp_path, label):
     assert error.value.kind == "shape_mismatch"
 
 
-def test_one_image_is_too_few(tmp_path):
-    case = write_labelled_case(tmp_path / "c")
-
-    with pytest.raises(UsageError, match="at least two"):
-        build_dataset([case], preprocessed_dir=tmp_path / "p", preset=PRESET)
+def test_no_image_is_too_few(tmp_path):
+    with pytest.raises(UsageError, match="no labelled image found"):
+        build_dataset([], preprocessed_dir=tmp_path / "p", preset=PRESET)
     assert not (tmp_path / "p").exists()
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tiny_models import bright_tissue_model
-from tiny_scans import SPACING_ZYX_MM, abdomen
+from tiny_scans import SPACING_ZYX_MM, abdomen, write_scan
 from tiny_training import write_labelled_case
 
 from sslmedsam2.cli.main import main
@@ -185,3 +185,19 @@ def test_the_command_calibrates_a_model_and_keeps_whether_it_looks_twice(
     found = read_calibration(read_model_spec(frozen / "liver"))
     assert found.weights != fitted.weights
     assert found.sure_from == 0.965
+
+
+def test_masks_of_several_organs_are_calibrated_with_the_label_of_the_liver(
+    frozen, tmp_path, capsys
+):
+    for number in range(8):
+        case = write_labelled_case(tmp_path / f"labelled/{number:04}-A", seed=number)
+        liver = abdomen(seed=number)[1]
+        organs = np.where(liver > 0, 6, np.flip(liver, axis=2) * 2)
+        write_scan(case.mask, organs, dtype=np.uint8)
+    call = ["weights", "calibrate", "--model", str(frozen), "--device", "cpu"]
+    call += ["--labelled", str(tmp_path / "labelled")]
+
+    assert main(call) != ExitCode.OK
+    assert "--label" in capsys.readouterr().err
+    assert main([*call, "--label", "6"]) == ExitCode.OK

@@ -1,4 +1,5 @@
 import json
+import shutil
 import signal
 from dataclasses import replace
 
@@ -66,16 +67,28 @@ def test_mask_that_does_not_fit_its_image_is_refused_before_training(tmp_path, f
     assert not [path for path in options.work_dir.rglob("*") if path.is_file()]
 
 
-def test_patient_of_more_data_who_is_validated_on_is_refused(tmp_path):
-    write_labelled_cases(tmp_path / "data", count=2)
+@pytest.mark.parametrize(("sequence", "folds"), [("T1", 2), ("T2", 2), ("T2", 0)])
+def test_a_patient_who_is_validated_on_and_a_scan_given_twice_are_refused(
+    tmp_path, sequence, folds
+):
+    write_labelled_cases(tmp_path / "data", count=4)
+    write_labelled_case(tmp_path / "more" / "Case1", sequence=sequence)
+    more = (tmp_path / "more",)
+    options = TrainOptions(tmp_path / "data", tmp_path / "work", more, folds=folds, preset=PRESET)
+
+    with pytest.raises(InputError, match="case Case1 is in --data") as error:
+        train(options)
+    assert error.value.kind == "duplicate_case"
+
+
+def test_more_scans_of_a_patient_are_trained_on_where_nothing_is_scored(tmp_path):
+    write_labelled_cases(tmp_path / "data", count=1)
     write_labelled_case(tmp_path / "more" / "Case1", sequence="T1")
     options = TrainOptions(
         tmp_path / "data", tmp_path / "work", (tmp_path / "more",), folds=0, preset=PRESET
     )
 
-    with pytest.raises(InputError, match="case Case1 is in --data") as error:
-        train(options)
-    assert error.value.kind == "duplicate_case"
+    assert train(replace(options, final_epochs=1, iterations_per_epoch=1)) == ()
 
 
 def test_ctrl_c_ends_a_training_after_its_epoch_with_a_checkpoint(tmp_path, monkeypatch):
@@ -253,6 +266,50 @@ def test_a_patient_whose_name_is_spelled_in_two_ways_is_on_one_side_of_each_fold
         assert ("P1__T1" in split["val"]) == ("p1__T2" in split["val"])
 
 
+def test_one_labelled_scan_is_enough_without_folds(tmp_path):
+    write_labelled_cases(tmp_path / "data", count=1)
+    options = TrainOptions(
+        data_dir=tmp_path / "data",
+        work_dir=tmp_path / "work",
+        folds=0,
+        final_epochs=1,
+        iterations_per_epoch=2,
+        weights_dir=tmp_path / "weights",
+        preset=PRESET,
+    )
+
+    assert train(options) == ()
+
+    [model] = locate_models(tmp_path / "weights")
+    assert model.name == "liver"
+
+
+def test_scoring_stops_after_an_image_and_goes_on_with_the_next_fold(
+    trained, tmp_path, monkeypatch
+):
+    before, expected = trained
+    shutil.copytree(before.work_dir, tmp_path / "work")
+    scored = sorted((tmp_path / "work").rglob("scores.json"))
+    assert len(scored) == 2
+    scored[1].unlink()
+    options = replace(before, work_dir=tmp_path / "work", weights_dir=None)
+    images = []
+    real = pipeline.score_fold
+
+    def score(held_out, **more):
+        images.extend(held_out)
+        if len(images) == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return real(held_out, **more)
+
+    monkeypatch.setattr(pipeline, "score_fold", score)
+
+    assert train(options) is None
+    assert len(images) == 1
+    assert train(options) == expected
+    assert len(images) == 3
+
+
 def test_other_number_of_folds_is_refused(trained, tmp_path):
     options, _ = trained
     # Four cases are too few for three folds, so more are needed to come that far.
@@ -274,7 +331,7 @@ def test_other_number_of_folds_is_refused(trained, tmp_path):
     [
         (3, 2, r"3 labelled case\(s\) are too few for 2 folds"),
         (4, 1, "one fold leaves nothing to train on"),
-        (1, 0, "training needs at least two"),
+        (0, 0, "no labelled image found"),
         (0, 2, r"0 labelled case\(s\) are too few"),
     ],
 )
