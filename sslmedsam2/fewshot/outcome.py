@@ -62,15 +62,12 @@ class SupportPrediction:
     ----------
     probability
         ``(n, h, w)``, at any resolution.
-    object_score
-        ``(n,)``, the probability that the slice holds the object.
     weight, similarity, reverse_dice
         See :class:`~sslmedsam2.fewshot.strategy.SupportScore`; ``weight`` in any unit.
     """
 
     name: str
     probability: npt.NDArray[np.float32]
-    object_score: npt.NDArray[np.float32]
     weight: float = 1.0
     similarity: float = 0.0
     reverse_dice: float | None = None
@@ -109,17 +106,9 @@ def conclude(
             predictions, agreements(predictions, probability), strict=True
         )
     )
-    present = _decided(predictions, probability).any((1, 2))
-    object_score = np.average(
-        [prediction.object_score for prediction in predictions],
-        axis=0,
-        weights=[prediction.weight for prediction in predictions],
-    )
     reverse = [score.reverse_dice for score in scores if score.reverse_dice is not None]
     evidence = Evidence(
         reverse_dice=float(np.mean(reverse)) if reverse else 0.0,
-        agreement=float(np.mean([score.agreement for score in scores])),
-        object_score=float(object_score[present].mean()) if present.any() else 0.0,
         confidence=float(on_grid[mask > 0].mean()) if mask.any() else 0.0,
         plausibility=plausibility(mask, n_pieces=n_pieces, spacing_zyx_mm=stack.spacing_zyx_mm),
     )
@@ -139,16 +128,9 @@ def conclude(
 def agreements(
     predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
 ) -> list[float]:
-    """Return the Dice of each support's mask with the fused one."""
-    decided = _decided(predictions, probability)
+    """Return the Dice of each support's mask with the fused one, at the masks' resolution."""
+    decided = shrink(probability, predictions[0].probability.shape[-1]) > 0.5
     return [mask_dice(prediction.probability > 0.5, decided) for prediction in predictions]
-
-
-def _decided(
-    predictions: Sequence[SupportPrediction], probability: npt.NDArray[np.float32]
-) -> npt.NDArray[np.bool_]:
-    """Return the fused mask at the resolution of the predictions."""
-    return shrink(probability, predictions[0].probability.shape[-1]) > 0.5
 
 
 def shrink(maps: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

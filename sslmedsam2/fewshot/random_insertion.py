@@ -82,14 +82,12 @@ class RandomInsertion:
                     [stack.slices[:place], support.slices, stack.slices[place:]]
                 )
                 with self._sam2.computing():
-                    probability, scores = _track(self._sam2, frames, support.masks, place=place)
+                    runs.append(_track(self._sam2, frames, support.masks, place=place))
                 calls += len(frames)
-                runs.append((probability, scores))
             predictions.append(
                 SupportPrediction(
                     name=support.name,
-                    probability=np.mean([probability for probability, _ in runs], axis=0),
-                    object_score=np.mean([scores for _, scores in runs], axis=0),
+                    probability=np.mean(runs, axis=0),
                 )
             )
         seconds = {"segment": round(time.perf_counter() - start, 3)}
@@ -118,8 +116,8 @@ def _cut_support(support: Support, size: int) -> _CutSupport:
 
 def _track(
     sam2: LoadedSam2, frames: npt.NDArray[np.float32], masks: npt.NDArray[np.float32], *, place: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return the query slices' probabilities ``(n, size, size)`` and object probabilities."""
+) -> npt.NDArray[np.float32]:
+    """Return the query slices' probabilities ``(n, size, size)``."""
     model = sam2.model
     encoded = [_encode(sam2, frame) for frame in frames]
     prompted = {place + k: masks[k] for k in range(len(masks)) if masks[k].any()}
@@ -146,7 +144,6 @@ def _track(
         output["cond_frame_outputs"][index] = step(index, mask=mask)
     n_query = len(frames) - len(masks)
     probability = np.zeros((n_query, sam2.image_size, sam2.image_size), np.float32)
-    scores = np.zeros(n_query, np.float32)
     first = min(prompted)
     for order, reverse in ((range(first, len(frames)), False), (range(first, -1, -1), True)):
         output["non_cond_frame_outputs"] = {}
@@ -159,8 +156,7 @@ def _track(
                 continue
             at = index if index < place else index - len(masks)
             probability[at] = found["pred_masks_high_res"][0, 0].float().sigmoid().cpu().numpy()
-            scores[at] = found["object_score_logits"].float().sigmoid().item()
-    return probability, scores
+    return probability
 
 
 def _encode(

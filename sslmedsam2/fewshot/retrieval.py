@@ -397,32 +397,30 @@ class Retrieval:
         The joint probability is ``(n, h, w)``. Each support is read once, a few at a time.
         """
         ranked = sorted(range(len(views)), key=lambda index: -views[index].similarity)
-        found: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
+        found: dict[int, npt.NDArray[np.float32]] = {}
         together = np.empty(0, np.float32)
         for start in range(0, len(ranked), _TOGETHER_AT_MOST):
             group = ranked[start : start + _TOGETHER_AT_MOST]
             memories = [views[index].partner_memories() for index in group]
             found |= zip(group, self._segment_by_each(volume, memories), strict=True)
             if start == 0:
-                together = self._segment(volume, memories)[0]
+                together = self._segment(volume, memories)
         predictions = [
-            SupportPrediction(view.name, *found[index], view.share, view.similarity)
+            SupportPrediction(view.name, found[index], view.share, view.similarity)
             for index, view in enumerate(views)
         ]
         return predictions, together
 
     def _segment_by_each(
         self, volume: EncodedVolume, memories: Sequence[Memory]
-    ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    ) -> list[npt.NDArray[np.float32]]:
         """Segment as :meth:`_segment` does with each of the memories alone."""
         if self._encoder.sam2.device.type == "cpu":
             return [self._segment(volume, [memory]) for memory in memories]
         # On a GPU a batch contains slices of several supports, so that it is full.
         joined = Memory.joined(memories)
         slices = torch.arange(volume.n_slices, device=joined.spatial.device).repeat(len(memories))
-        probability, scores = self._segment(volume, [joined], slices=slices)
-        parts = (np.split(array, len(memories)) for array in (probability, scores))
-        return list(zip(*parts, strict=True))
+        return np.split(self._segment(volume, [joined], slices=slices), len(memories))
 
     def _reverse_check(self, best: _Attempt) -> list[SupportPrediction]:
         """Segment each support with the result as prompt, and add its Dice to the prediction.
@@ -436,7 +434,7 @@ class Retrieval:
             numbers = np.arange(support.volume.n_slices)
             # For each support slice, the query slice with the nearest partner.
             back = np.abs(numbers[:, None] - view.partners[None]).argmin(1)
-            found, _ = self._segment(support.volume, [result[torch.from_numpy(back)]])
+            found = self._segment(support.volume, [result[torch.from_numpy(back)]])
             expected = shrink(support.masks, found.shape[-1])
             seen = np.isin(numbers, view.partners)
             checked.append(
@@ -446,8 +444,8 @@ class Retrieval:
 
     def _segment(
         self, volume: EncodedVolume, memories: Sequence[Memory], *, slices: Tensor | None = None
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return probabilities ``(n, h, w)`` and object scores ``(n,)``.
+    ) -> npt.NDArray[np.float32]:
+        """Return probabilities ``(n, h, w)``.
 
         Each of the ``memories`` has one entry per slice; a slice attends to its entry in each.
         ``slices`` ``(n,)`` are the numbers of the volume's slices; by default each, once.
@@ -455,16 +453,13 @@ class Retrieval:
         spatial = torch.stack([memory.spatial for memory in memories], 1)
         pointer = torch.stack([memory.pointer for memory in memories], 1)
 
-        def compute(part: slice) -> tuple[Tensor, Tensor]:
+        def compute(part: slice) -> Tensor:
             prompted = Memory(spatial[part].flatten(0, 1), pointer[part].flatten(0, 1))
             features = volume.features[part if slices is None else slices[part]]
             decoded = segment(self._encoder.sam2.model, features, prompted)
-            probability = decoded.logits[:, 0].float().sigmoid().cpu()
-            return probability, decoded.object_logit.float().sigmoid().cpu()
+            return decoded.logits[:, 0].float().sigmoid().cpu()
 
-        parts = self._encoder.in_batches(len(spatial), compute)
-        probability, scores = zip(*parts, strict=True)
-        return torch.cat(probability).numpy(), torch.cat(scores).numpy()
+        return torch.cat(self._encoder.in_batches(len(spatial), compute)).numpy()
 
 
 def _enlarge(maps: Tensor, size: int) -> Tensor:

@@ -70,10 +70,6 @@ class Evidence:
     ----------
     reverse_dice
         Mean over supports; 0 if not computed.
-    agreement
-        Mean Dice of single supports' masks with the result.
-    object_score
-        Mean probability that the object is there, over slices of the result.
     confidence
         Mean probability inside the result.
     plausibility
@@ -86,8 +82,6 @@ class Evidence:
     """
 
     reverse_dice: float
-    agreement: float
-    object_score: float
     confidence: float
     plausibility: float
     contrast_distance: float = 0.0

@@ -52,7 +52,7 @@ class Finished:
         labelled = find_labelled_series(root / "labelled")
         query = ImageFile(case="0011-B1", sequence="T2", path=root / "a", sha256="0")
         write_record(self.work.index, Index(labelled, (query,), (), None, ({},) * len(cases)))
-        evidence = Evidence(0.7, 0.9, 0.9, 0.9, 1.0)
+        evidence = Evidence(0.7, 0.9, 1.0)
         found = [CalibrationCase(name=name, dice=0.95, evidence=evidence) for name in "ab"]
         write_record(self.work.pseudo_labels / CALIBRATION_NAME, calibrate_on(found, key="key"))
         one = self.work.round(1)

@@ -81,7 +81,7 @@ class WorkMaker:
         for number in range(len(QUERIES)):
             self.pseudo_label(number)
         calibration = self.work.pseudo_labels / CALIBRATION_NAME
-        evidence = Evidence(0.7, 0.9, 0.9, 0.9, 1.0)
+        evidence = Evidence(0.7, 0.9, 1.0)
         found = [CalibrationCase(name=name, dice=d, evidence=evidence) for name, d in DICES]
         write_record(calibration, calibrate_on(found, key="key"))
 
