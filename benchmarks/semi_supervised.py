@@ -334,7 +334,8 @@ def online(draw: Draw, *, arm: str, work_dir: Path) -> Path:
     round_dir = work.round(1)
     if not preprocessed_dir(round_dir.path).is_dir():
         labels = fewshot_labels(work, index.queries)
-        prepare_training(round_dir, index, select(round_dir, labels, options), options)
+        pseudo = select(round_dir, labels, options=options)
+        prepare_training(round_dir, index, pseudo=pseudo, options=options)
     how = replace(online_settings(index), **VARIANTS[arm])
     return trained(round_dir.path, replace(settings(draw), online=how))
 

@@ -347,7 +347,8 @@ def relabel(*, work_dir: Path) -> int:
     options = options_of(WorkDir(work_dir))
     round_dir = current_round(options)
     with stop_on_signals() as stop:
-        decision = finish_round(options, round_dir, begin_round(options, round_dir), stop)
+        labels = begin_round(options, round_dir)
+        decision = finish_round(options, round_dir, labels=labels, stop=stop)
     if decision is None:
         return ExitCode.INTERRUPTED
     then = "refine freeze" if decision.stop else "refine train"

@@ -127,6 +127,7 @@ def segment(
     model: SAM2Base,
     features: Features,
     prompted: Memory,
+    *,
     recent: tuple[tuple[int, Memory], ...] = (),
 ) -> Decoded:
     """Find the object in ``n`` slices, given what each of them remembers.

@@ -354,7 +354,7 @@ def _episode_loss(model: SAM2Base, batch: Episode, *, chained: bool) -> Tensor:
     losses = []
     for k in range(n_query):
         here = features[of_query[:, k]]
-        decoded = segment(model, here, prompted, recent)
+        decoded = segment(model, here, prompted, recent=recent)
         losses.append(_loss(decoded, batch.query_masks[:, k]))
         older = tuple((steps + 1, memory) for steps, memory in recent)
         recent = ((1, remember_decoded(model, here, decoded)), *older)

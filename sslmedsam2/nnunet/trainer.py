@@ -295,17 +295,18 @@ class LiverTrainer(nnUNetTrainer):
         """Load patches as nnU-Net does, each case as often as the data set says."""
         seed = (self.settings.seed, self.local_rank, self.current_epoch)
         sampling = read_sampling(Path(self.preprocessed_dataset_folder_base))
-        training: list[PatchLoader] = []
+        # nnU-Net makes the loader of the training first, then that of the validation.
+        made: list[PatchLoader] = []
 
         def make_loader(data: Any, *args: Any, **kwargs: Any) -> PatchLoader:
             loader = PatchLoader(data, *args, seed=seed, **kwargs)
-            if not training and sampling is not None:
+            if not made and sampling is not None:
                 loader.sampling_probabilities = sampling.probabilities(data.identifiers)
-            if not training and (keys := self._unlabelled_keys()):
+            if not made and (keys := self._unlabelled_keys()):
                 kwargs["transforms"] = self._unlabelled_transforms
                 unlabelled = self.dataset_class(self.preprocessed_dataset_folder, keys)
                 loader.unlabelled = PatchLoader(unlabelled, *args, seed=seed, **kwargs)
-            training.append(loader)
+            made.append(loader)
             return loader
 
         with _parent_uses("nnUNetDataLoader", make_loader):

@@ -197,8 +197,8 @@ def read_costs(path: Path) -> UnitCosts:
 def log_estimate(
     grids: Sequence[Grid],
     n_labelled: int,
-    options: RetrainOptions,
     *,
+    options: RetrainOptions,
     device: str,
     executor: Executor,
 ) -> None:

@@ -99,7 +99,7 @@ def index_data(options: RetrainOptions, *, executor: Executor | None = None) -> 
         executor = executor or ThisProcess()
         device = executor.call(choose_device, options.device)
         grids = _check_machine(index, options, executor, device=device)
-        log_estimate(grids, len(index.labelled), options, device=device, executor=executor)
+        log_estimate(grids, len(index.labelled), options=options, device=device, executor=executor)
     elif not _is_same(read_index(work), index):
         raise UsageError(
             work.path,

@@ -172,18 +172,18 @@ def begin_round(options: RetrainOptions, round_dir: RoundDir) -> tuple[PseudoLab
     labels = fewshot_labels(work, index.queries)
     if round_dir.number > 1:
         labels = relabelled(work.round(round_dir.number - 1), labels)
-    chosen = select(round_dir, labels, options)
+    chosen = select(round_dir, labels, options=options)
     if not round_dir.outcome.is_file():
-        prepare_training(round_dir, index, chosen, options)
+        prepare_training(round_dir, index, pseudo=chosen, options=options)
     return labels
 
 
 def finish_round(
     options: RetrainOptions,
     round_dir: RoundDir,
+    *,
     labels: Sequence[PseudoLabel],
     stop: StopRequest,
-    *,
     executor: Executor | None = None,
 ) -> Decision | None:
     """Validate a trained round, relabel the images and compare them with ``labels``.
@@ -193,15 +193,15 @@ def finish_round(
     work = WorkDir(options.work_dir)
     index = read_index(work)
     check_trained(round_dir, options)
-    scores = validate_round(round_dir, index, options, stop=stop, executor=executor)
+    scores = validate_round(round_dir, index, options=options, stop=stop, executor=executor)
     if scores is None:
         return None
     network_dice = float(np.mean([score.dice for score in scores]))
     records = relabel_round(
         round_dir,
         index,
-        labels,
-        options,
+        before=labels,
+        options=options,
         trained=ever_trained(round_dir, warm_start=options.warm_start),
         fewshot_weight=weight_of_first(fewshot_dice(work), network_dice),
         stop=stop,
@@ -258,7 +258,7 @@ def _round(options: RetrainOptions, stop: StopRequest, executor: Executor) -> bo
     train_folds(round_dir, options, executor=executor, stop=stop)
     if stop:
         return False
-    return finish_round(options, round_dir, labels, stop, executor=executor) is not None
+    return finish_round(options, round_dir, labels=labels, stop=stop, executor=executor) is not None
 
 
 def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Executor | None) -> bool:
@@ -276,7 +276,7 @@ def _retry_failures(options: RetrainOptions, stop: StopRequest, executor: Execut
     # The round was moved aside because a label was corrected, so it starts again.
     if not last.outcome.is_file():
         return True
-    return finish_round(options, last, labels, stop, executor=executor) is not None
+    return finish_round(options, last, labels=labels, stop=stop, executor=executor) is not None
 
 
 def _figures(

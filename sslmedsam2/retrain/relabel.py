@@ -62,9 +62,9 @@ _CONTRADICTION: Final = 0.5
 def relabel_round(
     round_dir: RoundDir,
     index: Index,
+    *,
     before: Sequence[PseudoLabel],
     options: RetrainOptions,
-    *,
     trained: frozenset[str],
     fewshot_weight: float,
     stop: StopRequest,

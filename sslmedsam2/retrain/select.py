@@ -251,7 +251,7 @@ def _relabelled(round_dir: RoundDir, fewshot: PseudoLabel) -> PseudoLabel:
 
 
 def select(
-    round_dir: RoundDir, labels: Sequence[PseudoLabel], options: RetrainOptions
+    round_dir: RoundDir, labels: Sequence[PseudoLabel], *, options: RetrainOptions
 ) -> tuple[ImageFile, ...]:
     """Choose the pseudo labels that train, write their training masks and return them.
 

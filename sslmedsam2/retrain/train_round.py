@@ -133,7 +133,7 @@ def fold_units(index: Index, options: RetrainOptions) -> list[FoldUnit]:
 
 
 def prepare_training(
-    round_dir: RoundDir, index: Index, pseudo: Sequence[ImageFile], options: RetrainOptions
+    round_dir: RoundDir, index: Index, *, pseudo: Sequence[ImageFile], options: RetrainOptions
 ) -> None:
     """Write the round's data set and its splits; plans are made once and serve all rounds.
 
@@ -269,8 +269,8 @@ def check_trained(round_dir: RoundDir, options: RetrainOptions) -> None:
 def validate_round(
     round_dir: RoundDir,
     index: Index,
-    options: RetrainOptions,
     *,
+    options: RetrainOptions,
     stop: StopRequest,
     executor: Executor | None = None,
 ) -> tuple[FoldScore, ...] | None:

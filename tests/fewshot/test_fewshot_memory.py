@@ -130,7 +130,7 @@ def test_recent_slices_have_their_place_in_time(model, images, masks, reverse):
     theirs = _track(model, images[3], index=at(3), memories=memories, reverse=reverse)
     recent = tuple((3 - k, _remembered(memories["non_cond_frame_outputs"][at(k)])) for k in (2, 1))
     ours = memory.segment(
-        model, memory.encode_slices(model, images[3:4]), _remembered(prompted), recent
+        model, memory.encode_slices(model, images[3:4]), _remembered(prompted), recent=recent
     )
     torch.testing.assert_close(ours.logits, theirs["pred_masks"], **CLOSE)
 

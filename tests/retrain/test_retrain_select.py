@@ -85,7 +85,9 @@ class Labels:
         labels = fewshot_labels(self.work, self.queries)
         if number > 1:
             labels = relabelled(self.work.round(number - 1), labels)
-        return [image.case for image in select(self.work.round(number), labels, self.options)]
+        return [
+            image.case for image in select(self.work.round(number), labels, options=self.options)
+        ]
 
 
 def _write(paths, mask, uncertainty):
