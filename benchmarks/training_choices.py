@@ -57,7 +57,7 @@ class Choice:
     long_lobes
         Also lengthen the liver in some patches.
     preset
-        Size of the network and of its patches; another than the fold's needs ``--from-start``.
+        Size of the network and of its patches; to continue a fold it must be that of the fold.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -86,6 +86,10 @@ CHOICES = {
     "twice the features at the three finest resolutions": Choice(preset=PRESETS["wide"]),
     "twice the features, long lobes in a quarter of the patches": Choice(
         long_lobes=LONG_LOBES, preset=PRESETS["wide"]
+    ),
+    "wide, as before": Choice(preset=PRESETS["wide"]),
+    "wide, random contrast in 15 % of the patches": Choice(
+        {"contrast_probability": 0.15}, preset=PRESETS["wide"]
     ),
     "grid of 5 x 2.5 x 2.5 mm": Choice(
         preset=CompactPreset(spacing_zyx_mm=(5.0, 2.5, 2.5), patch_zyx=(40, 112, 112))
