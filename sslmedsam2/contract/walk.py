@@ -161,7 +161,8 @@ def _results_in(folder: Path) -> frozenset[Path]:
             )
         ]
         return frozenset(folder / name for name in written if name is not None)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    # Any file may have this name; json raises RecursionError for one that is nested deeply.
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return frozenset()
 
 

@@ -347,7 +347,11 @@ def test_files_that_the_report_of_a_run_lists_are_not_taken_for_images(make):
     assert list(listed(find_studies(root))) == ["anna", "out_maps_emil"]
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"series": [{}]}', '{"series": [1]}', "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"series": [{}]}', '{"series": [1]}', "\xff", "[" * 10**5],
+    ids=["list", "torn", "empty", "number", "no UTF-8", "nested"],
+)
 def test_a_report_that_is_none_hides_no_image(make, content):
     root = make("anna.nii.gz")
     (root / "run_report.json").write_bytes(content.encode("latin-1"))
