@@ -401,7 +401,8 @@ def plan_cluster(*, labelled: str, unlabelled: str, costs: Path | None, **given:
     n_labelled, n_unlabelled = planning.count_volumes(labelled, unlabelled)
     measured = planning.UnitCosts() if costs is None else planning.read_costs(costs)
     plan = planning.plan_cluster(n_labelled, n_unlabelled, **given, costs=measured)
-    click.echo(f"an estimate, from measured costs: {n_labelled} labelled, {n_unlabelled} not")
+    scans = f"{n_labelled} labelled scans, {n_unlabelled} not labelled"
+    click.echo(f"an estimate, from measured costs: {scans}")
     for stage in plan.stages:
         often = f" x {stage.times} rounds" if stage.times > 1 else ""
         click.echo(f"  {stage.name}: {stage.units} x {stage.unit_s:.1f} s{often}")
