@@ -192,14 +192,15 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
             if not _is_trained(fold, settings, options, start=options.start, stop=stop):
                 return None
         outcomes = _cross_validate(images, splits=splits, options=options, stop=stop)
-        if outcomes is None or not _is_trained(
-            FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop
-        ):
+        if outcomes is None:
             return None
-    scores = tuple(score for outcome in outcomes for score in outcome.scores)
-    observations = [one for outcome in outcomes for one in outcome.observations]
+        scores = tuple(score for outcome in outcomes for score in outcome.scores)
+        write_record(options.work_dir / "cross_validation.json", scores)
+        if not _is_trained(FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop):
+            return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))
+        observations = [one for outcome in outcomes for one in outcome.observations]
         calibration = fit_if_enough(observations, sure_from=_sure_from(options))
         if calibration is not None:
             add_calibration(options.weights_dir / options.name, calibration, folds=(FINAL_FOLD,))
@@ -373,8 +374,6 @@ def _cross_validate(
             outcome = FoldOutcome(sha256, tuple(scores), tuple(observations))
             write_record(path, outcome)
         outcomes.append(outcome)
-    all_scores = [score for outcome in outcomes for score in outcome.scores]
-    write_record(options.work_dir / "cross_validation.json", all_scores)
     return outcomes
 
 
