@@ -7,7 +7,6 @@ often), so that a run that was killed can be resumed.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -389,9 +388,10 @@ def _left_out_record(one: LeftOut, inputs: Inputs, options: PredictOptions) -> L
     is_at_the_top = one.path.parent == options.input_path
     case = one.path.name.partition(".")[0] if is_at_the_top else one.path.parent.name
     if inputs.dicom is not None and split_volume_name(one.path.name) is None:
+        from sslmedsam2.dicom.discovery import file_name
+
         # A picture or a document beside DICOM is often named after the patient.
-        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()
-        case = name = f"file-{digest[:10]}"
+        case = name = file_name(one.path, root=options.input_path)
     return LeftOutRecord(case, WITHOUT_SEQUENCE, name, one.reason)
 
 
