@@ -196,7 +196,9 @@ def train(options: TrainOptions) -> tuple[FoldScore, ...] | None:
             return None
         scores = tuple(score for outcome in outcomes for score in outcome.scores)
         write_record(options.work_dir / "cross_validation.json", scores)
-        if not _is_trained(FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop):
+        if stop or not _is_trained(
+            FINAL_FOLD, final_settings, options, start=start_of_final, stop=stop
+        ):
             return None
     if options.weights_dir is not None:
         _freeze(options, scores=scores, n_images=len(images) + len(also))

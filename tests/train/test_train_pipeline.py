@@ -310,6 +310,33 @@ def test_scoring_stops_after_an_image_and_goes_on_with_the_next_fold(
     assert len(images) == 3
 
 
+def test_a_stop_while_the_last_image_is_scored_begins_no_final_training(
+    trained, tmp_path, monkeypatch
+):
+    before, _ = trained
+    shutil.copytree(before.work_dir, tmp_path / "work")
+    sorted((tmp_path / "work").rglob("scores.json"))[1].unlink()
+    options = replace(before, work_dir=tmp_path / "work", weights_dir=None)
+    begun, images = [], []
+    real_score, real_train = pipeline.score_fold, pipeline._is_trained
+
+    def score(held_out, **more):
+        images.extend(held_out)
+        if len(images) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return real_score(held_out, **more)
+
+    def is_trained(fold, *args, **more):
+        begun.append(fold)
+        return real_train(fold, *args, **more)
+
+    monkeypatch.setattr(pipeline, "score_fold", score)
+    monkeypatch.setattr(pipeline, "_is_trained", is_trained)
+
+    assert train(options) is None
+    assert begun == [0, 1]
+
+
 def test_other_number_of_folds_is_refused(trained, tmp_path):
     options, _ = trained
     # Four cases are too few for three folds, so more are needed to come that far.
